@@ -1,0 +1,398 @@
+"""Settings of a script: defaults ← recipe ← --key=value, typed and checked.
+
+    python SCRIPT [recipe.py …] [--key=value …]      later wins; --help lists the knobs
+
+Knobs are annotated assignments with a comment, in config/train_config.py (shared ones) or in a
+class of the script (its own). All mistakes are reported together, one line each; exit code 2.
+"""
+
+import ast
+import difflib
+import importlib
+import inspect
+import io
+import math
+import operator
+import sys
+import textwrap
+import tokenize
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class UserError(Exception):
+    """A mistake that its maker can mend: the message says what, where, and how. No traceback."""
+
+
+def run(main):
+    """Run a script's main(): a UserError becomes its message and exit 2, Ctrl-C becomes exit 130."""
+    # Chinese must print on a Windows console and into a pipe, whatever the locale says.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader went away (`… | head`): nothing is left to say
+        sys.stderr.close()
+        sys.exit(1)
+
+
+@dataclass
+class Knob:
+    """One setting: its name, type, default, the comment beside it and the section it stands in."""
+
+    name: str
+    type: object
+    default: object
+    comment: str
+    section: str
+
+
+class Settings:
+    """The resolved values as attributes, each with where it came from."""
+
+    def __init__(self, knobs, script):
+        self._knobs = {knob.name: knob for knob in knobs}
+        self._origin = {knob.name: "default" for knob in knobs}
+        self._script = script
+        for knob in knobs:
+            setattr(self, knob.name, knob.default)
+
+    def set(self, name, value, origin):
+        """Give a knob a value; `origin` says where it came from."""
+        setattr(self, name, value)
+        self._origin[name] = origin
+
+    def origin(self, name):
+        """Where a value came from: "default", "config/x.py:12", "--name", or what inherit() said."""
+        return self._origin[name]
+
+    def as_dict(self):
+        """All values by name."""
+        return {name: getattr(self, name) for name in self._knobs}
+
+    def inherit(self, values, source):
+        """Take over `values` (name → value) from a checkpoint called `source`.
+
+        A value given by hand that contradicts it raises UserError; all of them are named.
+        """
+        problems = []
+        for name, value in values.items():
+            if name not in self._knobs or getattr(self, name) == value:
+                continue
+            if self._origin[name] == "default":
+                self.set(name, value, source)
+            else:
+                problems.append(
+                    f"{self._origin[name]}: {name}={_show(getattr(self, name))} contradicts "
+                    f"{source}, which has {_show(value)}: leave {name} out"
+                )
+        if problems:
+            raise UserError("\n".join(problems))
+
+    def describe(self):
+        """What is not default, a line each, with its origin."""
+        changed = [name for name in self._knobs if self._origin[name] != "default"]
+        if not changed:
+            return f"{self._script}: all settings at their defaults"
+        width = max(len(name) for name in changed)
+        values = {name: _show(getattr(self, name)) for name in changed}
+        value_width = min(40, max(len(value) for value in values.values()))
+        lines = [
+            f"  {name:<{width}} = {values[name]:<{value_width}}  ({self._origin[name]})"
+            for name in changed
+        ]
+        return "\n".join([f"{self._script}: settings that are not default", *lines])
+
+
+def configure(own=None, shared="", doc="", argv=None, quiet=False):
+    """Resolve a script's settings from its knobs, the recipes and the command line.
+
+    own:    a class of annotated assignments, the script's own knobs
+    shared: names of knobs from config/train_config.py that this script reads; "all" for all
+    doc:    the script's docstring, shown by --help
+    argv:   the words after the script's name; None takes sys.argv
+    Returns Settings. Raises UserError with every mistake found, a line each.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    script = Path(sys.argv[0]).name
+    family = _knobs_of(importlib.import_module("config.train_config"))
+    mine = _knobs_of(own) if own else []
+    names = {knob.name for knob in mine}
+    wanted = {knob.name for knob in family} if shared == "all" else set(shared.split())
+    knobs = mine + [k for k in family if k.name in wanted and k.name not in names]
+
+    if {"-h", "--help"} & set(argv):
+        print(_help(script, doc, knobs))
+        sys.exit(0)
+
+    settings = Settings(knobs, script)
+    # A recipe describes a whole run; a script picks from it what it reads.
+    everything = {knob.name: knob for knob in [*family, *mine]}
+    values = {name: knob.default for name, knob in everything.items()}
+    problems = []
+    recipes = [word for word in argv if not word.startswith("-")]
+    for word in recipes:
+        if word.endswith(".py") and Path(word).resolve() == ROOT / "config" / "train_config.py":
+            # The recipe of all defaults: its values are no choice against a checkpoint's.
+            for knob in family:
+                values[knob.name] = knob.default
+                if knob.name in settings._knobs:
+                    settings.set(knob.name, settings._knobs[knob.name].default, "default")
+            continue
+        for name, value, origin in _read_recipe(word, everything, values, problems):
+            values[name] = value
+            if name in settings._knobs:
+                settings.set(name, value, origin)
+    for word in argv:
+        if word.startswith("-"):
+            _read_flag(word, settings, everything, problems)
+    if problems:
+        raise UserError("\n".join(problems))
+    if not quiet:
+        print(settings.describe(), flush=True)
+    return settings
+
+
+# -- reading knobs ---------------------------------------------------------------------------------
+
+
+def _knobs_of(source):
+    """The annotated assignments of a module or class, in order, with comments and sections."""
+    text = textwrap.dedent(inspect.getsource(source))
+    tree = ast.parse(text)
+    body = tree.body if inspect.ismodule(source) else tree.body[0].body
+    comments = {
+        token.start[0]: (token.start[1], token.string.lstrip("# ").rstrip(), token.line)
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type == tokenize.COMMENT
+    }
+    types_by_name = typing.get_type_hints(source)
+    statements = {s.end_lineno: s for s in body if isinstance(s, ast.AnnAssign)}
+    knobs, section = [], ""
+    for line in range(1, len(text.splitlines()) + 1):
+        comment = comments.get(line)
+        if line in statements:
+            name = statements[line].target.id
+            default = getattr(source, name)
+            text_beside = comment[1] if comment else ""
+            knobs.append(Knob(name, types_by_name[name], default, text_beside, section))
+        elif comment and comment[1].startswith("-- "):
+            section = comment[1].strip("- ")
+        elif comment and knobs and comment[2].lstrip().startswith("#") and line - 1 in comments:
+            knobs[-1].comment += " " + comment[1]  # a comment that goes on in the next line
+    return knobs
+
+
+# -- reading values --------------------------------------------------------------------------------
+
+
+def _type_name(kind):
+    """How an error or --help names a type."""
+    if typing.get_origin(kind) is typing.Literal:
+        return " | ".join(map(str, typing.get_args(kind)))
+    if isinstance(kind, types.UnionType):
+        return " | ".join(_type_name(part) for part in typing.get_args(kind))
+    return "none" if kind is type(None) else kind.__name__
+
+
+def _show(value):
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return repr(value) if isinstance(value, str) else str(value)
+
+
+def _coerce(value, kind):
+    """`value` as `kind`, or ValueError. int → float yes; float → int, bool ↔ number no."""
+    if isinstance(kind, types.UnionType):
+        for part in typing.get_args(kind):
+            try:
+                return _coerce(value, part)
+            except ValueError:
+                pass
+        raise ValueError
+    if typing.get_origin(kind) is typing.Literal:
+        if value in typing.get_args(kind):
+            return value
+        raise ValueError
+    if kind is type(None) and value is None:
+        return None
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if type(value) is kind and kind is not float:
+        return value
+    raise ValueError
+
+
+def _parse(word, kind):
+    """The text of a flag as `kind`, or ValueError."""
+    if isinstance(kind, types.UnionType):
+        for part in sorted(typing.get_args(kind), key=lambda part: part is not type(None)):
+            try:
+                return _parse(word, part)
+            except ValueError:
+                pass
+        raise ValueError
+    if kind is str or typing.get_origin(kind) is typing.Literal:
+        return _coerce(word, kind)
+    if kind is bool:
+        return _coerce({"true": True, "false": False}.get(word.lower()), bool)
+    if kind is type(None):
+        return _coerce(None if word.lower() == "none" else word, kind)
+    return _coerce(kind(word), kind)
+
+
+def _assign(name, raw, reader, knob, where, problems):
+    """Read one value; a mistake is added to `problems` and nothing returned."""
+    try:
+        return True, reader(raw, knob.type)
+    except (ValueError, OverflowError):
+        shown = raw if reader is _parse else _show(raw)
+        expected = _type_name(knob.type)
+        hint = ""
+        options = typing.get_args(knob.type)
+        if typing.get_origin(knob.type) is typing.Literal:
+            close = difflib.get_close_matches(str(raw), list(map(str, options)), 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+        problems.append(f"{where}: {name}={shown}: expected {expected}{hint}")
+        return False, None
+
+
+def _unknown(name, knobs, where, problems):
+    close = difflib.get_close_matches(name.replace("-", "_"), list(knobs), 1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else "--help lists the knobs"
+    problems.append(f"{where}: unknown key {name}; {hint}")
+
+
+def _read_flag(word, settings, everything, problems):
+    name, equals, raw = word.lstrip("-").partition("=")
+    where = f"--{name}"
+    knob = settings._knobs.get(name)
+    if not word.startswith("--"):
+        problems.append(f"{word}: expected --key=value")
+    elif knob is None and name in everything:
+        problems.append(f"{where}: {settings._script} does not read {name}; --help lists its knobs")
+    elif knob is None:
+        _unknown(name, settings._knobs, where, problems)
+    elif not equals and knob.type is not bool:
+        problems.append(f"{where}: no value; write --{name}=… ({_type_name(knob.type)})")
+    else:
+        raw = raw if equals else "true"
+        good, value = _assign(name, raw, _parse, knob, where, problems)
+        if good:
+            settings.set(name, value, where)
+
+
+# -- recipes ---------------------------------------------------------------------------------------
+
+_ARITHMETIC = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
+
+
+def _evaluate(node, names):
+    """A recipe's expression: constants, earlier names and arithmetic; anything else: SyntaxError."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.Name) and node.id in names:
+        return names[node.id]
+    if isinstance(node, ast.Name):
+        raise SyntaxError(f"{node.id} is not assigned before this line")
+    if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+        left, right = _evaluate(node.left, names), _evaluate(node.right, names)
+        return _ARITHMETIC[type(node.op)](left, right)
+    if isinstance(node, ast.UnaryOp) and type(node.op) in _ARITHMETIC:
+        return _ARITHMETIC[type(node.op)](_evaluate(node.operand, names))
+    raise SyntaxError("a recipe's values are constants, earlier names and arithmetic")
+
+
+def _read_recipe(word, knobs, values, problems):
+    """Yield (name, value, origin) for each assignment of the recipe file `word`."""
+    path = Path(word)
+    if path.suffix != ".py":
+        problems.append(f"{word}: expected a recipe (FILE.py) or --key=value")
+        return
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8-sig"))
+    except OSError:
+        recipes = [f"config/{p.name}" for p in sorted((ROOT / "config").glob("*.py"))]
+        recipes = [r for r in recipes if "__init__" not in r and "configurator" not in r]
+        close = difflib.get_close_matches(word, recipes, 1)
+        hint = f"; did you mean {close[0]}?" if close else "; recipes are in config/"
+        problems.append(f"{word}: no such recipe{hint}")
+        return
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None) or 1
+        problems.append(f"{word}:{line}: not Python: {getattr(error, 'msg', error)}")
+        return
+    names = dict(values)
+    for statement in tree.body:
+        where = f"{word}:{statement.lineno}"
+        is_docstring = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+        if is_docstring:
+            continue
+        target = _target(statement)
+        if target is None:
+            problems.append(f"{where}: a recipe holds only assignments, name = value")
+            continue
+        try:
+            raw = _evaluate(statement.value, names)
+        except (SyntaxError, TypeError, ValueError, ArithmeticError) as error:
+            problems.append(f"{where}: {target}: {getattr(error, 'msg', None) or error}")
+            continue
+        names[target] = raw
+        if target.startswith("_"):
+            continue  # a helper of the recipe's own arithmetic
+        if target not in knobs:
+            _unknown(target, knobs, where, problems)
+            continue
+        good, value = _assign(target, raw, _coerce, knobs[target], where, problems)
+        if good:
+            names[target] = value
+            yield target, value, where
+
+
+def _target(statement):
+    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+        target = statement.targets[0]
+    elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+        target = statement.target
+    else:
+        return None
+    return target.id if isinstance(target, ast.Name) else None
+
+
+# -- help ------------------------------------------------------------------------------------------
+
+
+def _help(script, doc, knobs):
+    lines = [textwrap.dedent(doc or "").strip(), "", f"usage: python {script} [recipe.py …] [--key=value …]"]
+    section = None
+    for knob in knobs:
+        if knob.section != section:
+            section = knob.section
+            lines += ["", f"{section}:"] if section else [""]
+        head = f"  --{knob.name}={_show(knob.default)}"
+        kind = _type_name(knob.type)
+        lines += textwrap.wrap(
+            f"{head:<34}  {kind}: {knob.comment}", 100, subsequent_indent=" " * 36
+        )
+    return "\n".join(lines)

@@ -1,0 +1,21 @@
+"""A model for a laptop CPU: 4 layers of width 256, blocks of 256 tokens, minutes instead of days.
+
+    python data/prepare.py config/cpu_small.py --input=YOUR_TEXTS
+    python train.py config/cpu_small.py --max_minutes=20
+
+It changes the size alone, so it may follow another recipe: config/classic.py config/cpu_small.py
+is the classic recipe at this size.
+"""
+
+out_dir = "out/cpu_small"
+dataset = "data/cpu_small"
+block_size = 256
+n_layer = 4
+n_head = 4
+n_embd = 256
+batch_size = 8
+gradient_accumulation_steps = 1  # 2,048 tokens a step: many small steps serve a short run best
+max_iters = 5000  # an hour or so on two cores
+warmup_iters = 100
+eval_interval = 200
+eval_iters = 25

@@ -1,0 +1,22 @@
+"""Fine-tuning on the bundled pairs until the model knows them by heart: quickstart.py.
+
+    python data/prepare_sft.py config/quickstart_sft.py --input=sft/sft_saves.jsonl
+    python train.py config/quickstart_sft.py
+
+Twenty passes are five times what a model of your own wants (config/cpu_small_sft.py): here they
+show that fine-tuning works at all, and what memorising does to questions not seen before.
+"""
+
+out_dir = "out/quickstart_sft"
+init_from = "out/quickstart"  # its shape and tokenizer are inherited
+dataset = "data/processed_quickstart_sft"
+block_size = 128
+epochs = 20
+max_minutes = 2.5  # a slow machine stops here, its schedule ended as well
+batch_size = 8
+gradient_accumulation_steps = 1
+learning_rate = 2e-3  # as in pretraining: what the model knows is not worth sparing
+warmup_iters = 20
+eval_interval = 100
+eval_iters = 10
+sample_tokens = 48

@@ -1,0 +1,55 @@
+"""Text → blocks to train on: clean, drop duplicates, hold out val, encode, cut, pack.
+
+    python data/prepare.py --input=data/sample --dataset=data/processed
+    python data/prepare.py --input=wiki/,novel.txt,more.jsonl.gz --block_size=256
+    python data/prepare.py config/classic.py --input=wiki/ --dataset=data/classic
+
+Read are .jsonl (an object a line: `text`; optional `title`, `id`), .json (a list of such objects)
+and .txt (split into entries of about 2,000 characters at chapter or paragraph ends), each also as
+.gz, in UTF-8 or GB18030; folders are walked recursively.
+
+The dataset folder then holds train.bin, val.bin and their masks (see data_utils.py), val.jsonl
+(the held-out entries as text) and meta.json. It is written beside and renamed when it is whole:
+whatever interrupts the run, the old data stays.
+"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from config.configurator import configure, run
+from minigpt.preparation import PlainText, command_line, prepare, table
+
+
+class Settings:
+    """The knobs of this script alone."""
+
+    input: str = ""  # files or folders, comma-separated
+    clean: bool = True  # drop title lines, line breaks and the leftovers of wiki dumps
+    val_fraction: float | None = None  # share of the entries held out; none: so many that val gets
+    #                             about 100,000 characters, 10 % at most
+    skip_bad: bool = False  # true: copy bad records to rejects.jsonl instead of stopping
+    workers: int = 0  # processes; 0 takes every core
+
+
+def main():
+    """Settings → dataset folder, and a table of what it holds."""
+    settings = configure(Settings, shared="dataset tokenizer block_size layout", doc=__doc__)
+    meta = prepare(
+        PlainText(clean=settings.clean),
+        settings.input,
+        settings.dataset,
+        settings.tokenizer,
+        settings.block_size,
+        settings.layout,
+        workers=settings.workers,
+        val_fraction=settings.val_fraction,
+        skip_bad=settings.skip_bad,
+        command=command_line("data/prepare.py"),
+    )
+    print(table(meta))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,120 @@
+"""Train a byte-level BPE vocabulary on your own text.
+
+    python data/train_tokenizer.py --input=wiki,novels --vocab_size=8192 --output=out/mine
+    python data/prepare.py --input=wiki,novels --tokenizer=out/mine.tiktoken
+
+Reads what data/prepare.py and data/prepare_sft.py read (texts, and questions with their answers),
+leaves out what they hold out for validation, and writes two files: OUTPUT.tiktoken, the ranks, and
+OUTPUT.json, the pattern, the special ids and what it was trained on.
+"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from collections import Counter
+from typing import Literal
+
+from tqdm import tqdm
+
+from config.configurator import UserError, configure, run
+from minigpt.bpe import Tally, sentences, token_ranks, train_bpe, training_texts
+from minigpt.corpus import Source, find_files
+from minigpt.report import check_writable
+from minigpt.tokenizer import SPECIAL_NAMES, save_tokenizer
+
+
+class Settings:
+    input: str = ""  # files or folders, comma-separated; named twice, a text counts twice
+    output: str = "out/tokenizer"  # where to write, without suffix
+    vocab_size: int = 8192  # all ids, the 256 bytes and the 5 special ones included; up to 65536.
+    #                         Few tokens a text, or a small embedding: 4k to 32k suit small models
+    min_frequency: int = 2  # how often a pair of tokens must stand in the texts to become a token
+    pattern: Literal["gpt-2", "smollm", "qwen2", "llama-bpe"] = "gpt-2"  # how text is cut before
+    #                         any merge, by llama.cpp's name. gpt-2: runs of letters, of digits, of
+    #                         marks. smollm: each digit alone. qwen2, llama-bpe: a mark may join
+    #                         the word after it; digits alone, or up to three
+    val_fraction: float = 0.03  # the share that data/prepare.py holds out: not trained on
+
+
+def main():
+    settings = configure(Settings, doc=__doc__)
+    check(settings)
+    check_writable(f"{settings.output}.tiktoken")
+    weights = Counter(part.strip() for part in settings.input.split(",") if part.strip())
+    files = {part: find_files(part) for part in weights or [""]}
+    tallies = {part: Tally() for part in files}
+    texts = read(files, weights, tallies, settings.val_fraction)
+    n_ranks = settings.vocab_size - len(SPECIAL_NAMES)
+    bpe = train_bpe(texts, n_ranks, settings.pattern, settings.min_frequency)
+    report_reading(tallies)
+
+    ranks = token_ranks(bpe)
+    special = {name: len(ranks) + i for i, name in enumerate(SPECIAL_NAMES)}
+    about = {
+        "trained_on": [
+            {
+                "name": pathlib.Path(part).name,
+                "weight": weights[part],
+                "texts": tally.texts,
+                "characters": tally.characters,
+            }
+            for part, tally in tallies.items()
+        ],
+        "val_fraction": settings.val_fraction,
+        "min_frequency": settings.min_frequency,
+    }
+    tokenizer = save_tokenizer(settings.output, ranks, settings.pattern, special, about)
+    if len(ranks) < n_ranks:
+        print(f"no further pair stands {settings.min_frequency} times: {tokenizer.n_vocab} ids")
+    print(f"wrote {tokenizer.name} and .json: {tokenizer.n_vocab} ids, hash {tokenizer.hash}")
+    print(f"use it with --tokenizer={tokenizer.name}")
+
+
+def check(settings):
+    """UserError with all that is wrong with the numbers."""
+    least = 256 + len(SPECIAL_NAMES)
+    problems = []
+    if not least <= settings.vocab_size <= 65536:
+        problems.append(
+            f"vocab_size={settings.vocab_size}: expected {least} (the bytes and the special ids) "
+            "to 65536 (what two bytes a token can hold)"
+        )
+    if settings.min_frequency < 1:
+        problems.append(f"min_frequency={settings.min_frequency}: expected 1 or more")
+    if not 0 <= settings.val_fraction < 1:
+        problems.append(f"val_fraction={settings.val_fraction}: expected 0 or more, below 1")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def read(files, weights, tallies, val_fraction):
+    """Yield the sentences to train on, with a bar over the bytes read."""
+    total = sum(file.stat().st_size for found in files.values() for file in found)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="reading") as bar:
+        for part, found in files.items():
+            for file in found:
+                for texts, size in training_texts(Source(file), val_fraction, tallies[part]):
+                    for text in texts:
+                        for sentence in sentences(text):
+                            yield from [sentence] * weights[part]
+                    bar.update(size)
+
+
+def report_reading(tallies):
+    """Say what was read and what was not."""
+    for part, tally in tallies.items():
+        print(
+            f"{part}: {tally.texts:,} texts, {tally.characters:,} characters; "
+            f"held out {tally.held_out:,}, unusable {tally.unusable:,}"
+        )
+    if not any(tally.characters for tally in tallies.values()):
+        raise UserError(
+            f"input={','.join(tallies)}: no text to train on; expected records with a field "
+            "`text`, or with `question` and `answer`"
+        )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,223 @@
+"""Blocks → batches: what data/prepare.py wrote, memory-mapped, as tensors for train.py.
+
+A dataset folder holds {train,val}.bin (tokens), {train,val}.mask (a byte a token) and meta.json.
+Batch number i is a pure function of the seed and of i: a resumed run needs no state but its step.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from config.configurator import UserError
+
+FORMAT = 1  # version of the block files; a change of their meaning changes this number
+TARGET = 1  # mask bit 0: this token is a target to learn
+BEGIN = 2  # mask bit 1: this token begins a piece; attention and positions start anew there
+# What meta.json must hold for the blocks to be read.
+FACTS = "tokenizer tokenizer_hash n_vocab dtype block_size layout prompt_format counts".split()
+
+
+def read_meta(folder, make="python data/prepare.py --input=PATH"):
+    """meta.json of a dataset folder as a dict; UserError that says how to make it (`make`)."""
+    path = Path(folder) / "meta.json"
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(meta, dict):
+            raise ValueError
+    except OSError:
+        raise UserError(f"{path}: no prepared data here; run {make} --dataset={folder}") from None
+    except ValueError:
+        raise UserError(f"{path}: not JSON; run again: {make} --dataset={folder}") from None
+    if meta.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: block format {meta.get('format')}, this version reads {FORMAT}; "
+            f"run again: {_command(meta, folder, make)}"
+        )
+    missing = [name for name in FACTS if name not in meta]
+    if missing:
+        raise UserError(
+            f"{path}: lacks {', '.join(missing)}; run again: {_command(meta, folder, make)}"
+        )
+    return meta
+
+
+def _command(meta, folder, make="python data/prepare.py --input=PATH"):
+    return meta.get("command") or f"{make} --dataset={folder}"
+
+
+class Blocks:
+    """One split of a dataset, memory-mapped and checked.
+
+    tokens: (n_blocks, block_size) token ids;  mask: the same shape, bits TARGET and BEGIN.
+    Raises UserError where the files contradict meta.json, the tokenizer or the block size wanted.
+    """
+
+    def __init__(self, folder, split, tokenizer=None, block_size=None):
+        self.folder, self.split = Path(folder), split
+        self.meta = meta = read_meta(folder)
+        again = f"run again: {_command(meta, folder)}"
+        name = f"{self.folder / split}.bin"
+        if tokenizer is not None and meta["tokenizer_hash"] != tokenizer.hash:
+            raise UserError(
+                f"{name}: made with tokenizer {meta['tokenizer']} ({meta['tokenizer_hash']}), the "
+                f"run uses {tokenizer.name} ({tokenizer.hash}); prepare the data with "
+                f"--tokenizer={tokenizer.name}, or train with --tokenizer={meta['tokenizer']}"
+            )
+        if block_size is not None and meta["block_size"] != block_size:
+            raise UserError(
+                f"{name}: blocks of {meta['block_size']} tokens, the run wants {block_size}; "
+                f"prepare the data with --block_size={block_size}, or train with "
+                f"--block_size={meta['block_size']}"
+            )
+        self.block_size = meta["block_size"]
+        self.isolated = meta["layout"] == "concat"  # several pieces in a block, kept apart
+        self.tokens = self._map(".bin", np.dtype(meta["dtype"]).newbyteorder("<"), again)
+        self.mask = self._map(".mask", np.dtype(np.uint8), again)
+        if len(self.tokens) != len(self.mask):
+            raise UserError(f"{name}: {len(self.tokens)} blocks, but {len(self.mask)} masks; {again}")
+        if len(self.tokens) == 0:
+            raise UserError(f"{name}: no blocks; {again}")
+        highest = max(int(part.max()) for part in np.array_split(self.tokens, _parts(self.tokens)))
+        if highest >= meta["n_vocab"]:
+            raise UserError(
+                f"{name}: token id {highest}, but the vocabulary ends at {meta['n_vocab'] - 1}; {again}"
+            )
+
+    def _map(self, suffix, dtype, again):
+        path = self.folder / f"{self.split}{suffix}"
+        if not path.exists():
+            raise UserError(f"{path}: missing; {again}")
+        size, block = path.stat().st_size, self.block_size * dtype.itemsize
+        if size % block:
+            raise UserError(
+                f"{path}: {size} bytes is no multiple of {block} (block_size {self.block_size}, "
+                f"{dtype.name}): torn or of another block_size; {again}"
+            )
+        if size == 0:
+            return np.empty((0, self.block_size), dtype)
+        return np.memmap(path, dtype, "r").reshape(-1, self.block_size)
+
+    def __len__(self):
+        return len(self.tokens)
+
+    @property
+    def share_of_targets(self):
+        """Targets as a share of all tokens, 0 to 1."""
+        return self.meta["counts"][self.split]["targets"] / self.tokens.size
+
+
+def _parts(tokens):
+    return min(len(tokens), tokens.nbytes // 2**26 + 1)  # scanned 64 MB at a time
+
+
+@dataclass
+class Batch:
+    """B blocks of T tokens on a device.
+
+    x: (B, T) int64, tokens in.  y: (B, T) int64, x shifted by one.  loss_mask: (B, T) bool, which
+    of y are learned; the last one of a row never is.  pieces, positions: (B, T) int64, which piece
+    a token belongs to and its place in it; None where a row is one piece.
+    count: how many targets the batch has (known without waiting for the device).
+    """
+
+    x: torch.Tensor
+    y: torch.Tensor
+    loss_mask: torch.Tensor
+    pieces: torch.Tensor | None
+    positions: torch.Tensor | None
+    count: int
+    rows: np.ndarray  # numbers of the blocks, for messages
+
+    @classmethod
+    def of(cls, tokens, mask, isolated, rows=None):
+        """A Batch on the CPU from arrays (B, T) of ids and mask bytes."""
+        tokens = tokens.astype(np.int64)
+        y = np.zeros_like(tokens)
+        y[:, :-1] = tokens[:, 1:]
+        loss_mask = np.zeros(tokens.shape, bool)
+        loss_mask[:, :-1] = mask[:, 1:] & TARGET
+        pieces = positions = None
+        if isolated:
+            begins = (mask & BEGIN) > 0
+            begins[:, 0] = True
+            places = np.arange(tokens.shape[1])
+            pieces = begins.cumsum(1)
+            positions = places - np.maximum.accumulate(np.where(begins, places, 0), 1)
+        arrays = (tokens, y, loss_mask, pieces, positions)
+        tensors = [None if a is None else torch.from_numpy(a) for a in arrays]
+        return cls(*tensors, count=int(loss_mask.sum()), rows=rows)
+
+    def to(self, device):
+        """The batch on `device`; to CUDA by asynchronous copies from pinned memory."""
+        if torch.device(device).type == "cpu":
+            return self
+
+        def move(tensor):
+            if tensor is None:
+                return None
+            if torch.device(device).type == "cuda":
+                return tensor.pin_memory().to(device, non_blocking=True)
+            return tensor.to(device)
+
+        tensors = (self.x, self.y, self.loss_mask, self.pieces, self.positions)
+        return Batch(*map(move, tensors), count=self.count, rows=self.rows)
+
+
+class Batches:
+    """Batch number i of a split, for i = 0, 1, 2 …: epoch after epoch, each block once in each.
+
+    At random (a permutation for each epoch, from `seed`) or, with in_order, as they stand. Of each
+    global batch of world × batch_size blocks, process `rank` gets its own batch_size. The next
+    batch is read by a thread while the present one is used.
+    """
+
+    def __init__(self, blocks, batch_size, seed=0, in_order=False, rank=0, world=1, device="cpu"):
+        self.blocks, self.batch_size, self.seed, self.in_order = blocks, batch_size, seed, in_order
+        self.rank, self.world, self.device = rank, world, device
+        self.per_epoch = len(blocks) / (batch_size * world)  # batches in an epoch, a fraction too
+        self._epoch, self._order = -1, None
+        self._reader = ThreadPoolExecutor(1)  # also keeps _order to one thread
+        self._ahead = None, None
+
+    def rows(self, i):
+        """Numbers of the blocks in batch i of this process: (batch_size,) int64."""
+        first = (i * self.world + self.rank) * self.batch_size
+        return np.array([self._block(first + k) for k in range(self.batch_size)])
+
+    def _block(self, place):
+        epoch, place = divmod(place, len(self.blocks))
+        if self.in_order:
+            return place
+        if epoch != self._epoch:
+            generator = np.random.default_rng([self.seed, epoch])
+            self._epoch, self._order = epoch, generator.permutation(len(self.blocks))
+        return self._order[place]
+
+    def _read(self, i):
+        rows = self.rows(i)
+        batch = Batch.of(
+            self.blocks.tokens[rows], self.blocks.mask[rows], self.blocks.isolated, rows
+        )
+        return batch.to(self.device)
+
+    def __getitem__(self, i):
+        number, future = self._ahead
+        batch = future.result() if number == i else self._reader.submit(self._read, i).result()
+        self._ahead = i + 1, self._reader.submit(self._read, i + 1)
+        return batch
+
+
+def evaluation_batches(blocks, batch_size, n_batches=None, rank=0, world=1, device="cpu"):
+    """Yield the same batches of a split every time: each block at most once, drawn over the whole
+    split, the last batch perhaps shorter. n_batches None takes all. Process `rank` of `world` gets
+    every world-th batch."""
+    order = np.random.default_rng(0).permutation(len(blocks))
+    starts = range(0, len(blocks), batch_size)[:n_batches]
+    for start in starts[rank::world]:
+        rows = np.sort(order[start : start + batch_size])
+        batch = Batch.of(blocks.tokens[rows], blocks.mask[rows], blocks.isolated, rows)
+        yield batch.to(device)

@@ -1,0 +1,144 @@
+"""How close a run's answers come to the references: Rouge-L, exact matches, length.
+
+    python evaluations-RougeL.py --out_dir=out/sft --input=qa.jsonl
+    python evaluations-RougeL.py --out_dir=out/sft --input=qa.jsonl --limit=200 --seed=7
+    python evaluations-RougeL.py --out_dir=out/pretrain --input=wiki.jsonl
+
+A fine-tuned run gets each question and is held against the answer; a pretrained one gets each
+entry's first sentence and is held against the rest. Pairs that the run was trained on and pairs
+that were held out stand in rows of their own: the first show what it has memorised, the second
+what it has learned.
+"""
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from config.configurator import UserError, configure, run
+from minigpt import checkpoint
+from minigpt.engine import Engine
+from minigpt.examples import HELD_OUT, OTHER, SEEN, draw, read_examples, standings, write_answers
+from minigpt.hardware import pick_device, pick_dtype
+from minigpt.report import check_writable, table, write_json, write_jsonl
+from minigpt.rouge import score, summary
+
+
+class Settings:
+    input: str = ""  # files or folders with questions and answers (or entries), comma-separated
+    limit: int | None = None  # only so many of them, drawn at random; none: all
+    output: str = ""  # where every answer goes, FILE.jsonl, and the figures, FILE.json beside it;
+    #                   "": rouge.jsonl in out_dir
+    seed: int = 1337  # of that draw, of the sampling and of the bootstrap
+    max_new_tokens: int = 128  # an answer ends at the latest after so many tokens
+    temperature: float = 0.0  # 0: always the likeliest token, so the figures come out the same
+    top_k: int = 0  # draw from the k likeliest tokens; 0: from all
+    top_p: float = 1.0  # draw from the likeliest tokens that make up this probability; 1: from all
+    repetition_penalty: float = 1.0  # above 1: tokens that stand in the text become less likely
+    batch_size: int = 16  # answers written at once; changes the speed, not the answers
+    show: int = 3  # how many of the best and of the worst are shown
+
+
+def main():
+    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
+    for name, least in (("batch_size", 1), ("show", 0), ("limit", 1)):
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise UserError(f"{name}={value}: expected at least {least}")
+    device = pick_device(settings.device)
+    trained = checkpoint.load(settings.out_dir, device, pick_dtype(settings.dtype, device))
+    tokenizer, prompt_format = trained.tokenizer, trained.prompt_format
+    output = Path(settings.output or trained.folder / "rouge.jsonl")
+    if output.suffix != ".jsonl":
+        raise UserError(f"--output={output}: expected a name that ends in .jsonl")
+    for path in (output, output.with_suffix(".json")):
+        check_writable(path)
+
+    examples, skipped = read_examples(settings.input, prompt_format)
+    if skipped:
+        print(f"{skipped} entries have nothing after their first sentence: left out")
+    if not examples:
+        raise UserError(f"{settings.input}: nothing here to answer")
+    examples = draw(examples, settings.limit, settings.seed)
+    try:
+        known = standings(examples, trained.meta["dataset"], tokenizer, prompt_format)
+    except UserError as error:
+        print(f"not told apart, what was seen in training and what held out: {error}")
+        known = [OTHER] * len(examples)
+
+    engine = Engine(trained.model, tokenizer.n_vocab, settings.batch_size)
+    with tqdm(total=len(examples), desc="answers", unit="", leave=False, disable=None) as bar:
+        answers = write_answers(
+            engine,
+            tokenizer,
+            prompt_format,
+            examples,
+            settings.seed,
+            on_end=bar.update,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            repetition_penalty=settings.repetition_penalty,
+        )
+    rows = [
+        dict(
+            id=example.id,
+            question=example.prompt,
+            reference=example.reference,
+            prediction=answer,
+            finish_reason=reason,
+            standing=standing,
+            **score(answer, example.reference),
+        )
+        for example, standing, (answer, reason) in zip(examples, known, answers, strict=True)
+    ]
+    write_jsonl(output, rows)
+    figures = {"all": summary(rows, settings.seed)}
+    for standing in (SEEN, HELD_OUT, OTHER):
+        part = [row for row in rows if row["standing"] == standing]
+        if part and (standing != OTHER or len(part) < len(rows)):  # a second "all" says nothing
+            figures[standing] = summary(part, settings.seed)
+    about = dict(
+        out_dir=str(trained.folder), step=trained.meta["step"], settings=settings.as_dict()
+    )
+    write_json(output.with_suffix(".json"), about | figures)
+    show_ends(rows, settings.show)
+    show_figures(figures)
+    print(f"answers: {output}, figures: {output.with_suffix('.json')}")
+
+
+def show_ends(rows, count):
+    """The best and the worst by characters, without overlap."""
+    ranked = sorted(rows, key=lambda row: -row["rouge_l_chars"])
+    count = min(count, len(ranked) // 2)
+    ends = [("best", ranked[:count]), ("worst", ranked[len(ranked) - count :])]
+    for name, part in ends:
+        for row in part:
+            print(f"{name} {row['rouge_l_chars']:.3f}  {row['question']}")
+            print(f"    reference   {row['reference']}")
+            print(f"    prediction  {row['prediction']}")
+    print()
+
+
+def show_figures(figures):
+    def cell(value):
+        return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+    header = ["", "count", "Rouge-L words", "Rouge-L characters", "exact", "length"]
+    rows = [
+        [
+            name,
+            found["count"],
+            cell(found["rouge_l_words"]),
+            cell(found["rouge_l_chars"]),
+            f"{found['exact_match']:.1%}",
+            f"{found['length_ratio']:.2f}",
+        ]
+        for name, found in figures.items()
+    ]
+    print(table(header, rows))
+    print("mean [95 % bootstrap interval]; length: characters written / characters wanted\n")
+
+
+if __name__ == "__main__":
+    run(main)

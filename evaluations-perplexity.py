@@ -1,0 +1,121 @@
+"""How well a run predicts text: perplexity a token, and bits per character and per byte.
+
+    python evaluations-perplexity.py --out_dir=out/pretrain
+    python evaluations-perplexity.py --out_dir=out/sft --dataset=data/processed_sft
+    python evaluations-perplexity.py --out_dir=out/pretrain --text=novel.txt
+
+Perplexity is taken over every target of a dataset's split, and compares runs that share tokenizer
+and blocks. Bits per character are taken over the dataset's val.jsonl (for question–answer data over
+the answers, given their questions) or over any text, every character once (the first token of a
+text, which nothing stands before, at log2 of the vocabulary): they compare any two runs.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from config.configurator import UserError, configure, run
+from data_utils import Blocks, read_meta
+from minigpt import checkpoint
+from minigpt.examples import read_pairs, read_texts
+from minigpt.hardware import pick_device, pick_dtype
+from minigpt.perplexity import answer_passages, block_perplexity, text_bits, text_passages
+from minigpt.report import check_writable, table, write_json
+
+
+class Settings:
+    dataset: str = ""  # a folder of prepared blocks; "": the one that the run was trained on
+    split: Literal["val", "train"] = "val"  # which blocks; only val has its text kept beside it
+    text: str = ""  # in place of a dataset, any text: a .txt is one, a .jsonl has one a line
+    batch_size: int = 32  # rows in one forward pass; changes the speed, not the figures
+    output: str = ""  # where the figures go as JSON; "": perplexity.json in out_dir
+
+
+def main():
+    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
+    if settings.batch_size < 1:
+        raise UserError(f"batch_size={settings.batch_size}: expected at least 1")
+    if settings.text and settings.dataset:
+        raise UserError("--text and --dataset: expected one of them")
+    device = pick_device(settings.device)
+    dtype = pick_dtype(settings.dtype, device)
+    trained = checkpoint.load(settings.out_dir, device)
+    output = Path(settings.output or trained.folder / "perplexity.json")
+    check_writable(output)
+    tokenizer, meta = trained.tokenizer, trained.meta
+    size = dict(batch_size=settings.batch_size, dtype=dtype)
+    print(f"{trained.folder}: step {meta['step']}, {meta['prompt_format']}, {tokenizer.name}\n")
+
+    figures = dict(
+        out_dir=str(trained.folder),
+        step=meta["step"],
+        tokenizer=tokenizer.name,
+        tokenizer_hash=tokenizer.hash,
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    if settings.text:
+        passages = text_passages(tokenizer, read_texts(settings.text))
+        name = settings.text
+    else:
+        dataset = settings.dataset or meta["dataset"]
+        blocks = comparable_blocks(dataset, settings.split, trained)
+        if blocks:
+            over = dict(dataset=dataset, split=settings.split)
+            figures["tokens"] = over | block_perplexity(trained.model, blocks, **size)
+            show_tokens(figures["tokens"])
+        passages, name = [], str(Path(dataset) / "val.jsonl")
+        if settings.split == "val" and read_meta(dataset)["prompt_format"] == "qa":
+            pairs = read_pairs(name)
+            passages = answer_passages(tokenizer, [(pair.question, pair.answer) for pair in pairs])
+            name += ", answers"
+        elif settings.split == "val":
+            passages = text_passages(tokenizer, read_texts(name))
+    if passages:
+        bits = text_bits(trained.model, passages, tokenizer.n_vocab, **size)
+        figures["text"] = dict(name=name) | bits
+        show_text(figures["text"])
+    write_json(output, figures)
+    print(f"figures: {output}")
+
+
+def comparable_blocks(dataset, split, trained):
+    """The blocks of a split, or None (and a note why) where the run cannot read their tokens."""
+    meta, tokenizer = read_meta(dataset), trained.tokenizer
+    if meta["tokenizer_hash"] != tokenizer.hash:
+        reason = f"its tokens are {meta['tokenizer']}'s, the run's {tokenizer.name}'s"
+    elif meta["block_size"] > trained.model.config.block_size:
+        reason = f"its blocks of {meta['block_size']} tokens are longer than the run's"
+    else:
+        return Blocks(dataset, split, tokenizer)
+    if split == "train":
+        raise UserError(f"{dataset}: {reason}, and the text of the train split is not kept")
+    print(f"{dataset}: no perplexity a token, for {reason}; bits per character compare\n")
+    return None
+
+
+def show_tokens(found):
+    header = ["tokens of", "blocks", "targets", "loss (nats)", "perplexity"]
+    row = [
+        f"{found['dataset']} ({found['split']})",
+        f"{found['blocks']:,}",
+        f"{found['targets']:,}",
+        f"{found['loss']:.4f}",
+        f"{found['perplexity']:.3f}",
+    ]
+    print(table(header, [row]), end="\n\n")
+
+
+def show_text(found):
+    header = ["text of", "texts", "characters", "tokens/char", "bits/char", "bits/byte"]
+    row = [
+        found["name"],
+        f"{found['texts']:,}",
+        f"{found['characters']:,}",
+        f"{found['tokens_per_char']:.3f}",
+        f"{found['bits_per_char']:.4f}",
+        f"{found['bits_per_byte']:.4f}",
+    ]
+    print(table(header, [row]), end="\n\n")
+
+
+if __name__ == "__main__":
+    run(main)

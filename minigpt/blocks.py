@@ -1,0 +1,261 @@
+"""Pieces → block files: how texts fill blocks, the masks, and a folder that is written whole.
+
+    with replacing("data/processed") as folder:
+        writer = SplitWriter(folder, "train", "concat", 512, tokenizer.pad, np.dtype("<u2"))
+        writer.add(Pieces.of([(ids, 1, len(ids)), …]))  # all but the first id are targets
+        counts = writer.finish()
+
+data_utils.py reads what is written here: {train,val}.bin, rows of block_size ids, and
+{train,val}.mask, a byte a token, bits TARGET and BEGIN.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from config.configurator import UserError
+
+FORMAT = 1  # version of the block files; a change of their meaning changes this number
+TARGET = 1  # mask bit 0: this token is a target to learn
+BEGIN = 2  # mask bit 1: this token begins a piece; attention and positions start anew there
+FILES = (
+    *(f"{split}.{kind}" for split in ("train", "val") for kind in ("bin", "mask")),
+    *("val.jsonl", "rejects.jsonl", "meta.json"),
+)
+WINDOW = 2**21  # tokens that `concat` looks over at once: 4 MB, however long the input
+
+
+def token_dtype(n_vocab):
+    """The little-endian type of ids below `n_vocab`."""
+    return np.dtype("<u2" if n_vocab <= 2**16 else "<u4")
+
+
+@dataclass
+class Pieces:
+    """n pieces as arrays: their ids one after the other (uint32), and of each its length and which
+    of its tokens are targets, from `first` to before `last` ((n,) int64 each)."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+
+    @classmethod
+    def of(cls, pieces):
+        """From a list of (ids, first, last)."""
+        # array() takes a list of ints in half the time of numpy.
+        ids = np.frombuffer(b"".join([array("I", piece[0]).tobytes() for piece in pieces]), "u4")
+        numbers = [(len(ids), first, last) for ids, first, last in pieces]
+        lengths, first, last = np.array(numbers, np.int64).reshape(-1, 3).T
+        return cls(ids, lengths, first, last)
+
+    @classmethod
+    def joined(cls, parts):
+        """One Pieces of several."""
+        fields = ("ids", "lengths", "first", "last")
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def learned(self):
+        """(N,) uint8 for the ids one after the other: TARGET where a token is a target."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        places = np.arange(len(self.ids)) - np.repeat(starts, self.lengths)
+        learned = places >= np.repeat(self.first, self.lengths)
+        learned &= places < np.repeat(self.last, self.lengths)
+        return learned * np.uint8(TARGET)
+
+    def chosen(self, which):
+        """Those pieces where `which` ((n,) bool) is true."""
+        if which.all():
+            return self
+        ids = self.ids[np.repeat(which, self.lengths)]
+        return Pieces(ids, self.lengths[which], self.first[which], self.last[which])
+
+
+def pack_best_fit(lengths, capacity):
+    """[[index, …], …]: pieces of these `lengths` in as few rows of `capacity` as best-fit makes
+    (the longest first, each into the fullest row that has room). O(n log n).
+
+    Rows, and the pieces in a row, are in the order in which they came.
+    """
+    lengths = np.asarray(lengths)
+    rows, with_room = [], [[] for _ in range(capacity + 1)]
+    rooms = 0  # bit r is set where a row with room r waits: the lowest fitting bit is the best fit
+    order = np.argsort(-lengths, kind="stable")
+    for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            row = with_room[room].pop()
+            if not with_room[room]:
+                rooms ^= 1 << room
+            row.append(index)
+        else:
+            room, row = capacity, [index]
+            rows.append(row)
+        room -= length
+        if room:
+            with_room[room].append(row)
+            rooms |= 1 << room
+    for row in rows:
+        row.sort()
+    return sorted(rows)
+
+
+class SplitWriter:
+    """Writes <split>.bin and <split>.mask in one layout as pieces come; finish() gives the counts:
+    blocks, tokens (without PAD), targets, pieces, and padding (tokens of PAD)."""
+
+    def __init__(self, folder, split, layout, block_size, pad, dtype):
+        self.layout, self.block_size, self.pad, self.dtype = layout, block_size, pad, dtype
+        self.counts = {"blocks": 0, "tokens": 0, "targets": 0, "pieces": 0, "padding": 0}
+        self._waiting, self._waiting_tokens = [], 0
+        self._over = np.empty(0, dtype), np.empty(0, np.uint8)  # of `packed`: less than a row
+        self._files = []
+        try:
+            for kind in ("bin", "mask"):
+                self._files.append(open(Path(folder, f"{split}.{kind}"), "wb"))
+        except OSError:
+            self.close()
+            raise
+
+    def add(self, pieces):
+        """Take pieces; in pad and split each is a row, in concat and packed they wait for more."""
+        self.counts["pieces"] += len(pieces)
+        self.counts["tokens"] += len(pieces.ids)
+        self._waiting.append(pieces)
+        self._waiting_tokens += len(pieces.ids)
+        if self._waiting_tokens >= WINDOW:
+            self._write_waiting()
+
+    def finish(self):
+        """Write what still waits and close the files; returns the counts."""
+        self._write_waiting()
+        tokens, mask = self._over
+        if len(tokens):
+            missing = self.block_size - len(tokens)
+            tokens = np.append(tokens, np.full(missing, self.pad, self.dtype))
+            self._write_stream(tokens, np.append(mask, np.zeros(missing, np.uint8)))
+        for file in self._files:
+            file.flush()
+            os.fsync(file.fileno())  # before the folder takes its name
+            file.close()
+        room = self.counts["blocks"] * self.block_size
+        self.counts["padding"] = room - self.counts["tokens"]
+        return self.counts
+
+    def close(self):
+        """Close the files as they are."""
+        for file in self._files:
+            file.close()
+
+    def _write_waiting(self):
+        if not self._waiting:
+            return
+        pieces = Pieces.joined(self._waiting)
+        self._waiting, self._waiting_tokens = [], 0
+        if self.layout == "concat":
+            self._write_rows(pieces, pack_best_fit(pieces.lengths, self.block_size))
+        elif self.layout == "packed":
+            tokens, mask = np.append(self._over[0], pieces.ids.astype(self.dtype)), pieces.learned()
+            self._write_stream(tokens, np.append(self._over[1], mask))
+        else:
+            self._write_rows(pieces, [[i] for i in range(len(pieces))])
+
+    def _write_rows(self, pieces, rows):
+        """Each row holds the pieces with these numbers, then PAD."""
+        tokens = np.full((len(rows), self.block_size), self.pad, self.dtype)
+        mask = np.zeros(tokens.shape, np.uint8)
+        ids = pieces.ids.astype(self.dtype)
+        stops = np.cumsum(pieces.lengths).tolist()
+        lengths, first, last = pieces.lengths.tolist(), pieces.first.tolist(), pieces.last.tolist()
+        for row_tokens, row_mask, row in zip(tokens, mask, rows, strict=True):
+            at = 0
+            for i in row:
+                row_tokens[at : at + lengths[i]] = ids[stops[i] - lengths[i] : stops[i]]
+                row_mask[at + first[i] : at + last[i]] = TARGET
+                row_mask[at] |= BEGIN
+                at += lengths[i]
+            if at < self.block_size:
+                row_mask[at] = BEGIN  # the padding is a piece of its own
+        self._write(tokens, mask)
+
+    def _write_stream(self, tokens, mask):
+        """One long row of tokens, cut every block_size; what is over waits for more."""
+        whole = len(tokens) // self.block_size * self.block_size
+        self._over = tokens[whole:], mask[whole:]
+        mask = mask[:whole].reshape(-1, self.block_size)
+        mask[:, 0] = BEGIN  # nothing stands before it in its row: it cannot be learned
+        self._write(tokens[:whole].reshape(-1, self.block_size), mask)
+
+    def _write(self, tokens, mask):
+        for file, rows in zip(self._files, (tokens, mask), strict=True):
+            file.write(rows.data)
+        self.counts["blocks"] += len(tokens)
+        self.counts["targets"] += int(np.count_nonzero(mask & TARGET))
+
+
+# -- a folder that is whole or not there -----------------------------------------------------------
+
+
+@contextlib.contextmanager
+def replacing(folder):
+    """A folder to write into, beside `folder`, whose place it takes when all has gone well.
+
+    Whatever stops the writing (an error, Ctrl-C, kill -9, a full disk), `folder` keeps what it
+    held; what was half written is removed at once, or by the next run. UserError where `folder`
+    holds other files than a dataset's: they would be lost.
+    """
+    folder = Path(folder).resolve()  # through a link: the folder itself is replaced
+    partial, old = (folder.with_name(folder.name + end) for end in (".partial", ".old"))
+    for place in (folder, partial, old):
+        _check_only_ours(place)
+    try:
+        if old.exists() and not folder.exists():
+            old.rename(folder)  # a run was killed between the two renames below
+        for leftover in (partial, old):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        partial.mkdir(parents=True)
+        yield partial
+        _swap(folder, partial, old)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+        remedy = "make room, or choose another disk with --dataset=…" if full else "is it in use?"
+        kept = "; the data that was there is untouched" if folder.exists() else ""
+        raise UserError(f"{folder}: cannot be written ({error.strerror}){kept}: {remedy}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap(folder, partial, old):
+    if folder.exists():
+        folder.rename(old)
+    try:
+        partial.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_only_ours(folder):
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is a file; --dataset= names a folder to write into")
+    others = sorted(path.name for path in folder.iterdir() if path.name not in FILES)
+    if others:
+        raise UserError(
+            f"{folder}: holds what is no prepared data ({', '.join(others[:3])}) and would be lost; "
+            "give --dataset= a folder of its own"
+        )

@@ -1,0 +1,121 @@
+"""Training a byte-level BPE with Hugging Face `tokenizers`, for data/train_tokenizer.py.
+
+The trainer's library learns the merges; minigpt/tokenizer.py runs them with tiktoken. The two give
+the same ids although they work differently: tiktoken joins any two tokens whose bytes together are
+a token, the lowest rank first, while the library joins only the pairs that it learned. But a token
+exists because its pair was joined wherever it stood, before anything of a higher rank was; so its
+bytes never lie side by side in another cut when their turn comes, and the two never disagree.
+"""
+
+import re
+from dataclasses import dataclass
+
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+from minigpt.cleaning import clean
+from minigpt.corpus import Reject, entry_of, is_val, pair_of, records
+from minigpt.tokenizer import PATTERNS
+
+_SENTENCE = re.compile(r".*?[。！？．…!?]+[\"')\]」』”’）】》〉］〕]*|.+", re.DOTALL)
+
+
+def train_bpe(texts, n_ranks, pattern_name, min_frequency=2):
+    """A `tokenizers.Tokenizer` trained on `texts` (an iterable of str).
+
+    n_ranks:       tokens at most, the 256 single bytes included; fewer where the texts hold no
+                   further pair that stands min_frequency times
+    pattern_name:  a key of PATTERNS
+    min_frequency: how often a pair must stand in the texts to become a token
+    """
+    tokenizer = Tokenizer(models.BPE())
+    cut = pre_tokenizers.Split(Regex(PATTERNS[pattern_name]), "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, to_bytes])
+    trainer = trainers.BpeTrainer(
+        vocab_size=n_ranks,
+        min_frequency=min_frequency,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[],  # they are ours, behind the ranks
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def token_ranks(tokenizer):
+    """Token bytes → rank of a trained `tokenizers.Tokenizer`: the ids that it gives itself."""
+    to_byte = {character: byte for byte, character in enumerate(_byte_characters())}
+    return {
+        bytes(to_byte[character] for character in token): rank
+        for token, rank in tokenizer.get_vocab().items()
+    }
+
+
+def _byte_characters():
+    """The character by which byte-level BPE writes each of the 256 bytes.
+
+    A byte that Latin-1 prints is that character; the others are, in turn, the characters from
+    U+0100 on (GPT-2's table; `tokenizers` has no function that gives it).
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+@dataclass
+class Tally:
+    """What training_texts() has read and left out so far."""
+
+    texts: int = 0
+    characters: int = 0
+    held_out: int = 0  # texts of the val split: left out
+    unusable: int = 0  # records with neither text nor question and answer
+
+
+def training_texts(source, val_fraction, tally):
+    """Yield (texts, size) for each chunk of a corpus.Source: the training part alone.
+
+    texts: cleaned texts of entries; of question–answer pairs both, each a text of its own
+    size:  bytes of the file that they come from
+    Held out is what data/prepare.py (by text) and data/prepare_sft.py (by id) hold out with the
+    same `val_fraction`. Records that are neither entry nor pair are counted in `tally`.
+    """
+    for chunk in source.chunks():
+        texts = []
+        for line, record in records(chunk):
+            key, parts = _read_record(record, chunk.source, line)
+            if not any(parts):
+                tally.unusable += 1
+            elif is_val(key, val_fraction):
+                tally.held_out += 1
+            else:
+                texts += parts
+        tally.texts += len(texts)
+        tally.characters += sum(map(len, texts))
+        yield texts, chunk.size
+
+
+def _read_record(record, source, line):
+    """(key by which it is held out, [texts]) of a record; (None, []) where it has no text."""
+    if isinstance(record, Reject):
+        return None, []
+    if "question" in record:
+        pair = pair_of(record, source, line)
+        if isinstance(pair, Reject):
+            return None, []
+        key = pair.question + pair.answer if pair.id is None else pair.id
+        return key, [pair.question, pair.answer]
+    entry = entry_of(record, source, line)
+    if isinstance(entry, Reject):
+        return None, []
+    text = clean(entry.text, entry.title)
+    return text, [text]
+
+
+def sentences(text):
+    """`text` as its sentences; joined they are `text`.
+
+    Trained on sentences, no token reaches over a sentence's end (a 。 and the “ after it, say), so
+    that cutting a text there, before or after encoding, changes no id.
+    """
+    return _SENTENCE.findall(text)

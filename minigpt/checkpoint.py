@@ -1,0 +1,203 @@
+"""Checkpoints: the only code that reads or writes a run's folder.
+
+    out/<run>/config.json          shape, tokenizer, prompt format, step, val loss, settings
+    out/<run>/model.safetensors    weights, float32
+    out/<run>/state.pt             optimizers, RNG, position: what resuming needs
+    out/<run>/tokenizer.*          a copy, where the tokenizer is a file
+    out/<run>/best/                the same without state.pt, from the best evaluation
+
+A save is whole or absent: all files are staged in `.staged`, and one rename of that folder is the
+moment at which the save has happened. Whoever opens the folder next finishes moving them.
+"""
+
+import contextlib
+import json
+import os
+import pickle
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from config.configurator import UserError
+from minigpt.tokenizer import load_tokenizer
+from model import GPT, GPTConfig
+
+FORMAT = 1
+WRITING, STAGED = ".writing", ".staged"
+# What a save may write, in the order in which it is moved to its place.
+FILES = ("model.safetensors", "state.pt", "tokenizer.tiktoken", "tokenizer.json", "config.json")
+FACTS = ("model", "tokenizer", "tokenizer_hash", "n_vocab", "prompt_format", "step", "settings")
+
+
+@dataclass
+class Checkpoint:
+    """A loaded run: the model on its device, its tokenizer, and config.json as a dict."""
+
+    folder: Path
+    model: GPT
+    tokenizer: object
+    meta: dict
+
+    @property
+    def prompt_format(self):
+        return self.meta["prompt_format"]
+
+
+def save(folder, model, tokenizer, meta, state=None):
+    """Write a checkpoint: `meta` to config.json, the weights, and `state` (tensors and plain
+    values) if there is one. OSError where the disk is full; the last checkpoint then stands."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    settle(folder)
+    writing = folder / WRITING
+    shutil.rmtree(writing, ignore_errors=True)  # of a save that was interrupted
+    writing.mkdir()
+    try:
+        meta = dict(
+            format=FORMAT,
+            model=model.config.as_dict(),
+            tokenizer=tokenizer.name,
+            tokenizer_hash=tokenizer.hash,
+            n_vocab=tokenizer.n_vocab,
+            **meta,
+        )
+        weights = dict(model.named_parameters())  # tied weights stand here once
+        weights = {name: weight.detach().contiguous() for name, weight in weights.items()}
+        try:
+            save_file(weights, writing / "model.safetensors")
+            if state is not None:
+                torch.save(state, writing / "state.pt")
+        except (SafetensorError, RuntimeError) as error:
+            # This is how the two libraries say that a write failed.
+            raise OSError(f"is the disk full? {error}") from None
+        if Path(tokenizer.name).suffix:  # a file, not the name of a shipped one
+            for end in (".tiktoken", ".json"):
+                shutil.copyfile(Path(tokenizer.name).with_suffix(end), writing / f"tokenizer{end}")
+        text = json.dumps(meta, ensure_ascii=False, indent=1)
+        (writing / "config.json").write_text(text + "\n", encoding="utf-8")
+        for path in writing.iterdir():
+            _flush(path)
+        writing.rename(folder / STAGED)
+    except BaseException:
+        shutil.rmtree(writing, ignore_errors=True)
+        raise
+    settle(folder)
+
+
+def settle(folder):
+    """Finish a save that was interrupted after its decisive rename. A run and those who read it
+    may do so at once: what one has moved, the other finds gone."""
+    folder = Path(folder)
+    staged = folder / STAGED
+    for name in FILES:
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(staged / name, folder / name)
+    with contextlib.suppress(FileNotFoundError):
+        staged.rmdir()
+
+
+def _flush(path):
+    """Have the system put a file on the disk before anything relies on it."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def exists(folder):
+    """Whether `folder` holds a checkpoint."""
+    folder = Path(folder)
+    return (folder / "config.json").exists() or (folder / STAGED).is_dir()
+
+
+def discard(folder):
+    """Remove a run from `folder`: the files of a run, and nothing else that may lie there."""
+    folder = Path(folder)
+    for name in (WRITING, STAGED, "best"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (*FILES, "log.jsonl", "samples.txt"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def read_meta(folder, hint="python train.py config/train_config.py"):
+    """config.json as a dict; UserError says which command makes one (`hint`)."""
+    folder = Path(folder)
+    if not exists(folder):
+        raise UserError(f"{folder}: no trained run here; make one with: {hint} --out_dir={folder}")
+    settle(folder)
+    try:
+        meta = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(meta, dict):
+            raise ValueError("no object")
+    except ValueError as error:
+        raise UserError(f"{folder}/config.json: not JSON ({error}); train the run again") from None
+    if meta.get("format") != FORMAT:
+        raise UserError(
+            f"{folder}: checkpoint format {meta.get('format')}, this version reads {FORMAT}"
+        )
+    missing = [name for name in FACTS if name not in meta]
+    if missing:
+        raise UserError(f"{folder}/config.json: lacks {', '.join(missing)}; train the run again")
+    unknown = sorted(set(meta["model"]) - set(GPTConfig.__dataclass_fields__))
+    if unknown:
+        raise UserError(
+            f"{folder}/config.json: a model with {', '.join(unknown)}, which this version does not "
+            f"know; use the version of MiniGPT that trained it"
+        )
+    return meta
+
+
+def load(folder, device="cpu", dtype=torch.float32, hint="python train.py config/train_config.py"):
+    """The run in `folder` as a Checkpoint, its weights in `dtype` on `device`.
+
+    UserError where there is none, or where its files contradict one another.
+    """
+    folder = Path(folder)
+    meta = read_meta(folder, hint)
+    tokenizer = read_tokenizer(folder, meta)
+    model = GPT(GPTConfig(**meta["model"]))
+    path = folder / "model.safetensors"
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); train the run again") from None
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # tensors of another size, a line each
+        reason = str(error).splitlines()[1].strip()
+        raise UserError(f"{path}: does not fit {folder}/config.json: {reason}") from None
+    missing = [m for m in missing if not (m == "lm_head.weight" and model.config.tie_embeddings)]
+    if missing or unexpected:
+        raise UserError(f"{path}: lacks {missing or 'nothing'}, has besides {unexpected or 'nothing'}")
+    return Checkpoint(folder, model.to(device=device, dtype=dtype), tokenizer, meta)
+
+
+def read_tokenizer(folder, meta):
+    """The tokenizer of a run, checked against the hash in its config.json."""
+    name, copy = meta["tokenizer"], Path(folder) / "tokenizer.tiktoken"
+    tokenizer = load_tokenizer(copy if copy.exists() else name)
+    if tokenizer.hash != meta["tokenizer_hash"]:
+        raise UserError(
+            f"{folder}: trained with tokenizer {name} ({meta['tokenizer_hash']}), but {name} is now "
+            f"another ({tokenizer.hash}); use the version of MiniGPT that trained it"
+        )
+    return tokenizer
+
+
+def load_state(folder):
+    """state.pt: what train.py gave save(). UserError where the folder has none."""
+    path = Path(folder) / "state.pt"
+    if not path.exists():
+        raise UserError(
+            f"{path}: missing, so the run cannot be resumed; start another from its weights with "
+            f"--init_from={folder} --out_dir=…"
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError):
+        raise UserError(
+            f"{path}: damaged, so the run cannot be resumed; start another from its weights with "
+            f"--init_from={folder} --out_dir=…"
+        ) from None

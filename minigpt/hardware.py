@@ -1,0 +1,82 @@
+"""The machine: which device and number format, and how fast it multiplies matrices."""
+
+import contextlib
+import time
+
+import torch
+
+from config.configurator import UserError
+
+# Dense bfloat16/float16 peak with float32 accumulation, in TFLOP/s, from the makers' data sheets.
+# The first name that the device's own name contains counts.
+PEAK_TFLOPS = {
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100": 989,
+    "A100": 312,
+    "L40S": 362,
+    "L4": 121,
+    "A10": 125,
+    "V100": 125,
+    "T4": 65,
+    "RTX 4090": 165,
+    "RTX 4080": 97,
+    "RTX 4070 Ti": 80,
+    "RTX 3090": 71,
+}
+
+
+def pick_device(name="auto"):
+    """"auto" → cuda, then mps, then cpu; any other name is checked. UserError names what exists."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        there = ["cpu"]
+        there += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        raise UserError(f"device={name}: not on this machine, which has {', '.join(there)}") from None
+    return name
+
+
+def pick_dtype(name, device):
+    """"auto" → bfloat16 on GPUs that have it, float16 on older ones, float32 elsewhere."""
+    if name != "auto":
+        if name != "float32" and device == "cpu":
+            raise UserError(f"dtype={name}: on a CPU only float32 is fast; leave dtype at auto")
+        return getattr(torch, name)
+    if device.startswith("cuda"):
+        # Turing and older only emulate bfloat16.
+        new = torch.cuda.get_device_capability(device)[0] >= 8
+        return torch.bfloat16 if new else torch.float16
+    return torch.float32
+
+
+def autocast(device, dtype):
+    """The context in which a forward pass runs in `dtype`."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.split(":")[0], dtype)
+
+
+def peak_flops(device):
+    """FLOP/s that this device reaches at best, or None where unknown: data sheet or, on a CPU,
+    the best of a few float32 matrix products measured now (a tenth of a second)."""
+    if device.startswith("cuda"):
+        name = torch.cuda.get_device_name(device)
+        return next((1e12 * peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+    return matmul_flops(device) if device == "cpu" else None
+
+
+def matmul_flops(device, dtype=torch.float32, size=1024, rounds=5):
+    """FLOP/s of a (size, size) matrix product, the best of `rounds`."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(rounds):
+        start = time.perf_counter()
+        float((a @ b)[0, 0])  # reading a value waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

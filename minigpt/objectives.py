@@ -1,0 +1,81 @@
+"""What training minimises: the SUM of losses and the COUNT of what it summed over.
+
+train.py divides by the count over all micro-batches and processes, so that neither gradient
+accumulation nor padding nor the number of GPUs changes the gradient.
+"""
+
+import torch
+from torch.autograd.function import once_differentiable
+
+CHUNK = 2**24  # logits that stand in memory at once: 64 MB of float32
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Sum of the cross-entropies of `h @ weight.T` against `targets`, a chunk of rows at a time.
+
+    h (N, C), weight (V, C), targets (N,) int64 → scalar float32. The gradient of a chunk,
+    softmax minus one-hot, is taken while its logits are at hand in the forward pass: (N, V) logits
+    never stand in memory and no matrix product is done twice.
+    """
+
+    @staticmethod
+    def forward(ctx, h, weight, targets):
+        device = h.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h.dtype
+        if dtype == torch.float16:
+            # Probabilities below 6e-8 vanish in float16, and no loss scale helps in here.
+            dtype = torch.float32
+        with torch.autocast(device, enabled=False):
+            return LinearCrossEntropy._forward(ctx, h, weight, targets, dtype)
+
+    @staticmethod
+    def _forward(ctx, h, weight, targets, dtype):
+        N, V = h.size(0), weight.size(0)
+        need_h, need_weight = ctx.needs_input_grad[:2]
+        w = weight.to(dtype)
+        grad_h = torch.empty_like(h) if need_h else None
+        grad_weight = torch.zeros_like(weight) if need_weight else None
+        total = torch.zeros((), device=h.device, dtype=torch.float32)
+        rows = max(1, CHUNK // V)
+        for i in range(0, N, rows):
+            part, target = h[i : i + rows].to(dtype), targets[i : i + rows]
+            logits = (part @ w.T).float()  # (rows, V)
+            log_z = logits.logsumexp(dim=1, keepdim=True)  # (rows, 1)
+            total += (log_z - logits.gather(1, target[:, None])).sum()
+            if not (need_h or need_weight):
+                continue
+            grad = logits.sub_(log_z).exp_()
+            grad.scatter_add_(1, target[:, None], grad.new_full((len(target), 1), -1.0))
+            grad = grad.to(dtype)
+            if need_h:
+                grad_h[i : i + rows] = grad @ w
+            if need_weight and dtype == grad_weight.dtype:
+                grad_weight.addmm_(grad.T, part)
+            elif need_weight:
+                grad_weight += (grad.T @ part).to(grad_weight.dtype)
+        ctx.save_for_backward(grad_h, grad_weight)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        grad_h, grad_weight = ctx.saved_tensors
+        # The forward pass may have been the only use of both: scaling them in place is safe once.
+        return (
+            None if grad_h is None else grad_h.mul_(grad),
+            None if grad_weight is None else grad_weight.mul_(grad.to(grad_weight.dtype)),
+            None,
+        )
+
+
+def next_token(model, batch):
+    """Cross-entropy of the next token in nats, summed over the batch's supervised positions.
+
+    model: a GPT, compiled or not. Returns (sum, count): a scalar tensor and an int.
+    """
+    h = model(batch.x, batch.pieces, batch.positions)[batch.loss_mask]  # (N, C), N = count
+    weight = model.lm_head.weight
+    if not torch.is_grad_enabled():
+        weight = weight.detach()  # the function cannot see no_grad: it would take the gradient
+    loss = LinearCrossEntropy.apply(h, weight, batch.y[batch.loss_mask])
+    return loss, batch.count

@@ -1,0 +1,151 @@
+"""Perplexity and bits per character: how well a model predicts text that it is shown.
+
+Perplexity is e to the mean loss of a token: it compares runs that share tokenizer and blocks. Bits
+per character and per byte divide by what a reader sees instead: over the same text they compare
+any runs, whatever their tokenizers, layouts and block sizes.
+
+For that, every character is coded exactly once. The first token of a text has nothing before it in
+these models (no mark stands at a text's beginning), so it costs log2(n_vocab) bits, as if every
+token were equally likely. A text longer than a block is read in windows of one block that overlap
+by half; a window scores what the one before it did not reach, so that a token has at least half a
+block before it wherever the text has. An answer is coded given its question. EOT is no character
+and costs nothing here; in the perplexity of a run's blocks it counts where it is a target.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from config.configurator import UserError
+from data_utils import TARGET, Batch, evaluation_batches
+from minigpt.hardware import autocast
+from minigpt.objectives import next_token
+from minigpt.prompt import prompt_ids
+
+
+class Passage(NamedTuple):
+    """What is to be coded: `text`, which the ids from `first` on spell. The ids before `first`
+    (a question) are only read."""
+
+    text: str
+    ids: np.ndarray  # (n,)
+    first: int
+
+
+def text_passages(tokenizer, texts):
+    """Texts as Passages, each coded from its first character on."""
+    texts = list(texts)
+    rows = tokenizer.encode_batch(texts)
+    return [Passage(t, np.asarray(ids, np.int64), 0) for t, ids in zip(texts, rows, strict=True)]
+
+
+def answer_passages(tokenizer, pairs):
+    """(question, answer) pairs as Passages: the answer, coded given its question."""
+    passages = []
+    for question, answer in pairs:
+        asked = prompt_ids(tokenizer, "qa", question)
+        ids = np.asarray([*asked, *tokenizer.encode(answer)], np.int64)
+        passages.append(Passage(answer, ids, len(asked)))
+    return passages
+
+
+def windows(length, first, block_size):
+    """How to score tokens first … length-1, each once: [(start, stop, scored)], where tokens start
+    … stop-1 are read and tokens scored … stop-1 counted. Token 0 is never among them.
+
+    Windows are at most block_size (2 or more) wide and begin half a block apart.
+    """
+    spans, start, done = [], 0, max(first, 1)
+    while done < length:
+        stop = min(start + block_size, length)
+        if stop > done:
+            spans.append((start, stop, done))
+            done = stop
+        start += block_size // 2
+    return spans
+
+
+def all_windows(passages, block_size):
+    """The windows of all passages, (number of the passage, start, stop, scored), longest first: so
+    the rows of a batch need little padding, and the largest batch is the first."""
+    spans = [
+        (number, *window)
+        for number, passage in enumerate(passages)
+        for window in windows(len(passage.ids), passage.first, block_size)
+    ]
+    return sorted(spans, key=lambda span: span[1] - span[2])
+
+
+def window_batches(passages, spans, batch_size):
+    """Yield Batches on the CPU, a row a window, padded at the end (causal attention looks back)."""
+    for i in range(0, len(spans), batch_size):
+        rows = spans[i : i + batch_size]
+        width = max(stop - start for _, start, stop, _ in rows)
+        tokens = np.zeros((len(rows), width), np.int64)  # (B, T)
+        mask = np.zeros((len(rows), width), np.uint8)
+        for row, (number, start, stop, scored) in enumerate(rows):
+            tokens[row, : stop - start] = passages[number].ids[start:stop]
+            mask[row, scored - start : stop - start] = TARGET
+        yield Batch.of(tokens, mask, isolated=False)
+
+
+@torch.inference_mode()
+def total_loss(model, batches, dtype=torch.float32):
+    """(nats, count): the loss summed over all targets of the batches, and their number."""
+    model.eval()
+    device = str(model.wte.weight.device)
+    nats, count = 0.0, 0
+    for batch in batches:
+        with autocast(device, dtype):
+            loss, targets = next_token(model, batch.to(device))
+        nats += loss.item()
+        count += targets
+    if not math.isfinite(nats):
+        raise UserError(f"the loss is {nats}: the weights of this run are broken; train it again")
+    return nats, count
+
+
+def block_perplexity(model, blocks, batch_size=32, dtype=torch.float32):
+    """Over every target of a split: {"blocks", "targets", "loss" (nats a token), "perplexity"}."""
+    batches = evaluation_batches(blocks, batch_size)
+    total = math.ceil(len(blocks) / batch_size)
+    nats, count = total_loss(model, _bar(batches, total, "blocks"), dtype)
+    if count == 0:
+        raise UserError(
+            f"{blocks.folder}: the {blocks.split} split has no targets; prepare it anew"
+        )
+    loss = nats / count
+    return dict(blocks=len(blocks), targets=count, loss=loss, perplexity=float(np.exp(loss)))
+
+
+def text_bits(model, passages, n_vocab, batch_size=32, dtype=torch.float32):
+    """Over all passages: {"texts", "characters", "bytes", "tokens", "bits", "tokens_per_char",
+    "bits_per_char", "bits_per_byte"}. UserError where they hold no character."""
+    characters = sum(len(passage.text) for passage in passages)
+    if characters == 0:
+        raise UserError("there is no character to score: the text is empty")
+    size = sum(len(passage.text.encode()) for passage in passages)
+    tokens = sum(len(passage.ids) - passage.first for passage in passages)
+    unseen = sum(passage.first == 0 and len(passage.ids) > 0 for passage in passages)
+    spans = all_windows(passages, model.config.block_size)
+    batches = window_batches(passages, spans, batch_size)
+    total = math.ceil(len(spans) / batch_size)
+    nats, _ = total_loss(model, _bar(batches, total, "text"), dtype)
+    bits = nats / math.log(2) + unseen * math.log2(n_vocab)
+    return dict(
+        texts=len(passages),
+        characters=characters,
+        bytes=size,
+        tokens=tokens,
+        bits=bits,
+        tokens_per_char=tokens / characters,
+        bits_per_char=bits / characters,
+        bits_per_byte=bits / size,
+    )
+
+
+def _bar(batches, total, name):
+    return tqdm(batches, desc=name, total=total, unit="batch", leave=False, disable=None)

@@ -1,0 +1,568 @@
+"""Pictures of runs: loss and learning rate, drawn without a screen and written whole or not at all.
+
+Figures are built from matplotlib.figure.Figure alone, never through pyplot: no window system is
+asked for, and no global state is left behind.
+"""
+
+import contextlib
+import io
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+from matplotlib import font_manager, patheffects
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.style import context as style_context
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
+
+from config.configurator import UserError
+from minigpt.runlog import run_names
+
+# Fonts with Chinese often have no bold face; their regular one serves without a warning.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+
+# Okabe and Ito's colours, which remain apart for the colour-blind; without their yellow, which is
+# lost on white.
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444"]
+INK, QUIET, GRID = "#222222", "#6b6b6b", "#e6e6e6"
+FORMATS = (".png", ".svg")
+X_LABELS = {"steps": "step", "tokens": "tokens", "minutes": "minutes of training"}
+X_COLUMNS = {"steps": "step", "tokens": "tokens", "minutes": "minutes"}
+
+WIDTH, PANELS = 9.0, 4.6  # inches: the picture's width, the height of both panels
+LEFT, RIGHT, BOTTOM = 0.78, 0.3, 0.56  # inches: the margins round the panels
+TITLE_ROW, KEY_ROW, RUN_ROW = 0.5, 0.34, 0.44  # inches: the rows above them
+NAME_LENGTH = 30  # characters of a run's name that the legend shows
+
+STYLE = {
+    "font.size": 10.5,
+    "text.color": INK,
+    "text.parse_math": False,  # a folder's name may hold a $
+    "axes.edgecolor": "#b0b0b0",
+    "axes.linewidth": 0.8,
+    "axes.labelcolor": QUIET,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": "#b0b0b0",
+    "ytick.color": "#b0b0b0",
+    "xtick.labelcolor": QUIET,
+    "ytick.labelcolor": QUIET,
+    "legend.frameon": False,
+    "legend.borderpad": 0,
+    "legend.borderaxespad": 0,
+    "legend.fontsize": 9.5,
+    "lines.solid_capstyle": "round",
+    "lines.solid_joinstyle": "round",
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "minigpt",  # the same log makes the same file
+}
+
+# Fonts with Chinese that systems come with, the likeliest and best-looking first.
+CJK_FONTS = [
+    "Noto Sans CJK SC",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "Hiragino Sans GB",
+    "Heiti SC",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "SimHei",
+    "SimSun",
+    "Arial Unicode MS",
+]
+
+
+# -- what is drawn ---------------------------------------------------------------------------------
+
+
+def smoothed(values, beta):
+    """Exponential moving average, bias-corrected: s_t = Σ_i β^(t−i) v_i / Σ_i β^(t−i), i ≤ t.
+
+    values: (n,); beta in [0, 1), 0 leaves them as they are. Returns (n,) float64. Dividing by the
+    weights' sum keeps the first values from being drawn towards zero.
+    """
+    result = np.empty(len(values))
+    total = weight = 0.0
+    for i, value in enumerate(values):
+        total = beta * total + (1 - beta) * value
+        weight = beta * weight + (1 - beta)
+        result[i] = total / weight
+    return result
+
+
+def choose_scales(runs, x, log):
+    """(log_x, log_y) for the loss panel: as `log` says ("none", "x", "y", "both"), or by "auto" a
+    logarithm where a linear axis would squeeze one run flat beside another."""
+    if log != "auto":
+        return log in ("x", "both"), log in ("y", "both")
+    ends = [run.end(X_COLUMNS[x]) for run in runs]
+    lows = [np.nanmin(_losses(run)) for run in runs if np.isfinite(_losses(run)).any()]
+    log_x = max(ends) > 8 * min(ends)
+    log_y = bool(lows) and max(lows) > 4 * min(lows) > 0
+    return log_x, log_y
+
+
+def loss_figure(runs, x="steps", smooth=0.9, log="auto"):
+    """A Figure: train and val loss above, learning rate below, over a shared x axis.
+
+    runs:   RunLogs, at most len(PALETTE)
+    x:      "steps", "tokens" or "minutes"
+    smooth: β of the moving average over the train loss; the raw curve stays visible behind it
+    log:    "auto", "none", "x", "y" or "both"; see choose_scales()
+    Returns (figure, notes): notes are lines for the user, such as a name that no font can draw.
+
+    Lines carry gids "raw:0", "train:0", "val:0", "best:0", "lr:0", the number being the run's.
+    """
+    if len(runs) > len(PALETTE):
+        raise UserError(
+            f"{len(runs)} runs: a picture of more than {len(PALETTE)} cannot be read; draw several"
+        )
+    names, families, notes = drawable(run_names([run.folder for run in runs]))
+    with style_context(["default", STYLE, {"font.family": families}]):
+        figure = Figure(figsize=(WIDTH, PANELS + BOTTOM + TITLE_ROW))
+        FigureCanvasAgg(figure)  # text is measured while the picture is laid out
+        grid = figure.add_gridspec(2, 1, height_ratios=[4, 1], hspace=0.09)
+        loss, lr = grid.subplots(sharex=True)
+        scales = choose_scales(runs, x, log)
+        for i, run in enumerate(runs):
+            _draw_run(loss, lr, run, i, x, smooth, single=len(runs) == 1)
+        _set_x(loss, runs, x, scales[0])
+        _set_loss_axis(loss, runs, x, *scales)
+        _set_lr_axis(lr, runs)
+        loss.tick_params(axis="x", length=0, labelbottom=False)
+        lr.set_xlabel(X_LABELS[x])
+        loss.set_ylabel("loss (nats per token)")
+        lr.set_ylabel("learning rate")
+        figure.align_ylabels()
+        _add_header(figure, runs, names, x, smooth)
+        _label_best_points(figure, loss, runs)
+    return figure, notes
+
+
+def _colours(i, single):
+    """(train, val): one hue a run; a run that stands alone has one for each of its curves."""
+    return (PALETTE[0], PALETTE[1]) if single else (PALETTE[i], PALETTE[i])
+
+
+def _draw_run(loss, lr, run, i, x, smooth, single):
+    train_colour, val_colour = _colours(i, single)
+    xs, vs = run.train[X_COLUMNS[x]], run.val[X_COLUMNS[x]]
+    if smooth > 0:
+        raw = dict(color=train_colour, alpha=0.25, linewidth=0.8, zorder=2)
+        loss.plot(xs, run.train["loss"], gid=f"raw:{i}", **raw)
+    line = dict(color=train_colour, linewidth=1.6 if smooth > 0 else 1.0, zorder=3 + 0.01 * i)
+    loss.plot(xs, smoothed(run.train["loss"], smooth), gid=f"train:{i}", **line)
+    loss.plot(
+        vs,
+        run.val["val_loss"],
+        gid=f"val:{i}",
+        color=val_colour,
+        zorder=4 + 0.01 * i,
+        # Markers stand apart by a share of the axes where evaluations are many.
+        markevery=0.04 if single else 0.06,
+        **VAL_LINE,
+    )
+    if run.best is not None:
+        loss.plot(
+            vs[run.best],
+            run.val["val_loss"][run.best],
+            gid=f"best:{i}",
+            color=val_colour,
+            zorder=5,
+            clip_on=False,  # whole, even at the axes' edge
+            **BEST_POINT,
+        )
+    lr_colour = QUIET if single else train_colour
+    lr.plot(xs, run.train["lr"], gid=f"lr:{i}", color=lr_colour, linewidth=1.6)
+
+
+VAL_LINE = dict(
+    linewidth=1.5, linestyle=(0, (3.5, 1.6)), marker="o", markersize=3.6, markerfacecolor="white"
+)
+BEST_POINT = dict(
+    marker="o", markersize=8, markeredgecolor="white", markeredgewidth=1.4, linestyle=""
+)
+
+
+# -- axes ------------------------------------------------------------------------------------------
+
+
+def _losses(run):
+    return np.concatenate([run.train["loss"], run.val["val_loss"]])
+
+
+def _set_x(axes, runs, x, log_x):
+    end = max(run.end(X_COLUMNS[x]) for run in runs)
+    if not log_x:
+        axes.set_xlim(-0.007 * (end or 1), 1.012 * (end or 1))
+        axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
+    else:
+        # The evaluation before the first step stands at 0: a short linear stretch leads there.
+        columns = [rows[X_COLUMNS[x]] for run in runs for rows in (run.train, run.val)]
+        first = min(
+            (column[column > 0].min() for column in columns if (column > 0).any()), default=1
+        )
+        axes.set_xscale("symlog", linthresh=first, linscale=0.3)
+        axes.set_xlim(-0.15 * first, 1.1 * max(end, 10 * first))
+        axes.xaxis.set_major_locator(FixedLocator([0, *_log_ticks(first, end, "x")]))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _show_count(value)))
+
+
+def _set_loss_axis(axes, runs, x, log_x, log_y):
+    """Limits that give the height to what happens after the first plunge.
+
+    Losses start near ln(vocabulary) and fall by half within the first percents of a run. On a
+    linear x axis that plunge is a vertical stroke, so the curve may enter from above.
+    """
+    every = np.concatenate([_losses(run) for run in runs])
+    every = every[np.isfinite(every)]
+    if not len(every):
+        return
+    low, high = every.min(), every.max()
+    if not log_x:
+        late = []
+        for run in runs:
+            past = np.concatenate([run.train[X_COLUMNS[x]], run.val[X_COLUMNS[x]]])
+            late.append(_losses(run)[past > 0.05 * run.end(X_COLUMNS[x])])
+        late = np.concatenate(late)
+        late = late[np.isfinite(late)]
+        if len(late):
+            high = min(high, low + 1.8 * (late.max() - low))
+    if log_y and low > 0:
+        axes.set_yscale("log")
+        room = (high / low) ** 0.05 if high > low else 1.1
+        axes.set_ylim(low / room**1.6, high * room)
+        axes.yaxis.set_major_locator(FixedLocator(_log_ticks(low / room, high * room, "y")))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        room = 0.05 * (high - low) or 0.1
+        axes.set_ylim(low - 1.6 * room, high + room)  # below: room for the best point's value
+        axes.yaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 2.5, 5, 10]))
+
+
+def _set_lr_axis(axes, runs):
+    peaks = [run.train["lr"].max() for run in runs if len(run.train["lr"])]
+    peaks = [peak for peak in peaks if peak > 0]
+    if peaks and max(peaks) > 4 * min(peaks):
+        # Fine-tuning's rate is a fraction of pretraining's; on a linear axis it would lie at zero.
+        axes.set_yscale("log")
+        bottom, top = min(peaks) / 30, max(peaks) * 1.6
+        axes.set_ylim(bottom, top)
+        axes.yaxis.set_major_locator(FixedLocator(_log_ticks(bottom, top, "decades")))
+        axes.yaxis.set_minor_locator(NullLocator())
+    elif peaks:
+        axes.set_ylim(0, max(peaks) * 1.15)
+        axes.yaxis.set_major_locator(MaxNLocator(2, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _show_lr(value)))
+
+
+def _log_ticks(low, high, kind):
+    """Round numbers between two positive limits: decades, with 1–2–5 where decades are few."""
+    decades = np.log10(high / low)
+    if kind == "decades" or decades > 5:
+        steps = [1]
+    elif decades > 2.2:
+        steps = [1, 3] if kind == "x" else [1, 2, 5]
+    else:
+        steps = [1, 2, 5]
+        if decades < 1.2:
+            steps = (
+                [1, 1.5, 2, 3, 4, 5, 7]
+                if decades > 0.7
+                else [1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8]
+            )
+    exponents = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    ticks = [step * 10.0**exponent for exponent in exponents for step in steps]
+    return [tick for tick in ticks if low <= tick <= high]
+
+
+# -- numbers as text -------------------------------------------------------------------------------
+
+
+def _show_count(value):
+    """4000 → 4,000; 2500000 → 2.5M; 0.25 → 0.25."""
+    for size, suffix in ((1e9, "B"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.4g}{suffix}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _show_lr(value):
+    """0.0003 → 3e-4."""
+    if value <= 0:
+        return "0"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def show_loss(value):
+    """A loss as the picture and the table print it: three decimals, or two digits if tiny."""
+    return f"{value:.3f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def show_place(run, x):
+    """Where the best evaluation stands: "step 4,000", "65.5M tokens" or "12.5 min"."""
+    value = run.val[X_COLUMNS[x]][run.best]
+    if x == "steps":
+        return f"step {value:,.0f}"
+    return f"{_show_count(value)} tokens" if x == "tokens" else f"{value:.1f} min"
+
+
+# -- what stands above and beside the curves -------------------------------------------------------
+
+
+def _add_header(figure, runs, names, x, smooth):
+    """The title and what each kind of line means; for several runs a row of their names."""
+    single = len(runs) == 1
+    title = f"{names[0]}: train and val loss" if single else "Train and val loss"
+
+    train_colour, val_colour = _colours(0, True) if single else (QUIET, QUIET)
+    keys = [("train", Line2D([], [], color=train_colour, linewidth=1.6))]
+    if smooth > 0:
+        keys = [
+            ("train", Line2D([], [], color=train_colour, alpha=0.35, linewidth=0.9)),
+            ("train, smoothed", Line2D([], [], color=train_colour, linewidth=1.6)),
+        ]
+    keys.append(("val", Line2D([], [], color=val_colour, **VAL_LINE)))
+    best = "best val"
+    if single and runs[0].best is not None:
+        best += f", at {show_place(runs[0], x)}"
+    keys.append((best, Line2D([], [], color=val_colour, **BEST_POINT)))
+    heading = figure.text(0, 0, title, fontsize=12, fontweight="bold", va="center")
+    key = figure.legend(
+        [handle for _, handle in keys],
+        [label for label, _ in keys],
+        ncols=len(keys),
+        loc="center right",
+        handlelength=1.9,
+        handletextpad=0.5,
+        columnspacing=1.3,
+        labelcolor=QUIET,
+    )
+    key.set_gid("key")
+
+    # All is measured before it is placed: names may be long, and Chinese is wide.
+    room = (WIDTH - LEFT - RIGHT) * figure.dpi
+    together = heading.get_window_extent().width + key.get_window_extent().width
+    key_row = KEY_ROW if together > room - 0.2 * figure.dpi else 0
+    rows, legend = (0, None) if single else _run_legend(figure, runs, names, x, room)
+
+    header = TITLE_ROW + key_row + RUN_ROW * rows
+    height = PANELS + BOTTOM + header
+    left, right = LEFT / WIDTH, 1 - RIGHT / WIDTH
+    figure.set_size_inches(WIDTH, height)
+    figure.subplots_adjust(left, BOTTOM / height, right, 1 - header / height)
+    middle = 1 - 0.5 * TITLE_ROW / height
+    heading.set_position((left, middle))
+    key.set_bbox_to_anchor((right, middle - 0.8 * key_row / height))
+    if legend:
+        legend.set_bbox_to_anchor((left, 1 - (TITLE_ROW + key_row) / height))
+
+
+def _run_legend(figure, runs, names, x, room):
+    """(rows, legend): colour, name and best val of each run, in as few rows as `room` allows."""
+    handles = [Line2D([], [], color=PALETTE[i], linewidth=3) for i in range(len(runs))]
+    labels = [_run_label(run, name, x) for run, name in zip(runs, names, strict=True)]
+    for rows in range(-(-len(runs) // 4), len(runs) + 1):
+        columns = -(-len(runs) // rows)
+        legend = figure.legend(
+            handles,
+            ["run"] * len(runs),
+            ncols=columns,
+            loc="upper left",
+            handlelength=1.2,
+            columnspacing=2,
+            labelspacing=0.7,
+        )
+        # matplotlib drops a label that begins with _ from a legend, but not a text set later.
+        for text, label in zip(legend.get_texts(), labels, strict=True):
+            text.set_text(label)
+        if columns == 1 or legend.get_window_extent().width <= room:
+            legend.set_gid("runs")
+            return rows, legend
+        legend.remove()
+
+
+def _run_label(run, name, x):
+    if run.best is None:
+        return f"{name}\nno val loss yet"
+    return f"{name}\n{show_loss(run.val['val_loss'][run.best])} at {show_place(run, x)}"
+
+
+def _label_best_points(figure, axes, runs):
+    """Write each best value beside its point, where it covers least of curves and other labels."""
+    renderer = figure.canvas.get_renderer()
+    by_gid = {line.get_gid(): line for line in axes.get_lines()}
+    to_pixels = axes.transData.transform
+    ink = np.concatenate(
+        [_along(to_pixels(line.get_xydata())) for gid, line in by_gid.items() if ":" in gid]
+    )  # (points, 2) in pixels
+    points = [line for gid, line in by_gid.items() if gid.startswith("best:")]
+    taken = [Bbox(to_pixels(p.get_xydata())[[0, 0]]).padded(0.06 * figure.dpi) for p in points]
+    frame = axes.get_window_extent()
+    for i, run in enumerate(runs):
+        if run.best is None:
+            continue
+        point = by_gid[f"best:{i}"]
+        best = None
+        for right, up, far in LABEL_PLACES:
+            label = axes.annotate(
+                show_loss(run.val["val_loss"][run.best]),
+                point.get_xydata()[0],
+                xytext=(9 * right * far, 10 * up * far),
+                textcoords="offset points",
+                ha=("right", "center", "left")[right + 1],
+                va=("top", "center", "bottom")[up + 1],
+                color=point.get_color(),
+                fontsize=9.5,
+                fontweight="bold",
+                zorder=6,
+                path_effects=[patheffects.withStroke(linewidth=3, foreground="white")],
+                gid=f"label:{i}",
+            )
+            box = label.get_window_extent(renderer).padded(0.02 * figure.dpi)
+            covered = ((ink > box.min) & (ink < box.max)).all(axis=1).sum()
+            clashes = sum(box.overlaps(other) for other in taken)
+            outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0)
+            cost = covered + 1000 * clashes + 10000 * outside
+            if best is None or cost < best[0]:
+                if best:
+                    best[1].remove()
+                best = cost, label, box
+            else:
+                label.remove()
+        taken.append(best[2])
+
+
+# Where a label may stand beside its point: (right, up, distance), the likeliest to be free first.
+LABEL_PLACES = [
+    (right, up, far)
+    for far in (1, 2.6)
+    for right, up in [(0, -1), (1, -1), (-1, -1), (0, 1), (1, 1), (-1, 1), (1, 0), (-1, 0)]
+]
+
+
+def _along(points, gap=3.0):
+    """Points at most about `gap` pixels apart along the line through `points` (n, 2)."""
+    points = points[np.isfinite(points).all(axis=1)]
+    if len(points) < 2:
+        return points
+    lengths = np.hypot(*np.diff(points, axis=0).T)
+    travelled = np.concatenate([[0], np.cumsum(lengths)])
+    wanted = np.arange(0, travelled[-1] + gap, gap)
+    return np.stack([np.interp(wanted, travelled, points[:, k]) for k in (0, 1)], axis=1)
+
+
+# -- names that the usual font cannot write --------------------------------------------------------
+
+
+def drawable(names):
+    """(names, families, notes): `names` as they can be drawn, with these font families.
+
+    An installed font is looked for that has every character which matplotlib's own lacks. Where
+    there is none, a name with such characters becomes "run 2", and a note says so.
+    """
+    own = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
+    names = [_shortened(name) for name in names]
+    lacking = {c for name in names for c in name if not own.get_char_index(ord(c))}
+    if not lacking:
+        return names, ["DejaVu Sans"], []
+    family = find_font(lacking)
+    if family:
+        return names, ["DejaVu Sans", family], []
+    notes = []
+    for i, name in enumerate(names):
+        if lacking & set(name):
+            notes.append(f"{name} is called run {i + 1}")
+            names[i] = f"run {i + 1}"
+    note = f"note: no installed font can write these names, so {', '.join(notes)} in the picture; "
+    return names, ["DejaVu Sans"], [note + "install one that has Chinese, such as Noto Sans CJK SC"]
+
+
+def find_font(characters):
+    """The family of an installed font that has all `characters`, or None."""
+    known = sorted(
+        font_manager.fontManager.ttflist,
+        key=lambda font: CJK_FONTS.index(font.name) if font.name in CJK_FONTS else len(CJK_FONTS),
+    )
+    for font in known:
+        if _has(font.fname, characters) and "Last Resort" not in font.name:  # which is all boxes
+            return font.name
+    # matplotlib keeps its list of fonts in a cache, which one installed since is not in.
+    listed = {font.fname for font in known}
+    for path in font_manager.findSystemFonts():
+        if path not in listed and "lastresort" not in Path(path).name.lower():
+            with contextlib.suppress(Exception):  # a damaged font is no font
+                if _has(path, characters):
+                    font_manager.fontManager.addfont(path)
+                    return font_manager.fontManager.ttflist[-1].name
+    return None
+
+
+def _has(path, characters):
+    try:
+        font = font_manager.get_font(path)
+        return all(font.get_char_index(ord(c)) for c in characters)
+    except (OSError, RuntimeError):
+        return False
+
+
+def _shortened(name):
+    half = NAME_LENGTH // 2
+    return name if len(name) <= NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def output_paths(text):
+    """The files that `--output=a.png,b.svg` names, checked. UserError lists every mistake."""
+    paths = [Path(part.strip()) for part in text.split(",") if part.strip()]
+    problems = [
+        f"--output: {path}: expected a name that ends in {' or '.join(FORMATS)}"
+        for path in paths
+        if path.suffix.lower() not in FORMATS
+    ]
+    problems += [f"--output: {path}: is a folder" for path in paths if path.is_dir()]
+    if not paths:
+        problems.append("--output: names no file; write --output=loss.png")
+    if problems:
+        raise UserError("\n".join(problems))
+    return paths
+
+
+def write_figure(figure, paths, dpi=200):
+    """Write `figure` to each of `paths`, PNG or SVG by the suffix; folders are made as needed.
+
+    Each file is written beside its place and renamed when whole, so an interruption leaves the old
+    picture. UserError where a file cannot be written.
+    """
+    for path in map(Path, paths):
+        picture = io.BytesIO()
+        kind = path.suffix.lower()[1:]
+        metadata = {"Date": None} if kind == "svg" else {}
+        with style_context(["default", STYLE]):
+            figure.savefig(picture, format=kind, dpi=dpi, metadata=metadata)
+        writing = path.with_name(path.name + ".writing")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            writing.write_bytes(picture.getvalue())
+            os.replace(writing, path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+        finally:
+            with contextlib.suppress(OSError):
+                writing.unlink()

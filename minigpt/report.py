@@ -1,0 +1,53 @@
+"""Reports of an evaluation: a table for the screen, JSON and JSONL for programs."""
+
+import json
+from pathlib import Path
+
+from config.configurator import UserError
+
+
+def table(header, rows):
+    """Lines of aligned columns: the first to the left, the others, figures, to the right."""
+    lines = [list(map(str, row)) for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def check_writable(path):
+    """UserError where no file can be written at `path`: better before the work than after it."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        existed = path.exists()
+        open(path, "a").close()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); give another") from None
+
+
+def write_json(path, figures):
+    """Write figures as JSON that people can read too."""
+    _write(path, json.dumps(figures, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_jsonl(path, rows):
+    """Write one JSON object a line."""
+    _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _write(path, text):
+    """Under another name first: an interrupted write leaves the old file whole."""
+    path = Path(path)
+    unfinished = path.with_name(path.name + ".tmp")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None

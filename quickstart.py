@@ -1,0 +1,475 @@
+"""MiniGPT in one command: the packages, then the whole pipeline on the bundled sample.
+
+    python quickstart.py            # install, prepare, train, fine-tune, measure, answer
+    python quickstart.py --setup    # only install
+    python quickstart.py --test     # install, then lint and run the whole test suite
+    python quickstart.py --help     # this text
+
+It needs Python 3.10 or newer (64 bit) and nothing else. Packages go into .venv beside this file:
+some 250 MB to fetch and 1.2 GB on the disk, on Linux with an NVIDIA GPU several GB. The pipeline
+then takes about five minutes on two CPU cores and prints every command before it runs it.
+"""
+
+# The syntax of this file is kept to what Python 3.6 reads, so that an old Python can say what it
+# lacks in place of a SyntaxError.
+import difflib
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+OLDEST, NEWEST = (3, 10), (3, 14)  # the Pythons that torch's pinned version has wheels for
+ON_WINDOWS = os.name == "nt"
+PYTHON = VENV / ("Scripts/python.exe" if ON_WINDOWS else "bin/python")
+ACTIVATE = r".venv\Scripts\activate" if ON_WINDOWS else "source .venv/bin/activate"
+
+RUNTIME, DEV = "requirements.txt", "requirements-dev.txt"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+PIP_LOG = VENV / "pip.log"
+
+
+class Trouble(Exception):
+    """Something that its reader can mend: the message says what and how. code: the exit code."""
+
+    def __init__(self, message, code=1):
+        super().__init__(message)
+        self.code = code
+
+
+def main(words):
+    """Run quickstart with the words after its name; returns the exit code."""
+    if not OLDEST <= sys.version_info[:2] <= NEWEST:
+        raise Trouble(wrong_python(sys.version_info))
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")  # Chinese on any Windows console
+    mode = read_arguments(words)
+    if mode == "--help":
+        print(__doc__.strip())
+    elif mode == "--setup":
+        setup([RUNTIME])
+        say("Installed. To use it: " + ACTIVATE)
+    elif mode == "--test":
+        setup([RUNTIME, DEV])
+        check()
+    else:
+        setup([RUNTIME])
+        demonstrate()
+    return 0
+
+
+def wrong_python(version):
+    """The line for a Python that is too old or too new."""
+    found = ".".join(map(str, version[:3]))
+    oldest, newest = (".".join(map(str, bound)) for bound in (OLDEST, NEWEST))
+    return (
+        f"quickstart.py: this is Python {found}; MiniGPT needs {oldest} to {newest}: install one "
+        f"from https://www.python.org/downloads and run it with that (as python{newest} or py "
+        f"-{newest})"
+    )
+
+
+def read_arguments(words):
+    """ "--setup", "--test", "--help", or "" for everything; Trouble for any other words."""
+    modes = ["--setup", "--test", "--help"]
+    words = ["--help" if word == "-h" else word for word in words]
+    unknown = [word for word in words if word not in modes]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], modes, 1)
+        hint = f"did you mean {close[0]}?" if close else "expected --setup, --test or --help"
+        raise Trouble(f"quickstart.py: unknown argument {unknown[0]}; {hint}", code=2)
+    if len(set(words)) > 1:
+        raise Trouble(f"quickstart.py: {' '.join(words)}: expected one of them", code=2)
+    return words[0] if words else ""
+
+
+def say(text):
+    """Print at once: what the child processes write comes after it."""
+    print(text, flush=True)
+
+
+def duration(seconds):
+    """Seconds as "4.2 s" or "2 min 05 s"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds:02} s"
+
+
+# -- packages --------------------------------------------------------------------------------------
+
+
+def setup(names):
+    """Have .venv hold the packages of these requirements files; Trouble where it cannot be done."""
+    fresh = not works(PYTHON)
+    if fresh:
+        make_venv()
+    missing = [name for name in names if not is_stamped(name)]
+    if not missing:
+        return
+    began = time.perf_counter()
+    for name in missing:
+        discard(stamp(name))  # until it is installed again, nothing is promised
+    install(missing)
+    problem = import_problem()
+    if problem and not fresh:
+        say(f"The packages in .venv do not work ({problem}): all are installed anew.")
+        make_venv()
+        install(names)
+        problem = import_problem()
+    if problem:
+        remedy = "see .venv/pip.log"
+        if ON_WINDOWS and "DLL" in problem:
+            remedy = "install https://aka.ms/vs/17/release/vc_redist.x64.exe and run this again"
+        raise Trouble(f"the packages were installed but do not start: {problem}; {remedy}")
+    for name in names:
+        stamp(name).write_text(fingerprint(name), encoding="utf-8")
+    say(f"Packages are ready ({duration(time.perf_counter() - began)}).\n")
+
+
+def works(python):
+    """Does the Python of a virtual environment start, of a version that serves and with pip?"""
+    test = f"import sys, pip; sys.exit(not {OLDEST} <= sys.version_info[:2] <= {NEWEST})"
+    try:
+        return captured(python, "-c", test).returncode == 0
+    except OSError:  # it is not there, or the Python that it pointed to is gone
+        return False
+
+
+def make_venv():
+    """Make .venv, in the place of whatever is there."""
+    if importlib.util.find_spec("ensurepip") is None:  # Debian and Ubuntu have it in a package
+        version = "{}.{}".format(*sys.version_info)
+        raise Trouble(
+            "this Python cannot make virtual environments, for its module ensurepip is missing; "
+            f"on Debian and Ubuntu: sudo apt install python{version}-venv, then run this again"
+        )
+    say("Making .venv anew: it does not work." if VENV.exists() else "Making .venv …")
+    done = captured(sys.executable, "-m", "venv", "--clear", VENV)
+    if done.returncode:
+        raise Trouble(f"{VENV} cannot be made: {last_line(done)}; delete the folder and try again")
+
+
+def fingerprint(name):
+    """What a requirements file asks for, as hex digits: its text, that of the files it includes,
+    and the place of .venv, which works in no other."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    included = re.findall(r"^-r (\S+)", text, re.MULTILINE)
+    parts = [str(VENV), text, *map(fingerprint, included)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def stamp(name):
+    """The file that says which version of a requirements file .venv holds."""
+    return VENV / f"{name}.sha256"
+
+
+def discard(path):
+    """Delete a file that need not be there."""
+    if path.exists():
+        path.unlink()
+
+
+def is_stamped(name):
+    """Was a requirements file installed as it is now?"""
+    try:
+        return stamp(name).read_text(encoding="utf-8") == fingerprint(name)
+    except OSError:
+        return False
+
+
+def install(names):
+    """pip install of requirements files; Trouble says why pip failed."""
+    for name in names:
+        say(f"Installing {name} into .venv …")
+        if name == RUNTIME and wants_cpu_torch():
+            install_cpu_torch()
+        if pip("-r", str(ROOT / name)):
+            raise Trouble(why_pip_failed(read_log()))
+
+
+def wants_cpu_torch(system=sys.platform, which=shutil.which, exists=os.path.exists):
+    """On Linux the usual torch brings gigabytes of CUDA: needless without an NVIDIA driver. (On
+    macOS and Windows it does not.)"""
+    driver = which("nvidia-smi") or exists("/proc/driver/nvidia")
+    return system.startswith("linux") and not driver
+
+
+def install_cpu_torch():
+    """torch alone from PyTorch's CPU index. Where that fails, requirements.txt brings the usual."""
+    pin = torch_pin()
+    if has_version(pin):
+        return
+    if not answers(f"{CPU_INDEX}/torch/"):
+        say("PyTorch's CPU index does not answer: torch comes from the usual index.")
+    elif pip("--no-deps", "--index-url", CPU_INDEX, "--timeout", "20", "--retries", "1", pin):
+        say("PyTorch's CPU index failed: torch comes from the usual index.")
+
+
+def torch_pin():
+    """The line of requirements.txt that names torch, without its comment."""
+    text = (ROOT / RUNTIME).read_text(encoding="utf-8")
+    return re.search(r"^torch==[^\s;#]+", text, re.MULTILINE).group()
+
+
+def has_version(pin):
+    """Does .venv hold a package at the version that `pin` (name==version) asks for?"""
+    name, version = pin.split("==")
+    test = "import sys, importlib.metadata as m; print(m.version(sys.argv[1]).split('+')[0])"
+    done = captured(PYTHON, "-c", test, name)
+    return done.stdout.strip() == version
+
+
+def answers(url):
+    """Is there a server at `url`, within seconds? A network that drops packets must not hold up
+    the installation for pip's retries."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as reply:
+            return reply.status == 200
+    except (OSError, ValueError):  # URLError and time-outs are OSErrors
+        return False
+
+
+def pip(*words):
+    """Run pip install in .venv; returns its exit code. The machine's own pip settings hold, but
+    for --user, which a virtual environment does not allow."""
+    settings = {
+        "PIP_USER": "0",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_USE_PEP517": "1",  # an older pip warns about packages without a wheel otherwise
+    }
+    discard(PIP_LOG)
+    command = [str(PYTHON), "-m", "pip", "install", "--log", str(PIP_LOG), *words]
+    return run(command, {**environment(), **settings})
+
+
+def read_log():
+    """pip's full log of its last run."""
+    try:
+        return PIP_LOG.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def why_pip_failed(log):
+    """One line for people, from pip's log."""
+    if re.search(r"No space left on device|Errno 28|not enough space", log):
+        return "the disk is full: .venv needs about 1.2 GB (with CUDA about 8 GB)"
+    if re.search(
+        r"NewConnectionError|NameResolutionError|ConnectTimeout|ProxyError|ReadTimeout", log
+    ):
+        return (
+            "pip does not reach its package index: look at the network or the proxy (or set a "
+            "mirror: pip config set global.index-url URL), then run this again"
+        )
+    if re.search(r"SSLError|CERTIFICATE_VERIFY_FAILED", log):
+        return "pip does not trust its package index's certificate: see pip config set global.cert"
+    missing = re.search(r"No matching distribution found for (\S+)", log)
+    if missing:
+        return (
+            f"pip found no {missing.group(1)} for this machine (Python "
+            f"{platform.python_version()}, {platform.system()} {platform.machine()}); there is one "
+            f"for 64-bit Linux and Windows and for Macs with Apple's own chips"
+        )
+    return "pip failed, see its last lines above; all that it did is in .venv/pip.log"
+
+
+def import_problem():
+    """ "" where the packages start, else the last line of their error."""
+    test = "import torch, numpy, tiktoken, tokenizers, safetensors.torch, matplotlib, jieba"
+    done = captured(PYTHON, "-W", "ignore", "-c", test)
+    return last_line(done) if done.returncode else ""
+
+
+# -- running things --------------------------------------------------------------------------------
+
+
+def environment():
+    """What child processes run in: UTF-8 everywhere, output at once, no other Python's modules."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONHOME", "PYTHONPATH")}
+    return {**inherited, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def run(command, env):
+    """Run a command in the project's folder, its output on the screen; returns its exit code (of
+    one that a signal ended, 128 + the signal's number, as a shell says it).
+
+    Ctrl-C reaches the command too: it is left to end in its own time (train.py saves), and then
+    KeyboardInterrupt is raised.
+    """
+    interrupted = False
+    process = subprocess.Popen(command, env=env, cwd=str(ROOT))
+    while True:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            interrupted = True
+        else:
+            break
+    if interrupted:
+        raise KeyboardInterrupt
+    return code if code >= 0 else 128 - code
+
+
+def captured(*command):
+    """Run a command without showing what it prints; returns the CompletedProcess, with text."""
+    return subprocess.run(
+        [str(word) for word in command],
+        env=environment(),
+        cwd=str(ROOT),
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+
+
+def last_line(done):
+    """The last line that a captured process wrote, errors before output."""
+    lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    return lines[-1] if lines else f"exit code {done.returncode}"
+
+
+def typed(words):
+    """A command as a person types it, in any shell: words that are not plain stand in quotes."""
+    shown = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            key, value = "", word
+        plain = re.fullmatch(r"[A-Za-z0-9_./,:-]*", value)
+        shown.append(word if plain else f'{key}{equals}"{value}"')
+    return " ".join(["python", *shown])
+
+
+def step(words):
+    """Print a command and run it with .venv's Python; Trouble where it fails."""
+    say(f"$ {typed(words)}")
+    code = run([str(PYTHON), *words], environment())
+    if code:
+        raise Trouble(f"this command failed with exit code {code}: {typed(words)}", code)
+
+
+def check():
+    """Lint, format and tests: the first that fails ends it."""
+    step(["-m", "ruff", "check", "."])
+    step(["-m", "ruff", "format", "--check", "."])
+    step(["-m", "pytest", "-q"])
+
+
+# -- the pipeline ----------------------------------------------------------------------------------
+
+BASE, TUNED = "out/quickstart", "out/quickstart_sft"
+ENTRIES, PAIRS = "data/sample/wiki.jsonl", "sft/sft_saves.jsonl"
+PICTURE = "out/quickstart.png"
+QUESTIONS = ["长江被称为什么水道？", "章鱼有几颗心脏？", "植物的叶子为什么看上去是绿色的？"]
+
+# What a step does, and its command without `python`.
+STEPS = [
+    (
+        "Clean the bundled articles, hold some of them out, write the rest as blocks of tokens.",
+        ["data/prepare.py", "config/quickstart.py", f"--input={ENTRIES}"],
+    ),
+    (
+        "Pretrain: a small GPT learns, from nothing, to continue these texts.",
+        ["train.py", "config/quickstart.py", "--overwrite=true"],
+    ),
+    (
+        "Write question-answer pairs as blocks, with a mask: only the answers are to be learned.",
+        ["data/prepare_sft.py", "config/quickstart_sft.py", f"--input={PAIRS}"],
+    ),
+    (
+        "Fine-tune: the same model learns to answer.",
+        ["train.py", "config/quickstart_sft.py", "--overwrite=true"],
+    ),
+    (
+        "Perplexity and bits per character: how well it expects answers that it has not seen.",
+        ["evaluations-perplexity.py", f"--out_dir={TUNED}"],
+    ),
+    (
+        "Rouge-L: how close its own answers come to all the bundled ones.",
+        ["evaluations-RougeL.py", f"--out_dir={TUNED}", f"--input={PAIRS}"],
+    ),
+    (
+        "Draw the losses of both runs.",
+        ["visualize.py", f"--runs={BASE},{TUNED}", f"--output={PICTURE}"],
+    ),
+    *(
+        ("Ask it something.", ["sample.py", f"--out_dir={TUNED}", f"--start={question}"])
+        for question in QUESTIONS
+    ),
+]
+
+
+def demonstrate():
+    """The pipeline on the bundled sample, then what came of it and what to try next."""
+    say("Every command stands before what it prints. To type them yourself, first:")
+    if Path.cwd() != ROOT:
+        say(f"  cd {ROOT}")
+    say(f"  {ACTIVATE}\n")
+    began = last = time.perf_counter()
+    for number, (purpose, words) in enumerate(STEPS, 1):
+        say(f"[{number}/{len(STEPS)}] {purpose}")
+        step(words)
+        now = time.perf_counter()
+        say(f"({duration(now - last)})\n")
+        last = now
+    figures = json.loads((ROOT / TUNED / "rouge.json").read_text(encoding="utf-8"))
+    say(summary(figures, time.perf_counter() - began))
+
+
+def summary(figures, seconds):
+    """The closing text, from what evaluations-RougeL.py wrote and the time that it all took."""
+    lines = []
+    for name in ("seen in training", "held out", "all"):
+        count, mean = figures[name]["count"], figures[name]["rouge_l_chars"]["mean"]
+        lines.append(f"  {name:<17} {count:>4} pairs   {mean:.3f}")
+    scores = "\n".join(lines)
+    seen, held_out = (figures[name]["exact_match"] for name in ("seen in training", "held out"))
+    return f"""\
+Done in {duration(seconds)}. Rouge-L of its answers (over characters; 1 is word for word):
+
+{scores}
+
+The model has memorised the sample: of the questions that it was trained on it answers {seen:.0%}
+word for word. The held-out pairs are about articles of which it was never asked anything: of those
+{held_out:.0%}; mostly it writes sentences of the right form with wrong facts there. The held-out
+figure is the one that says what a model has learned. It grows with the text that the model has
+read, and this sample is a few dozen pages.
+
+What there is now
+  {BASE + "/":<24} the pretrained run: checkpoint, log.jsonl, samples.txt, best/
+  {TUNED + "/":<24} the fine-tuned run, with rouge.jsonl (every answer) and perplexity.json
+  {PICTURE:<24} the loss curves
+
+Next
+  {ACTIVATE}
+  python sample.py --out_dir={TUNED}                 # ask your own questions
+  python data/prepare.py config/cpu_small.py --input=FOLDER   # your own .txt, .jsonl or .json
+  python train.py config/cpu_small.py --max_minutes=20
+  python sample.py --out_dir=out/cpu_small --start="中国的"
+
+README.md (English) and README.zh.md (中文) tell the rest."""
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Trouble as trouble:
+        print(trouble, file=sys.stderr)
+        sys.exit(trouble.code)
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader went away (`… | head`): nothing is left to say
+        sys.stderr.close()
+        sys.exit(1)

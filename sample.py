@@ -1,0 +1,150 @@
+"""Let a trained run write: continue a text, or answer a question.
+
+    python sample.py --out_dir=out/pretrain --start="黄河是" --num_samples=2
+    python sample.py --out_dir=out/sft --start="黄河发源于哪里？"
+    python sample.py --out_dir=out/sft                    # asks at the terminal, again and again
+    python sample.py --out_dir=out/sft/best --start=FILE:prompt.txt
+
+A fine-tuned run takes the question alone and prints the answer alone. At the terminal Ctrl-C stops
+an answer; an empty line or Ctrl-D leaves.
+"""
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+
+from config.configurator import UserError, configure, run
+from minigpt import checkpoint
+from minigpt.engine import Engine, Request
+from minigpt.hardware import pick_device, pick_dtype
+from minigpt.prompt import prompt_ids, stop_ids
+
+
+class Settings:
+    start: str = ""  # the text to continue, or the question; FILE:path reads it from a file; "":
+    #                  ask at the terminal
+    num_samples: int = 1  # how many texts for each start
+    max_new_tokens: int = 225  # a text ends at the latest after so many tokens
+    temperature: float = 0.1  # 0: always the likeliest token; 1: as the model has it; more: wilder
+    top_k: int = 20  # draw from the k likeliest tokens; 0: from all
+    top_p: float = 1.0  # draw from the likeliest tokens that make up this probability; 1: from all
+    repetition_penalty: float = 1.0  # above 1: tokens that stand in the text become less likely
+    seed: int | None = None  # the same seed writes the same text; none: another one every time
+
+
+def main():
+    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__, quiet=True)
+    print(settings.describe(), file=sys.stderr)
+    if settings.num_samples < 1:
+        raise UserError(f"num_samples={settings.num_samples}: expected at least 1")
+    start = read_start(settings.start)
+    problems = request_of([0], settings).problems()  # before the model is loaded
+    if problems:
+        raise UserError("\n".join(problems))
+    device = pick_device(settings.device)
+    trained = checkpoint.load(settings.out_dir, device, pick_dtype(settings.dtype, device))
+    writer = Writer(trained, settings)
+    if start:
+        writer.write_all(start)
+    else:
+        converse(writer)
+
+
+def read_start(start):
+    """The text that --start means: itself, or what stands in its FILE:path."""
+    if not start.startswith("FILE:"):
+        return start
+    path = Path(start.removeprefix("FILE:"))
+    try:
+        text = path.read_text(encoding="utf-8-sig").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UserError(f"--start=FILE:{path}: cannot be read ({reason})") from None
+    if not text:
+        raise UserError(f"--start=FILE:{path}: the file is empty; expected a text to continue")
+    return text
+
+
+def request_of(ids, settings, number=0, **more):
+    """The engine's request for sample `number`."""
+    return Request(
+        ids,
+        settings.max_new_tokens,
+        settings.temperature,
+        settings.top_k,
+        settings.top_p,
+        settings.repetition_penalty,
+        seed=None if settings.seed is None else settings.seed + number,
+        **more,
+    )
+
+
+class Writer:
+    """Writes a run's texts to the terminal as they come; notes and speed go to stderr."""
+
+    def __init__(self, trained, settings):
+        self.trained, self.settings, self.tokenizer = trained, settings, trained.tokenizer
+        self.engine = Engine(trained.model, self.tokenizer.n_vocab, n_slots=1)
+        self.warned = False
+
+    def write_all(self, start):
+        """num_samples texts for one start, one after the other."""
+        for number in range(self.settings.num_samples):
+            if number:
+                print("---")
+            self.write(start, number)
+
+    def write(self, start, number=0):
+        """One text, a whole character at a time."""
+        prompt_format = self.trained.prompt_format
+        ids = prompt_ids(self.tokenizer, prompt_format, start)
+        stops = stop_ids(self.tokenizer)
+        ticket = self.engine.submit(request_of(ids, self.settings, number, stop_ids=stops))
+        decoder = self.tokenizer.stream()
+        began = time.perf_counter()
+        if prompt_format == "plain":
+            print(start, end="", flush=True)
+        try:
+            for token in self.engine.stream(ticket):
+                print(decoder.push(token), end="", flush=True)
+        finally:  # also where Ctrl-C stops it
+            print(flush=True)
+        self.report(ticket, time.perf_counter() - began)
+
+    def report(self, ticket, seconds):
+        """How fast it was, and once whether the beginning is out of sight."""
+        count, size = len(ticket.ids), self.engine.block_size
+        print(f"[{count} tokens, {count / seconds:.0f} tokens/s]", file=sys.stderr)
+        if ticket.rolled and not self.warned:
+            self.warned = True
+            print(
+                f"note: the text outgrew the {size} tokens that this model sees: whenever they are "
+                f"full, it goes on with the last {size // 2} in view",
+                file=sys.stderr,
+            )
+
+
+def converse(writer):
+    """Ask for starts and write, until an empty line or the end of the input."""
+    terminal = sys.stdin.isatty()
+    if terminal:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (the arrow keys then edit and recall lines)
+        what = "a question" if writer.trained.prompt_format == "qa" else "a text to continue"
+        print(f"{what}, then Enter; an empty line leaves", file=sys.stderr)
+    while True:
+        try:
+            start = input("> " if terminal else "").strip()
+        except EOFError:
+            start = ""
+        if not start:
+            return
+        try:
+            writer.write_all(start)
+        except KeyboardInterrupt:
+            print("[stopped]", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run(main)

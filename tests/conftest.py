@@ -1,0 +1,128 @@
+"""What the tests share: the project on sys.path, no network, few threads, and tiny stand-ins.
+
+    python -m pytest tests            # everything
+    python -m pytest tests -k engine  # one part
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ["HF_HUB_OFFLINE"] = "1"  # transformers builds its models from configs alone
+os.environ["PYTHONUTF8"] = "1"  # what subprocesses print is read as UTF-8, whatever the locale
+os.environ["OMP_NUM_THREADS"] = "1"  # for subprocesses: tiny models gain nothing from more
+for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):  # the tests themselves are one process
+    os.environ.pop(name, None)
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def root():
+    """The project's folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder with real text, beside the project; tests that need it skip where it is absent."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the real text is not here: {folder} is no folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer(tmp_path_factory):
+    """A trained tokenizer of its own file whose tokens are the 256 bytes: 320 embedding rows, so
+    that a model with it is tiny. EOT 256, PAD 257, A 258."""
+    from minigpt.tokenizer import save_tokenizer
+
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    names = ("EOT", "PAD", "A", "IM_START", "IM_END")
+    special = {name: 256 + i for i, name in enumerate(names)}
+    path = tmp_path_factory.mktemp("tokenizer") / "bytes.tiktoken"
+    return save_tokenizer(path, ranks, "gpt-2", special, {"trained_on": "nothing"})
+
+
+@pytest.fixture(scope="session")
+def write_blocks():
+    """write_blocks(folder, tokenizer, train, val, **meta): a dataset folder in the block format.
+
+    train, val: (tokens, mask), arrays (n_blocks, block_size). Written here byte by byte as the
+    format says, not by the project's own writer. `meta` overrides entries of meta.json.
+    """
+
+    def write(folder, tokenizer, train, val, **meta):
+        folder.mkdir(parents=True, exist_ok=True)
+        counts = {}
+        for split, (tokens, mask) in (("train", train), ("val", val)):
+            tokens, mask = np.asarray(tokens, "<u2"), np.asarray(mask, "u1")
+            (folder / f"{split}.bin").write_bytes(tokens.tobytes())
+            (folder / f"{split}.mask").write_bytes(mask.tobytes())
+            counts[split] = {"blocks": len(tokens), "targets": int((mask & 1).sum())}
+        facts = {
+            "format": 1,
+            "tokenizer": tokenizer.name,
+            "tokenizer_hash": tokenizer.hash,
+            "n_vocab": tokenizer.n_vocab,
+            "dtype": "uint16",
+            "block_size": int(np.shape(train[0])[1]),
+            "layout": "concat",
+            "prompt_format": "plain",
+            "counts": counts,
+            "command": "python data/prepare.py --input=texts",
+        }
+        (folder / "meta.json").write_text(json.dumps({**facts, **meta}), encoding="utf-8")
+        entry = {"id": "1", "question": "Why?", "answer": "So.", "title": "", "text": "Why? So."}
+        (folder / "val.jsonl").write_text(json.dumps(entry) + "\n", encoding="utf-8")
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """tiny_model(seed=0, **shape): a small GPT in eval mode, EVERY tensor of it filled at random,
+    norms and biases too: what is 1 or 0 at the start would hide mistakes."""
+    from model import GPT, GPTConfig
+
+    def make(seed=0, **shape):
+        small = dict(n_rows=64, block_size=16, n_layer=2, n_head=4, n_embd=32)
+        model = GPT(GPTConfig(**{**small, **shape})).eval()
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_script():
+    """run_script("train.py", "--key=value", …): the script as its user runs it; waits for its end.
+
+    Returns a CompletedProcess with text. Other keywords go to subprocess.run.
+    """
+
+    def run(script, *words, timeout=120, **keywords):
+        command = [sys.executable, str(ROOT / script), *map(str, words)]
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=timeout,
+            **keywords,
+        )
+
+    return run

@@ -1,0 +1,351 @@
+"""Checkpoints: whole or absent, whatever interrupts a save; and every complaint on loading."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from config.configurator import UserError
+from minigpt import checkpoint
+from minigpt.tokenizer import load_tokenizer
+
+
+@pytest.fixture
+def model(tiny_model, byte_tokenizer):
+    return tiny_model(n_rows=byte_tokenizer.n_rows)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "out" / "run"
+
+
+def meta(version):
+    return dict(prompt_format="plain", step=version, settings={"dataset": "data/中文"})
+
+
+def save(folder, model, tokenizer, version, with_state=True):
+    """A save all of whose parts carry `version`: every weight is filled with it."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(version)
+    state = dict(step=version, best=float("inf"), rng=[torch.get_rng_state()], big=torch.ones(9999))
+    checkpoint.save(folder, model, tokenizer, meta(version), state if with_state else None)
+
+
+def version_of(folder):
+    """The version that a reader finds; all parts must agree on it."""
+    found = checkpoint.load(folder)
+    version = found.meta["step"]
+    assert all((weight == version).all() for weight in found.model.parameters())
+    assert checkpoint.load_state(folder)["step"] == version
+    return version
+
+
+# -- there and back --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("classic", [True, False])
+def test_what_is_saved_is_loaded(folder, tiny_model, byte_tokenizer, tied, classic):
+    shape = dict(position="learned", norm="layernorm", mlp="gelu", bias=True, qk_norm=False)
+    shape = shape if classic else dict(n_kv_head=2, head_dim=10)
+    model = tiny_model(n_rows=byte_tokenizer.n_rows, tie_embeddings=tied, **shape)
+    state = dict(step=7, optimizers=[{"state": {0: {"momentum": torch.randn(3)}}}], none=None)
+    checkpoint.save(folder, model, byte_tokenizer, meta(7), state)
+    found = checkpoint.load(folder)
+    assert found.model.config == model.config
+    assert found.meta["step"] == 7 and found.prompt_format == "plain"
+    assert found.meta["settings"] == {"dataset": "data/中文"}
+    assert found.tokenizer.hash == byte_tokenizer.hash
+    ours, theirs = dict(model.named_parameters()), dict(found.model.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert (found.model.lm_head.weight is found.model.wte.weight) is tied
+    loaded = checkpoint.load_state(folder)
+    assert torch.equal(
+        loaded["optimizers"][0]["state"][0]["momentum"],
+        state["optimizers"][0]["state"][0]["momentum"],
+    )
+    # Any program reads it: weights by safetensors, the rest as JSON; tied weights stand once.
+    assert load_file(folder / "model.safetensors").keys() == ours.keys()
+    about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert about["model"]["n_embd"] == 32 and about["tokenizer_hash"] == byte_tokenizer.hash
+    names = {"config.json", "model.safetensors", "state.pt", "tokenizer.tiktoken", "tokenizer.json"}
+    assert {path.name for path in folder.iterdir()} == names
+
+
+def test_loading_in_another_number_format(folder, model, byte_tokenizer):
+    save(folder, model, byte_tokenizer, 1)
+    found = checkpoint.load(folder, dtype=torch.bfloat16)
+    assert {weight.dtype for weight in found.model.parameters()} == {torch.bfloat16}
+
+
+def test_a_run_is_complete_in_itself(folder, model, byte_tokenizer, tmp_path):
+    """Its tokenizer's file gone and the run moved elsewhere: it still loads, and saves again."""
+    names = [Path(byte_tokenizer.name).with_suffix(end) for end in (".tiktoken", ".json")]
+    for path in names:
+        shutil.copy(path, tmp_path)
+    own = load_tokenizer(str(tmp_path / names[0].name))
+    save(folder, model, own, 1)
+    for path in names:
+        (tmp_path / path.name).unlink()
+    moved = folder.rename(tmp_path / "moved")
+    found = checkpoint.load(moved)
+    assert found.tokenizer.encode("中文") == byte_tokenizer.encode("中文")
+    save(moved, found.model, found.tokenizer, 2)
+    assert version_of(moved) == 2
+
+
+def test_a_shipped_tokenizer_is_not_copied(folder, tiny_model):
+    tokenizer = load_tokenizer("zh")
+    save(folder, tiny_model(n_rows=tokenizer.n_rows), tokenizer, 1)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "state.pt"}
+    assert checkpoint.load(folder).tokenizer.name == "zh"
+
+
+# -- interruptions ---------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """What stands here for kill -9: after it nothing more is written or cleaned up."""
+
+
+def kill_at(patch, moment):
+    """Have the process "killed" before the moment-th of the calls that a save makes."""
+    calls = [0]
+
+    def guarded(function):
+        def call(*words, **keywords):
+            calls[0] += 1
+            if calls[0] > moment:
+                raise Killed
+            return function(*words, **keywords)
+
+        return call
+
+    for owner, name in (
+        (checkpoint, "save_file"),
+        (torch, "save"),
+        (checkpoint, "_flush"),
+        (Path, "write_text"),
+        (Path, "mkdir"),
+        (Path, "rename"),
+        (Path, "rmdir"),
+        (os, "replace"),
+        (shutil, "rmtree"),
+        (shutil, "copyfile"),
+    ):
+        patch.setattr(owner, name, guarded(getattr(owner, name)))
+
+
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new(folder, model, byte_tokenizer):
+    found, moment = [], 0
+    while True:
+        shutil.rmtree(folder, ignore_errors=True)
+        save(folder, model, byte_tokenizer, 1)
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                kill_at(patch, moment)
+                save(folder, model, byte_tokenizer, 2)
+            break
+        except Killed:
+            found.append(version_of(folder))
+            assert not (folder / checkpoint.STAGED).exists()  # a reader finishes the save
+            save(folder, model, byte_tokenizer, 3)  # and the next save goes through
+            assert version_of(folder) == 3
+            assert not list(folder.glob(".*"))
+        moment += 1
+    assert found == sorted(found) and set(found) == {1, 2}  # one moment decides
+    assert found.count(2) >= 5  # among them kills between the moves of the files
+    assert version_of(folder) == 2
+
+
+def test_a_first_save_killed_is_no_run_or_a_whole_one(folder, model, byte_tokenizer):
+    found = []
+    for moment in range(40):
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                kill_at(patch, moment)
+                save(folder, model, byte_tokenizer, 1)
+            break
+        except Killed:
+            found.append(checkpoint.exists(folder) and version_of(folder))
+    assert set(found) == {False, 1} and found == sorted(found)
+
+
+def test_reading_while_a_save_is_under_way(folder, model, byte_tokenizer, monkeypatch):
+    """sample.py beside train.py: the reader gets the last whole one and disturbs nothing."""
+    save(folder, model, byte_tokenizer, 1)
+    flush, seen = checkpoint._flush, []
+    monkeypatch.setattr(
+        checkpoint, "_flush", lambda path: seen.append(version_of(folder)) or flush(path)
+    )
+    save(folder, model, byte_tokenizer, 2)
+    assert seen and set(seen) == {1}
+    assert version_of(folder) == 2
+
+
+def test_a_reader_that_finishes_a_save_beside_the_writer(folder, model, byte_tokenizer, monkeypatch):
+    """Both may move the staged files at once: what one has moved, the other finds gone."""
+    save(folder, model, byte_tokenizer, 1)
+    replace = os.replace
+
+    def replace_after_the_other(source, target):
+        replace(source, target)
+        replace(source, target)  # the other was a moment faster: there is no source any more
+
+    monkeypatch.setattr(os, "replace", replace_after_the_other)
+    save(folder, model, byte_tokenizer, 2)
+    assert version_of(folder) == 2
+
+
+@pytest.fixture
+def full_disk():
+    """full_disk(n): no file may grow beyond n bytes; the system itself makes every write fail."""
+    resource = pytest.importorskip("resource", reason="the system has no limit on file sizes")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [0, 3000, 60_000])  # the weights have 150 kB, state.pt 45 kB
+@pytest.mark.parametrize("with_state", [True, False])
+def test_a_full_disk_leaves_the_last_one_whole(
+    folder, model, byte_tokenizer, full_disk, size, with_state
+):
+    save(folder, model, byte_tokenizer, 1)
+    full_disk(size)
+    with pytest.raises(OSError):
+        save(folder, model, byte_tokenizer, 2, with_state)
+    assert version_of(folder) == 1
+    assert not list(folder.glob(".*"))  # and takes no room
+
+
+def test_a_full_disk_while_state_or_config_is_written(
+    folder, tiny_model, byte_tokenizer, full_disk, monkeypatch
+):
+    model = tiny_model(n_rows=byte_tokenizer.n_rows, n_layer=1, n_embd=8)  # 15 kB
+    save(folder, model, byte_tokenizer, 1)
+    full_disk(30_000)  # the weights fit, state.pt does not
+    with pytest.raises(OSError):
+        save(folder, model, byte_tokenizer, 2)
+    full_disk(60_000)
+    assert version_of(folder) == 1
+    for part in ("_flush", "save_file"):
+        with pytest.MonkeyPatch.context() as patch:
+
+            def fail(*words):
+                raise OSError(28, "No space left on device")
+
+            patch.setattr(checkpoint, part, fail)
+            with pytest.raises(OSError):
+                save(folder, model, byte_tokenizer, 2)
+        assert version_of(folder) == 1 and not list(folder.glob(".*"))
+    save(folder, model, byte_tokenizer, 2)
+    assert version_of(folder) == 2
+
+
+# -- complaints ------------------------------------------------------------------------------------
+
+
+def complaint(function, *words, **keywords):
+    with pytest.raises(UserError) as caught:
+        function(*words, **keywords)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def change_config(folder, **facts):
+    path = folder / "config.json"
+    about = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**about, **facts}), encoding="utf-8")
+
+
+def test_no_run_there_says_which_command_makes_one(folder, tmp_path):
+    assert not checkpoint.exists(folder)
+    text = complaint(checkpoint.load, folder)
+    assert str(folder) in text and "python train.py config/train_config.py --out_dir=" in text
+    text = complaint(checkpoint.load, tmp_path, hint="python train.py config/x.py")
+    assert f"python train.py config/x.py --out_dir={tmp_path}" in text
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "", '{"format": 1}'])
+def test_a_broken_config(folder, model, byte_tokenizer, text):
+    save(folder, model, byte_tokenizer, 1)
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    assert "config.json" in complaint(checkpoint.load, folder)
+
+
+def test_a_shape_that_this_version_does_not_know(folder, model, byte_tokenizer):
+    save(folder, model, byte_tokenizer, 1)
+    change_config(folder, model={**model.config.as_dict(), "mystery": 3})
+    text = complaint(checkpoint.load, folder)
+    assert "config.json" in text and "mystery" in text
+
+
+def test_another_format(folder, model, byte_tokenizer):
+    save(folder, model, byte_tokenizer, 1)
+    change_config(folder, format=99)
+    text = complaint(checkpoint.load, folder)
+    assert "format 99" in text and "reads 1" in text
+
+
+def test_another_tokenizer(folder, model, byte_tokenizer):
+    save(folder, model, byte_tokenizer, 1)
+    change_config(folder, tokenizer_hash="0123456789abcdef")
+    text = complaint(checkpoint.load, folder)
+    assert "0123456789abcdef" in text and byte_tokenizer.hash in text
+
+
+def test_weights_missing_or_torn(folder, model, byte_tokenizer):
+    save(folder, model, byte_tokenizer, 1)
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    for broken in (data[:-5], data[:20], b"", b"x" * 100):
+        path.write_bytes(broken)
+        assert "model.safetensors" in complaint(checkpoint.load, folder)
+    path.unlink()
+    assert "model.safetensors" in complaint(checkpoint.load, folder)
+
+
+def test_weights_of_another_model(folder, model, byte_tokenizer, tiny_model):
+    save(folder, model, byte_tokenizer, 1)
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    save_file({k: v for k, v in weights.items() if k != "norm.weight"}, path)
+    assert "norm.weight" in complaint(checkpoint.load, folder)
+    save_file({**weights, "extra": torch.ones(2)}, path)
+    assert "extra" in complaint(checkpoint.load, folder)
+    save_file({**weights, "norm.weight": torch.ones(31)}, path)
+    text = complaint(checkpoint.load, folder)
+    assert "model.safetensors" in text and "norm.weight" in text and "config.json" in text
+
+
+def test_no_state_no_resuming(folder, model, byte_tokenizer):
+    save(folder, model, byte_tokenizer, 1, with_state=False)
+    text = complaint(checkpoint.load_state, folder)
+    assert "state.pt" in text and f"--init_from={folder}" in text
+    (folder / "state.pt").write_bytes(b"PK rubbish")
+    text = complaint(checkpoint.load_state, folder)
+    assert "state.pt" in text and f"--init_from={folder}" in text
+
+
+def test_discard_takes_the_run_and_leaves_the_rest(folder, model, byte_tokenizer):
+    save(folder, model, byte_tokenizer, 1)
+    save(folder / "best", model, byte_tokenizer, 1, with_state=False)
+    for name in ("log.jsonl", "samples.txt", "notes.txt"):
+        (folder / name).write_text("mine", encoding="utf-8")
+    (folder / "keep").mkdir()
+    (folder / "keep" / "thing").write_text("mine", encoding="utf-8")
+    (folder / checkpoint.WRITING).mkdir()
+    checkpoint.discard(folder)
+    assert {path.name for path in folder.iterdir()} == {"notes.txt", "keep"}
+    assert (folder / "keep" / "thing").exists() and not checkpoint.exists(folder)
+    checkpoint.discard(folder)  # nothing there: nothing happens
+    checkpoint.discard(folder / "never")

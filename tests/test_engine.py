@@ -1,0 +1,351 @@
+"""Generation against a naive loop without a cache, and sampling against transformers' processors."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from config.configurator import UserError
+from minigpt.engine import Engine, Request, choose
+
+N_VOCAB = 50  # of the 64 rows; the rest are padding
+SHAPES = {
+    "modern": dict(n_kv_head=2, block_size=12),
+    "classic": dict(
+        position="learned", norm="layernorm", mlp="gelu", qk_norm=False, bias=True, block_size=12
+    ),
+    "odd": dict(block_size=11, tie_embeddings=False),
+}
+
+
+@pytest.fixture(params=SHAPES, scope="module")
+def model(request, tiny_model):
+    return tiny_model(seed=4, **SHAPES[request.param])
+
+
+def naive(model, request):
+    """Ids that greedy writing gives, the whole window through the model for every single one.
+
+    The rule: when the text no longer fits into block_size, only its last half-block is kept.
+    """
+    block_size, window, written = model.config.block_size, list(request.ids), []
+    while len(written) < request.max_new_tokens:
+        if len(window) > block_size:
+            window = window[len(window) - block_size // 2 :]
+        with torch.no_grad():
+            logits = model.logits(model(torch.tensor([window])))[0, -1, :N_VOCAB]
+        token = int(logits.argmax())
+        if token in request.stop_ids:
+            break
+        written.append(token)
+        window.append(token)
+    return written
+
+
+def ids(n, seed=0):
+    return random.Random(seed).choices(range(N_VOCAB), k=n)
+
+
+def greedy(n_prompt, n_new, seed=0, **keywords):
+    return Request(ids(n_prompt, seed), n_new, temperature=0, **keywords)
+
+
+@pytest.mark.parametrize("n_prompt", [1, 2, 5, 10, 11, 12, 13, 24, 40])
+def test_cached_equals_uncached(model, n_prompt):
+    """Prompts shorter than a block, a block long and longer; texts that outgrow it several times."""
+    request = greedy(n_prompt, 40, seed=n_prompt)
+    (ticket,) = Engine(model, N_VOCAB, n_slots=2).generate([request])
+    assert ticket.ids == naive(model, request)
+    assert ticket.finish_reason == "length" and ticket.rolled
+    assert ticket.text == request.ids + ticket.ids
+
+
+def test_rolled_says_whether_the_text_outgrew_the_block(tiny_model):
+    model = tiny_model(block_size=12)
+    for n_new, rolled in ((9, False), (10, True)):
+        # The last token written is never read again: 4 + 9 - 1 = 12 tokens fit.
+        (ticket,) = Engine(model, N_VOCAB).generate([greedy(4, n_new)])
+        assert ticket.rolled is rolled
+
+
+def mixed_requests(n):
+    """Requests of many kinds, half of them sampled."""
+    dice = random.Random(7)
+    return [
+        Request(
+            ids(dice.randint(1, 30), seed=i),
+            dice.randint(0, 30),
+            temperature=dice.choice([0, 0, 0.7, 1.3]),
+            top_k=dice.choice([0, 5]),
+            top_p=dice.choice([1.0, 0.8]),
+            repetition_penalty=dice.choice([1.0, 1.2]),
+            seed=i,
+            stop_ids=tuple(ids(2, seed=-i)),
+        )
+        for i in range(n)
+    ]
+
+
+def test_neighbours_change_nothing(model):
+    """More requests than slots, of all lengths: each text is the one that it is alone."""
+    requests = mixed_requests(24)
+    alone = [Engine(model, N_VOCAB, n_slots=1).generate([request])[0] for request in requests]
+    ended = []
+    engine = Engine(model, N_VOCAB, n_slots=5)
+    together = engine.generate(requests, on_end=ended.append)
+    assert len({ticket.finish_reason for ticket in alone}) == 2  # "stop" and "length" both happen
+    for one, two, request in zip(alone, together, requests, strict=True):
+        assert (one.ids, one.finish_reason) == (two.ids, two.finish_reason)
+        assert one.rolled == two.rolled and two.request is request
+    assert set(ended) == set(together) and len(ended) == 24
+    assert not engine.active and not engine.waiting
+
+
+def test_requests_join_and_leave_between_steps(model):
+    requests = mixed_requests(16)
+    alone = [Engine(model, N_VOCAB, n_slots=1).generate([request])[0] for request in requests]
+    engine, dice = Engine(model, N_VOCAB, n_slots=3), random.Random(1)
+    tickets, seen, left = [], {}, list(requests)
+    cancelled = set()
+    while left or engine.active or engine.waiting:
+        if left and dice.random() < 0.3:
+            tickets.append(engine.submit(left.pop(0)))
+        if dice.random() < 0.05 and tickets:
+            ticket = dice.choice(tickets)
+            if ticket.finish_reason is None:
+                cancelled.add(ticket)
+            engine.cancel(ticket)
+        for ticket, token in engine.step():
+            seen.setdefault(ticket, []).append(token)
+        assert len(engine.active) <= 3
+    assert cancelled and len(cancelled) < len(tickets) == 16
+    for one, two in zip(alone, tickets, strict=True):
+        assert two.ids == seen.get(two, [])  # step() returned every token, once
+        if two in cancelled:
+            assert two.finish_reason == "cancelled" and two.ids == one.ids[: len(two.ids)]
+        else:
+            assert (two.ids, two.finish_reason) == (one.ids, one.finish_reason)
+
+
+# -- how a text ends -------------------------------------------------------------------------------
+
+
+def test_a_stop_id_ends_the_text_and_is_no_part_of_it(model):
+    seed = next(i for i in range(100) if len(set(naive(model, greedy(3, 30, seed=i)))) > 2)
+    free = naive(model, greedy(3, 30, seed=seed))
+    stop = next(token for token in free if token != free[0])
+    request = greedy(3, 30, seed=seed, stop_ids=(stop, -1))
+    (ticket,) = Engine(model, N_VOCAB).generate([request])
+    assert ticket.ids == free[: free.index(stop)] and ticket.finish_reason == "stop"
+    assert ticket.ids == naive(model, request)
+
+
+def test_nothing_to_write(model):
+    engine = Engine(model, N_VOCAB)
+    ended = []
+    (ticket,) = engine.generate([greedy(3, 0)], ended.append)
+    assert ticket.ids == [] and ticket.finish_reason == "length" and ended == [ticket]
+    assert list(engine.stream(greedy(3, 0))) == []
+    assert engine.step() == [] and engine.generate([]) == []
+
+
+def test_cancelling_frees_the_slot(model):
+    engine = Engine(model, N_VOCAB, n_slots=2)
+    first, second, third = (engine.submit(greedy(4, 20, seed=i)) for i in range(3))
+    engine.step()
+    assert first.ids and second.ids and not third.ids  # the third waits
+    engine.cancel(first)
+    assert first.finish_reason == "cancelled" and len(first.ids) == 1
+    engine.step()
+    assert third.ids and len(first.ids) == 1
+    engine.cancel(first)  # once more does no harm
+    waiting = engine.submit(greedy(4, 20))
+    engine.cancel(waiting)  # before it ran
+    assert waiting.finish_reason == "cancelled" and waiting not in engine.waiting
+    while engine.active:
+        engine.step()
+    assert second.ids == naive(model, second.request)
+    assert third.ids == naive(model, third.request)
+
+
+def test_streaming_yields_what_generate_gives(model):
+    request = greedy(3, 20)
+    engine = Engine(model, N_VOCAB)
+    assert list(engine.stream(request)) == naive(model, request)
+    stream = engine.stream(request)
+    next(stream)
+    (ticket,) = engine.active
+    stream.close()  # the reader went away
+    assert ticket.finish_reason == "cancelled" and not engine.active
+
+
+def test_two_readers_take_turns(model):
+    """Whoever steps the engine, no reader loses a token."""
+    requests = [greedy(3, 15, seed=1), greedy(5, 25, seed=2)]
+    engine = Engine(model, N_VOCAB)
+    streams, texts = [engine.stream(request) for request in requests], [[], []]
+    for turn in range(40):
+        for text, stream in zip(texts, streams, strict=True):
+            text += [token for token in (next(stream, None),) if token is not None]
+        if turn == 5:
+            engine.step()  # and a third one
+    assert texts == [naive(model, request) for request in requests]
+
+
+def test_generation_leaves_the_worlds_randomness_alone(model):
+    before = torch.get_rng_state()
+    Engine(model, N_VOCAB).generate([Request(ids(3), 5, seed=1), Request(ids(3), 5)])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_seeds(model):
+    engine = Engine(model, N_VOCAB)
+
+    def text(seed):
+        return engine.generate([Request(ids(3), 30, seed=seed)])[0].ids
+
+    assert text(5) == text(5) != text(6)
+    assert text(None) != text(None)
+    assert text(0) == text(0) and text(2**64 - 1) and text(-1)
+
+
+def test_padding_rows_are_never_written(model):
+    engine = Engine(model, N_VOCAB)
+    tickets = engine.generate([Request(ids(3), 30, temperature=5.0, seed=i) for i in range(8)])
+    written = {token for ticket in tickets for token in ticket.ids}
+    assert max(written) < N_VOCAB and len(written) > 30
+    wide = Engine(model).generate([Request(ids(3), 60, temperature=5.0, seed=i) for i in range(4)])
+    assert max(token for ticket in wide for token in ticket.ids) >= N_VOCAB
+
+
+# -- mistakes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        (dict(ids=[]), "ids"),
+        (dict(ids=[3, -1]), "ids"),
+        (dict(ids=[3, 50]), "ids"),
+        (dict(max_new_tokens=-1), "max_new_tokens=-1"),
+        (dict(temperature=-0.1), "temperature=-0.1"),
+        (dict(temperature=float("nan")), "temperature=nan"),
+        (dict(temperature=float("inf")), "temperature=inf"),
+        (dict(top_k=-1), "top_k=-1"),
+        (dict(top_p=0.0), "top_p=0.0"),
+        (dict(top_p=1.1), "top_p=1.1"),
+        (dict(repetition_penalty=0.0), "repetition_penalty=0.0"),
+        (dict(seed=2**64), f"seed={2**64}"),
+        (dict(seed=-(2**63) - 1), f"seed={-(2**63) - 1}"),
+    ],
+)
+def test_each_wrong_setting_is_named(tiny_model, wrong, name):
+    engine = Engine(tiny_model(), N_VOCAB)
+    with pytest.raises(UserError) as caught:
+        engine.submit(Request(**{"ids": [3], **wrong}))
+    (line,) = str(caught.value).splitlines()
+    assert name in line and "expected" in line
+    assert not engine.waiting
+
+
+def test_all_wrong_settings_are_named_at_once(tiny_model):
+    with pytest.raises(UserError) as caught:
+        Engine(tiny_model(), N_VOCAB).submit(Request([], -1, -1.0, -1, 2.0, -1.0))
+    assert len(str(caught.value).splitlines()) == 6
+
+
+def test_one_wrong_request_leaves_none_behind(tiny_model):
+    engine = Engine(tiny_model(), N_VOCAB)
+    with pytest.raises(UserError):
+        engine.generate([Request([3], 5), Request([3], -5)])
+    assert not engine.waiting and not engine.active
+
+
+# -- the choice of a token -------------------------------------------------------------------------
+
+
+def hugging_faces(logits, text, request):
+    """Scores (n_vocab,) after transformers' processors, in the order that its generate() has."""
+    from transformers import (
+        LogitsProcessorList,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    steps = LogitsProcessorList()
+    if request.repetition_penalty != 1:
+        steps.append(RepetitionPenaltyLogitsProcessor(request.repetition_penalty))
+    if request.temperature > 0:
+        steps.append(TemperatureLogitsWarper(request.temperature))
+        if request.top_k:
+            steps.append(TopKLogitsWarper(request.top_k))
+        if request.top_p < 1:
+            steps.append(TopPLogitsWarper(request.top_p))
+    return steps(torch.tensor([text]), logits[None].clone())[0]
+
+
+def random_logits(n, seed):
+    return 3 * torch.randn(n, generator=torch.Generator().manual_seed(seed))
+
+
+SETTINGS = st.builds(
+    Request,
+    ids=st.lists(st.integers(0, 7), min_size=1, max_size=6),
+    temperature=st.sampled_from([0, 0.1, 0.7, 1.0, 2.5]),
+    top_k=st.sampled_from([0, 1, 2, 5, 8, 100]),
+    top_p=st.sampled_from([1.0, 0.05, 0.5, 0.9, 0.99]),
+    repetition_penalty=st.sampled_from([1.0, 0.5, 1.3, 5.0]),
+)
+
+
+@given(request=SETTINGS, seed=st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_draws_follow_transformers_distribution(request, seed):
+    logits = random_logits(8, seed)
+    untouched = logits.clone()
+    scores = hugging_faces(logits, request.ids, request)
+    generator = torch.Generator().manual_seed(seed)
+    n = 300 if request.temperature else 1
+    drawn = [choose(logits, request.ids, request, generator) for _ in range(n)]
+    assert torch.equal(logits, untouched)
+    if request.temperature == 0:
+        assert drawn == [int(scores.argmax())]
+        return
+    wanted = torch.softmax(scores.double(), 0)
+    found = torch.bincount(torch.tensor(drawn), minlength=8) / n
+    assert found[wanted == 0].sum() == 0  # nothing that top_k or top_p took away
+    deviation = (wanted * (1 - wanted) / n).sqrt()
+    # Six deviations, and three draws for what is rarer than a draw in n.
+    assert ((found - wanted).abs() <= 6 * deviation + 3 / n).all()
+
+
+def test_a_nucleus_by_hand():
+    """Probabilities 0.5, 0.3, 0.15, 0.05: top_p 0.6 keeps the first two, as 0.5 alone is short."""
+    logits = torch.tensor([0.15, 0.5, 0.05, 0.3]).log()
+    generator = torch.Generator().manual_seed(0)
+
+    def kept(**keywords):
+        request = Request([0], **keywords)
+        return {choose(logits, [0], request, generator) for _ in range(200)}
+
+    assert kept(top_p=0.6) == {1, 3}
+    assert kept(top_p=0.4) == {1}
+    assert kept(top_p=0.9) == {0, 1, 3}
+    assert kept(top_k=3) == {0, 1, 3}
+    assert kept(top_k=2, top_p=0.6) == {1}  # of the two that are left, 0.625 is enough
+    assert kept() == {0, 1, 2, 3}
+
+
+def test_extreme_settings_are_still_a_choice():
+    logits = 50 * random_logits(50, 3)
+    generator = torch.Generator().manual_seed(0)
+    likeliest = int(logits.argmax())
+    for temperature in (1e-3, 1e-9, 1e-30, 1e-300, 5e-324):
+        assert choose(logits, [0], Request([0], temperature=temperature), generator) == likeliest
+    for top_p in (1e-9, 5e-324):
+        assert choose(logits, [0], Request([0], top_p=top_p), generator) == likeliest
+    assert 0 <= choose(logits, [0], Request([0], temperature=1e30), generator) < 50

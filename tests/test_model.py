@@ -1,0 +1,301 @@
+"""The network against Hugging Face's, and against itself: packed = padded, cached = whole."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from model import GPT, GPTConfig, KVCache
+
+
+def randomized(reference, seed=0):
+    """A Hugging Face model in eval mode with every tensor at random, norms and biases too."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in reference.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
+    return reference.eval()
+
+
+def copied(config, weights):
+    """Our GPT with `weights` (name → tensor); each tensor of it must be among them."""
+    model = GPT(config).eval()
+    ours = dict(model.named_parameters())
+    assert set(weights) == set(ours)
+    with torch.no_grad():
+        for name, weight in ours.items():
+            assert weight.shape == weights[name].shape, name
+            weight.copy_(weights[name])
+    return model
+
+
+def assert_same_logits(model, reference, n_tokens, block_size):
+    x = torch.randint(n_tokens, (3, block_size), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours, theirs = model.logits(model(x)), reference(x).logits
+    assert theirs.std() > 0.1  # the comparison is of numbers that are not all alike
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_equals_gpt2_of_transformers(tied):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape = dict(n_layer=3, n_head=4, n_embd=48)
+    reference = randomized(
+        GPT2LMHeadModel(
+            GPT2Config(vocab_size=70, n_positions=24, tie_word_embeddings=tied, **shape)
+        )
+    )
+    theirs = {name: w.detach() for name, w in reference.named_parameters()}
+    weights = {"wte.weight": theirs["transformer.wte.weight"]}
+    weights["wpe.weight"] = theirs["transformer.wpe.weight"]
+    if not tied:
+        weights["lm_head.weight"] = theirs["lm_head.weight"]
+    parts = {
+        "attn_norm": "ln_1",
+        "attn.qkv": "attn.c_attn",
+        "attn.proj": "attn.c_proj",
+        "mlp_norm": "ln_2",
+        "mlp.fc": "mlp.c_fc",
+        "mlp.proj": "mlp.c_proj",
+    }
+    for kind in ("weight", "bias"):
+        weights[f"norm.{kind}"] = theirs[f"transformer.ln_f.{kind}"]
+        for layer in range(3):
+            for ours, part in parts.items():
+                weight = theirs[f"transformer.h.{layer}.{part}.{kind}"]
+                # GPT-2's Conv1D keeps its matrices as (in, out).
+                weights[f"blocks.{layer}.{ours}.{kind}"] = weight.t() if ".c_" in part else weight
+    config = GPTConfig(
+        n_rows=70,
+        block_size=24,
+        position="learned",
+        norm="layernorm",
+        mlp="gelu",
+        qk_norm=False,
+        bias=True,
+        norm_eps=1e-5,
+        tie_embeddings=tied,
+        **shape,
+    )
+    model = copied(config, {name: w.contiguous() for name, w in weights.items()})
+    assert_same_logits(model, reference, 70, 24)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("n_kv_head", "theta"), [(2, 10000.0), (1, 500.0), (6, 1e6)])
+def test_equals_qwen3_of_transformers(tied, n_kv_head, theta):
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    reference = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=70,
+            hidden_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=6,
+            num_key_value_heads=n_kv_head,
+            head_dim=12,  # not 48 / 6
+            intermediate_size=80,
+            max_position_embeddings=24,
+            rms_norm_eps=1e-6,
+            rope_parameters={"rope_type": "default", "rope_theta": theta},
+            tie_word_embeddings=tied,
+        )
+    )
+    theirs = {name: w.detach() for name, w in randomized(reference).named_parameters()}
+    weights = {"wte.weight": theirs["model.embed_tokens.weight"]}
+    weights["norm.weight"] = theirs["model.norm.weight"]
+    if not tied:
+        weights["lm_head.weight"] = theirs["lm_head.weight"]
+    for layer in range(3):
+        old, new = f"model.layers.{layer}", f"blocks.{layer}"
+        for ours, part in {
+            "attn_norm": "input_layernorm",
+            "attn.q_norm": "self_attn.q_norm",
+            "attn.k_norm": "self_attn.k_norm",
+            "attn.proj": "self_attn.o_proj",
+            "mlp_norm": "post_attention_layernorm",
+            "mlp.proj": "mlp.down_proj",
+        }.items():
+            weights[f"{new}.{ours}.weight"] = theirs[f"{old}.{part}.weight"]
+        qkv = [theirs[f"{old}.self_attn.{part}_proj.weight"] for part in "qkv"]
+        weights[f"{new}.attn.qkv.weight"] = torch.cat(qkv)
+        fc = [theirs[f"{old}.mlp.{part}_proj.weight"] for part in ("gate", "up")]
+        weights[f"{new}.mlp.fc.weight"] = torch.cat(fc)
+    config = GPTConfig(
+        n_rows=70,
+        block_size=24,
+        n_layer=3,
+        n_head=6,
+        n_kv_head=n_kv_head,
+        n_embd=48,
+        head_dim=12,
+        n_hidden=80,
+        rope_theta=theta,
+        tie_embeddings=tied,
+    )
+    assert_same_logits(copied(config, weights), reference, 70, 24)
+
+
+# -- sizes -----------------------------------------------------------------------------------------
+
+CLASSIC = dict(position="learned", norm="layernorm", mlp="gelu", qk_norm=False, norm_eps=1e-5)
+
+
+def test_the_reports_count():
+    """123.59M: GPT-2's shape, 50,304 rows, no biases, positions not counted."""
+    with torch.device("meta"):
+        model = GPT(GPTConfig(n_rows=50304, block_size=512, **CLASSIC))
+    by_hand = 50304 * 768 + 12 * (4 + 8) * 768**2 + (2 * 12 + 1) * 768
+    assert model.n_params(positions=False) == by_hand == 123_587_328
+    assert model.n_params() == by_hand + 512 * 768
+
+
+def test_the_modern_shape_weighs_about_the_same():
+    config = GPTConfig(n_rows=50304)
+    assert config.n_hidden == 2048 and (config.n_kv_head, config.head_dim) == (12, 64)
+    with torch.device("meta"):
+        model = GPT(config)
+    assert model.n_params() == model.n_params(positions=False)
+    norms = (2 * 12 + 1) * 768 + 12 * 2 * 64
+    assert model.n_params() == 50304 * 768 + 12 * (4 + 8) * 768**2 + norms
+
+
+def test_flops_by_hand(tiny_model):
+    model = tiny_model(n_rows=64, block_size=16, n_layer=2, n_embd=32, head_dim=8, n_hidden=64)
+    matrices = 2 * (32 * 96 + 32 * 32 + 32 * 128 + 64 * 32) + 64 * 32
+    assert model.flops_per_token() == 6 * matrices + 12 * 2 * 32 * 16
+
+
+def test_impossible_shapes_are_named():
+    assert GPTConfig(n_rows=64).problems() == []
+    (line,) = GPTConfig(n_rows=64, n_head=12, n_kv_head=5).problems()
+    assert "n_kv_head=5" in line and "n_head=12" in line
+    (line,) = GPTConfig(n_rows=64, head_dim=5).problems()
+    assert "head_dim=5" in line and "even" in line
+    for name in ("n_layer", "n_head", "n_embd", "block_size", "n_hidden"):
+        found = GPTConfig(n_rows=64, **{name: 0}).problems()
+        assert any(f"{name}=0" in line for line in found), name
+    assert len(GPTConfig(n_rows=64, n_layer=-1, block_size=0).problems()) == 2
+
+
+# -- what attends to what --------------------------------------------------------------------------
+
+SHAPES = {
+    "modern": dict(n_kv_head=2, head_dim=12),
+    "classic": dict(bias=True, **CLASSIC),
+    "untied": dict(tie_embeddings=False, qk_norm=False),
+}
+
+
+@pytest.fixture(params=SHAPES, scope="module")
+def model(request, tiny_model):
+    return tiny_model(**SHAPES[request.param])
+
+
+def read_out(model, *words, **keywords):
+    with torch.no_grad():
+        return model.logits(model(*words, **keywords))
+
+
+@given(cut=st.integers(1, 15), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_a_later_token_changes_nothing_before_it(model, cut, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(64, (2, 16), generator=generator)
+    changed = x.clone()
+    changed[:, cut:] = (x[:, cut:] + 1 + torch.randint(62, (2, 16 - cut), generator=generator)) % 64
+    before, after = read_out(model, x), read_out(model, changed)
+    torch.testing.assert_close(before[:, :cut], after[:, :cut], atol=1e-6, rtol=0)
+    assert (before[:, cut:] - after[:, cut:]).abs().amax(-1).min() > 1e-3
+
+
+@given(lengths=st.lists(st.integers(1, 8), min_size=1, max_size=6), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_packed_equals_padded_piece_for_piece(model, lengths, seed):
+    while sum(lengths) > 16:
+        lengths.pop()
+    x = torch.randint(64, (1, sum(lengths)), generator=torch.Generator().manual_seed(seed))
+    numbers = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    packed = read_out(model, x, numbers[None], positions[None])[0]
+    for piece, logits in zip(x[0].split(lengths), packed.split(lengths), strict=True):
+        padded = torch.zeros(1, 16, dtype=torch.int64)
+        padded[0, : len(piece)] = piece
+        alone = read_out(model, padded)[0, : len(piece)]
+        torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-5)
+
+
+@given(
+    steps=st.lists(st.integers(1, 6), min_size=1, max_size=8),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=20, deadline=None)
+def test_cached_equals_whole(model, steps, seed):
+    """Tokens fed in steps of any size, in slots 1 and 2 of 4 whose rests hold rubbish."""
+    while sum(steps) > 16:
+        steps.pop()
+    x = torch.randint(64, (2, sum(steps)), generator=torch.Generator().manual_seed(seed))
+    cache = KVCache(model.config, n_slots=4)
+    cache.k.normal_(generator=torch.Generator().manual_seed(seed))
+    cache.v.normal_(generator=torch.Generator().manual_seed(seed))
+    others = cache.k[:, [0, 3]].clone()
+    parts, place = [], 0
+    for part in x.split(steps, dim=1):
+        positions = torch.arange(place, place + part.size(1)).expand(2, -1)
+        place += part.size(1)
+        rows = cache.rows(1, 3, place)
+        parts.append(read_out(model, part, positions=positions, cache=rows))
+    torch.testing.assert_close(torch.cat(parts, 1), read_out(model, x), atol=1e-5, rtol=1e-5)
+    assert torch.equal(cache.k[:, [0, 3]], others)  # the neighbours' slots are left alone
+
+
+def test_rows_of_different_lengths_share_a_step(model):
+    """One text is 3 tokens long, the other 9; both take their next token in one forward."""
+    x = torch.randint(64, (2, 10), generator=torch.Generator().manual_seed(5))
+    cache = KVCache(model.config, n_slots=2)
+    for slot, length in ((0, 3), (1, 9)):
+        positions = torch.arange(length)[None]
+        read_out(
+            model, x[slot, None, :length], positions=positions, cache=cache.rows(slot, slot + 1, length)
+        )
+    last = torch.stack((x[0, 3:4], x[1, 9:10]))
+    logits = read_out(model, last, positions=torch.tensor([[3], [9]]), cache=cache.rows(0, 2, 10))
+    for slot, length in ((0, 4), (1, 10)):
+        whole = read_out(model, x[slot, None, :length])[0, -1]
+        torch.testing.assert_close(logits[slot, 0], whole, atol=1e-5, rtol=1e-5)
+    cache.move(1, 0)
+    assert torch.equal(cache.k[:, 0], cache.k[:, 1]) and torch.equal(cache.v[:, 0], cache.v[:, 1])
+
+
+# -- the start -------------------------------------------------------------------------------------
+
+
+def test_the_start_follows_the_seed_and_is_small():
+    config = dict(n_rows=320, block_size=32, n_layer=8, n_head=4, n_embd=64, bias=True, **CLASSIC)
+    torch.manual_seed(3)
+    one = GPT(GPTConfig(**config))
+    torch.manual_seed(3)
+    two = GPT(GPTConfig(**config))
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert abs(one.wte.weight.std() - 0.02) < 0.001
+    # 0.02 / sqrt(2 · 8 parts in the residual stream) = 0.005
+    assert abs(one.blocks[3].mlp.proj.weight.std() - 0.005) < 0.0005
+    assert one.blocks[0].mlp.fc.bias.abs().max() == 0
+    x, y = torch.randint(320, (2, 4, 32))
+    loss = F.cross_entropy(read_out(one.eval(), x).flatten(0, 1), y.flatten())
+    assert abs(loss - math.log(320)) < 0.1  # it knows nothing
+
+
+def test_dropout_acts_in_training_alone(tiny_model):
+    model = tiny_model(dropout=0.5)
+    x = torch.zeros(1, 16, dtype=torch.int64)
+    assert torch.equal(read_out(model, x), read_out(model, x))
+    model.train()
+    assert not torch.equal(read_out(model, x), read_out(model, x))
+    model.eval()

@@ -1,0 +1,501 @@
+"""Train: settings → data → model → optimizer → loop. One loop for pretraining and fine-tuning.
+
+    python train.py config/train_config.py                 # pretrain
+    python train.py config/train_config_sft.py             # fine-tune what that made
+    python train.py config/cpu_small.py --max_minutes=20   # on a laptop
+    python train.py --out_dir=out/pretrain --init_from=resume
+    torchrun --nproc_per_node=4 train.py config/train_config.py
+
+The run's folder then holds the last checkpoint, best/ (lowest val loss), log.jsonl and samples.txt.
+"""
+
+import json
+import math
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from config.configurator import UserError, configure, run
+from data_utils import Batches, Blocks, evaluation_batches, read_meta
+from minigpt import checkpoint
+from minigpt.engine import Engine, Request
+from minigpt.hardware import autocast, matmul_flops, peak_flops, pick_device, pick_dtype
+from minigpt.objectives import next_token
+from minigpt.optim import lr_scale, make_optimizers, set_lr
+from minigpt.prompt import prompt_ids, stop_ids
+from minigpt.tokenizer import load_tokenizer
+from model import GPT, GPTConfig
+
+# What a checkpoint fixes for any run that starts from it, and what resuming fixes besides.
+SHAPE = [name for name in GPTConfig.__dataclass_fields__ if name not in ("n_rows", "dropout")]
+ORDER = ["dataset", "seed", "if_trav", "batch_size", "gradient_accumulation_steps", "optimizer"]
+
+
+def main():
+    # -- settings: one process, or one of several under torchrun -----------------------------------
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    first = rank == 0
+    settings = configure(shared="all", doc=__doc__, quiet=True)
+    device = pick_device(settings.device)
+    if world > 1:
+        if device == "cuda":
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.set_float32_matmul_precision("high")
+    torch.set_flush_denormal(True)
+    torch.manual_seed(settings.seed + rank)
+    out_dir = Path(settings.out_dir)
+
+    # -- what the run starts from --------------------------------------------------------------
+    resume, parent = settings.init_from == "resume", None
+    if resume:
+        parent = checkpoint.load(out_dir, hint=f"python train.py --dataset={settings.dataset}")
+        adopt(settings, parent, SHAPE + ["tokenizer"] + ORDER)
+        for name, value in parent.meta["settings"].items():
+            if name in settings.as_dict() and settings.origin(name) == "default":
+                settings.set(name, value, f"resumed from {out_dir}")
+        settings.set("init_from", "resume", "--init_from")
+        if settings.origin("max_iters").startswith("--"):
+            settings.set("epochs", None, "--max_iters")  # the new length is said in steps
+    elif checkpoint.exists(out_dir) and not settings.overwrite:
+        raise UserError(
+            f"{out_dir}: already holds a run; go on with --init_from=resume, keep it with another "
+            f"--out_dir, or throw it away with --overwrite=true"
+        )
+    elif settings.init_from != "scratch":
+        parent = checkpoint.load(settings.init_from)
+        adopt(settings, parent, SHAPE + ["tokenizer"])
+    dtype = pick_dtype(settings.dtype, device)
+    if first:
+        print(settings.describe())
+
+    # -- data --------------------------------------------------------------------------------------
+    tokenizer = parent.tokenizer if parent else load_tokenizer(settings.tokenizer)
+    train_blocks, val_blocks = (
+        Blocks(settings.dataset, split, tokenizer, settings.block_size) for split in ("train", "val")
+    )
+    prompt_format = train_blocks.meta["prompt_format"]
+    settings.inherit({"layout": train_blocks.meta["layout"]}, f"from {settings.dataset}")
+    batches = Batches(
+        train_blocks,
+        settings.batch_size,
+        settings.seed,
+        settings.if_trav,
+        rank,
+        world,
+        device,
+    )
+    accumulation = settings.gradient_accumulation_steps
+    if settings.epochs is not None:
+        steps = math.ceil(settings.epochs * batches.per_epoch / accumulation)
+        settings.set("max_iters", max(1, steps), f"epochs={settings.epochs:g}")
+    tokens_per_step = settings.batch_size * settings.block_size * accumulation * world
+
+    # -- model and optimizer -----------------------------------------------------------------------
+    if parent:
+        model = parent.model
+        model.config.dropout = settings.dropout
+    else:
+        shape = {name: getattr(settings, name) for name in [*SHAPE, "dropout"]}
+        config = GPTConfig(n_rows=tokenizer.n_rows, **shape)
+        if config.problems():
+            raise UserError("\n".join(config.problems()))
+        model = GPT(config)
+    model.to(device)
+    freeze(model, settings)
+    optimizers = make_optimizers(model, settings, device)
+    scaler = torch.amp.GradScaler(device.split(":")[0], enabled=dtype == torch.float16)
+    compiled = torch.compile(model) if settings.compile else model
+
+    # -- where it stands ---------------------------------------------------------------------------
+    step, best, stale, minutes, tokens = 0, float("inf"), 0, 0.0, 0
+    val_loss, evaluated = None, -1  # the last evaluation, and the step at which it was
+    if resume:
+        state = checkpoint.load_state(out_dir)
+        if (state["world"], state["blocks"]) != (world, len(train_blocks)):
+            raise UserError(
+                f"{out_dir}: was trained by {state['world']} processes on {state['blocks']} blocks, "
+                f"now there are {world} on {len(train_blocks)}: the data order cannot be continued; "
+                f"start another run with --init_from={out_dir} --out_dir=…"
+            )
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"][rank])
+        if device.startswith("cuda") and state["cuda_rng"][rank] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"][rank], device)
+        step, best, stale = state["step"], state["best"], state["stale"]
+        val_loss, evaluated = state["val_loss"], state["evaluated"]
+        minutes, tokens = state["minutes"], state["tokens"]
+    log = Log(out_dir, step, settings) if first else None
+    flops = model.flops_per_token(train_blocks.share_of_targets)
+    peak = peak_flops(device) if first else None
+    if first:
+        introduce(model, settings, train_blocks, val_blocks, parent, resume)
+        warn_if_long(settings, device, flops * tokens_per_step * (settings.max_iters - step), dtype)
+    stop = StopOnSignal()
+
+    def progress():
+        share = step / settings.max_iters
+        if settings.max_minutes is not None:
+            share = max(share, minutes / settings.max_minutes)
+        return share
+
+    def evaluate():
+        """Mean val loss a target, over the same batches every time, without dropout."""
+        model.eval()
+        total = torch.zeros(2, dtype=torch.float64, device="cpu")
+        for batch in evaluation_batches(
+            val_blocks, settings.batch_size, settings.eval_iters, rank, world, device
+        ):
+            with torch.no_grad(), autocast(device, dtype):
+                loss, count = next_token(compiled, batch)
+            total += torch.tensor([float(loss), count], dtype=torch.float64)
+        model.train()
+        total = summed(total, device)
+        return float(total[0] / total[1].clamp(min=1))
+
+    def save(folder, with_state):
+        rng = gathered(torch.get_rng_state(), world)
+        cuda_rng = torch.cuda.get_rng_state(device) if device.startswith("cuda") else None
+        cuda_rng = gathered(cuda_rng, world)
+        if not first:
+            return
+        meta = dict(
+            prompt_format=prompt_format,
+            step=step,
+            tokens=tokens,
+            val_loss=val_loss,
+            best_val_loss=best,
+            init_from=settings.init_from,
+            dataset=settings.dataset,
+            settings=settings.as_dict(),
+        )
+        state = dict(
+            optimizers=[optimizer.state_dict() for optimizer in optimizers],
+            scaler=scaler.state_dict(),
+            rng=rng,
+            cuda_rng=cuda_rng,
+            world=world,
+            blocks=len(train_blocks),
+            step=step,
+            best=best,
+            stale=stale,
+            val_loss=val_loss,
+            evaluated=evaluated,
+            minutes=minutes,
+            tokens=tokens,
+        )
+        try:
+            checkpoint.save(folder, model, tokenizer, meta, state if with_state else None)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: the checkpoint could not be written ({error.strerror or error}); the "
+                f"last good one stands; make room, then go on with --init_from=resume"
+            ) from None
+
+    # -- the loop ------------------------------------------------------------------------------
+    model.train()
+    started = time.perf_counter()
+    last_log = started, tokens
+    while True:
+        before = time.perf_counter()
+        stopping = stop.asked(device, world)  # then save at once, and evaluate after the resume
+        ended = step >= settings.max_iters or progress() >= 1
+        due = ended or step % settings.eval_interval == 0
+        if due and not stopping and step != evaluated:
+            val_loss, evaluated = evaluate(), step
+            better = val_loss < best
+            best, stale = min(best, val_loss), 0 if better else stale + 1
+            if better:
+                save(out_dir / "best", with_state=False)
+            if first:
+                log.evaluation(step, tokens, minutes, val_loss, better)
+                log.sample(step, write_sample(model, tokenizer, prompt_format, settings))
+            tired = settings.patience and stale >= settings.patience
+            if tired and first:
+                print(f"no better val loss in {stale} evaluations: stopping early")
+            ended = ended or tired
+        if due or stopping or ended:
+            save(out_dir, with_state=True)
+            pause = time.perf_counter() - before  # evaluating is no training time
+            started, last_log = started + pause, (last_log[0] + pause, last_log[1])
+        if ended or stopping:
+            break
+
+        scale = lr_scale(step, progress(), settings)
+        set_lr(optimizers, scale)
+        micro = [batches[step * accumulation + k] for k in range(accumulation)]
+        count = summed(torch.tensor(float(sum(batch.count for batch in micro))), device)
+        step_loss = 0.0
+        for batch in micro:
+            with oom_advice(), autocast(device, dtype):
+                loss, _ = next_token(compiled, batch)
+                # Each micro-batch gives its share of the mean over all the step's targets.
+                loss = loss / count.clamp(min=1).item()
+                scaler.scale(loss).backward()
+            step_loss += float(loss.detach())
+            if not math.isfinite(step_loss):
+                raise UserError(
+                    f"step {step}: the loss is {step_loss}, in blocks {batch.rows.tolist()} of "
+                    f"{settings.dataset}/train.bin; the last good checkpoint is {out_dir}; try a "
+                    f"lower learning_rate, more warmup_iters, or dtype=float32"
+                )
+        step_loss = float(summed(torch.tensor(step_loss), device))
+        sum_gradients(model, world)
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+        if settings.grad_clip > 0:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+        scaler.update()
+        model.zero_grad(set_to_none=True)
+
+        step += 1
+        tokens += tokens_per_step
+        now = time.perf_counter()
+        minutes, started = minutes + (now - started) / 60, now
+        if first and (step % settings.log_interval == 0 or step == 1):
+            rate = (tokens - last_log[1]) / (now - last_log[0])
+            last_log = now, tokens
+            mfu = rate * flops / peak / world if peak else None
+            left = minutes * 60 * (1 / max(progress(), 1e-9) - 1) if progress() < 1 else 0
+            lr = settings.learning_rate * scale
+            log.progress(step, tokens, minutes, step_loss, lr, rate, mfu, left)
+
+    if first:
+        log.close()
+        if val_loss is not None:
+            print(f"{out_dir}: step {step}, val loss {val_loss:.4f}; best {best:.4f}: {out_dir}/best")
+        if stopping:
+            print(f"stopped; go on with: python train.py --out_dir={out_dir} --init_from=resume")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+# -- the start -------------------------------------------------------------------------------------
+
+
+def adopt(settings, parent, names):
+    """Take over from a checkpoint what it fixes; contradictions by hand raise UserError."""
+    saved = {**parent.meta["settings"], **parent.meta["model"]}
+    values = {name: saved[name] for name in names if name in saved}
+    # none stands for a value that the shape works out: it contradicts nothing.
+    for name in ("n_kv_head", "head_dim", "n_hidden"):
+        if name in values and getattr(settings, name) is None:
+            settings.set(name, values[name], f"from {parent.folder}")
+    settings.inherit(values, f"from {parent.folder}")
+
+
+def freeze(model, settings):
+    """Keep embeddings and the lower blocks as they are, where the settings say so."""
+    frozen = list(model.blocks[: settings.freeze_layers])
+    if settings.freeze_layers > len(model.blocks):
+        raise UserError(
+            f"freeze_layers={settings.freeze_layers}: the model has {len(model.blocks)} blocks"
+        )
+    if settings.freeze_embeddings:
+        frozen += [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+    for module in frozen:
+        module.requires_grad_(False)
+
+
+def introduce(model, settings, train_blocks, val_blocks, parent, resume):
+    """Say what is about to be trained on what."""
+    count, moving = model.n_params(), sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = f", {moving / 1e6:.2f}M of them move" if moving != count else ""
+    start = "from scratch"
+    if parent:
+        verb = "resuming" if resume else "starting from"
+        start = f"{verb} {parent.folder} at step {parent.meta['step']}"
+    print(f"model: {count / 1e6:.2f}M parameters{frozen}, {start}")
+    blocks = train_blocks.meta["counts"]["train"]
+    print(
+        f"data: {settings.dataset}: {len(train_blocks)} train and {len(val_blocks)} val blocks of "
+        f"{settings.block_size} ({train_blocks.meta['layout']}), {blocks['targets']:,} targets",
+        flush=True,
+    )
+
+
+def warn_if_long(settings, device, flops, dtype):
+    """Before the first step: a run of more than a day says so, and what would fit."""
+    if settings.max_minutes is not None and settings.max_minutes <= 24 * 60:
+        return
+    # A well-fed CPU keeps 0.6 of its matrix-product rate in training, a GPU about 0.4.
+    on_cpu = device == "cpu"
+    size = 1024 if on_cpu else 4096
+    rate = matmul_flops(device, dtype, size) * (0.6 if on_cpu else 0.4)
+    days = flops / rate / 86400
+    if days > 1:
+        recipe = "config/cpu_small.py" if on_cpu else "a smaller max_iters"
+        print(
+            f"note: this run will take about {days:.1f} days on this machine; "
+            f"{recipe} fits it better (or --max_minutes=… for a part of the run)",
+            flush=True,
+        )
+
+
+class StopOnSignal:
+    """Ctrl-C or SIGTERM ends the run after the present step, saved; a second one at once."""
+
+    def __init__(self):
+        self.signalled = False
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, self._note)
+
+    def _note(self, number, frame):
+        if self.signalled:
+            raise KeyboardInterrupt
+        self.signalled = True
+        print("\nstopping after this step (again: at once) …", flush=True)
+
+    def asked(self, device, world):
+        """Whether any process was asked to stop, so that all stop at the same step."""
+        if world > 1:
+            self.signalled = bool(summed(torch.tensor(float(self.signalled)), device))
+        return self.signalled
+
+
+# -- many processes as one -------------------------------------------------------------------------
+
+
+def summed(value, device):
+    """The sum of a tensor over all processes."""
+    if not dist.is_initialized():
+        return value
+    value = value.to(device)
+    dist.all_reduce(value)
+    return value.cpu()
+
+
+def sum_gradients(model, world):
+    """Add up the gradients of all processes. They were divided by the global count before, and are
+    reduced once a step whatever the accumulation; so the sum is the gradient of the mean."""
+    if world == 1:
+        return
+    for weight in model.parameters():
+        if weight.grad is not None:
+            dist.all_reduce(weight.grad)
+
+
+def gathered(value, world):
+    """Every process's `value`, in the order of ranks."""
+    if world == 1:
+        return [value]
+    values = [None] * world
+    dist.all_gather_object(values, value)
+    return values
+
+
+class oom_advice:
+    """Within it, running out of GPU memory becomes a message with the knobs to turn."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if kind is torch.cuda.OutOfMemoryError:
+            raise UserError(
+                "the GPU is out of memory; turn one of: batch_size down (and "
+                "gradient_accumulation_steps up by as much: the same training), block_size down "
+                "(prepare the data anew), n_layer or n_embd down"
+            ) from None
+
+
+# -- what the run tells ----------------------------------------------------------------------------
+
+
+def write_sample(model, tokenizer, prompt_format, settings):
+    """A short greedy-ish text, to see how the model writes; "" where no prompt is set."""
+    prompt = settings.sample_prompt
+    if prompt_format == "qa" and settings.origin("sample_prompt") == "default":
+        with open(Path(settings.dataset) / "val.jsonl", encoding="utf-8") as file:
+            prompt = json.loads(file.readline())["question"]
+    if not prompt:
+        return ""
+    request = Request(
+        prompt_ids(tokenizer, prompt_format, prompt),
+        settings.sample_tokens,
+        temperature=0.7,
+        top_k=50,
+        seed=settings.seed,  # a generator of its own: the run's randomness is left alone
+        stop_ids=stop_ids(tokenizer),
+    )
+    (ticket,) = Engine(model, tokenizer.n_vocab, n_slots=1).generate([request])
+    model.train()
+    return f"{prompt} → {tokenizer.decode(ticket.ids)}"
+
+
+class Log:
+    """Progress lines on the screen; log.jsonl, samples.txt and TensorBoard in the run's folder."""
+
+    def __init__(self, folder, step, settings):
+        self.max_iters, self.board = settings.max_iters, None
+        self.path, self.samples = folder / "log.jsonl", folder / "samples.txt"
+        if step == 0:
+            checkpoint.discard(folder)  # what --overwrite=true gave up
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            # Lines after the checkpoint belong to steps that are taken again.
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        if settings.tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise UserError("tensorboard=true: not installed; pip install tensorboard") from None
+            self.board = SummaryWriter(folder, purge_step=step)
+
+    def _write(self, record):
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        if self.board:
+            for name, value in record.items():
+                if name not in ("step", "best") and value is not None:
+                    self.board.add_scalar(name, value, record["step"])
+
+    def progress(self, step, tokens, minutes, loss, lr, rate, mfu, left):
+        self._write(dict(step=step, tokens=tokens, minutes=minutes, loss=loss, lr=lr, rate=rate))
+        mfu = f" | mfu {mfu:4.0%}" if mfu else ""
+        print(
+            f"step {step:>6}/{self.max_iters} | loss {loss:7.4f} | lr {lr:.2e} | "
+            f"{rate:8,.0f} tok/s{mfu} | {duration(left)} left",
+            flush=True,
+        )
+
+    def evaluation(self, step, tokens, minutes, val_loss, better):
+        record = dict(step=step, tokens=tokens, minutes=minutes, val_loss=val_loss, best=better)
+        self._write(record)
+        print(f"step {step:>6}: val loss {val_loss:.4f}{' (best)' if better else ''}", flush=True)
+
+    def sample(self, step, text):
+        if text:
+            with open(self.samples, "a", encoding="utf-8") as file:
+                file.write(f"step {step}: {text}\n\n")
+            print(f"  sample: {text}", flush=True)
+
+    def close(self):
+        if self.board:
+            self.board.close()
+
+
+def duration(seconds):
+    """Seconds as "45s", "12m 05s" or "3h 20m"."""
+    minutes, seconds = divmod(int(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60}h {minutes % 60:02}m"
+    return f"{minutes}m {seconds:02}s" if minutes else f"{seconds}s"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,52 @@
+"""Draw runs: train and val loss, learning rate, the best evaluation, from <run>/log.jsonl.
+
+    python visualize.py --runs=out/pretrain --output=loss.png
+    python visualize.py --runs=out/pretrain,out/sft --output=loss.png,loss.svg --x=minutes
+
+A run may still be training. Losses count per token, so runs whose tokenizers differ do not compare
+here: evaluations-perplexity.py gives bits per character for that.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from config.configurator import UserError, configure, run
+from minigpt.plots import loss_figure, output_paths, show_loss, show_place, write_figure
+from minigpt.runlog import read_runlogs, run_names
+
+
+class Settings:
+    runs: str = "out/pretrain"  # folders of runs, comma-separated
+    output: str = "loss.png"  # .png or .svg, or both, comma-separated
+    x: Literal["steps", "tokens", "minutes"] = "steps"  # what the curves run over
+    smooth: float = 0.9  # weight of the past in the train loss's moving average, below 1; 0: none
+    log: Literal["auto", "none", "x", "y", "both"] = "auto"  # which axes are logarithmic;
+    # auto: where runs differ so much in length or loss that a linear axis would squeeze one flat
+
+
+def main():
+    settings = configure(Settings, doc=__doc__)
+    if not 0 <= settings.smooth < 1:
+        raise UserError(f"--smooth={settings.smooth:g}: expected 0 (none) up to but not 1, as 0.9")
+    paths = output_paths(settings.output)
+    folders = [Path(part.strip()) for part in settings.runs.split(",") if part.strip()]
+    folders = list({folder.resolve(): folder for folder in folders}.values())
+    if not folders:
+        raise UserError("--runs: names no run; write --runs=out/pretrain,out/sft")
+    logs = read_runlogs(folders)
+
+    figure, notes = loss_figure(logs, settings.x, settings.smooth, settings.log)
+    write_figure(figure, paths)
+    for log, name in zip(logs, run_names(folders), strict=True):
+        line = f"{name}: {log.end():,.0f} steps, {log.end('tokens'):,.0f} tokens"
+        if log.best is not None:
+            best = log.val["val_loss"][log.best]
+            line += f", best val loss {show_loss(best)} at {show_place(log, settings.x)}"
+        print(line)
+    for note in notes:
+        print(note)
+    print(f"wrote {', '.join(map(str, paths))}")
+
+
+if __name__ == "__main__":
+    run(main)
