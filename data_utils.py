@@ -13,12 +13,11 @@ import numpy as np
 import torch
 
 from config.configurator import UserError
+from minigpt.blockfile import BEGIN, FORMAT, TARGET
 
-FORMAT = 1  # version of the block files; a change of their meaning changes this number
-TARGET = 1  # mask bit 0: this token is a target to learn
-BEGIN = 2  # mask bit 1: this token begins a piece; attention and positions start anew there
 # What meta.json must hold for the blocks to be read.
-FACTS = "tokenizer tokenizer_hash n_vocab dtype block_size layout prompt_format counts".split()
+FACTS = ("tokenizer", "tokenizer_hash", "n_vocab", "dtype", "block_size", "layout")
+FACTS += ("prompt_format", "counts")
 
 
 def read_meta(folder, make="python data/prepare.py --input=PATH"):

@@ -43,12 +43,12 @@ def main():
     check_writable(output)
     tokenizer, meta = trained.tokenizer, trained.meta
     size = dict(batch_size=settings.batch_size, dtype=dtype)
-    print(f"{trained.folder}: step {meta['step']}, {meta['prompt_format']}, {tokenizer.name}\n")
+    print(f"{trained.folder}: step {meta['step']}, {meta['prompt_format']}, {meta['tokenizer']}\n")
 
     figures = dict(
         out_dir=str(trained.folder),
         step=meta["step"],
-        tokenizer=tokenizer.name,
+        tokenizer=meta["tokenizer"],
         tokenizer_hash=tokenizer.hash,
         dtype=str(dtype).removeprefix("torch."),
     )
@@ -81,7 +81,7 @@ def comparable_blocks(dataset, split, trained):
     """The blocks of a split, or None (and a note why) where the run cannot read their tokens."""
     meta, tokenizer = read_meta(dataset), trained.tokenizer
     if meta["tokenizer_hash"] != tokenizer.hash:
-        reason = f"its tokens are {meta['tokenizer']}'s, the run's {tokenizer.name}'s"
+        reason = f"its tokens are {meta['tokenizer']}'s, the run's {trained.meta['tokenizer']}'s"
     elif meta["block_size"] > trained.model.config.block_size:
         reason = f"its blocks of {meta['block_size']} tokens are longer than the run's"
     else:

@@ -78,6 +78,13 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angle.cos(), persistent=False)  # (block_size, hs/2)
         self.register_buffer("sin", angle.sin(), persistent=False)
 
+    def _apply(self, fn, recurse=True):
+        # They go where the model goes, but stay float32: in bfloat16 far positions blur.
+        cos, sin = self.cos, self.sin
+        super()._apply(fn, recurse)
+        self.cos, self.sin = cos.to(self.cos.device), sin.to(self.sin.device)
+        return self
+
     def forward(self, positions):
         """positions (B, T) or (1, T) → cos and sin, each (B, 1, T, hs/2)."""
         return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
@@ -86,7 +93,7 @@ class Rotary(nn.Module):
 def rotate(x, rotary):
     """x (B, nh, T, hs) turned by its positions' angles."""
     cos, sin = rotary
-    a, b = x.float().chunk(2, dim=-1)  # float32: bfloat16 angles lose the far positions
+    a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
 
 

@@ -137,6 +137,8 @@ def converse(writer):
         try:
             start = input("> " if terminal else "").strip()
         except EOFError:
+            if terminal:
+                print()  # the shell's prompt begins its own line
             start = ""
         if not start:
             return

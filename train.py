@@ -9,6 +9,7 @@
 The run's folder then holds the last checkpoint, best/ (lowest val loss), log.jsonl and samples.txt.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -33,6 +34,7 @@ from model import GPT, GPTConfig
 # What a checkpoint fixes for any run that starts from it, and what resuming fixes besides.
 SHAPE = [name for name in GPTConfig.__dataclass_fields__ if name not in ("n_rows", "dropout")]
 ORDER = ["dataset", "seed", "if_trav", "batch_size", "gradient_accumulation_steps", "optimizer"]
+ORDER += ["freeze_layers", "freeze_embeddings"]
 
 
 def main():
@@ -40,18 +42,7 @@ def main():
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     first = rank == 0
     settings = configure(shared="all", doc=__doc__, quiet=True)
-    device = pick_device(settings.device)
-    if world > 1:
-        if device == "cuda":
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.set_float32_matmul_precision("high")
-    torch.set_flush_denormal(True)
-    torch.manual_seed(settings.seed + rank)
+    check_ranges(settings)
     out_dir = Path(settings.out_dir)
 
     # -- what the run starts from --------------------------------------------------------------
@@ -63,19 +54,39 @@ def main():
             if name in settings.as_dict() and settings.origin(name) == "default":
                 settings.set(name, value, f"resumed from {out_dir}")
         settings.set("init_from", "resume", "--init_from")
-        if settings.origin("max_iters").startswith("--"):
-            settings.set("epochs", None, "--max_iters")  # the new length is said in steps
     elif checkpoint.exists(out_dir) and not settings.overwrite:
         raise UserError(
             f"{out_dir}: already holds a run; go on with --init_from=resume, keep it with another "
             f"--out_dir, or throw it away with --overwrite=true"
         )
     elif settings.init_from != "scratch":
-        parent = checkpoint.load(settings.init_from)
+        start = Path(settings.init_from)
+        if start.resolve() in (out_dir.resolve(), out_dir.resolve() / "best"):
+            raise UserError(
+                f"{out_dir}: overwriting it would throw away {start}, from which the run starts; "
+                f"choose another --out_dir"
+            )
+        parent = checkpoint.load(start)
         adopt(settings, parent, SHAPE + ["tokenizer"])
-    dtype = pick_dtype(settings.dtype, device)
+    if settings.origin("max_iters") == "--max_iters" and settings.origin("epochs") != "--epochs":
+        settings.set("epochs", None, "--max_iters")  # a length said by hand goes before a recipe's
     if first:
         print(settings.describe())
+
+    # -- the machine -------------------------------------------------------------------------------
+    device = pick_device(settings.device)
+    if world > 1:
+        if device == "cuda":
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.set_float32_matmul_precision("high")
+    torch.set_flush_denormal(True)
+    torch.manual_seed(settings.seed)  # all processes start from the same weights
+    dtype = pick_dtype(settings.dtype, device)
 
     # -- data --------------------------------------------------------------------------------------
     tokenizer = parent.tokenizer if parent else load_tokenizer(settings.tokenizer)
@@ -83,7 +94,7 @@ def main():
         Blocks(settings.dataset, split, tokenizer, settings.block_size) for split in ("train", "val")
     )
     prompt_format = train_blocks.meta["prompt_format"]
-    settings.inherit({"layout": train_blocks.meta["layout"]}, f"from {settings.dataset}")
+    settings.inherit({"layout": train_blocks.meta["layout"]}, settings.dataset)
     batches = Batches(
         train_blocks,
         settings.batch_size,
@@ -110,6 +121,7 @@ def main():
             raise UserError("\n".join(config.problems()))
         model = GPT(config)
     model.to(device)
+    torch.manual_seed(settings.seed + rank)  # and each has a dropout of its own
     freeze(model, settings)
     optimizers = make_optimizers(model, settings, device)
     scaler = torch.amp.GradScaler(device.split(":")[0], enabled=dtype == torch.float16)
@@ -127,15 +139,18 @@ def main():
                 f"start another run with --init_from={out_dir} --out_dir=…"
             )
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            # Its moments; learning rate and decay are the settings', which may have changed.
+            saved["param_groups"] = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict(saved)
-        scaler.load_state_dict(state["scaler"])
+        if scaler.is_enabled() and state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"][rank])
         if device.startswith("cuda") and state["cuda_rng"][rank] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"][rank], device)
         step, best, stale = state["step"], state["best"], state["stale"]
         val_loss, evaluated = state["val_loss"], state["evaluated"]
         minutes, tokens = state["minutes"], state["tokens"]
-    log = Log(out_dir, step, settings) if first else None
+    log = Log(out_dir, step, settings, fresh=not resume) if first else None
     flops = model.flops_per_token(train_blocks.share_of_targets)
     peak = peak_flops(device) if first else None
     if first:
@@ -208,11 +223,13 @@ def main():
     last_log = started, tokens
     while True:
         before = time.perf_counter()
-        stopping = stop.asked(device, world)  # then save at once, and evaluate after the resume
+        stopping = stop.asked(device)  # then save at once, and evaluate after the resume
         ended = step >= settings.max_iters or progress() >= 1
         due = ended or step % settings.eval_interval == 0
         if due and not stopping and step != evaluated:
             val_loss, evaluated = evaluate(), step
+            if not math.isfinite(val_loss):
+                raise not_finite(f"step {step}: the val loss is {val_loss}", settings)
             better = val_loss < best
             best, stale = min(best, val_loss), 0 if better else stale + 1
             if better:
@@ -244,18 +261,17 @@ def main():
                 scaler.scale(loss).backward()
             step_loss += float(loss.detach())
             if not math.isfinite(step_loss):
-                raise UserError(
-                    f"step {step}: the loss is {step_loss}, in blocks {batch.rows.tolist()} of "
-                    f"{settings.dataset}/train.bin; the last good checkpoint is {out_dir}; try a "
-                    f"lower learning_rate, more warmup_iters, or dtype=float32"
-                )
+                rows = f"blocks {batch.rows.tolist()} of {settings.dataset}/train.bin"
+                raise not_finite(f"step {step}: the loss is {step_loss}, in {rows}", settings)
         step_loss = float(summed(torch.tensor(step_loss), device))
         sum_gradients(model, world)
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
-        if settings.grad_clip > 0:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
-        for optimizer in optimizers:
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf)
+        finite = math.isfinite(norm)
+        if not finite and not scaler.is_enabled():
+            raise not_finite(f"step {step}: the norm of the gradient is {norm}", settings)
+        for optimizer in optimizers if finite else ():  # where not, the scaler tries a lower scale
             scaler.step(optimizer)
         scaler.update()
         model.zero_grad(set_to_none=True)
@@ -264,6 +280,8 @@ def main():
         tokens += tokens_per_step
         now = time.perf_counter()
         minutes, started = minutes + (now - started) / 60, now
+        clock = torch.tensor(minutes if first else 0.0, dtype=torch.float64)
+        minutes = float(summed(clock, device))  # one clock for all: they must end at the same step
         if first and (step % settings.log_interval == 0 or step == 1):
             rate = (tokens - last_log[1]) / (now - last_log[0])
             last_log = now, tokens
@@ -284,6 +302,37 @@ def main():
 
 # -- the start -------------------------------------------------------------------------------------
 
+AT_LEAST = {
+    1: "batch_size gradient_accumulation_steps eval_interval eval_iters log_interval",
+    0: "max_iters seed learning_rate embedding_lr_ratio warmup_iters weight_decay grad_clip "
+    "freeze_layers patience sample_tokens norm_eps",
+}
+SHARES = "min_lr_ratio decay_fraction dropout beta1 beta2 muon_momentum"
+
+
+def check_ranges(settings):
+    """Values that no run can have: UserError names all of them."""
+    rules = [
+        (name, getattr(settings, name) >= least, f"at least {least}")
+        for least, names in AT_LEAST.items()
+        for name in names.split()
+    ]
+    for name in SHARES.split():
+        value = getattr(settings, name)
+        below_one = name not in ("min_lr_ratio", "decay_fraction")
+        good = 0 <= value < 1 or (value == 1 and not below_one)
+        rules.append((name, good, "0 to below 1" if below_one else "0 to 1"))
+    for name in ("epochs", "max_minutes", "rope_theta"):
+        value = getattr(settings, name)
+        rules.append((name, value is None or value > 0, "more than 0"))
+    problems = [
+        f"{settings.origin(name)}: {name}={getattr(settings, name)}: expected {expected}"
+        for name, good, expected in rules
+        if not good
+    ]
+    if problems:
+        raise UserError("\n".join(problems))
+
 
 def adopt(settings, parent, names):
     """Take over from a checkpoint what it fixes; contradictions by hand raise UserError."""
@@ -292,8 +341,8 @@ def adopt(settings, parent, names):
     # none stands for a value that the shape works out: it contradicts nothing.
     for name in ("n_kv_head", "head_dim", "n_hidden"):
         if name in values and getattr(settings, name) is None:
-            settings.set(name, values[name], f"from {parent.folder}")
-    settings.inherit(values, f"from {parent.folder}")
+            settings.set(name, values[name], str(parent.folder))
+    settings.inherit(values, str(parent.folder))
 
 
 def freeze(model, settings):
@@ -344,6 +393,14 @@ def warn_if_long(settings, device, flops, dtype):
         )
 
 
+def not_finite(what, settings):
+    """The UserError for a run that went beyond all numbers, raised before that can be saved."""
+    return UserError(
+        f"{what}; the last good checkpoint is {settings.out_dir}; try a lower learning_rate, more "
+        f"warmup_iters, or dtype=float32"
+    )
+
+
 class StopOnSignal:
     """Ctrl-C or SIGTERM ends the run after the present step, saved; a second one at once."""
 
@@ -358,11 +415,10 @@ class StopOnSignal:
         self.signalled = True
         print("\nstopping after this step (again: at once) …", flush=True)
 
-    def asked(self, device, world):
+    def asked(self, device):
         """Whether any process was asked to stop, so that all stop at the same step."""
-        if world > 1:
-            self.signalled = bool(summed(torch.tensor(float(self.signalled)), device))
-        return self.signalled
+        # Not noted as this process's own: its own signal may still be on its way.
+        return bool(summed(torch.tensor(float(self.signalled)), device))
 
 
 # -- many processes as one -------------------------------------------------------------------------
@@ -418,7 +474,9 @@ def write_sample(model, tokenizer, prompt_format, settings):
     """A short greedy-ish text, to see how the model writes; "" where no prompt is set."""
     prompt = settings.sample_prompt
     if prompt_format == "qa" and settings.origin("sample_prompt") == "default":
-        with open(Path(settings.dataset) / "val.jsonl", encoding="utf-8") as file:
+        # The first held-out question; without one the default prompt serves.
+        path = Path(settings.dataset) / "val.jsonl"
+        with contextlib.suppress(OSError, ValueError, KeyError), open(path, encoding="utf-8") as file:
             prompt = json.loads(file.readline())["question"]
     if not prompt:
         return ""
@@ -438,10 +496,10 @@ def write_sample(model, tokenizer, prompt_format, settings):
 class Log:
     """Progress lines on the screen; log.jsonl, samples.txt and TensorBoard in the run's folder."""
 
-    def __init__(self, folder, step, settings):
+    def __init__(self, folder, step, settings, fresh):
         self.max_iters, self.board = settings.max_iters, None
         self.path, self.samples = folder / "log.jsonl", folder / "samples.txt"
-        if step == 0:
+        if fresh:
             checkpoint.discard(folder)  # what --overwrite=true gave up
         folder.mkdir(parents=True, exist_ok=True)
         if self.path.exists():

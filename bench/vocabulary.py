@@ -3,10 +3,10 @@
     python bench/vocabulary.py --input=TEXTS --pairs=PAIRS.jsonl --out_dir=out/vocabulary
 
 For each size: train a tokenizer on the training part of the texts, cut them into blocks, train
-config/cpu_small.py's model, and score the held-out characters. The budget is processor time, the
-training process's own (12 minutes are 6 on two cores), so that other work on the machine changes
-how long the bench takes and not what it finds. The steps that fit are measured first, and the
-learning-rate schedule ends with them. Prints the table that stands in bench/README.md; a finished
+config/cpu_small.py's model, and score the held-out characters. The budget is processor time (12
+minutes are 6 on two cores), measured a step before the training, on one thread; the schedule ends
+with the steps that fit. So other work on the machine changes how long the bench takes and not what
+it finds. Prints the table that stands in bench/README.md; a finished
 size is not trained again.
 """
 
@@ -118,6 +118,7 @@ def seconds_a_step(settings, tokenizer_path, data):
         tokenizer.n_rows, knobs.block_size, knobs.n_layer, knobs.n_head, n_embd=knobs.n_embd
     )
     torch.set_flush_denormal(True)
+    torch.set_num_threads(1)  # a second thread's waiting would count as work
     model = GPT(config)
     optimizers = make_optimizers(model, knobs, "cpu")
     batches = Batches(Blocks(data, "train", tokenizer), settings.batch_size)

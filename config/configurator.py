@@ -8,6 +8,7 @@ class of the script (its own). All mistakes are reported together, one line each
 
 import ast
 import difflib
+import errno
 import importlib
 import inspect
 import io
@@ -45,6 +46,11 @@ def run(main):
     except BrokenPipeError:  # the reader went away (`… | head`): nothing is left to say
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"{error.filename or 'the disk'}: is full; make room and run again", file=sys.stderr)
+        sys.exit(2)
 
 
 @dataclass

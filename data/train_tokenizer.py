@@ -21,6 +21,7 @@ from tqdm import tqdm
 from config.configurator import UserError, configure, run
 from minigpt.bpe import Tally, sentences, token_ranks, train_bpe, training_texts
 from minigpt.corpus import Source, find_files
+from minigpt.preparation import LARGEST_FRACTION
 from minigpt.report import check_writable
 from minigpt.tokenizer import SPECIAL_NAMES, save_tokenizer
 
@@ -35,7 +36,8 @@ class Settings:
     #                         any merge, by llama.cpp's name. gpt-2: runs of letters, of digits, of
     #                         marks. smollm: each digit alone. qwen2, llama-bpe: a mark may join
     #                         the word after it; digits alone, or up to three
-    val_fraction: float = 0.03  # the share that data/prepare.py holds out: not trained on
+    val_fraction: float = LARGEST_FRACTION  # the share not trained on; the default is the most that
+    #                             data/prepare.py and data/prepare_sft.py hold out by themselves
 
 
 def main():

@@ -1,8 +1,8 @@
 """Pieces → block files: how texts fill blocks, the masks, and a folder that is written whole.
 
     with replacing("data/processed") as folder:
-        writer = SplitWriter(folder, "train", "concat", 512, tokenizer.pad, np.dtype("<u2"))
-        writer.add(Pieces.of([(ids, 1, len(ids)), …]))  # all but the first id are targets
+        writer = SplitWriter(folder, "train", "concat", 512, tokenizer.pad, dtype)
+        writer.add(Pieces.of([(ids, 1, len(ids)), …], dtype))  # all but the first are targets
         counts = writer.finish()
 
 data_utils.py reads what is written here: {train,val}.bin, rows of block_size ids, and
@@ -13,17 +13,14 @@ import contextlib
 import errno
 import os
 import shutil
-from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from config.configurator import UserError
+from minigpt.blockfile import BEGIN, TARGET
 
-FORMAT = 1  # version of the block files; a change of their meaning changes this number
-TARGET = 1  # mask bit 0: this token is a target to learn
-BEGIN = 2  # mask bit 1: this token begins a piece; attention and positions start anew there
 FILES = (
     *(f"{split}.{kind}" for split in ("train", "val") for kind in ("bin", "mask")),
     *("val.jsonl", "rejects.jsonl", "meta.json"),
@@ -38,8 +35,8 @@ def token_dtype(n_vocab):
 
 @dataclass
 class Pieces:
-    """n pieces as arrays: their ids one after the other (uint32), and of each its length and which
-    of its tokens are targets, from `first` to before `last` ((n,) int64 each)."""
+    """n pieces as arrays: their ids one after the other, and of each its length and which of its
+    tokens are targets, from `first` to before `last` ((n,) int64 each)."""
 
     ids: np.ndarray
     lengths: np.ndarray
@@ -47,10 +44,9 @@ class Pieces:
     last: np.ndarray
 
     @classmethod
-    def of(cls, pieces):
-        """From a list of (ids, first, last)."""
-        # array() takes a list of ints in half the time of numpy.
-        ids = np.frombuffer(b"".join([array("I", piece[0]).tobytes() for piece in pieces]), "u4")
+    def of(cls, pieces, dtype):
+        """From a list of (ids as array("I"), first, last)."""
+        ids = np.frombuffer(b"".join([piece[0] for piece in pieces]), np.uintc).astype(dtype)
         numbers = [(len(ids), first, last) for ids, first, last in pieces]
         lengths, first, last = np.array(numbers, np.int64).reshape(-1, 3).T
         return cls(ids, lengths, first, last)
@@ -165,8 +161,9 @@ class SplitWriter:
         if self.layout == "concat":
             self._write_rows(pieces, pack_best_fit(pieces.lengths, self.block_size))
         elif self.layout == "packed":
-            tokens, mask = np.append(self._over[0], pieces.ids.astype(self.dtype)), pieces.learned()
-            self._write_stream(tokens, np.append(self._over[1], mask))
+            tokens, mask = self._over
+            tokens, mask = np.append(tokens, pieces.ids), np.append(mask, pieces.learned())
+            self._write_stream(tokens, mask)
         else:
             self._write_rows(pieces, [[i] for i in range(len(pieces))])
 
@@ -174,7 +171,7 @@ class SplitWriter:
         """Each row holds the pieces with these numbers, then PAD."""
         tokens = np.full((len(rows), self.block_size), self.pad, self.dtype)
         mask = np.zeros(tokens.shape, np.uint8)
-        ids = pieces.ids.astype(self.dtype)
+        ids = pieces.ids
         stops = np.cumsum(pieces.lengths).tolist()
         lengths, first, last = pieces.lengths.tolist(), pieces.first.tolist(), pieces.last.tolist()
         for row_tokens, row_mask, row in zip(tokens, mask, rows, strict=True):
@@ -256,6 +253,6 @@ def _check_only_ours(folder):
     others = sorted(path.name for path in folder.iterdir() if path.name not in FILES)
     if others:
         raise UserError(
-            f"{folder}: holds what is no prepared data ({', '.join(others[:3])}) and would be lost; "
-            "give --dataset= a folder of its own"
+            f"{folder}: holds what is no prepared data ({', '.join(others[:3])}) and would be "
+            "lost; give --dataset= a folder of its own"
         )

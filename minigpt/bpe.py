@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from minigpt.cleaning import clean
-from minigpt.corpus import Reject, entry_of, is_val, pair_of, records
+from minigpt.corpus import Reject, is_val, records
+from minigpt.preparation import PlainText, QuestionAnswers
 from minigpt.tokenizer import PATTERNS
+
+_ENTRIES, _PAIRS = PlainText(), QuestionAnswers()
 
 _SENTENCE = re.compile(r".*?[。！？．…!?]+[\"')\]」』”’）】》〉］〕]*|.+", re.DOTALL)
 
@@ -77,39 +79,37 @@ def training_texts(source, val_fraction, tally):
 
     texts: cleaned texts of entries; of question–answer pairs both, each a text of its own
     size:  bytes of the file that they come from
-    Held out is what data/prepare.py (by text) and data/prepare_sft.py (by id) hold out with the
-    same `val_fraction`. Records that are neither entry nor pair are counted in `tally`.
+    Left out is what data/prepare.py and data/prepare_sft.py hold out with the same `val_fraction`,
+    or a smaller one. Records that are neither entry nor pair are counted in `tally`, no error.
     """
     for chunk in source.chunks():
-        texts = []
+        entries, pairs, texts = [], [], []
         for line, record in records(chunk):
-            key, parts = _read_record(record, chunk.source, line)
-            if not any(parts):
+            if not isinstance(record, Reject):
+                kind = _PAIRS if "question" in record else _ENTRIES
+                record = kind.parse(record, chunk.source, line)
+            if isinstance(record, Reject):
                 tally.unusable += 1
-            elif is_val(key, val_fraction):
-                tally.held_out += 1
             else:
-                texts += parts
+                (pairs if kind is _PAIRS else entries).append(record)
+        for entry in _kept(_ENTRIES, entries, val_fraction, tally):
+            texts.append(entry.text)
+        for pair in _kept(_PAIRS, pairs, val_fraction, tally):
+            texts += [pair.question, pair.answer]
         tally.texts += len(texts)
         tally.characters += sum(map(len, texts))
         yield texts, chunk.size
 
 
-def _read_record(record, source, line):
-    """(key by which it is held out, [texts]) of a record; (None, []) where it has no text."""
-    if isinstance(record, Reject):
-        return None, []
-    if "question" in record:
-        pair = pair_of(record, source, line)
-        if isinstance(pair, Reject):
-            return None, []
-        key = pair.question + pair.answer if pair.id is None else pair.id
-        return key, [pair.question, pair.answer]
-    entry = entry_of(record, source, line)
-    if isinstance(entry, Reject):
-        return None, []
-    text = clean(entry.text, entry.title)
-    return text, [text]
+def _kept(kind, items, val_fraction, tally):
+    """The items of a kind (of minigpt.preparation) that hold text and are not held out."""
+    for item in kind.ready(items):
+        if not item:
+            tally.unusable += 1
+        elif is_val(kind.keys(item)[1], val_fraction):
+            tally.held_out += 1
+        else:
+            yield item
 
 
 def sentences(text):

@@ -3,7 +3,7 @@
     out/<run>/config.json          shape, tokenizer, prompt format, step, val loss, settings
     out/<run>/model.safetensors    weights, float32
     out/<run>/state.pt             optimizers, RNG, position: what resuming needs
-    out/<run>/tokenizer.*          a copy, where the tokenizer is a file
+    out/<run>/tokenizer.*          a copy of the vocabulary: the folder stands alone
     out/<run>/best/                the same without state.pt, from the best evaluation
 
 A save is whole or absent: all files are staged in `.staged`, and one rename of that folder is the
@@ -74,9 +74,8 @@ def save(folder, model, tokenizer, meta, state=None):
         except (SafetensorError, RuntimeError) as error:
             # This is how the two libraries say that a write failed.
             raise OSError(f"is the disk full? {error}") from None
-        if Path(tokenizer.name).suffix:  # a file, not the name of a shipped one
-            for end in (".tiktoken", ".json"):
-                shutil.copyfile(Path(tokenizer.name).with_suffix(end), writing / f"tokenizer{end}")
+        for path in tokenizer.files:
+            shutil.copyfile(path, writing / f"tokenizer{path.suffix}")
         text = json.dumps(meta, ensure_ascii=False, indent=1)
         (writing / "config.json").write_text(text + "\n", encoding="utf-8")
         for path in writing.iterdir():
@@ -177,11 +176,11 @@ def load(folder, device="cpu", dtype=torch.float32, hint="python train.py config
 def read_tokenizer(folder, meta):
     """The tokenizer of a run, checked against the hash in its config.json."""
     name, copy = meta["tokenizer"], Path(folder) / "tokenizer.tiktoken"
-    tokenizer = load_tokenizer(copy if copy.exists() else name)
+    tokenizer = load_tokenizer(copy, called=name) if copy.exists() else load_tokenizer(name)
     if tokenizer.hash != meta["tokenizer_hash"]:
         raise UserError(
-            f"{folder}: trained with tokenizer {name} ({meta['tokenizer_hash']}), but {name} is now "
-            f"another ({tokenizer.hash}); use the version of MiniGPT that trained it"
+            f"{folder}: trained with tokenizer {name} ({meta['tokenizer_hash']}), but its "
+            f"tokenizer is now another ({tokenizer.hash}); bring back the run's own files"
         )
     return tokenizer
 

@@ -78,7 +78,7 @@ class Rule(NamedTuple):
     """`example` ("before → after") says why; `pattern` is replaced by `replacement`.
 
     needs: strings of which one stands in every text to which the rule can apply, HIDDEN for any
-    character that does not print. Looking for them is many times faster than trying a pattern.
+    character but \\n that does not print. Looking for them is many times faster than a pattern.
     """
 
     example: str
@@ -88,6 +88,7 @@ class Rule(NamedTuple):
 
 
 HIDDEN = None
+INDENTED = (" \n", "\t\n", "\xa0\n", "\u3000\n")
 DANGLING = ("，）", "、）", "；）", "：）")
 
 RULES = (
@@ -101,7 +102,7 @@ RULES = (
     Rule("非石油及\u200b\u200b天然气 → 非石油及天然气", f"[{INVISIBLE}]+", (HIDDEN,)),
     Rule("甲\u2028乙\r丙 → 甲乙丙", f"[{BREAK}]+", (HIDDEN,), "\n"),
     Rule("位于 \u3000埼玉县 → 位于 埼玉县", f"[{BLANK}]{{2,}}", ("  ", HIDDEN), " "),
-    Rule("甲\u3000\n乙 → 甲乙", rf"[{BLANK}]\n", ("\n",), "\n"),
+    Rule("甲\u3000\n乙 → 甲乙", rf"[{BLANK}]\n", INDENTED, "\n"),
     Rule("to be\nor\n\n甲。\n　　乙 → to be or甲。乙", r"\n\s*", ("\n",), _joint),
     # the label of a foreign name that was a template
     Rule("谢尔（法语：） → 谢尔", f"（{LABEL}(?=[，；、）)])", ("（",), "（"),
@@ -136,7 +137,7 @@ def clean(text, title=""):
     text = _without_title(text, title)
     while True:
         before = text
-        hidden = not text.isprintable()
+        hidden = not text.replace("\n", "").isprintable()
         for needs, substitute, replacement in _STEPS:
             for part in needs:
                 if part in text if part else hidden:
@@ -148,7 +149,7 @@ def clean(text, title=""):
 
 
 def _without_title(text, title):
-    if not title or not text.lstrip().startswith(title.strip()):
+    if not title:
         return text
     first, _, rest = text.partition("\n")
     blank, line_break, body = rest.partition("\n")
@@ -196,6 +197,7 @@ def clean_all(texts, titles):
     bits = _CLASSES[codes]
     first, second = bits[:-1], bits[1:]
     begins = first & _ALONE | (first & (_OPEN | _LEFT | _SPACE)) << _SECOND & second
-    for i in np.unique(np.searchsorted(edges, np.flatnonzero(begins), side="right")) - 1:
+    places = np.flatnonzero(begins != 0)  # of bools, which is several times as fast
+    for i in set((edges.searchsorted(places, side="right") - 1).tolist()):
         texts[i] = clean(texts[i])
     return texts

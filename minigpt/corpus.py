@@ -14,11 +14,14 @@ import gzip
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import zlib
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from config.configurator import UserError
 from minigpt.cleaning import clean as clean_text
@@ -379,7 +382,6 @@ def _last_break(text):
 
 # -- chunks as records -----------------------------------------------------------------------------
 
-_BROKEN = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of a byte that fits nowhere
 _BROKEN_REASON = "neither UTF-8 nor GB18030"
 
 
@@ -393,28 +395,49 @@ def records(chunk):
     elif chunk.kind == "prose":
         yield from _prose_records(chunk)
     elif chunk.kind == "items":
-        for number, text in chunk.data:
-            yield number, _json_record(chunk.source, number, text)
+        yield from _json_records(chunk.source, chunk.data, careful=True)
     else:
         text = chunk.data.decode("utf-8", "surrogateescape")
-        for number, line in enumerate(text.split("\n"), start=chunk.line):
-            if line and not line.isspace():
-                yield number, _json_record(chunk.source, number, line)
+        # Once for all lines: is there a broken byte, or an escape that may be half a character?
+        careful = "\\u" in text or not _is_whole(text)
+        lines = enumerate(text.split("\n"), start=chunk.line)
+        yield from _json_records(chunk.source, lines, careful)
 
 
-def _json_record(source, number, line):
+def _json_records(source, lines, careful):
+    for number, line in lines:
+        if not line or line.isspace():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            where = f" (column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
+            record = Reject(source, number, f"no JSON{where}", _shown(line))
+        else:
+            if not isinstance(record, dict):
+                record = Reject(source, number, "expected a JSON object, {…}", _shown(line))
+        if careful and not _is_whole(line):
+            record = Reject(source, number, _BROKEN_REASON, _shown(line))
+        elif careful and isinstance(record, dict):
+            record = {key: _writable(value) for key, value in record.items()}
+        yield number, record
+
+
+def _is_whole(text):
+    """Does it hold no lone surrogate (which surrogateescape makes of a broken byte)?"""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        where = f" (column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-        return Reject(source, number, f"no JSON{where}", _shown(line))
-    if not isinstance(record, dict):
-        return Reject(source, number, "expected a JSON object, {…}", _shown(line))
-    try:
-        line.encode()  # many times faster than looking for a broken byte
+        text.encode()  # many times faster than looking for one
     except UnicodeEncodeError:
-        return Reject(source, number, _BROKEN_REASON, _shown(line))
-    return record
+        return False
+    return True
+
+
+def _writable(value):
+    """A text with U+FFFD for lone surrogates (a JSON \\ud83d without its partner); any other value
+    as it is."""
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return value
 
 
 def _shown(line):
@@ -423,10 +446,10 @@ def _shown(line):
 
 def _prose_records(chunk):
     text = chunk.data.decode("utf-8", "surrogateescape")
-    if _BROKEN.search(text):
+    if not _is_whole(text):
         good = []
         for number, line in enumerate(text.split("\n"), start=chunk.line):
-            if _BROKEN.search(line):
+            if not _is_whole(line):
                 yield number, Reject(chunk.source, number, _BROKEN_REASON, _shown(line))
                 line = ""  # its line break stays, for the numbers of the others
             good.append(line)
@@ -444,8 +467,8 @@ def entry_of(record, source, line):
     if not isinstance(text, str):
         reason = _missing("text", text)
         return Reject(source, line, reason, _as_line(record))
-    id_ = f"{source}:{line}" if id_ is None else _writable(str(id_))
-    return Entry(id_, _writable(title) if isinstance(title, str) else "", _writable(text))
+    id_ = f"{source}:{line}" if id_ is None else str(id_)
+    return Entry(id_, title if isinstance(title, str) else "", text)
 
 
 def pair_of(record, source, line):
@@ -458,28 +481,19 @@ def pair_of(record, source, line):
             empty = isinstance(value, str)
             reason = f"field `{field}` is empty" if empty else _missing(field, value)
             return Reject(source, line, reason, _as_line(record))
-        values[field] = _writable(value).strip()
+        values[field] = value.strip()
     id_ = record.get("id")
-    return Pair(None if id_ is None else _writable(str(id_)), **values)
+    return Pair(None if id_ is None else str(id_), **values)
 
 
 def _as_line(record):
-    return _writable(json.dumps(record, ensure_ascii=False))
+    return json.dumps(record, ensure_ascii=False)
 
 
 def _missing(field, value):
     if value is None:
         return f"field `{field}` is missing"
     return f"field `{field}`: expected text, found {type(value).__name__}"
-
-
-def _writable(text):
-    """`text`, with lone surrogates (a JSON \\ud83d without its partner) as U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
 
 
 def read_entries(paths, clean=True):
@@ -504,12 +518,18 @@ def read_entries(paths, clean=True):
 # -- train or val ----------------------------------------------------------------------------------
 
 
-def hash64(key):
-    """The first 8 bytes of BLAKE2b over `key` in UTF-8, as a number below 2**64."""
-    return int.from_bytes(hashlib.blake2b(key.encode()).digest()[:8], "big")
+def hash_all(keys):
+    """(n,) uint64: of each key the first 8 bytes of BLAKE2b over its UTF-8, as a number."""
+    digests = [hashlib.blake2b(key.encode()).digest()[:8] for key in keys]
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
 
 def is_val(key, fraction):
-    """Is the entry held out? By the hash of its key alone (a str, or its hash64), so in every file,
-    order and run alike; what a small fraction holds out, a larger one does too."""
-    return (hash64(key) if isinstance(key, str) else key) < fraction * 2**64
+    """Is the entry with this key held out? By its hash alone, so in every file, order and run
+    alike; what a small fraction holds out, a larger one does too."""
+    return bool(below(hash_all([key]), fraction)[0])
+
+
+def below(hashes, fraction):
+    """(n,) bool: which of `hashes` are in the lowest `fraction` (0 … 1, not 1) of all numbers."""
+    return hashes < np.uint64(math.ceil(fraction * 2**64))

@@ -97,6 +97,7 @@ class Engine:
         self.cache = KVCache(model.config, n_slots, weight.device, weight.dtype)
         self.active = []  # tickets; the place in this list is the slot in the cache
         self.waiting = deque()
+        self.n_ended = 0  # requests that have run to their ends or were cancelled
 
     def submit(self, request):
         """Queue a request; returns its Ticket. UserError names every invalid setting."""
@@ -173,9 +174,12 @@ class Engine:
         try:
             for request in requests:
                 tickets.append(self.submit(request))
-            running = set(tickets)
+            running, seen = set(tickets), None
             while running:
                 self.step()
+                if self.n_ended == seen:
+                    continue  # nobody left: there is nobody to look for
+                seen = self.n_ended
                 for ticket in [t for t in running if t.finish_reason is not None]:
                     running.remove(ticket)
                     on_end(ticket)
@@ -205,6 +209,7 @@ class Engine:
 
     def _end(self, ticket, reason):
         ticket.finish_reason = reason
+        self.n_ended += 1
         if ticket in self.active:
             slot, last = self.active.index(ticket), len(self.active) - 1
             if slot != last:  # the running requests stay side by side in the first slots

@@ -6,7 +6,6 @@ one that continues text ("plain") gets an entry's first sentence and is held aga
 """
 
 import json
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,12 +15,11 @@ from config.configurator import UserError
 from data_utils import Blocks
 from minigpt.cleaning import clean
 from minigpt.corpus import Reject, Source, entry_of, find_files, pair_of, records
+from minigpt.cutting import ENDS
 from minigpt.engine import Request
 from minigpt.prompt import prompt_ids, stop_ids
 
 HELD_OUT, SEEN, OTHER = "held out", "seen in training", "others"
-
-_FIRST_SENTENCE = re.compile(r"\s*(.+?(?:[。！？．…!?]+|\.(?=\s))[”’」』）)》]*)(.*)", re.DOTALL)
 
 
 class Example(NamedTuple):
@@ -81,8 +79,10 @@ def read_examples(paths, prompt_format):
 
 def first_sentence(text):
     """(first sentence with its closing quotes, all that follows), blanks at both ends dropped."""
-    match = _FIRST_SENTENCE.match(text)
-    return (match[1], match[2].strip()) if match else (text.strip(), "")
+    text = text.strip()
+    match = ENDS[0].search(text)
+    end = match.end() if match else len(text)
+    return text[:end].strip(), text[end:].strip()
 
 
 def draw(examples, limit, seed):

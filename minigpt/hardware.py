@@ -73,7 +73,9 @@ def peak_flops(device):
 
 def matmul_flops(device, dtype=torch.float32, size=1024, rounds=5):
     """FLOP/s of a (size, size) matrix product, the best of `rounds`."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)  # the run's own randomness is left alone
+    shape = dict(device=device, dtype=dtype, generator=generator)
+    a, b = (torch.randn(size, size, **shape) for _ in range(2))
     best = float("inf")
     for _ in range(rounds):
         start = time.perf_counter()

@@ -20,7 +20,8 @@ import torch
 from tqdm import tqdm
 
 from config.configurator import UserError
-from data_utils import TARGET, Batch, evaluation_batches
+from data_utils import Batch, evaluation_batches
+from minigpt.blockfile import TARGET
 from minigpt.hardware import autocast
 from minigpt.objectives import next_token
 from minigpt.prompt import prompt_ids

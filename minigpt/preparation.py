@@ -13,6 +13,7 @@ import gc
 import json
 import shlex
 import sys
+from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,16 +22,19 @@ import numpy as np
 from tqdm import tqdm
 
 from config.configurator import UserError
-from minigpt.blocks import FORMAT, Pieces, SplitWriter, replacing, token_dtype
+from minigpt import report
+from minigpt.blockfile import FORMAT
+from minigpt.blocks import Pieces, SplitWriter, replacing, token_dtype
 from minigpt.cleaning import clean_all
 from minigpt.corpus import (
     CHUNK,
+    Entry,
     Reject,
     Source,
+    below,
     entry_of,
     find_files,
-    hash64,
-    is_val,
+    hash_all,
     pair_of,
     records,
 )
@@ -59,13 +63,15 @@ class PlainText:
             return [entry if entry.text.strip() else "" for entry in entries]
         texts = clean_all([entry.text for entry in entries], [entry.title for entry in entries])
         return [
-            entry._replace(text=text) if text else ""
+            Entry(entry.id, entry.title, text) if text else ""
             for entry, text in zip(entries, texts, strict=True)
         ]
 
-    def keys(self, entry):
-        """(what makes two entries duplicates, what decides between train and val)."""
-        return entry.text, entry.text
+    def content(self, entry):
+        """What makes two entries duplicates."""
+        return entry.text
+
+    source = content  # what decides between train and val
 
     def amount(self, entry):
         """How much of `held_out` an entry is."""
@@ -81,7 +87,8 @@ class PlainText:
             ids, characters = kept
             return [(ids, 1, len(ids) - 1)], characters, len(entry.text) - characters
         if layout == "packed":
-            ids = [*cutter.tokenizer.encode(entry.text), cutter.tokenizer.eot]
+            ids = cutter.encode(entry.text)
+            ids.append(cutter.tokenizer.eot)
             return [(ids, 0, len(ids))], len(entry.text), 0
         return [(ids, 1, len(ids)) for ids in cutter.pieces(entry.text)], len(entry.text), 0
 
@@ -102,10 +109,13 @@ class QuestionAnswers:
         """See PlainText: pairs need nothing more."""
         return pairs
 
-    def keys(self, pair):
-        """See PlainText. The id names the paragraph: it never stands on both sides."""
-        content = pair.question + pair.answer
-        return content, content if pair.id is None else pair.id
+    def content(self, pair):
+        """See PlainText."""
+        return pair.question + pair.answer
+
+    def source(self, pair):
+        """See PlainText. The id names the paragraph, which never stands on both sides."""
+        return self.content(pair) if pair.id is None else pair.id
 
     def amount(self, pair):
         """See PlainText."""
@@ -115,7 +125,7 @@ class QuestionAnswers:
         """See PlainText."""
         tokenizer = cutter.tokenizer
         question, answer = tokenizer.encode(pair.question), tokenizer.encode(pair.answer)
-        ids = [*question, tokenizer.answer_mark, *answer, tokenizer.eot]
+        ids = array("I", [*question, tokenizer.answer_mark, *answer, tokenizer.eot])
         if len(ids) > cutter.block_size:
             return "too long"
         # The mask is made here, where the parts are known: a question may hold the answer mark.
@@ -163,29 +173,30 @@ class ChunkWorker:
 
     def __init__(self, job):
         self.job = job
-        self.cutter = Cutter(load_tokenizer(job.tokenizer), job.block_size)
+        tokenizer = load_tokenizer(job.tokenizer)
+        self.cutter = Cutter(tokenizer, job.block_size)
+        self.dtype = token_dtype(tokenizer.n_vocab)
         gc.freeze()  # the vocabulary stays: the garbage collector need not go through it again
 
     def __call__(self, chunk):
-        kind, layout, fraction = self.job.kind, self.job.layout, self.job.val_fraction
+        kind, layout = self.job.kind, self.job.layout
         entries, rejects = parse(kind, chunk)
         batch = Batch(chunk.size, rejects)
-        hashes, numbers, pieces = [], [], []
+        kept, numbers, pieces = [], [], []
         for entry in kind.ready(entries):
             encoded = kind.encode(entry, self.cutter, layout) if entry else "empty"
             if isinstance(encoded, str):
                 batch.dropped[encoded] += 1
                 continue
-            content, source = kind.keys(entry)
-            content_hash = hash64(content)
-            if is_val(content_hash if source is content else source, fraction):
-                batch.val[len(hashes)] = kind.as_text(entry)
-            hashes.append(content_hash)
-            numbers.append((len(encoded[0]), *encoded[1:]))
+            kept.append(entry)
             pieces += encoded[0]
-        batch.hashes = np.array(hashes, np.uint64)
+            numbers.append((len(encoded[0]), *encoded[1:]))
+        batch.hashes = hash_all(map(kind.content, kept))
+        sources = hash_all(map(kind.source, kept)) if kind.source != kind.content else batch.hashes
+        held_out = np.flatnonzero(below(sources, self.job.val_fraction)).tolist()
+        batch.val = {index: kind.as_text(kept[index]) for index in held_out}
         batch.numbers = np.array(numbers, np.int64).reshape(-1, 3)
-        batch.pieces = Pieces.of(pieces)
+        batch.pieces = Pieces.of(pieces, self.dtype)
         return batch
 
 
@@ -380,8 +391,8 @@ def _check_splits(counts, fraction):
         raise UserError(f"nothing to train on: {found}")
     empty, advice = ("train", "smaller") if counts["val"]["blocks"] else ("val", "larger")
     raise UserError(
-        f"{found}, and none of them fell to {empty} at val_fraction={fraction:.3g}: give more text, "
-        f"or a {advice} --val_fraction"
+        f"{found}, and none of them fell to {empty} at val_fraction={fraction:.3g}: give more "
+        f"text, or a {advice} --val_fraction"
     )
 
 
@@ -399,7 +410,7 @@ def automatic_fraction(kind, files):
         for chunk in Source(file).chunks():
             entries = [entry for entry in kind.ready(parse(kind, chunk)[0]) if entry]
             amount += sum(map(kind.amount, entries))
-            hashes.update(hash64(kind.keys(entry)[1]) for entry in entries)
+            hashes.update(hash_all(map(kind.source, entries)).tolist())
             size += chunk.size
             if not small:
                 break
@@ -429,26 +440,15 @@ def table(meta):
         characters = sum(counts[split]["characters"] for split in ("train", "val"))
         share = counts["left_out"] / (characters + counts["left_out"])
         lines.append(f"    cut away behind the block: {share:.1%} of the kept entries' characters")
-    heads = ("", "entries", "characters", "tokens", "tokens/char", "targets", "blocks", "padding")
-    rows = [heads]
+    header = ["", "entries", "characters", "tokens", "tokens/char", "targets", "blocks", "padding"]
+    rows = []
     for split in ("train", "val"):
         n = counts[split]
-        numbers = (n["entries"], n["characters"], n["tokens"])
-        per_character = n["tokens"] / max(1, n["characters"])
-        padding = n["padding"] / max(1, n["blocks"] * block_size)
         rows.append(
-            (
-                split,
-                *(f"{number:,}" for number in numbers),
-                f"{per_character:.3f}",
-                f"{n['targets']:,}",
-                f"{n['blocks']:,}",
-                f"{padding:.1%}",
-            )
+            [split]
+            + [f"{n[name]:,}" for name in ("entries", "characters", "tokens")]
+            + [f"{n['tokens'] / max(1, n['characters']):.3f}"]
+            + [f"{n[name]:,}" for name in ("targets", "blocks")]
+            + [f"{n['padding'] / (n['blocks'] * block_size):.1%}"]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return "\n".join([*lines, report.table(header, rows)])

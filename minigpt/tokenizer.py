@@ -68,14 +68,15 @@ class Tokenizer:
     n_vocab    ids in use: the highest id + 1
     n_rows     embedding rows: n_vocab rounded up to a multiple of 64
     special    {"EOT", "PAD", "A", "IM_START", "IM_END"} → id; eot, pad, answer_mark: three of them
+    files      its .tiktoken and .json, for a run to keep a copy; () for "gpt2"
 
     Text that spells a special token ("<|endoftext|>") is ordinary text: a special id comes only
     from whoever writes the id.
     """
 
-    def __init__(self, name, ranks, pattern, special):
+    def __init__(self, name, ranks, pattern, special, files=()):
         """ranks: token bytes → id, 0 … len-1 in the order of merging, all 256 bytes among them."""
-        self.name = name
+        self.name, self.files = name, files
         self.special = dict(special)
         self.eot, self.pad, self.answer_mark = special["EOT"], special["PAD"], special["A"]
         self.hash = _hash(ranks, pattern, special)
@@ -95,7 +96,7 @@ class Tokenizer:
 
     def __reduce__(self):
         # A worker process loads the vocabulary itself: the name is cheaper to send than the ranks.
-        return load_tokenizer, (self.name,)
+        return load_tokenizer, (self.files[0] if self.files else self.name, self.name)
 
     def encode(self, text):
         """The ids of `text`, never a special one. Lone surrogates become U+FFFD."""
@@ -159,10 +160,11 @@ class StreamDecoder:
         return self._decoder.decode(b"", final=True)
 
 
-def load_tokenizer(name):
+def load_tokenizer(name, called=None):
     """The tokenizer called `name`: "gpt2", a shipped one ("zh"), or the path of a trained file's
-    .tiktoken or .json. Loaded once a process, and again when the file changes. UserError says what
-    exists when there is none, and what is wrong with a file that is broken."""
+    .tiktoken or .json. `called`: the name it goes by, where `name` is a copy. Loaded once a process,
+    and again when the file changes. UserError says what exists when there is none, and what is
+    wrong with a file that is broken."""
     name = os.fspath(name)
     if name == "gpt2":
         return _load_gpt2()
@@ -183,7 +185,7 @@ def load_tokenizer(name):
             "the special ids: copy both files, or train anew with data/train_tokenizer.py"
         )
     stamps = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in _pair(ranks_file))
-    return _load_files(name, ranks_file, stamps)
+    return _load_files(called or name, ranks_file, stamps)
 
 
 def save_tokenizer(path, ranks, pattern_name, special, about):
@@ -256,7 +258,7 @@ def _load_files(name, ranks_file, stamps):
                 f"{about_file}: does not belong to {ranks_file.name} (their hash is not the one it "
                 "records): copy both files again, or train anew with data/train_tokenizer.py"
             )
-        return Tokenizer(name, ranks, pattern, special)
+        return Tokenizer(name, ranks, pattern, special, _pair(ranks_file))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{about_file}: expected the JSON that data/train_tokenizer.py writes beside a "

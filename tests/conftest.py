@@ -1,7 +1,7 @@
 """What the tests share: the project on sys.path, no network, few threads, and tiny stand-ins.
 
-    python -m pytest tests            # everything
-    python -m pytest tests -k engine  # one part
+python -m pytest tests            # everything
+python -m pytest tests -k engine  # one part
 """
 
 import json
@@ -21,8 +21,11 @@ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):  # the tests themselves are on
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 torch.set_num_threads(1)
+settings.register_profile("project", deadline=None)  # a busy machine is no mistake of the code
+settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")

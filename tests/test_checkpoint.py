@@ -101,11 +101,17 @@ def test_a_run_is_complete_in_itself(folder, model, byte_tokenizer, tmp_path):
     assert version_of(moved) == 2
 
 
-def test_a_shipped_tokenizer_is_not_copied(folder, tiny_model):
-    tokenizer = load_tokenizer("zh")
-    save(folder, tiny_model(n_rows=tokenizer.n_rows), tokenizer, 1)
-    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "state.pt"}
-    assert checkpoint.load(folder).tokenizer.name == "zh"
+def test_which_tokenizers_a_run_keeps(folder, tiny_model):
+    """zh, whose shipped file may change with a version; not gpt2, which never does."""
+    zh = load_tokenizer("zh")
+    save(folder, tiny_model(n_rows=zh.n_rows, n_layer=1, n_embd=4), zh, 1)
+    assert (folder / "tokenizer.tiktoken").read_bytes() == zh.files[0].read_bytes()
+    assert checkpoint.load(folder).tokenizer.hash == zh.hash
+    gpt2 = load_tokenizer("gpt2")
+    other = folder.with_name("other")
+    save(other, tiny_model(n_rows=gpt2.n_rows, n_layer=1, n_embd=4), gpt2, 1)
+    assert {path.name for path in other.iterdir()} == {*checkpoint.FILES[:2], "config.json"}
+    assert checkpoint.load(other).tokenizer.name == "gpt2"
 
 
 # -- interruptions ---------------------------------------------------------------------------------
@@ -191,7 +197,7 @@ def test_reading_while_a_save_is_under_way(folder, model, byte_tokenizer, monkey
     assert version_of(folder) == 2
 
 
-def test_a_reader_that_finishes_a_save_beside_the_writer(folder, model, byte_tokenizer, monkeypatch):
+def test_a_reader_that_finishes_a_save_too(folder, model, byte_tokenizer, monkeypatch):
     """Both may move the staged files at once: what one has moved, the other finds gone."""
     save(folder, model, byte_tokenizer, 1)
     replace = os.replace

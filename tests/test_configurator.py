@@ -1,5 +1,6 @@
 """Settings: defaults ← recipe ← --key=value, typed, checked, every mistake reported at once."""
 
+import errno
 import os
 from typing import Literal
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config import train_config
-from config.configurator import ROOT, UserError, configure
+from config.configurator import ROOT, UserError, configure, run
 
 
 class Settings:
@@ -89,7 +90,9 @@ def test_its_own_knob_goes_before_a_shared_one():
     assert resolve(own=Settings, shared="seed block_size").seed == "own"
 
 
-@pytest.mark.parametrize("text", ["a=b", "", "two words", "中国的 首都=北京", " =", "--seed=1", "none"])
+@pytest.mark.parametrize(
+    "text", ["a=b", "", "two words", "中国的 首都=北京", " =", "--seed=1", "none"]
+)
 def test_text_arrives_as_it_was_written(text):
     assert resolve(f"--sample_prompt={text}").sample_prompt == text
 
@@ -336,6 +339,36 @@ def test_help_of_train_lists_every_knob(run_script):
     assert result.returncode == 0 and result.stderr == ""
     for name in train_config.__annotations__:
         assert f"--{name}=" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (UserError("a: no such file"), 2, "a: no such file"),
+        (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "out/log.jsonl"),
+            2,
+            "out/log.jsonl: is full",
+        ),
+    ],
+)
+def test_run_ends_with_one_line(capsys, error, code, words):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run(main)
+    told = capsys.readouterr().err.strip()
+    assert caught.value.code == code and words in told and "\n" not in told
+
+
+def test_run_lets_other_errors_through():
+    def main():
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        run(main)
 
 
 def test_bad_input_ends_with_exit_code_2_and_no_traceback(run_script, tmp_path):

@@ -1,4 +1,4 @@
-"""Generation against a naive loop without a cache, and sampling against transformers' processors."""
+"""Generation against a naive loop without a cache; sampling against transformers' processors."""
 
 import random
 
@@ -54,7 +54,7 @@ def greedy(n_prompt, n_new, seed=0, **keywords):
 
 @pytest.mark.parametrize("n_prompt", [1, 2, 5, 10, 11, 12, 13, 24, 40])
 def test_cached_equals_uncached(model, n_prompt):
-    """Prompts shorter than a block, a block long and longer; texts that outgrow it several times."""
+    """Prompts shorter than a block, a block long, longer; texts that outgrow it several times."""
     request = greedy(n_prompt, 40, seed=n_prompt)
     (ticket,) = Engine(model, N_VOCAB, n_slots=2).generate([request])
     assert ticket.ids == naive(model, request)
@@ -303,7 +303,7 @@ SETTINGS = st.builds(
 
 
 @given(request=SETTINGS, seed=st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_draws_follow_transformers_distribution(request, seed):
     logits = random_logits(8, seed)
     untouched = logits.clone()

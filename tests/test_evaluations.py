@@ -6,7 +6,6 @@ import math
 import pytest
 from tiny_run import pack, run_here, save_run, save_scripted_run, write_jsonl
 
-from minigpt import checkpoint
 from minigpt.perplexity import answer_passages, text_bits, text_passages
 
 KEPT_TEXTS = [
@@ -94,7 +93,7 @@ def test_neither_the_batch_nor_another_run_changes_the_figures(dataset, random_r
 
 def test_perplexity_of_the_train_split(dataset, random_run):
     run, _ = random_run("plain", dataset("plain"))
-    output = run / "train.json"
+    output = run / "figures" / "train.json"
     words = (f"--out_dir={run}", "--split=train", f"--output={output}")
     assert perplexity(*words)[0] == 0
     figures = read(output)
@@ -108,11 +107,15 @@ def test_perplexity_of_answers(tmp_path, dataset, byte_tokenizer):
     # The run knows this answer by heart, its EOT too: targets are the answer and EOT alone.
     assert figures["tokens"]["targets"] == 2 * 7
     assert figures["tokens"]["perplexity"] == pytest.approx(1, abs=1e-4)
-    pairs = [(record["question"], record["answer"]) for record in KEPT_PAIRS]
-    model = checkpoint.load(run).model
-    expected = text_bits(model, answer_passages(byte_tokenizer, pairs), 261)
-    assert figures["text"]["bits"] == pytest.approx(expected["bits"])
     assert figures["text"]["characters"] == 2 + 3
+
+
+def test_bits_of_answers_given_their_questions(dataset, random_run, byte_tokenizer):
+    run, model = random_run("qa", dataset("qa"))
+    assert perplexity(f"--out_dir={run}")[0] == 0
+    pairs = [(record["question"], record["answer"]) for record in KEPT_PAIRS]
+    expected = text_bits(model, answer_passages(byte_tokenizer, pairs), 261)
+    assert read(run / "perplexity.json")["text"]["bits"] == pytest.approx(expected["bits"])
 
 
 def test_bits_per_character_of_any_text(tmp_path, random_run, byte_tokenizer):

@@ -136,11 +136,14 @@ def test_a_weight_without_gradient_stays():
 
 
 def course(**knobs):
-    return SimpleNamespace(**{"min_lr_ratio": 0.1, "warmup_iters": 0, "decay_fraction": 0.3, **knobs})
+    return SimpleNamespace(
+        **{"min_lr_ratio": 0.1, "warmup_iters": 0, "decay_fraction": 0.3, **knobs}
+    )
 
 
 @pytest.mark.parametrize(
-    ("progress", "scale"), [(0, 1), (0.25, 0.868198), (0.5, 0.55), (0.75, 0.231802), (1, 0.1), (2, 0.1)]
+    ("progress", "scale"),
+    [(0, 1), (0.25, 0.868198), (0.5, 0.55), (0.75, 0.231802), (1, 0.1), (2, 0.1)],
 )
 def test_cosine_by_hand(progress, scale):
     # 0.1 + 0.9 · (1 + cos(π · progress)) / 2;  cos(π/4) = 0.707107

@@ -1,5 +1,6 @@
 """Perplexity and bits per character against hand-worked numbers and naive loops."""
 
+import itertools
 import math
 
 import numpy as np
@@ -134,7 +135,7 @@ def test_block_perplexity_equals_a_naive_loop_over_pieces(
     folder = write_blocks(tmp_path / "data", byte_tokenizer, blocks, blocks)
     model = tiny_model(n_rows=320, block_size=32)
     bits = count = 0
-    for ids, begin in sum(rows, []):
+    for ids, begin in itertools.chain(*rows):
         for t in range(begin, len(ids)):
             bits += token_bits(model, ids[:t], ids[t])
             count += 1

@@ -3,6 +3,7 @@ scripts, run without the seconds that a new process takes."""
 
 import contextlib
 import io
+import itertools
 import json
 import runpy
 import sys
@@ -50,7 +51,7 @@ def _scripted_model(n_rows, chain, block_size):
         model.blocks[0].mlp.proj.weight.zero_()
         model.wte.weight.zero_()
         model.lm_head.weight.zero_()
-        for direction, (token, following) in enumerate(zip(chain, chain[1:], strict=False)):
+        for direction, (token, following) in enumerate(itertools.pairwise(chain)):
             model.wte.weight[token, direction] = 1
             model.lm_head.weight[following, direction] = 10
     return model
