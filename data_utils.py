@@ -77,13 +77,16 @@ class Blocks:
         self.tokens = self._map(".bin", np.dtype(meta["dtype"]).newbyteorder("<"), again)
         self.mask = self._map(".mask", np.dtype(np.uint8), again)
         if len(self.tokens) != len(self.mask):
-            raise UserError(f"{name}: {len(self.tokens)} blocks, but {len(self.mask)} masks; {again}")
+            raise UserError(
+                f"{name}: {len(self.tokens)} blocks, but {len(self.mask)} masks; {again}"
+            )
         if len(self.tokens) == 0:
             raise UserError(f"{name}: no blocks; {again}")
         highest = max(int(part.max()) for part in np.array_split(self.tokens, _parts(self.tokens)))
         if highest >= meta["n_vocab"]:
             raise UserError(
-                f"{name}: token id {highest}, but the vocabulary ends at {meta['n_vocab'] - 1}; {again}"
+                f"{name}: token id {highest}, but the vocabulary ends at {meta['n_vocab'] - 1}; "
+                f"{again}"
             )
 
     def _map(self, suffix, dtype, again):

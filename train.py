@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from config.configurator import UserError, configure, run
-from data_utils import Batches, Blocks, evaluation_batches, read_meta
+from data_utils import Batches, Blocks, evaluation_batches
 from minigpt import checkpoint
 from minigpt.engine import Engine, Request
 from minigpt.hardware import autocast, matmul_flops, peak_flops, pick_device, pick_dtype
@@ -90,9 +90,8 @@ def main():
 
     # -- data --------------------------------------------------------------------------------------
     tokenizer = parent.tokenizer if parent else load_tokenizer(settings.tokenizer)
-    train_blocks, val_blocks = (
-        Blocks(settings.dataset, split, tokenizer, settings.block_size) for split in ("train", "val")
-    )
+    train_blocks = Blocks(settings.dataset, "train", tokenizer, settings.block_size)
+    val_blocks = Blocks(settings.dataset, "val", tokenizer, settings.block_size)
     prompt_format = train_blocks.meta["prompt_format"]
     settings.inherit({"layout": train_blocks.meta["layout"]}, settings.dataset)
     batches = Batches(
@@ -134,9 +133,9 @@ def main():
         state = checkpoint.load_state(out_dir)
         if (state["world"], state["blocks"]) != (world, len(train_blocks)):
             raise UserError(
-                f"{out_dir}: was trained by {state['world']} processes on {state['blocks']} blocks, "
-                f"now there are {world} on {len(train_blocks)}: the data order cannot be continued; "
-                f"start another run with --init_from={out_dir} --out_dir=…"
+                f"{out_dir}: was trained by {state['world']} processes on {state['blocks']} "
+                f"blocks, now there are {world} on {len(train_blocks)}: its data order cannot be "
+                f"continued; start another run with --init_from={out_dir} --out_dir=…"
             )
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             # Its moments; learning rate and decay are the settings', which may have changed.
@@ -293,7 +292,7 @@ def main():
     if first:
         log.close()
         if val_loss is not None:
-            print(f"{out_dir}: step {step}, val loss {val_loss:.4f}; best {best:.4f}: {out_dir}/best")
+            print(f"{out_dir}: step {step}, val loss {val_loss:.4f}, the best {best:.4f} in best/")
         if stopping:
             print(f"stopped; go on with: python train.py --out_dir={out_dir} --init_from=resume")
     if world > 1:
@@ -476,7 +475,10 @@ def write_sample(model, tokenizer, prompt_format, settings):
     if prompt_format == "qa" and settings.origin("sample_prompt") == "default":
         # The first held-out question; without one the default prompt serves.
         path = Path(settings.dataset) / "val.jsonl"
-        with contextlib.suppress(OSError, ValueError, KeyError), open(path, encoding="utf-8") as file:
+        with (
+            contextlib.suppress(OSError, ValueError, KeyError),
+            open(path, encoding="utf-8") as file,
+        ):
             prompt = json.loads(file.readline())["question"]
     if not prompt:
         return ""
@@ -505,13 +507,14 @@ class Log:
         if self.path.exists():
             # Lines after the checkpoint belong to steps that are taken again.
             lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+            lines = [line for line in lines if line.endswith("}")]  # the last may be torn
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
             self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         if settings.tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
-                raise UserError("tensorboard=true: not installed; pip install tensorboard") from None
+                raise UserError("tensorboard=true: first, pip install tensorboard") from None
             self.board = SummaryWriter(folder, purge_step=step)
 
     def _write(self, record):

@@ -16,12 +16,11 @@ import subprocess
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import torch
 
-from config.configurator import configure, run
+from config.configurator import ROOT, configure, run
 from data_utils import Batches, Blocks, read_meta
 from minigpt.objectives import next_token
 from minigpt.optim import make_optimizers
@@ -66,7 +65,8 @@ def main():
                 f"--dataset={data}",
             )
         for seed in settings.seeds.split(","):
-            rows.append(one_run(settings, size, seed, tokenizer, data, folder / f"run{size}_{seed}"))
+            out_dir = folder / f"run{size}_{seed}"
+            rows.append(one_run(settings, size, seed, tokenizer, data, out_dir))
     header = ["vocabulary", "seed", "tokens/char", "parameters", "steps", "characters seen"]
     print(table([*header, "bits/char"], rows))
 

@@ -1,7 +1,7 @@
 """Fine-tuning as the first wiki MiniGPT did it: question ## answer EOT, one pair a block.
 
-    python data/prepare_sft.py config/classic_sft.py --input=sft/sft_saves.jsonl
-    python train.py config/classic_sft.py
+python data/prepare_sft.py config/classic_sft.py --input=sft/sft_saves.jsonl
+python train.py config/classic_sft.py
 """
 
 out_dir = "out/classic_sft"

@@ -30,7 +30,7 @@ class UserError(Exception):
 
 
 def run(main):
-    """Run a script's main(): a UserError becomes its message and exit 2, Ctrl-C becomes exit 130."""
+    """Run a script's main(): a UserError becomes its message and exit 2, Ctrl-C exit 130."""
     # Chinese must print on a Windows console and into a pipe, whatever the locale says.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -80,7 +80,7 @@ class Settings:
         self._origin[name] = origin
 
     def origin(self, name):
-        """Where a value came from: "default", "config/x.py:12", "--name", or what inherit() said."""
+        """Where a value came from: "default", "config/x.py:12", "--name" or inherit()'s source."""
         return self._origin[name]
 
     def as_dict(self):
@@ -315,7 +315,7 @@ _ARITHMETIC = {
 
 
 def _evaluate(node, names):
-    """A recipe's expression: constants, earlier names and arithmetic; anything else: SyntaxError."""
+    """A recipe's expression: constants, earlier names, arithmetic; anything else: SyntaxError."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Name) and node.id in names:
@@ -390,7 +390,8 @@ def _target(statement):
 
 
 def _help(script, doc, knobs):
-    lines = [textwrap.dedent(doc or "").strip(), "", f"usage: python {script} [recipe.py …] [--key=value …]"]
+    usage = f"usage: python {script} [recipe.py …] [--key=value …]"
+    lines = [textwrap.dedent(doc or "").strip(), "", usage]
     section = None
     for knob in knobs:
         if knob.section != section:

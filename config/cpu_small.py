@@ -3,8 +3,8 @@
     python data/prepare.py config/cpu_small.py --input=YOUR_TEXTS
     python train.py config/cpu_small.py --max_minutes=20
 
-It changes the size alone, so it may follow another recipe: config/classic.py config/cpu_small.py
-is the classic recipe at this size.
+It changes little but the size, so it may follow another recipe: config/classic.py
+config/cpu_small.py is the classic recipe at this size.
 """
 
 out_dir = "out/cpu_small"
@@ -17,5 +17,6 @@ batch_size = 8
 gradient_accumulation_steps = 1  # 2,048 tokens a step: many small steps serve a short run best
 max_iters = 5000  # an hour or so on two cores
 warmup_iters = 100
+learning_rate = 2e-3  # small models bear more than the default
 eval_interval = 200
 eval_iters = 25

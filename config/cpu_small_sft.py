@@ -1,7 +1,7 @@
 """Fine-tuning of config/cpu_small.py's model on question–answer pairs.
 
-    python data/prepare_sft.py config/cpu_small_sft.py --input=YOUR_PAIRS
-    python train.py config/cpu_small_sft.py
+python data/prepare_sft.py config/cpu_small_sft.py --input=YOUR_PAIRS
+python train.py config/cpu_small_sft.py
 """
 
 out_dir = "out/cpu_small_sft"

@@ -1,8 +1,8 @@
 """Every knob that shapes a run, its default, and its reason.
 
-    python train.py config/train_config.py             # the default: a modern 124M shape on Chinese text
-    python train.py config/cpu_small.py --seed=7       # a recipe, and one more change
-    python train.py --help                             # this list
+    python train.py config/train_config.py          # the default: a modern 124M shape, Chinese text
+    python train.py config/cpu_small.py --seed=7    # a recipe, and one more change
+    python train.py --help                          # this list
 
 A recipe is a file like this one that assigns only what it changes; later recipes and --key=value
 win. Importing this module gives the defaults, never a run's values: scripts ask

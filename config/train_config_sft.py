@@ -1,7 +1,7 @@
 """Fine-tuning on question–answer pairs: only what it changes against train_config.py.
 
-    python data/prepare_sft.py --input=sft/sft_saves.jsonl --dataset=data/processed_sft
-    python train.py config/train_config_sft.py
+python data/prepare_sft.py --input=sft/sft_saves.jsonl --dataset=data/processed_sft
+python train.py config/train_config_sft.py
 """
 
 out_dir = "out/sft"

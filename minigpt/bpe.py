@@ -12,11 +12,9 @@ from dataclasses import dataclass
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from minigpt.corpus import Reject, is_val, records
-from minigpt.preparation import PlainText, QuestionAnswers
+from minigpt.cleaning import clean
+from minigpt.corpus import Pair, Reject, entry_of, is_val, pair_of, records
 from minigpt.tokenizer import PATTERNS
-
-_ENTRIES, _PAIRS = PlainText(), QuestionAnswers()
 
 _SENTENCE = re.compile(r".*?[。！？．…!?]+[\"')\]」』”’）】》〉］〕]*|.+", re.DOTALL)
 
@@ -83,33 +81,32 @@ def training_texts(source, val_fraction, tally):
     or a smaller one. Records that are neither entry nor pair are counted in `tally`, no error.
     """
     for chunk in source.chunks():
-        entries, pairs, texts = [], [], []
+        texts = []
         for line, record in records(chunk):
-            if not isinstance(record, Reject):
-                kind = _PAIRS if "question" in record else _ENTRIES
-                record = kind.parse(record, chunk.source, line)
-            if isinstance(record, Reject):
+            key, parts = _key_and_texts(record, chunk.source, line)
+            if key is None:
                 tally.unusable += 1
+            elif is_val(key, val_fraction):
+                tally.held_out += 1
             else:
-                (pairs if kind is _PAIRS else entries).append(record)
-        for entry in _kept(_ENTRIES, entries, val_fraction, tally):
-            texts.append(entry.text)
-        for pair in _kept(_PAIRS, pairs, val_fraction, tally):
-            texts += [pair.question, pair.answer]
+                texts += parts
         tally.texts += len(texts)
         tally.characters += sum(map(len, texts))
         yield texts, chunk.size
 
 
-def _kept(kind, items, val_fraction, tally):
-    """The items of a kind (of minigpt.preparation) that hold text and are not held out."""
-    for item in kind.ready(items):
-        if not item:
-            tally.unusable += 1
-        elif is_val(kind.keys(item)[1], val_fraction):
-            tally.held_out += 1
-        else:
-            yield item
+def _key_and_texts(record, source, line):
+    """(what decides between train and val, [texts]) of a record; the key is None where it has no
+    text. It is what the preparation of entries and of pairs goes by, too."""
+    if not isinstance(record, Reject):
+        record = (pair_of if "question" in record else entry_of)(record, source, line)
+    if isinstance(record, Reject):
+        return None, []
+    if isinstance(record, Pair):
+        content = record.question + record.answer
+        return (content if record.id is None else record.id), [record.question, record.answer]
+    text = clean(record.text, record.title)
+    return text or None, [text]
 
 
 def sentences(text):

@@ -169,7 +169,7 @@ def load(folder, device="cpu", dtype=torch.float32, hint="python train.py config
         raise UserError(f"{path}: does not fit {folder}/config.json: {reason}") from None
     missing = [m for m in missing if not (m == "lm_head.weight" and model.config.tie_embeddings)]
     if missing or unexpected:
-        raise UserError(f"{path}: lacks {missing or 'nothing'}, has besides {unexpected or 'nothing'}")
+        raise UserError(f"{path}: lacks {missing or 'nothing'}, has also {unexpected or 'nothing'}")
     return Checkpoint(folder, model.to(device=device, dtype=dtype), tokenizer, meta)
 
 

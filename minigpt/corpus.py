@@ -307,7 +307,7 @@ def _prose(name, blocks):
         buffer += block
         if len(buffer) < CHUNK:
             continue
-        start = len(buffer) - 8 * ENTRY  # at least 4,000 characters of Chinese
+        start = max(0, len(buffer) - 8 * ENTRY)  # at least 2 × ENTRY characters
         while buffer[start] & 0xC0 == 0x80:  # within a character
             start += 1
         tail = buffer[start:].decode("utf-8", "surrogateescape")
@@ -330,10 +330,11 @@ _HEADING = re.compile(
     re.MULTILINE,
 )
 # Where prose may be cut, the best first: after a line that ends a sentence (lines broken at a
-# width do not), after any line, after a sentence, after a clause, anywhere.
+# width do not), after any line, after a sentence, after a clause. Blank lines go with what is
+# before them, an indent with what is behind it.
 _BREAKS = [
-    re.compile(r"(?<=[。！？．…；.!?：:”」』’）)】])[ \t\u3000\r]*\n\s*"),
-    re.compile(r"\n\s*"),
+    re.compile(r"(?<=[。！？．…；.!?：:”」』’）)】])(?:[ \t\u3000\r]*\n)+"),
+    re.compile(r"\n(?:[ \t\u3000\r]*\n)*"),
     re.compile(r"[。！？．…!?]+[”」』’）)]*|\.(?=\s)"),
     re.compile(r"[，、；：,;:\s]"),
 ]
@@ -342,8 +343,9 @@ _BREAKS = [
 def split_prose(text, about=ENTRY):
     """[(start, end)] of entries of about `about` characters; joined they are `text`.
 
-    An entry ends before a chapter's heading (unless it would hold less than a quarter of `about`),
-    else at the paragraph end nearest to `about`, within half of it on either side.
+    A chapter's heading begins an entry (unless the one before would hold less than a quarter of
+    `about`), and a chapter's entries are much alike in length: each ends at the paragraph's end
+    that is nearest to its share.
     """
     spans, start = [], 0
     while start < len(text):
@@ -354,18 +356,21 @@ def split_prose(text, about=ENTRY):
 
 
 def _entry_end(text, start, about):
-    low, high = start + about // 4, start + about * 3 // 2
-    heading = _HEADING.search(text, low, min(high, len(text)))
-    if heading:
-        return heading.start()
-    if len(text) <= high:
-        return len(text)
-    low, high = start + about // 2, min(high, len(text) - about // 4)
+    limit = start + about * 7 // 2  # what is shorter than this is divided evenly
+    heading = _HEADING.search(text, start + max(1, about // 4), limit)
+    end = heading.start() if heading else len(text)
+    length = about
+    if end <= limit:
+        parts = max(1, round((end - start) / about))
+        if parts == 1:
+            return end
+        length = (end - start) // parts
+    low, high = start + length - about // 2, start + length + about // 2
     for pattern in _BREAKS:
         ends = [match.end() for match in pattern.finditer(text, low, high)]
         if ends:
-            return min(ends, key=lambda end: abs(end - start - about))
-    return min(start + about, len(text))
+            return min(ends, key=lambda end: abs(end - start - length))
+    return start + length
 
 
 def _last_break(text):

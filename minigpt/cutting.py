@@ -65,7 +65,10 @@ class Cutter:
     def first_sentences(self, text):
         """(ids, characters) of the sentences that fit one block together with EOT, which ends the
         ids; None where no sentence ends within the block."""
-        long = self._long(text, self.encode(text))
+        ids = self.encode(text)
+        if not ids:
+            return None
+        long = self._long(text, ids)
         end, ids = long.last_end(ENDS[0], 0, self.block_size - 1, len(text))
         if not end:
             return None

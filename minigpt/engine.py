@@ -201,7 +201,7 @@ class Engine:
             ticket.cached += len(missing)
 
     def _forward(self, tokens, places, first, last):
-        """Hidden states (B, T, C) of `tokens` at `places`, lists (B, T), in slots first … last-1."""
+        """Hidden states (B, T, C) of `tokens` at `places`, lists (B, T), in slots first to last."""
         x = torch.tensor(tokens, device=self.device)
         positions = torch.tensor(places, device=self.device)
         length = max(row[-1] for row in places) + 1

@@ -27,7 +27,7 @@ PEAK_TFLOPS = {
 
 
 def pick_device(name="auto"):
-    """"auto" → cuda, then mps, then cpu; any other name is checked. UserError names what exists."""
+    """ "auto" → cuda, then mps, then cpu; other names are checked. UserError names what exists."""
     if name == "auto":
         if torch.cuda.is_available():
             return "cuda"
@@ -38,12 +38,14 @@ def pick_device(name="auto"):
         there = ["cpu"]
         there += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         there += ["mps"] if torch.backends.mps.is_available() else []
-        raise UserError(f"device={name}: not on this machine, which has {', '.join(there)}") from None
+        raise UserError(
+            f"device={name}: not on this machine, which has {', '.join(there)}"
+        ) from None
     return name
 
 
 def pick_dtype(name, device):
-    """"auto" → bfloat16 on GPUs that have it, float16 on older ones, float32 elsewhere."""
+    """ "auto" → bfloat16 on GPUs that have it, float16 on older ones, float32 elsewhere."""
     if name != "auto":
         if name != "float32" and device == "cpu":
             raise UserError(f"dtype={name}: on a CPU only float32 is fast; leave dtype at auto")

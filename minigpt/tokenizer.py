@@ -15,6 +15,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -103,7 +104,7 @@ class Tokenizer:
         if len(text) < _LONGEST_BLANK:
             return self._encoding.encode_ordinary(text)
         cuts = [0, *(match.end() for match in _LONG_BLANK.finditer(text)), len(text)]
-        parts = (text[start:end] for start, end in zip(cuts, cuts[1:], strict=False))
+        parts = (text[start:end] for start, end in itertools.pairwise(cuts))
         return [i for part in parts for i in self._encoding.encode_ordinary(part)]
 
     def encode_batch(self, texts, threads=None):
@@ -162,9 +163,9 @@ class StreamDecoder:
 
 def load_tokenizer(name, called=None):
     """The tokenizer called `name`: "gpt2", a shipped one ("zh"), or the path of a trained file's
-    .tiktoken or .json. `called`: the name it goes by, where `name` is a copy. Loaded once a process,
-    and again when the file changes. UserError says what exists when there is none, and what is
-    wrong with a file that is broken."""
+    .tiktoken or .json. `called`: the name that it goes by, where `name` is a copy. Loaded once a
+    process, and again when the file changes. UserError says what exists when there is none, and
+    what is wrong with a file that is broken."""
     name = os.fspath(name)
     if name == "gpt2":
         return _load_gpt2()

@@ -117,7 +117,7 @@ def run_script():
     Returns a CompletedProcess with text. Other keywords go to subprocess.run.
     """
 
-    def run(script, *words, timeout=120, **keywords):
+    def run(script, *words, timeout=300, **keywords):
         command = [sys.executable, str(ROOT / script), *map(str, words)]
         return subprocess.run(
             command,

@@ -183,7 +183,7 @@ def test_scripts_run_from_any_folder(tmp_path):
         for name in names
     }
     for name, process in running.items():
-        told, complaint = process.communicate(timeout=120)
+        told, complaint = process.communicate(timeout=300)
         assert process.returncode == 0, f"{name}: {complaint}"
         assert "usage: python " in told and complaint == "", name
     assert not list(tmp_path.iterdir())

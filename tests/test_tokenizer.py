@@ -2,7 +2,9 @@
 
 import functools
 import hashlib
+import itertools
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -90,7 +92,7 @@ def pair_of(token, ranks):
     """The two tokens whose merge made `token`: by hand, with lower ranks alone."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        joined = [ranks.get(a + b, len(ranks)) for a, b in zip(parts, parts[1:], strict=False)]
+        joined = [ranks.get(a + b, len(ranks)) for a, b in itertools.pairwise(parts)]
         best = joined.index(min(joined))
         assert joined[best] < ranks[token], "not made by a merge of lower ones"
         parts[best : best + 2] = [parts[best] + parts[best + 1]]
@@ -250,12 +252,12 @@ def test_every_zh_token_is_one_merge_of_lower_ones():
             assert len(pair_of(token, ranks)) == 2
 
 
-def test_no_zh_token_reaches_over_the_end_of_a_sentence(root):
+def test_no_zh_token_reaches_over_the_end_of_a_sentence():
     zh = load_tokenizer("zh")
     for token in ranks_of(zh):
         assert len(sentences(token.decode("utf-8", "replace"))) <= 1, token.decode()
     text = "他说：“好。”“不好！”（笑。）《史记》云：「然。」『否？』"
-    assert len(sentences(text)) == 6
+    assert len(sentences(text)) == 5
     assert zh.encode(text) == [i for sentence in sentences(text) for i in zh.encode(sentence)]
 
 
@@ -305,6 +307,15 @@ def test_training_leaves_the_validation_part_out(tmp_path):
     found = [text for texts, _ in training_texts(Source(file), 0.3, tally) for text in texts]
     assert found == expected
     assert 600 > tally.held_out > 120 and tally.unusable == 0
+
+
+def test_the_default_leaves_out_all_that_preparing_ever_holds_out(run_script):
+    from minigpt.preparation import LARGEST_FRACTION
+
+    assert about_of("zh")["val_fraction"] >= LARGEST_FRACTION
+    assert (
+        f"--val_fraction={LARGEST_FRACTION}" in run_script("data/train_tokenizer.py", "-h").stdout
+    )
 
 
 @pytest.mark.parametrize(
@@ -436,7 +447,7 @@ def _build_ranks():
 
 def test_worker_processes_get_it_by_name():
     assert len(pickle.dumps(load_tokenizer("zh"))) < 200
-    with ProcessPoolExecutor(1) as pool:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         (ids,) = pool.map(load_tokenizer("zh").encode, ["中国的首都"])
     assert ids == load_tokenizer("zh").encode("中国的首都")
 
@@ -537,7 +548,7 @@ def test_gpt2_comes_from_the_package_without_network(gpt2_afresh, tmp_path):
 
 def test_gpt2_comes_from_tiktokens_cache(gpt2_afresh, tmp_path, monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="vocab.bpe is neither in tiktoken's cache"):
+    with pytest.raises(UserError, match=r"vocab\.bpe is neither in tiktoken's cache"):
         gpt2_afresh()
     _fill_cache(tmp_path)
     assert gpt2_afresh().hash == load_tokenizer("gpt2").hash

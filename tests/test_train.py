@@ -257,7 +257,7 @@ def test_two_processes_are_one_with_twice_the_accumulation(
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("step      8/8") == 1  # one of them speaks
