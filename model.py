@@ -50,6 +50,8 @@ class GPTConfig:
         for name in sizes:
             if getattr(self, name) < 1:
                 found.append(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.block_size == 1:
+            found.append("block_size=1: expected at least 2, a token and the one after it")
         if not found and self.n_head % self.n_kv_head:
             found.append(f"n_kv_head={self.n_kv_head} does not divide n_head={self.n_head}")
         if not found and self.position == "rope" and self.head_dim % 2:

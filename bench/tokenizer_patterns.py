@@ -9,6 +9,7 @@ trained on; "traditional": another script, also unseen. "within": of the borders
 jieba cuts them, wiki held out), how many lie inside a token. About five minutes on two cores.
 """
 
+import logging
 import pathlib
 import sys
 
@@ -33,6 +34,7 @@ class Settings:
 
 def main():
     settings = configure(Settings, doc=__doc__)
+    jieba.setLogLevel(logging.WARNING)
     texts = {f: read(f"{settings.data}/{f}") for f in (*FOLDERS, "wiki_traditional")}
     train = {f: [t for t in texts[f] if not is_val(t, 0.1)] for f in FOLDERS}
     held_out = {f: [t for t in texts[f] if is_val(t, 0.1)] for f in FOLDERS}

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+DEFAULTS = ROOT / "config" / "train_config.py"
 
 
 class UserError(Exception):
@@ -147,22 +148,18 @@ def configure(own=None, shared="", doc="", argv=None, quiet=False):
     everything = {knob.name: knob for knob in [*family, *mine]}
     values = {name: knob.default for name, knob in everything.items()}
     problems = []
-    recipes = [word for word in argv if not word.startswith("-")]
-    for word in recipes:
-        if word.endswith(".py") and Path(word).resolve() == ROOT / "config" / "train_config.py":
+    for word in argv:  # in their order: later wins
+        if word.startswith("-"):
+            read = _read_flag(word, settings, everything, problems)
+        elif word.endswith(".py") and Path(word).resolve() == DEFAULTS:
             # The recipe of all defaults: its values are no choice against a checkpoint's.
-            for knob in family:
-                values[knob.name] = knob.default
-                if knob.name in settings._knobs:
-                    settings.set(knob.name, settings._knobs[knob.name].default, "default")
-            continue
-        for name, value, origin in _read_recipe(word, everything, values, problems):
+            read = [(knob.name, everything[knob.name].default, "default") for knob in family]
+        else:
+            read = _read_recipe(word, everything, values, problems)
+        for name, value, origin in read:
             values[name] = value
             if name in settings._knobs:
                 settings.set(name, value, origin)
-    for word in argv:
-        if word.startswith("-"):
-            _read_flag(word, settings, everything, problems)
     if problems:
         raise UserError("\n".join(problems))
     if not quiet:
@@ -209,7 +206,7 @@ def _type_name(kind):
         return " | ".join(map(str, typing.get_args(kind)))
     if isinstance(kind, types.UnionType):
         return " | ".join(_type_name(part) for part in typing.get_args(kind))
-    return "none" if kind is type(None) else kind.__name__
+    return {type(None): "none", bool: "bool (true or false)"}.get(kind, kind.__name__)
 
 
 def _show(value):
@@ -281,6 +278,7 @@ def _unknown(name, knobs, where, problems):
 
 
 def _read_flag(word, settings, everything, problems):
+    """Yield (name, value, origin) for --name=value, unless it is a mistake."""
     name, equals, raw = word.lstrip("-").partition("=")
     where = f"--{name}"
     knob = settings._knobs.get(name)
@@ -296,7 +294,7 @@ def _read_flag(word, settings, everything, problems):
         raw = raw if equals else "true"
         good, value = _assign(name, raw, _parse, knob, where, problems)
         if good:
-            settings.set(name, value, where)
+            yield name, value, where
 
 
 # -- recipes ---------------------------------------------------------------------------------------

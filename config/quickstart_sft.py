@@ -3,15 +3,15 @@
     python data/prepare_sft.py config/quickstart_sft.py --input=sft/sft_saves.jsonl
     python train.py config/quickstart_sft.py
 
-Twenty passes are five times what a model of your own wants (config/cpu_small_sft.py): here they
-show that fine-tuning works at all, and what memorising does to questions not seen before.
+Ten passes are more than a model of your own wants (config/cpu_small_sft.py): here they show that
+fine-tuning works at all, and what memorising does to questions not seen before.
 """
 
 out_dir = "out/quickstart_sft"
 init_from = "out/quickstart"  # its shape and tokenizer are inherited
 dataset = "data/processed_quickstart_sft"
 block_size = 128
-epochs = 20
+epochs = 10
 max_minutes = 2.5  # a slow machine stops here, its schedule ended as well
 batch_size = 8
 gradient_accumulation_steps = 1

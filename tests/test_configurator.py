@@ -124,7 +124,8 @@ def test_bool_and_none_forms(recipe):
     assert resolve("--share=1").share == 1.0
     for word in ("none", "None", "NONE"):
         assert resolve(recipe("share = 0.5\n"), f"--share={word}").share is None
-    assert resolve("--share=0.5", recipe("share = None\n")).share == 0.5  # a flag beats a recipe
+    assert resolve("--share=0.5", recipe("share = None\n")).share is None  # later wins
+    assert resolve(recipe("share = None\n"), "--share=0.5").share == 0.5
 
 
 def test_a_recipe_may_reckon_with_earlier_names(recipe):

@@ -298,3 +298,11 @@ def test_dropout_acts_in_training_alone(tiny_model):
     model.train()
     assert not torch.equal(read_out(model, x), read_out(model, x))
     model.eval()
+
+
+def test_rotary_angles_stay_float32():
+    exact = GPT(GPTConfig(64, 512, n_layer=1, n_head=1, n_embd=8)).rotary
+    model = GPT(GPTConfig(64, 512, n_layer=1, n_head=1, n_embd=8)).to(torch.bfloat16)
+    assert model.wte.weight.dtype == torch.bfloat16
+    # bfloat16 keeps 8 bits: its cosine of position 500 would be off in the third digit.
+    assert torch.equal(model.rotary.cos, exact.cos) and torch.equal(model.rotary.sin, exact.sin)

@@ -347,6 +347,36 @@ def test_patience(tmp_path, train, tiny, capsys):
     assert checkpoint.read_meta(tmp_path / "run" / "best")["step"] == 0
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # only says that it is slow
+def test_float16_skips_a_step_whose_gradient_overflows(tmp_path, train, monkeypatch, tiny):
+    """One table's gradient is beyond all numbers: no weight moves, whichever optimizer has it."""
+    module, models, before = train.module, [], []
+    make = module.make_optimizers
+
+    def make_optimizers(model, *words):
+        models.append(model)
+        return make(model, *words)
+
+    def overflow():
+        before.extend(weight.detach().clone() for weight in models[0].parameters())
+        hook = models[0].wte.weight.register_hook(lambda grad: grad * math.nan)
+        at_step(train, monkeypatch, 6, lambda: check(hook))
+
+    def check(hook):
+        hook.remove()
+        assert all(map(torch.equal, before, models[0].parameters()))
+
+    monkeypatch.setattr(module, "make_optimizers", make_optimizers)
+    monkeypatch.setattr(module, "pick_dtype", lambda *words: torch.float16)
+    at_step(train, monkeypatch, 5, overflow)
+    train(*tiny, f"--out_dir={tmp_path / 'run'}", "--max_iters=10")
+    state = checkpoint.load_state(tmp_path / "run")
+    assert before and state["scaler"]["scale"] < 2**16  # halved, and the run went on
+    assert not all(map(torch.equal, before, models[0].parameters()))
+    train(f"--out_dir={tmp_path / 'run'}", "--init_from=resume", "--max_iters=12")
+    assert [r["step"] for r in log_of(tmp_path / "run") if "loss" in r] == list(range(1, 13))
+
+
 # -- from another run ------------------------------------------------------------------------------
 
 
@@ -496,6 +526,22 @@ def test_a_loss_that_is_not_finite_names_batch_and_checkpoint(tmp_path, train, m
     assert f"blocks {calls[-1]} of " in text and "train.bin" in text
     assert f"the last good checkpoint is {folder}" in text and "learning_rate" in text
     assert checkpoint.load(folder).meta["step"] == 10
+
+
+def test_a_val_loss_that_is_not_finite_is_not_saved(tmp_path, train, monkeypatch, tiny):
+    folder = tmp_path / "run"
+    objective, evaluated = train.module.next_token, []
+
+    def next_token(model, batch):
+        loss, count = objective(model, batch)
+        if not torch.is_grad_enabled():
+            evaluated.append(count)
+        return (loss * math.nan if len(evaluated) == 4 else loss), count  # the second, at step 10
+
+    monkeypatch.setattr(train.module, "next_token", next_token)
+    text = complaint(train, *tiny, f"--out_dir={folder}")
+    assert "step 10: the val loss is nan" in text and f"checkpoint is {folder}" in text
+    assert checkpoint.load(folder).meta["step"] == 0
 
 
 @pytest.mark.parametrize("eval_interval", [1, 50])
