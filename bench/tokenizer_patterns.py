@@ -40,17 +40,7 @@ def main():
     held_out = {f: [t for t in texts[f] if is_val(t, 0.1)] for f in FOLDERS}
     for folder in ("wiki", "qa"):
         train[folder] *= settings.weight
-    header = [
-        "pattern",
-        "ids",
-        "wiki",
-        "qa",
-        "handbook",
-        "novels",
-        "unseen",
-        "traditional",
-        "within",
-    ]
+    columns = "pattern ids wiki qa handbook novels unseen traditional within"
     rows = []
     for size in map(int, settings.sizes.split(",")):
         for pattern in PATTERNS:
@@ -62,7 +52,7 @@ def main():
             rates.append(borders_within(tokenizer, held_out["wiki"]))
             rows.append([pattern, size, *(f"{rate:.3f}" for rate in rates)])
             print(*rows[-1], flush=True)
-    print("\n" + table(header, rows))
+    print("\n" + table(columns.split(), rows))
 
 
 def read(folder):

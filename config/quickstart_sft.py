@@ -3,7 +3,7 @@
     python data/prepare_sft.py config/quickstart_sft.py --input=sft/sft_saves.jsonl
     python train.py config/quickstart_sft.py
 
-Ten passes are more than a model of your own wants (config/cpu_small_sft.py): here they show that
+Twelve passes are more than a model of your own wants (config/cpu_small_sft.py): here they show that
 fine-tuning works at all, and what memorising does to questions not seen before.
 """
 
@@ -11,7 +11,7 @@ out_dir = "out/quickstart_sft"
 init_from = "out/quickstart"  # its shape and tokenizer are inherited
 dataset = "data/processed_quickstart_sft"
 block_size = 128
-epochs = 10
+epochs = 12
 max_minutes = 2.5  # a slow machine stops here, its schedule ended as well
 batch_size = 8
 gradient_accumulation_steps = 1

@@ -13,7 +13,8 @@ from minigpt.cleaning import RULES, clean, clean_all
 examples = pytest.mark.parametrize("rule", RULES, ids=[rule.example for rule in RULES])
 # Everything that rules look at, so that rules meet each other.
 leftovers = st.text(
-    alphabet="甲乙语aB1 \n\t\r（）()「」『』《》〈〉【】[]“”‘’{}-|;:<>/=&#，、；：。…！?zh\u200b\u3000\xa0𠮷",
+    alphabet="甲乙语aB1 \n\t\r（）()「」『』《》〈〉【】[]“”‘’{}-|;:<>/=&#"
+    "，、；：。…！?zh\u200b\u3000\xa0𠮷",
     max_size=24,
 ) | st.lists(
     st.sampled_from(

@@ -14,7 +14,7 @@ from minigpt.tokenizer import PATTERNS, Tokenizer, load_tokenizer
 
 PROSE = (
     "后来他走了。后来，他又来了！“好的。”后来她说：“不好……”然后（注：见后）。第3.5章，later she "
-    'said: no. And he said "yes." Then 后来。后来；后来：后来、后来……后来？！」后来』后来．后来。”后来'
+    'said: no. And he said "yes." Then 后来。后来；后来：后来、后来……后来？！」后来』后来．后来。”'
 )
 
 

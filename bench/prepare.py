@@ -1,0 +1,146 @@
+"""How fast data/prepare.py is beside bare tiktoken, and how much memory it takes.
+
+    python bench/prepare.py                                     # MB/s and the ratio to tiktoken
+    python bench/prepare.py --input=wiki/ --megabytes=300
+    python bench/prepare.py --memory=true --megabytes=1000      # peak of all its processes
+
+The input is made by recombining the sentences of --input at random into entries of 5 to 14, so it
+is as large as wanted and holds no duplicates. Bare tiktoken encodes the same texts, cleaned and in
+memory, in one process; data/prepare.py is timed as a user runs it, start and writing included.
+Rounds alternate; medians are shown.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from config.configurator import UserError, configure, run
+from minigpt.bpe import sentences
+from minigpt.corpus import read_entries
+from minigpt.report import table
+from minigpt.tokenizer import load_tokenizer
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+class Settings:
+    """The knobs of this script alone."""
+
+    input: str = "data/sample"  # files or folders whose sentences are recombined
+    megabytes: float = 200.0  # size of the file that is made of them
+    workers: int = 2  # processes of data/prepare.py
+    rounds: int = 3  # of bare tiktoken and data/prepare.py, in turn
+    memory: bool = False  # true: measure memory instead of time
+    out_dir: str = "out/bench_prepare"  # input and dataset; removed at the end
+
+
+def main():
+    """Make the input, then measure."""
+    settings = configure(Settings, shared="tokenizer block_size layout", doc=__doc__)
+    folder = pathlib.Path(settings.out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        path = recombined(settings.input, settings.megabytes, folder / "input.jsonl")
+        command = [sys.executable, ROOT / "data/prepare.py", f"--input={path}"]
+        command += [f"--dataset={folder / 'processed'}", f"--workers={settings.workers}"]
+        for name in ("tokenizer", "block_size", "layout"):
+            command.append(f"--{name}={getattr(settings, name)}")
+        (memory if settings.memory else speed)(settings, path, list(map(str, command)))
+    finally:
+        shutil.rmtree(folder)
+
+
+def recombined(paths, megabytes, path):
+    """Write so many MB of entries, in the shape of wiki dumps, to `path`; returns it."""
+    parts = [part for entry in read_entries(paths) for part in sentences(entry.text)]
+    if len(parts) < 100:
+        raise UserError(f"--input={paths}: {len(parts)} sentences; expected 100 at least")
+    chance, size, number = random.Random(0), 0, 0
+    with open(path, "w", encoding="utf-8") as file:
+        while size < megabytes * 1e6:
+            number += 1
+            title = f"题{number}"
+            text = "".join(chance.choices(parts, k=chance.randint(5, 14)))
+            record = {"id": str(number), "title": title, "text": f"{title}\n\n{text}"}
+            line = json.dumps(record, ensure_ascii=False) + "\n"
+            size += len(line.encode())
+            file.write(line)
+    print(f"{path}: {size / 1e6:.0f} MB, {number:,} entries of {len(parts):,} sentences")
+    return path
+
+
+def speed(settings, path, command):
+    """Print MB of text a second, of bare tiktoken and of data/prepare.py, and their ratio."""
+    texts = [entry.text for entry in read_entries(path)]
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    encode = load_tokenizer(settings.tokenizer)._encoding.encode_ordinary  # tiktoken's own
+    bare, ours = [], []
+    for _ in range(settings.rounds):
+        start = time.perf_counter()
+        for text in texts:
+            encode(text)
+        bare.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        ours.append(time.perf_counter() - start)
+        print(f"bare tiktoken {bare[-1]:.2f} s, data/prepare.py {ours[-1]:.2f} s", flush=True)
+    rows = [
+        [name, f"{statistics.median(times):.2f}", f"{megabytes / statistics.median(times):.1f}"]
+        for name, times in (
+            ("bare tiktoken, 1 process", bare),
+            (f"data/prepare.py, {settings.workers} workers", ours),
+        )
+    ]
+    print(table([f"{megabytes:.0f} MB of text", "seconds", "MB/s"], rows))
+    ratio = statistics.median(a / b for a, b in zip(bare, ours, strict=True))
+    print(f"ratio {ratio:.2f} (median of {settings.rounds} rounds, {os.cpu_count()} cores)")
+
+
+def memory(settings, path, command):
+    """Print the peak memory of data/prepare.py and its workers together, and of each."""
+    if not pathlib.Path("/proc/self/smaps_rollup").exists():
+        raise UserError("--memory=true: needs /proc of Linux to see the memory of processes")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    peak, parts = 0, []
+    while process.poll() is None:
+        found = [proportional_set_size(pid) for pid in with_children(process.pid)]
+        if sum(found) > peak:
+            peak, parts = sum(found), found
+        time.sleep(0.1)
+    print(process.stdout.read())
+    if process.returncode:
+        raise UserError("data/prepare.py failed")
+    shown = ", ".join(f"{part / 1e6:.0f}" for part in parts)
+    print(f"peak {peak / 1e6:.0f} MB in {len(parts)} processes ({shown}), shared pages once")
+
+
+def with_children(pid):
+    """The process and all that descend from it."""
+    found = [pid]
+    for parent in found:
+        for task in pathlib.Path(f"/proc/{parent}/task").glob("*/children"):
+            with contextlib.suppress(OSError):  # it has just ended
+                found += map(int, task.read_text().split())
+    return found
+
+
+def proportional_set_size(pid):
+    """Bytes of memory that a process holds, its share of what it shares."""
+    try:
+        lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+if __name__ == "__main__":
+    run(main)
