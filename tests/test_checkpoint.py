@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent, whatever interrupts a save; and every complaint on loading."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -211,37 +212,36 @@ def test_a_reader_that_finishes_a_save_too(folder, model, byte_tokenizer, monkey
     assert version_of(folder) == 2
 
 
-@pytest.fixture
-def full_disk():
-    """full_disk(n): no file may grow beyond n bytes; the system itself makes every write fail."""
+@contextlib.contextmanager
+def full_disk(size):
+    """Within it no file may grow beyond `size` bytes: the system itself makes the write fail. Not
+    a fixture: pytest's own report, which may go to a file, is not to be caught by it."""
     resource = pytest.importorskip("resource", reason="the system has no limit on file sizes")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("size", [0, 3000, 60_000])  # the weights have 150 kB, state.pt 45 kB
 @pytest.mark.parametrize("with_state", [True, False])
-def test_a_full_disk_leaves_the_last_one_whole(
-    folder, model, byte_tokenizer, full_disk, size, with_state
-):
+def test_a_full_disk_leaves_the_last_one_whole(folder, model, byte_tokenizer, size, with_state):
     save(folder, model, byte_tokenizer, 1)
-    full_disk(size)
-    with pytest.raises(OSError):
+    with full_disk(size), pytest.raises(OSError):
         save(folder, model, byte_tokenizer, 2, with_state)
     assert version_of(folder) == 1
     assert not list(folder.glob(".*"))  # and takes no room
 
 
 def test_a_full_disk_while_state_or_config_is_written(
-    folder, tiny_model, byte_tokenizer, full_disk, monkeypatch
+    folder, tiny_model, byte_tokenizer, monkeypatch
 ):
     model = tiny_model(n_rows=byte_tokenizer.n_rows, n_layer=1, n_embd=8)  # 15 kB
     save(folder, model, byte_tokenizer, 1)
-    full_disk(30_000)  # the weights fit, state.pt does not
-    with pytest.raises(OSError):
+    with full_disk(30_000), pytest.raises(OSError):  # the weights fit, state.pt does not
         save(folder, model, byte_tokenizer, 2)
-    full_disk(60_000)
     assert version_of(folder) == 1
     for part in ("_flush", "save_file"):
         with pytest.MonkeyPatch.context() as patch:

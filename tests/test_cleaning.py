@@ -29,6 +29,7 @@ leftovers = st.text(
 def test_a_rule_does_what_its_example_says(rule):
     before, after = rule.example.split(" → ")
     assert clean(before) == after
+    assert clean_all([before], [""]) == [after]
 
 
 @examples
@@ -107,6 +108,7 @@ def test_text_stays(text):
         ("-{zh-hans:甲;zh-hant:乙}-", "甲"),
         ("-{zh-hant:乙;zh-hans:甲}-", "甲"),
         ("-{zh-hk:丙; zh-tw:乙; zh-cn:甲;}-", "甲"),
+        ("-{zh-cn:丁;zh-hans:甲}-", "甲"),
         ("-{zh-sg:甲;zh-tw:乙}-", "甲"),
         ("-{zh-tw:乙;zh-hk:丙}-", "乙"),
         ("-{赫舍里氏}-", "赫舍里氏"),
@@ -129,6 +131,8 @@ def test_conversion_marks_resolve_to_the_simplified_form(before, after):
         ("题\n\n文。", "题", "文。"),
         ("题 \r\n\r\n文。", "题", "文。"),
         ("题\n文。", "题", "题文。"),  # no blank line: the text's own first line
+        ("题\n文。\n文。", "题", "题文。文。"),
+        ("题\n", "题", "题"),
         ("题二\n\n文。", "题", "题二文。"),
         ("文。\n\n题\n\n文。", "题", "文。题文。"),
         ("题\n\n文。", "", "题文。"),

@@ -172,6 +172,7 @@ def test_a_list_in_parts_is_the_list(found, indent, size):
     [
         ("a.jsonl", b'{"text": "a"}\n\n{"text": }\n', 3, r'no JSON \(column 10\).*"\{"text": \}"'),
         ("a.jsonl", b'{"text": "a"}\n["a"]\n', 2, r'expected a JSON object.*"\["a"\]"'),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "b"}, {"text": "c"}\n', 2, r"no JSON \(column 14\)"),
         ("a.jsonl", b'{"title": "a"}\n', 1, "field `text` is missing"),
         ("a.jsonl", b'{"text": 7}\n', 1, "field `text`: expected text, found int"),
         ("a.jsonl", b'{"text": "' + b"[" * 10**5, 1, "no JSON"),
@@ -188,7 +189,11 @@ def test_a_list_in_parts_is_the_list(found, indent, size):
         ("a.jsonl.gz", gzip.compress(b'{"text": 7}\n'), 1, "found int"),
     ],
 )
-def test_a_bad_record_names_file_line_and_beginning(tmp_path, name, data, line, says):
+@pytest.mark.parametrize("size", [2**18, 12])
+def test_a_bad_record_names_file_line_and_beginning(
+    tmp_path, monkeypatch, name, data, line, says, size
+):
+    monkeypatch.setattr(corpus, "CHUNK", size)
     path = tmp_path / name
     path.write_bytes(data)
     with pytest.raises(UserError) as error:

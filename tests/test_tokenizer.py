@@ -369,7 +369,7 @@ def test_lone_surrogates_become_replacement_characters():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(deadline=None, max_examples=1500)
+@settings(deadline=None)
 @given(data=st.data())
 def test_a_stream_gives_whole_characters_that_join_to_the_text(name, data):
     tokenizer = load_tokenizer(name)
