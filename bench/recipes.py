@@ -47,9 +47,10 @@ def main():
         # The data first: the default recipe's held-out entries judge all (their hash decides).
         list(pool.map(lambda name: Way(settings, name).prepare(), RECIPES))
         rows = list(pool.map(lambda name: Way(settings, name).train_and_score(), RECIPES))
-    way = Way(settings, "default")
-    runs = ",".join(f"{way.folder / name}{part}" for name in RECIPES for part in ("", "_sft"))
-    way.call("visualize.py", f"--runs={runs}", f"--output={way.folder}/loss.png", "--x=minutes")
+    for name in RECIPES:  # a picture each: losses a token of two tokenizers do not compare
+        way = Way(settings, name)
+        words = [f"--runs={way.base},{way.tuned}", "--x=minutes", "--smooth=0.6"]
+        way.call("visualize.py", *words, f"--output={way.folder}/loss_{name}.png")
     header = ["recipe", "tokenizer", "steps", "bits/char", "answers: bits/char"]
     print(table([*header, "Rouge-L held out", "Rouge-L seen"], rows))
 

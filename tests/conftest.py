@@ -6,6 +6,7 @@ python -m pytest tests -k engine  # one part
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ os.environ["PYTHONUTF8"] = "1"  # what subprocesses print is read as UTF-8, what
 os.environ["OMP_NUM_THREADS"] = "1"  # for subprocesses: tiny models gain nothing from more
 for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):  # the tests themselves are one process
     os.environ.pop(name, None)
+# A shell that runs the tests in the background has Ctrl-C ignored, and children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
