@@ -1,6 +1,6 @@
 """Which pre-tokenisation pattern serves Chinese best? Tokens a character on text held out.
 
-    python bench/tokenizer_patterns.py --data=../shared/data
+    python bench/tokenizer_patterns.py --data=texts
 
 Trains a vocabulary for each pattern and size on nine tenths of four folders (wiki, qa, handbook,
 novels) and counts tokens a character on the tenth held out. "unseen": the wiki folder, by a
@@ -27,7 +27,7 @@ FOLDERS = ("wiki", "qa", "handbook", "novels")
 
 
 class Settings:
-    data: str = "../shared/data"  # a folder that holds wiki, qa, handbook, novels, wiki_traditional
+    data: str = "texts"  # a folder that holds wiki, qa, handbook, novels, wiki_traditional
     sizes: str = "8192,16384"  # vocabulary sizes, comma-separated
     weight: int = 1  # how often wiki and qa, the modern prose, count
 
