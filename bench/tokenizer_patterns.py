@@ -6,7 +6,7 @@ Trains a vocabulary for each pattern and size on nine tenths of four folders (wi
 novels) and counts tokens a character on the tenth held out. "unseen": the wiki folder, by a
 vocabulary that saw neither it nor the questions about it, prose of another kind than what was
 trained on; "traditional": another script, also unseen. "within": of the borders between words (as
-jieba cuts them, wiki held out), how many lie inside a token. About five minutes on two cores.
+jieba cuts them, wiki held out), how many lie inside a token. It takes a while: minutes a row.
 """
 
 import logging
