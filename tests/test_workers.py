@@ -22,6 +22,8 @@ class Square:
             os._exit(9)
         if task == "where":
             return os.getpid()
+        if task == "slow":
+            return time.sleep(0.5)
         time.sleep(0.02 if task % 3 == 0 else 0)  # so that later tasks are done earlier
         return task * task + self.offset
 
@@ -63,12 +65,14 @@ def test_tasks_are_read_only_a_little_ahead():
     read = []
 
     def tasks():
-        for i in range(60):
-            read.append(i)
-            yield i
+        for task in ["slow", *range(1, 60)]:
+            read.append(task)
+            yield task
 
+    # While one worker is slow, the other does not go through everything.
     for taken, _ in enumerate(ordered_map(Square, 0, tasks(), 2)):
         assert len(read) <= taken + 1 + 6
+    assert len(read) == 60
 
 
 def test_core_count():
