@@ -4,7 +4,7 @@
     python bench/prepare.py --input=wiki/ --megabytes=300
     python bench/prepare.py --memory=true --megabytes=1000      # peak of all its processes
 
-The input is made by recombining the sentences of --input at random into entries of 5 to 14, so it
+The input is made by recombining the sentences of --input at random into entries of 5 to 20, so it
 is as large as wanted and holds no duplicates. Bare tiktoken encodes the same texts, cleaned and in
 memory, in one process; data/prepare.py is timed as a user runs it, start and writing included.
 Rounds alternate; medians are shown.
@@ -69,7 +69,7 @@ def recombined(paths, megabytes, path):
         while size < megabytes * 1e6:
             number += 1
             title = f"题{number}"
-            text = "".join(chance.choices(parts, k=chance.randint(5, 14)))
+            text = "".join(chance.choices(parts, k=chance.randint(5, 20)))
             record = {"id": str(number), "title": title, "text": f"{title}\n\n{text}"}
             line = json.dumps(record, ensure_ascii=False) + "\n"
             size += len(line.encode())

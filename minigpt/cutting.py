@@ -4,7 +4,7 @@
     pieces = cutter.pieces(text)          # all of the text, the last piece with EOT
     found = cutter.first_sentences(text)  # the classic recipe: what fits one block, or None
 
-A piece's ids (array("I")) are what the tokenizer gives for the piece's own text, so no token is
+Both take the text's ids too, as array("I"), where many texts were encoded together. A piece's ids (array("I")) are what the tokenizer gives for the piece's own text, so no token is
 torn where it reaches over a sentence's end; and the pieces' texts joined are the text.
 """
 
@@ -12,6 +12,8 @@ import re
 from array import array
 
 import numpy as np
+
+from minigpt.tokenizer import PATTERNS
 
 # Where a piece may end, the best first. The second and third serve a sentence that is longer than
 # a block; where it has none of them, it is cut between any two characters.
@@ -25,8 +27,12 @@ ENDS = [
     )
 ]
 # A seam: a letter before a mark. No pattern of pre-tokenisation that we know lets a token reach
-# over it, for a run of letters ends where a mark begins.
-_SEAM = re.compile(r"[A-Za-z\u4e00-\u9fff](?=[,.;:!?，。、；：！？．…”』」）》])")
+# over it, for a run of letters ends where a mark begins. With some patterns a run of marks ends
+# where a letter begins as well, so there most sentences begin at a seam.
+_LETTER, _MARK = r"[A-Za-z\u4e00-\u9fff]", "[,.;:!?，。、；：！？．…”』」》）]"
+_SEAM = re.compile(f"{_LETTER}(?={_MARK})")
+_EITHER_SEAM = re.compile(f"{_LETTER}(?={_MARK})|{_MARK}(?={_LETTER})")
+_EITHER = {PATTERNS["gpt-2"], PATTERNS["smollm"]}
 _SLACK = 8  # tokens by which a piece's own ids may be fewer than its share of the whole text's
 SMALLEST_BLOCK = 16  # any character fits, and so does what stands beside it
 
@@ -36,6 +42,7 @@ class Cutter:
 
     def __init__(self, tokenizer, block_size):
         self.tokenizer, self.block_size = tokenizer, block_size
+        self._seam = _EITHER_SEAM if tokenizer.pattern in _EITHER else _SEAM
         tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.n_vocab)]
         # In UTF-8 the bytes 0x80 … 0xbf go on with a character, all others begin one.
         self._begun = np.array([sum(byte & 0xC0 != 0x80 for byte in token) for token in tokens])
@@ -45,12 +52,12 @@ class Cutter:
         """The ids of a text as array("I")."""
         return array("I", self.tokenizer.encode(text))
 
-    def pieces(self, text):
+    def pieces(self, text, ids=None):
         """[ids, …] of at most block_size ids each; EOT ends the last, where the text really ends.
 
         Each piece but the last takes as many sentences as fit; nothing of the text is lost.
         """
-        ids = self.encode(text)
+        ids = self.encode(text) if ids is None else ids
         if len(ids) < self.block_size:
             ids.append(self.tokenizer.eot)
             return [ids]
@@ -62,10 +69,10 @@ class Cutter:
         rest.append(self.tokenizer.eot)
         return [*pieces, rest]
 
-    def first_sentences(self, text):
+    def first_sentences(self, text, ids=None):
         """(ids, characters) of the sentences that fit one block together with EOT, which ends the
         ids; None where no sentence ends within the block."""
-        ids = self.encode(text)
+        ids = self.encode(text) if ids is None else ids
         if not ids:
             return None
         long = self._long(text, ids)
@@ -77,7 +84,8 @@ class Cutter:
 
     def _long(self, text, ids):
         numbers = np.frombuffer(ids, np.uintc)
-        return _LongText(self.encode, text, ids, self._begun[numbers], self._goes_on[numbers])
+        begun, goes_on = self._begun[numbers], self._goes_on[numbers]
+        return _LongText(self.encode, self._seam, text, ids, begun, goes_on)
 
 
 class _LongText:
@@ -90,8 +98,9 @@ class _LongText:
     goes_on: (n,) bool, whether a token begins within a character
     """
 
-    def __init__(self, encode, text, ids, begun, goes_on):
-        self._encode, self._text, self._ids, self._goes_on = encode, text, ids, goes_on
+    def __init__(self, encode, seam, text, ids, begun, goes_on):
+        self._encode, self._seam, self._text, self._ids = encode, seam, text, ids
+        self._goes_on = goes_on
         self._stops = np.cumsum(begun)  # how many characters have begun at the end of each token
         self._last_head = -1, None
 
@@ -148,7 +157,9 @@ class _LongText:
         """(ids from `start` to the next seam, number of the token after it), or None."""
         if start == 0:
             return array("I"), 0
-        for match in _SEAM.finditer(self._text, start):
+        if count := self._tokens_before_seam(start):
+            return array("I"), count
+        for match in self._seam.finditer(self._text, start):
             count = self._tokens_before(match.end())
             if count:
                 return self._encode(self._text[start : match.end()]), count
@@ -158,13 +169,19 @@ class _LongText:
         """(number of the token after the last seam up to `end`, ids from there to `end`)."""
         if end == len(self._text):
             return len(self._ids), array("I")
+        if count := self._tokens_before_seam(end):
+            return count, array("I")
         for low in _ever_lower(start, end):
             # One character more, for what a seam stands before.
-            for match in reversed(list(_SEAM.finditer(self._text, low, end + 1))):
+            for match in reversed(list(self._seam.finditer(self._text, low, end + 1))):
                 count = self._tokens_before(match.end())
                 if count:
                     return count, self._encode(self._text[match.end() : end])
         return None
+
+    def _tokens_before_seam(self, place):
+        """How many tokens stand before `place`, where it is a seam; None where it is not."""
+        return self._tokens_before(place) if self._seam.match(self._text, place - 1) else None
 
     def _tokens_before(self, place):
         """How many tokens stand before `place`; None where it is within a token."""

@@ -10,6 +10,7 @@ class each.
 
 import contextlib
 import gc
+import itertools
 import json
 import shlex
 import sys
@@ -77,20 +78,24 @@ class PlainText:
         """How much of `held_out` an entry is."""
         return len(entry.text)
 
-    def encode(self, entry, cutter, layout):
+    def texts(self, entry):
+        """What of an entry is encoded."""
+        return (entry.text,)
+
+    def encode(self, entry, ids, cutter, layout):
         """([(ids, first target, last target + 1), …], characters in them, characters left out), or
-        the reason for which the entry is dropped."""
+        the reason for which the entry is dropped. ids: those of each of its texts()."""
+        (ids,) = ids
         if layout == "pad":
-            kept = cutter.first_sentences(entry.text)
+            kept = cutter.first_sentences(entry.text, ids)
             if kept is None:
                 return "no sentence end"
             ids, characters = kept
             return [(ids, 1, len(ids) - 1)], characters, len(entry.text) - characters
         if layout == "packed":
-            ids = cutter.encode(entry.text)
             ids.append(cutter.tokenizer.eot)
             return [(ids, 0, len(ids))], len(entry.text), 0
-        return [(ids, 1, len(ids)) for ids in cutter.pieces(entry.text)], len(entry.text), 0
+        return [(ids, 1, len(ids)) for ids in cutter.pieces(entry.text, ids)], len(entry.text), 0
 
     def as_text(self, entry):
         """An entry's line of val.jsonl."""
@@ -121,10 +126,13 @@ class QuestionAnswers:
         """See PlainText."""
         return 1
 
-    def encode(self, pair, cutter, layout):
+    def texts(self, pair):
         """See PlainText."""
-        tokenizer = cutter.tokenizer
-        question, answer = tokenizer.encode(pair.question), tokenizer.encode(pair.answer)
+        return pair.question, pair.answer
+
+    def encode(self, pair, ids, cutter, layout):
+        """See PlainText."""
+        tokenizer, (question, answer) = cutter.tokenizer, ids
         ids = array("I", [*question, tokenizer.answer_mark, *answer, tokenizer.eot])
         if len(ids) > cutter.block_size:
             return "too long"
@@ -183,8 +191,12 @@ class ChunkWorker:
         entries, rejects = parse(kind, chunk)
         batch = Batch(chunk.size, rejects)
         kept, numbers, pieces = [], [], []
-        for entry in kind.ready(entries):
-            encoded = kind.encode(entry, self.cutter, layout) if entry else "empty"
+        ready = kind.ready(entries)
+        texts = [kind.texts(entry) if entry else () for entry in ready]
+        rows = iter(self.cutter.tokenizer.encode_batch(itertools.chain(*texts), threads=1))
+        for entry, parts in zip(ready, texts, strict=True):
+            ids = [next(rows) for _ in parts]
+            encoded = kind.encode(entry, ids, self.cutter, layout) if entry else "empty"
             if isinstance(encoded, str):
                 batch.dropped[encoded] += 1
                 continue

@@ -20,9 +20,11 @@ import json
 import os
 import re
 import tempfile
+from array import array
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import tiktoken
 import tiktoken.load
 
@@ -59,6 +61,11 @@ _GPT2_SPECIAL = {"EOT": 50256, "PAD": 50257, "A": 2235, "IM_START": 50258, "IM_E
 # runs out of stack and the process panics. So a run this long is encoded in parts.
 _LONGEST_BLANK = 100_000
 _LONG_BLANK = re.compile(rf"\s{{{_LONGEST_BLANK}}}")
+# Where no two blanks stand together, the patterns' look-aheads decide nothing; without them the
+# regular expression needs no backtracking and runs twice as fast.
+_LOOK_AHEADS = re.compile(r"\|\\s\+\(\?!.*?\)")
+_EDGE = "\uffff"  # no character: parts the texts of a batch
+_GROUP = 256  # texts that are joined
 
 
 class Tokenizer:
@@ -88,6 +95,7 @@ class Tokenizer:
         for token, rank in ranks.items():
             self._bytes[rank] = token
         self._byte_ids = [ranks[bytes([byte])] for byte in range(256)]
+        self.pattern, self._ranks = pattern, ranks
         self._encoding = tiktoken.Encoding(
             name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
         )
@@ -108,9 +116,37 @@ class Tokenizer:
         return [i for part in parts for i in self._encoding.encode_ordinary(part)]
 
     def encode_batch(self, texts, threads=None):
-        """[encode(text) for text in texts], on `threads` threads (None: one a core)."""
+        """[encode(text), …] of many texts, each as array("I"), on `threads` threads (None: one a
+        core). Several times faster than one by one where most texts are short."""
+        texts = list(texts)
+        groups = [texts[i : i + _GROUP] for i in range(0, len(texts), _GROUP)]
+        if threads == 1:
+            return [ids for group in groups for ids in self._encode_group(group)]
         with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-            return list(pool.map(self.encode, texts))
+            return [ids for rows in pool.map(self._encode_group, groups) for ids in rows]
+
+    def _encode_group(self, texts):
+        # What prints holds no blank but " ", and no _EDGE.
+        easy = [text.isprintable() and "  " not in text for text in texts]
+        joined = _EDGE.join(itertools.compress(texts, easy))
+        ids = self._joining.encode_to_numpy(joined, allowed_special="all")
+        edges = np.flatnonzero(ids == self.n_rows)
+        spans = zip([0, *(edges + 1).tolist()], [*edges.tolist(), len(ids)], strict=True)
+        ids = array("I", ids.tobytes())
+        return [
+            ids[slice(*next(spans))] if is_easy else array("I", self.encode(text))
+            for text, is_easy in zip(texts, easy, strict=True)
+        ]
+
+    @functools.cached_property
+    def _joining(self):
+        """An encoding for texts that are joined by _EDGE and hold no two blanks together."""
+        return tiktoken.Encoding(
+            self.name,
+            pat_str=_LOOK_AHEADS.sub("", self.pattern),
+            mergeable_ranks=self._ranks,
+            special_tokens={_EDGE: self.n_rows},
+        )
 
     def encode_bytes(self, data):
         """The ids of any bytes: encode() where they are UTF-8, one id a byte where they are not."""

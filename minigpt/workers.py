@@ -15,7 +15,7 @@ from multiprocessing.connection import wait
 
 from config.configurator import UserError
 
-_AHEAD = 2  # tasks that a worker holds: one at work, one read meanwhile
+_AHEAD = 2  # tasks
 
 
 def core_count():
@@ -52,7 +52,7 @@ def _spread(workers, tasks):
     results, sent, taken, exhausted = {}, 0, 0, False
     while True:
         for worker in sorted(workers, key=lambda worker: worker.load):
-            while worker.load < _AHEAD and sent < taken + 3 * len(workers) and not exhausted:
+            while worker.load < _AHEAD and sent < taken + 6 * len(workers) and not exhausted:
                 task = next(tasks, None)
                 if task is None:
                     exhausted = True
