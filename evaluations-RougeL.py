@@ -15,10 +15,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from config.configurator import UserError, configure, run
-from minigpt import checkpoint
+from minigpt import precision
 from minigpt.engine import Engine
 from minigpt.examples import HELD_OUT, OTHER, SEEN, draw, read_examples, standings, write_answers
-from minigpt.hardware import pick_device, pick_dtype
 from minigpt.report import check_writable, table, write_json, write_jsonl
 from minigpt.rouge import score, summary
 
@@ -44,8 +43,7 @@ def main():
         value = getattr(settings, name)
         if value is not None and value < least:
             raise UserError(f"{name}={value}: expected at least {least}")
-    device = pick_device(settings.device)
-    trained = checkpoint.load(settings.out_dir, device, pick_dtype(settings.dtype, device))
+    trained = precision.load(settings.out_dir, settings.device, settings.dtype)
     tokenizer, prompt_format = trained.tokenizer, trained.prompt_format
     output = Path(settings.output or trained.folder / "rouge.jsonl")
     if output.suffix != ".jsonl":

@@ -195,10 +195,10 @@ class KVCache:
             for k, v in zip(self.k, self.v, strict=True)
         ]
 
-    def move(self, source, target):
-        """Copy slot `source` over slot `target`."""
-        self.k[:, target] = self.k[:, source]
-        self.v[:, target] = self.v[:, source]
+    def move(self, source, target, length):
+        """Copy the first `length` positions of slot `source` over those of slot `target`."""
+        for part in (self.k, self.v):
+            part[:, target, :, :length] = part[:, source, :, :length]
 
 
 class GPT(nn.Module):
@@ -242,7 +242,10 @@ class GPT(nn.Module):
         mask = None
         if cache is not None:
             places = torch.arange(cache[0].length, device=x.device)
-            mask = (places <= positions.unsqueeze(-1)).unsqueeze(1)  # (B, 1, T, L)
+            hidden = (places > positions.unsqueeze(-1)).unsqueeze(1)  # (B, 1, T, L)
+            # Added to the scores: as bools, every layer would make this of them anew.
+            mask = torch.zeros(hidden.shape, device=x.device, dtype=self.wte.weight.dtype)
+            mask.masked_fill_(hidden, -math.inf)
         elif pieces is not None:
             same = pieces.unsqueeze(2) == pieces.unsqueeze(1)  # (B, T, T)
             mask = same.tril().unsqueeze(1)  # (B, 1, T, T): causal, within the piece

@@ -15,9 +15,8 @@ import time
 from pathlib import Path
 
 from config.configurator import UserError, configure, run
-from minigpt import checkpoint
+from minigpt import precision
 from minigpt.engine import Engine, Request
-from minigpt.hardware import pick_device, pick_dtype
 from minigpt.prompt import prompt_ids, stop_ids
 
 
@@ -29,6 +28,7 @@ class Settings:
     temperature: float = 0.1  # 0: always the likeliest token; 1: as the model has it; more: wilder
     top_k: int = 20  # draw from the k likeliest tokens; 0: from all
     top_p: float = 1.0  # draw from the likeliest tokens that make up this probability; 1: from all
+    min_p: float = 0.0  # drop tokens less likely than this share of the likeliest; 0: none
     repetition_penalty: float = 1.0  # above 1: tokens that stand in the text become less likely
     seed: int | None = None  # the same seed writes the same text; none: another one every time
 
@@ -42,8 +42,7 @@ def main():
     problems = request_of([0], settings).problems()  # before the model is loaded
     if problems:
         raise UserError("\n".join(problems))
-    device = pick_device(settings.device)
-    trained = checkpoint.load(settings.out_dir, device, pick_dtype(settings.dtype, device))
+    trained = precision.load(settings.out_dir, settings.device, settings.dtype)
     writer = Writer(trained, settings)
     if start:
         writer.write_all(start)
@@ -70,11 +69,12 @@ def request_of(ids, settings, number=0, **more):
     """The engine's request for sample `number`."""
     return Request(
         ids,
-        settings.max_new_tokens,
-        settings.temperature,
-        settings.top_k,
-        settings.top_p,
-        settings.repetition_penalty,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        repetition_penalty=settings.repetition_penalty,
         seed=None if settings.seed is None else settings.seed + number,
         **more,
     )

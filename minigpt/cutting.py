@@ -4,8 +4,9 @@
     pieces = cutter.pieces(text)          # all of the text, the last piece with EOT
     found = cutter.first_sentences(text)  # the classic recipe: what fits one block, or None
 
-Both take the text's ids too, as array("I"), where many texts were encoded together. A piece's ids (array("I")) are what the tokenizer gives for the piece's own text, so no token is
-torn where it reaches over a sentence's end; and the pieces' texts joined are the text.
+Both take the text's ids too, as array("I"), where many texts were encoded together. A piece's ids
+are what the tokenizer gives for the piece's own text, so no token is torn where it reaches over a
+sentence's end; and the pieces' texts joined are the text.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Generation: requests in, token ids out. The only generation loop in the project.
 
 An Engine owns a model and a preallocated KV cache with a fixed number of slots. Ids in, ids out: it
-knows no tokenizer. Requests may join and leave between steps.
+knows no tokenizer. Requests join and leave between steps (continuous batching).
 
     engine = Engine(model, n_vocab)
     for token in engine.stream(Request(ids, max_new_tokens=50)): …
@@ -11,13 +11,16 @@ Past block_size the last half of the text is prefilled anew, and writing goes on
 or not (window_start).
 """
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
 from config.configurator import UserError
 from model import KVCache
+
+MOST_LOGPROBS = 20  # likeliest tokens that a request may ask to see
 
 
 def window_start(start, length, block_size):
@@ -25,13 +28,26 @@ def window_start(start, length, block_size):
     return start if length - start <= block_size else length - block_size // 2
 
 
+class Token(NamedTuple):
+    """A written token. Where its request asks for logprobs: the log of its probability as the model
+    has it, before temperature and penalties, and (id, the same) of the likeliest, best first."""
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass
 class Request:
     """One text to continue, with its own sampling settings.
 
-    ids: the prompt, at least one id. temperature 0 takes the likeliest token. top_k 0 and top_p 1
-    keep every token. repetition_penalty > 1 makes tokens that stand in the text less likely
-    (Keskar et al. 2019). seed None draws one. stop_ids end the text and are not part of it.
+    ids: the prompt, at least one id. temperature 0 takes the likeliest token. top_k 0, top_p 1 and
+    min_p 0 keep every token; min_p drops those whose probability is less than that share of the
+    likeliest one's (Nguyen et al. 2024). repetition_penalty > 1 makes tokens that stand in the text
+    less likely (Keskar et al. 2019); presence_penalty is taken off the logit of each token that was
+    written, frequency_penalty as often as it was (OpenAI's). seed None draws one. stop_ids end the
+    text and are not part of it. logprobs: how many of the likeliest tokens to report beside each,
+    None for no logprobs; echo: report the prompt's tokens too.
     """
 
     ids: list[int]
@@ -39,31 +55,51 @@ class Request:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
     stop_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+    echo: bool = False
+
+    @property
+    def has_penalties(self):
+        """Whether the text so far changes what is likely."""
+        return (
+            self.repetition_penalty != 1
+            or self.presence_penalty != 0
+            or self.frequency_penalty != 0
+        )
 
     def problems(self):
         """What is wrong with the settings, a line each."""
-        checks = [
-            (len(self.ids) >= 1, "ids: the prompt is empty; expected at least one token"),
-            (self.max_new_tokens >= 0, f"max_new_tokens={self.max_new_tokens}: expected 0 or more"),
-            (
-                0 <= self.temperature < float("inf"),
-                f"temperature={self.temperature}: expected 0 (greedy) or more",
-            ),
-            (self.top_k >= 0, f"top_k={self.top_k}: expected 0 (all) or more"),
-            (0 < self.top_p <= 1, f"top_p={self.top_p}: expected above 0, up to 1 (all)"),
-            (
-                0 < self.repetition_penalty < float("inf"),
-                f"repetition_penalty={self.repetition_penalty}: expected above 0; 1 is none",
-            ),
-            (
+        infinite = float("inf")
+        within = {
+            "max_new_tokens": (self.max_new_tokens >= 0, "0 or more"),
+            "temperature": (0 <= self.temperature < infinite, "0 (greedy) or more"),
+            "top_k": (self.top_k >= 0, "0 (all) or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0, up to 1 (all)"),
+            "min_p": (0 <= self.min_p <= 1, "0 (all) to 1"),
+            "repetition_penalty": (0 < self.repetition_penalty < infinite, "above 0; 1 is none"),
+            "presence_penalty": (abs(self.presence_penalty) < infinite, "a number; 0 is none"),
+            "frequency_penalty": (abs(self.frequency_penalty) < infinite, "a number; 0 is none"),
+            "seed": (
                 self.seed is None or -(2**63) <= self.seed < 2**64,
-                f"seed={self.seed}: expected 64 bits, up to {2**64 - 1}",
+                f"64 bits, up to {2**64 - 1}",
             ),
+            "logprobs": (
+                self.logprobs is None or 0 <= self.logprobs <= MOST_LOGPROBS,
+                f"0 to {MOST_LOGPROBS}, or none",
+            ),
+        }
+        found = [] if self.ids else ["ids: the prompt is empty; expected at least one token"]
+        return found + [
+            f"{name}={getattr(self, name)}: expected {expected}"
+            for name, (good, expected) in within.items()
+            if not good
         ]
-        return [message for good, message in checks if not good]
 
 
 @dataclass(eq=False)
@@ -71,49 +107,76 @@ class Ticket:
     """A submitted request and what has become of it."""
 
     request: Request
+    number: int  # in the order of submission
     generator: torch.Generator
-    ids: list[int] = field(default_factory=list)  # written so far
+    text: list[int]  # prompt and written ids
+    tokens: list[Token] = field(default_factory=list)  # written so far
+    prompt_tokens: list[Token] = field(default_factory=list)  # where the request says echo
     finish_reason: str | None = None  # "stop", "length" or "cancelled" when it has ended
     rolled: bool = False  # the text outgrew block_size at least once
-    start: int = 0  # where in prompt + ids the context begins
+    start: int = 0  # where in the text the context begins
     cached: int = 0  # how many tokens of the context stand in the cache
 
     @property
-    def text(self):
-        """Prompt and written ids."""
-        return self.request.ids + self.ids
+    def ids(self):
+        """The written ids."""
+        return self.text[len(self.request.ids) :]
+
+    @property
+    def missing(self):
+        """How many tokens of the context do not stand in the cache."""
+        return len(self.text) - self.start - self.cached
 
 
 class Engine:
-    """See the module's docstring. n_slots: requests that run at once; others wait their turn."""
+    """See the module's docstring.
 
-    def __init__(self, model, n_vocab=None, n_slots=8):
+    n_vocab:       ids below it may be written; the model's rows above are padding
+    n_slots:       requests that run at once; others wait their turn
+    prefill_chunk: tokens of prompts that one step reads, about: what the others wait for
+    fixed_width:   every forward has the same shape, whoever else is there, so that a text is the
+                   same to the bit with any neighbours. Without it, sums may be ordered otherwise
+                   and logits differ in the sixth digit: the texts are the same wherever the two
+                   best tokens are not that close.
+    """
+
+    def __init__(self, model, n_vocab=None, n_slots=8, prefill_chunk=64, fixed_width=False):
         self.model = model.eval()
         self.block_size = model.config.block_size
-        self.n_vocab = n_vocab or model.config.n_rows  # rows above are padding, never written
-        self.n_slots = n_slots
+        self.n_vocab = n_vocab or model.config.n_rows
+        self.n_slots, self.prefill_chunk, self.fixed_width = n_slots, prefill_chunk, fixed_width
         weight = model.wte.weight
         self.device = weight.device
         self.cache = KVCache(model.config, n_slots, weight.device, weight.dtype)
         self.active = []  # tickets; the place in this list is the slot in the cache
         self.waiting = deque()
+        self.n_submitted = 0
         self.n_ended = 0  # requests that have run to their ends or were cancelled
 
-    def submit(self, request):
-        """Queue a request; returns its Ticket. UserError names every invalid setting."""
-        problems = request.problems()
+    def check(self, request):
+        """UserError names every invalid setting. Any thread may ask."""
+        problems, n = request.problems(), len(request.ids)
         wrong = [i for i in request.ids if not 0 <= i < self.n_vocab]
         if wrong:
             problems.append(f"ids: {wrong[0]} among them; expected 0 to {self.n_vocab - 1}")
+        if request.echo and n > self.block_size:
+            problems.append(f"echo: the prompt has {n} tokens; expected at most {self.block_size}")
         if problems:
             raise UserError("\n".join(problems))
+
+    def submit(self, request):
+        """Queue a request; returns its Ticket. UserError as in check()."""
+        self.check(request)
         generator = torch.Generator()
         if request.seed is None:
             generator.seed()
         else:
             generator.manual_seed(request.seed)
-        ticket = Ticket(request, generator)
-        if request.max_new_tokens == 0:
+        ticket = Ticket(request, self.n_submitted, generator, list(request.ids))
+        self.n_submitted += 1
+        if request.echo:
+            ticket.prompt_tokens.append(Token(request.ids[0]))
+        if request.max_new_tokens == 0 and not request.echo:
             ticket.finish_reason = "length"
         else:
             self.waiting.append(ticket)
@@ -126,29 +189,35 @@ class Engine:
 
     @torch.inference_mode()
     def step(self):
-        """Write one token of every running request; returns [(ticket, id), …]. Tokens that end a
-        text are not among them."""
+        """Write one token of every running request whose prompt has been read; returns
+        [(ticket, id), …]. Tokens that end a text are not among them."""
         while self.waiting and len(self.active) < self.n_slots:
             self.active.append(self.waiting.popleft())
-        if not self.active:
+        self._prefill()
+        ready = [(slot, ticket) for slot, ticket in enumerate(self.active) if ticket.missing == 1]
+        if not ready:
             return []
+        # One forward for all. Who is not ready takes part with a token that does not count: what
+        # it leaves in the cache is overwritten before anything looks at it.
+        width = self.n_slots if self.fixed_width else len(self.active)
+        tokens, places = [[0] for _ in range(width)], [[0] for _ in range(width)]
         for slot, ticket in enumerate(self.active):
-            self._prefill(slot, ticket)
-        # Now each lacks exactly its last token: one forward for all.
-        tokens = [[ticket.text[-1]] for ticket in self.active]
-        places = [[ticket.cached] for ticket in self.active]
-        h = self._forward(tokens, places, 0, len(self.active))
-        logits = self.model.logits(h[:, -1])[:, : self.n_vocab].float().cpu()  # (B, n_vocab)
-        written = []
-        for ticket, row in zip(list(self.active), logits, strict=True):
+            tokens[slot], places[slot] = [ticket.text[-1]], [ticket.cached]
+        h = self._forward(tokens, places, 0, width)
+        logits = self._logits(h[:, -1])  # (B, n_vocab)
+        likeliest = logits.argmax(-1).tolist()
+        for _, ticket in ready:
             ticket.cached += 1
-            token = choose(row, ticket.text, ticket.request, ticket.generator)
-            if token in ticket.request.stop_ids:
+        written = []
+        for slot, ticket in ready:
+            token = self._next_token(ticket, logits[slot], likeliest[slot])
+            if token.id in ticket.request.stop_ids:
                 self._end(ticket, "stop")
                 continue
-            ticket.ids.append(token)
-            written.append((ticket, token))
-            if len(ticket.ids) == ticket.request.max_new_tokens:
+            ticket.text.append(token.id)
+            ticket.tokens.append(token)
+            written.append((ticket, token.id))
+            if len(ticket.tokens) == ticket.request.max_new_tokens:
                 self._end(ticket, "length")
         return written
 
@@ -158,12 +227,12 @@ class Engine:
         read = 0
         try:
             # By the ticket, not by what step() returns: another reader may have taken the step.
-            while ticket.finish_reason is None or read < len(ticket.ids):
-                if read == len(ticket.ids):
+            while ticket.finish_reason is None or read < len(ticket.tokens):
+                if read == len(ticket.tokens):
                     self.step()
                 else:
                     read += 1
-                    yield ticket.ids[read - 1]
+                    yield ticket.tokens[read - 1].id
         finally:
             self.cancel(ticket)
 
@@ -188,24 +257,61 @@ class Engine:
                 self.cancel(ticket)
         return tickets
 
-    def _prefill(self, slot, ticket):
-        """Bring all of the ticket's context but its last token into the cache."""
-        text = ticket.text
-        start = window_start(ticket.start, len(text), self.block_size)
+    def _prefill(self):
+        """Read about prefill_chunk tokens of what is missing, the oldest request's first: all of a
+        context but its last token. Where a prompt is parted depends on the prompt alone."""
+        read = 0
+        for ticket in sorted(self.active, key=lambda ticket: ticket.number):
+            self._roll(ticket)
+            while ticket.missing > 1 and read < self.prefill_chunk:
+                count = min(ticket.missing - 1, self.prefill_chunk)
+                self._read(ticket, count)
+                read += count
+            if ticket.missing == 1 and ticket.request.max_new_tokens == 0:
+                self._end(ticket, "length")  # it only wanted its prompt's logprobs
+
+    def _roll(self, ticket):
+        """Move the context on where the text has outgrown it."""
+        start = window_start(ticket.start, len(ticket.text), self.block_size)
         if start != ticket.start:
             ticket.start, ticket.cached, ticket.rolled = start, 0, True
-        missing = text[start + ticket.cached : -1]
-        if missing:
-            places = list(range(ticket.cached, ticket.cached + len(missing)))
-            self._forward([missing], [places], slot, slot + 1)
-            ticket.cached += len(missing)
+
+    def _read(self, ticket, count):
+        """Bring the next `count` tokens of a ticket's context into the cache."""
+        first = ticket.start + ticket.cached
+        tokens = ticket.text[first : first + count]
+        places = list(range(ticket.cached, ticket.cached + count))
+        slot = self.active.index(ticket)
+        padding = self.prefill_chunk - count if self.fixed_width else 0
+        if padding:
+            # The same token at the same place, again and again: it leaves the same in the cache.
+            tokens, places = tokens + tokens[-1:] * padding, places + places[-1:] * padding
+        h = self._forward([tokens], [places], slot, slot + 1)
+        ticket.cached += count
+        if ticket.request.echo:
+            for row, token in zip(h[0, :count], ticket.text[first + 1 :], strict=False):
+                ticket.prompt_tokens.append(_with_logprobs(self._logits(row), token, ticket))
 
     def _forward(self, tokens, places, first, last):
         """Hidden states (B, T, C) of `tokens` at `places`, lists (B, T), in slots first to last."""
         x = torch.tensor(tokens, device=self.device)
         positions = torch.tensor(places, device=self.device)
-        length = max(row[-1] for row in places) + 1
+        longest = max(row[-1] for row in places) + 1
+        length = self.block_size if self.fixed_width else longest
         return self.model(x, positions=positions, cache=self.cache.rows(first, last, length))
+
+    def _logits(self, h):
+        """Hidden states (…, C) → float32 logits (…, n_vocab) on the CPU."""
+        return self.model.logits(h)[..., : self.n_vocab].float().cpu()
+
+    def _next_token(self, ticket, logits, likeliest):
+        """The Token that follows, from `logits` (n_vocab,), whose largest is at `likeliest`."""
+        request = ticket.request
+        if request.temperature == 0 and not request.has_penalties:
+            token = likeliest
+        else:
+            token = choose(logits, request, ticket.generator, ticket.text)
+        return Token(token) if request.logprobs is None else _with_logprobs(logits, token, ticket)
 
     def _end(self, ticket, reason):
         ticket.finish_reason = reason
@@ -213,34 +319,63 @@ class Engine:
         if ticket in self.active:
             slot, last = self.active.index(ticket), len(self.active) - 1
             if slot != last:  # the running requests stay side by side in the first slots
-                self.cache.move(last, slot)
+                self.cache.move(last, slot, self.active[last].cached)
                 self.active[slot] = self.active[last]
             self.active.pop()
         else:
             self.waiting.remove(ticket)
 
 
-def choose(logits, text, request, generator):
+def _with_logprobs(logits, token, ticket):
+    """`token` (an id) as a Token, from `logits` (n_vocab,)."""
+    n = ticket.request.logprobs
+    if n is None:
+        return Token(token)
+    logprobs = logits.log_softmax(-1)
+    values, ids = logprobs.topk(min(n, len(logprobs)))
+    top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return Token(token, float(logprobs[token]), top)
+
+
+def choose(logits, request, generator, text):
     """The next token's id from `logits` (n_vocab,) under a request's sampling settings.
 
-    In the usual order: repetition penalty, temperature, top_k, top_p, then a draw.
+    text: the prompt and what was written. In the usual order: penalties, temperature, top_k, top_p,
+    min_p, then a draw.
     """
-    if request.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted(set(text)))
-        score = logits[seen]
-        penalty = request.repetition_penalty
-        logits = logits.clone()
-        logits[seen] = torch.where(score > 0, score / penalty, score * penalty)
+    if request.has_penalties:
+        logits = _penalised(logits, request, text)
     if request.temperature == 0:
         return int(logits.argmax())
-    # Sorted once: top_k is then a prefix, top_p another. A tiny temperature may overflow or be 0 in
-    # float32; the largest logit is taken off first, and 1e-30 is as good as 0, so that it cannot.
-    k = min(request.top_k or len(logits), len(logits))
-    values, ids = logits.topk(k)  # descending
-    probabilities = torch.softmax((values - values[0]) / max(request.temperature, 1e-30), dim=0)
+    ids = None
+    if 0 < request.top_k < len(logits):
+        logits, ids = logits.topk(request.top_k)
+    # A tiny temperature may overflow or be 0 in float32; the largest logit is taken off first, and
+    # 1e-30 is as good as 0, so that it cannot.
+    logits = (logits - logits.max()) / max(request.temperature, 1e-30)
+    probabilities = torch.softmax(logits, dim=0)
     if request.top_p < 1:
         # The smallest set whose probability reaches top_p: all up to the one that crosses it.
+        probabilities, order = probabilities.sort(descending=True, stable=True)
+        ids = order if ids is None else ids[order]
         kept = probabilities.cumsum(0) - probabilities < request.top_p
         kept[0] = True  # even where top_p is 0 in float32
         probabilities = probabilities * kept
-    return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
+    if request.min_p > 0:
+        probabilities = probabilities * (probabilities >= request.min_p * probabilities.max())
+    drawn = int(torch.multinomial(probabilities, 1, generator=generator))
+    return drawn if ids is None else int(ids[drawn])
+
+
+def _penalised(logits, request, text):
+    """`logits` less what the request takes off tokens that stand in the text already."""
+    logits = logits.clone()
+    seen = torch.tensor(sorted(set(text)))
+    score, penalty = logits[seen], request.repetition_penalty
+    logits[seen] = torch.where(score > 0, score / penalty, score * penalty)
+    written = Counter(text[len(request.ids) :])
+    if written:
+        times = torch.tensor(list(written.values()))
+        off = request.frequency_penalty * times + request.presence_penalty
+        logits[list(written)] -= off
+    return logits

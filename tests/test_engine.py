@@ -1,11 +1,13 @@
 """Generation against a naive loop without a cache; sampling against transformers' processors."""
 
+import dataclasses
 import random
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from config.configurator import UserError
 from minigpt.engine import Engine, Request, choose
@@ -80,7 +82,10 @@ def mixed_requests(n):
             temperature=dice.choice([0, 0, 0.7, 1.3]),
             top_k=dice.choice([0, 5]),
             top_p=dice.choice([1.0, 0.8]),
+            min_p=dice.choice([0.0, 0.1]),
             repetition_penalty=dice.choice([1.0, 1.2]),
+            presence_penalty=dice.choice([0.0, 0.5]),
+            frequency_penalty=dice.choice([0.0, 0.3]),
             seed=i,
             stop_ids=tuple(ids(2, seed=-i)),
         )
@@ -103,10 +108,11 @@ def test_neighbours_change_nothing(model):
     assert not engine.active and not engine.waiting
 
 
-def test_requests_join_and_leave_between_steps(model):
+@pytest.mark.parametrize("prefill_chunk", [1, 3, 64])
+def test_requests_join_and_leave_between_steps(model, prefill_chunk):
     requests = mixed_requests(16)
     alone = [Engine(model, N_VOCAB, n_slots=1).generate([request])[0] for request in requests]
-    engine, dice = Engine(model, N_VOCAB, n_slots=3), random.Random(1)
+    engine, dice = Engine(model, N_VOCAB, 3, prefill_chunk), random.Random(1)
     tickets, seen, left = [], {}, list(requests)
     cancelled = set()
     while left or engine.active or engine.waiting:
@@ -127,6 +133,107 @@ def test_requests_join_and_leave_between_steps(model):
             assert two.finish_reason == "cancelled" and two.ids == one.ids[: len(two.ids)]
         else:
             assert (two.ids, two.finish_reason) == (one.ids, one.finish_reason)
+
+
+def test_to_the_bit_with_any_neighbours(model):
+    """At a fixed width the very logprobs are the same, not only the texts."""
+    requests = [
+        dataclasses.replace(r, logprobs=3, echo=len(r.ids) <= 11) for r in mixed_requests(9)
+    ]
+
+    def told(tickets):
+        return [(t.tokens, t.prompt_tokens, t.finish_reason) for t in tickets]
+
+    fixed = dict(n_slots=4, prefill_chunk=3, fixed_width=True)
+    alone = [Engine(model, N_VOCAB, **fixed).generate([request])[0] for request in requests]
+    assert told(Engine(model, N_VOCAB, **fixed).generate(requests)) == told(alone)
+    engine, backwards = Engine(model, N_VOCAB, **fixed), []
+    for request in reversed(requests):  # in other slots, begun at other times
+        backwards.insert(0, engine.submit(request))
+        engine.step()
+    while engine.active or engine.waiting:
+        engine.step()
+    assert told(backwards) == told(alone)
+    assert any(ticket.rolled for ticket in alone) and any(ticket.prompt_tokens for ticket in alone)
+
+
+def test_a_long_prompt_does_not_hold_up_the_others(tiny_model):
+    """Of forty tokens a step reads four; the others write one in each of these steps."""
+    model = tiny_model(block_size=64)
+    engine = Engine(model, N_VOCAB, n_slots=3, prefill_chunk=4)
+    short = engine.submit(greedy(2, 30, seed=1))
+    engine.step()
+    long, later = engine.submit(greedy(41, 5, seed=2)), engine.submit(greedy(9, 5, seed=3))
+    widths = []
+    model.register_forward_pre_hook(lambda module, args: widths.append(args[0].size(1)))
+    steps = 0
+    while not long.tokens:
+        engine.step()
+        steps += 1
+        assert len(short.tokens) == steps + 1
+    assert steps == 10 and max(widths) == 4
+    assert not later.tokens  # who came first is read first
+    while engine.active:
+        engine.step()
+    for ticket in (short, long, later):
+        assert ticket.ids == naive(model, ticket.request)
+
+
+@settings(max_examples=12, stateful_step_count=200, deadline=None)
+class Slots(RuleBasedStateMachine):
+    """Any order of submitting, stepping, cancelling: no slot is lost, no request forgotten. 2,400
+    events."""
+
+    def __init__(self):
+        super().__init__()
+        self.engine = Engine(SLOTS_MODEL[0], N_VOCAB, n_slots=3, prefill_chunk=4)
+        self.tickets = []
+
+    @rule(n_prompt=st.integers(1, 20), n_new=st.integers(0, 9), seed=st.integers(0, 5))
+    def submit(self, n_prompt, n_new, seed):
+        stop = tuple(ids(8, seed + 50))
+        request = Request(ids(n_prompt, seed), n_new, temperature=1.0, seed=seed, stop_ids=stop)
+        self.tickets.append(self.engine.submit(request))
+
+    @rule(which=st.integers(0, 10**6))
+    def cancel(self, which):
+        if self.tickets:
+            self.engine.cancel(self.tickets[which % len(self.tickets)])
+
+    @rule()
+    def step(self):
+        self.engine.step()
+
+    @invariant()
+    def every_request_is_in_one_place(self):
+        engine = self.engine
+        open_ones = {ticket for ticket in self.tickets if ticket.finish_reason is None}
+        held = [*engine.active, *engine.waiting]
+        assert len(held) == len(set(held)) and set(held) == open_ones
+        assert len(engine.active) <= 3
+        assert engine.n_submitted == len(self.tickets)
+
+    def teardown(self):
+        steps = 0
+        while self.engine.active or self.engine.waiting:
+            self.engine.step()
+            steps += 1
+            assert steps < 20 * (len(self.tickets) + 1)
+        for ticket in self.tickets:
+            if ticket.finish_reason != "cancelled":
+                key = repr(ticket.request)
+                if key not in ALONE:
+                    lonely = Engine(SLOTS_MODEL[0], N_VOCAB, n_slots=1)
+                    ALONE[key] = lonely.generate([ticket.request])[0].ids
+                assert ticket.ids == ALONE[key]
+
+
+SLOTS_MODEL, ALONE = [], {}
+
+
+def test_no_slot_leaks(tiny_model):
+    SLOTS_MODEL[:] = [tiny_model(seed=4, block_size=12)]
+    run_state_machine_as_test(Slots)
 
 
 # -- how a text ends -------------------------------------------------------------------------------
@@ -237,6 +344,13 @@ def test_padding_rows_are_never_written(model):
         (dict(top_p=0.0), "top_p=0.0"),
         (dict(top_p=1.1), "top_p=1.1"),
         (dict(repetition_penalty=0.0), "repetition_penalty=0.0"),
+        (dict(min_p=-0.1), "min_p=-0.1"),
+        (dict(min_p=1.1), "min_p=1.1"),
+        (dict(presence_penalty=float("nan")), "presence_penalty=nan"),
+        (dict(frequency_penalty=float("inf")), "frequency_penalty=inf"),
+        (dict(logprobs=-1), "logprobs=-1"),
+        (dict(logprobs=21), "logprobs=21"),
+        (dict(ids=[3] * 17, echo=True), "echo"),
         (dict(seed=2**64), f"seed={2**64}"),
         (dict(seed=-(2**63) - 1), f"seed={-(2**63) - 1}"),
     ],
@@ -252,8 +366,10 @@ def test_each_wrong_setting_is_named(tiny_model, wrong, name):
 
 def test_all_wrong_settings_are_named_at_once(tiny_model):
     with pytest.raises(UserError) as caught:
-        Engine(tiny_model(), N_VOCAB).submit(Request([], -1, -1.0, -1, 2.0, -1.0))
-    assert len(str(caught.value).splitlines()) == 6
+        Engine(tiny_model(), N_VOCAB).submit(
+            Request([], -1, -1.0, -1, 2.0, -1.0, -1.0, logprobs=99)
+        )
+    assert len(str(caught.value).splitlines()) == 8
 
 
 def test_one_wrong_request_leaves_none_behind(tiny_model):
@@ -270,6 +386,7 @@ def hugging_faces(logits, text, request):
     """Scores (n_vocab,) after transformers' processors, in the order that its generate() has."""
     from transformers import (
         LogitsProcessorList,
+        MinPLogitsWarper,
         RepetitionPenaltyLogitsProcessor,
         TemperatureLogitsWarper,
         TopKLogitsWarper,
@@ -285,6 +402,8 @@ def hugging_faces(logits, text, request):
             steps.append(TopKLogitsWarper(request.top_k))
         if request.top_p < 1:
             steps.append(TopPLogitsWarper(request.top_p))
+        if request.min_p:
+            steps.append(MinPLogitsWarper(request.min_p))
     return steps(torch.tensor([text]), logits[None].clone())[0]
 
 
@@ -298,6 +417,7 @@ SETTINGS = st.builds(
     temperature=st.sampled_from([0, 0.1, 0.7, 1.0, 2.5]),
     top_k=st.sampled_from([0, 1, 2, 5, 8, 100]),
     top_p=st.sampled_from([1.0, 0.05, 0.5, 0.9, 0.99]),
+    min_p=st.sampled_from([0.0, 0.0, 0.02, 0.2, 1.0]),
     repetition_penalty=st.sampled_from([1.0, 0.5, 1.3, 5.0]),
 )
 
@@ -310,7 +430,7 @@ def test_draws_follow_transformers_distribution(request, seed):
     scores = hugging_faces(logits, request.ids, request)
     generator = torch.Generator().manual_seed(seed)
     n = 300 if request.temperature else 1
-    drawn = [choose(logits, request.ids, request, generator) for _ in range(n)]
+    drawn = [choose(logits, request, generator, request.ids) for _ in range(n)]
     assert torch.equal(logits, untouched)
     if request.temperature == 0:
         assert drawn == [int(scores.argmax())]
@@ -330,7 +450,7 @@ def test_a_nucleus_by_hand():
 
     def kept(**keywords):
         request = Request([0], **keywords)
-        return {choose(logits, [0], request, generator) for _ in range(200)}
+        return {choose(logits, request, generator, [0]) for _ in range(200)}
 
     assert kept(top_p=0.6) == {1, 3}
     assert kept(top_p=0.4) == {1}
@@ -340,12 +460,65 @@ def test_a_nucleus_by_hand():
     assert kept() == {0, 1, 2, 3}
 
 
+def test_penalties_by_hand():
+    """5 was written twice, 7 once, 2 stands in the prompt only."""
+    request = Request([2], temperature=0, presence_penalty=0.5, frequency_penalty=0.25)
+    logits = torch.zeros(8)
+    logits[[2, 3, 5, 7]] = torch.tensor([0.1, 0.22, 1.3, 1.0])
+
+    def best(**changes):
+        return choose(logits, dataclasses.replace(request, **changes), None, [2, 5, 7, 5])
+
+    assert best() == 5  # 1.3 - 0.5 - 2 * 0.25 = 0.3; 7: 1.0 - 0.5 - 0.25 = 0.25; 3: 0.22
+    assert best(frequency_penalty=0.3) == 3  # 5 and 7: 0.2
+    assert best(frequency_penalty=-0.1, presence_penalty=0.0) == 5
+    assert best(presence_penalty=2.0) == 3
+    assert best(presence_penalty=2.0, repetition_penalty=9.0) == 3
+    logits[2] = 3.0
+    assert best() == 2  # what only the prompt says is not taken off
+    assert best(repetition_penalty=20.0) == 3
+
+
+def test_logprobs_are_the_models_own(model):
+    """Beside each token, written or of the prompt: what the whole window gives without a cache."""
+    request = Request(ids(7), 4, temperature=1.5, top_k=9, seed=3, logprobs=5, echo=True)
+    (ticket,) = Engine(model, N_VOCAB, prefill_chunk=3).generate([request])
+    with torch.no_grad():
+        hidden = model(torch.tensor([ticket.text]))
+        wanted = model.logits(hidden)[0, :, :N_VOCAB].log_softmax(-1)
+    tokens = ticket.prompt_tokens + ticket.tokens
+    assert [token.id for token in tokens] == ticket.text and tokens[0] == (request.ids[0], None, ())
+    for row, token in zip(wanted, tokens[1:], strict=False):
+        assert token.logprob == pytest.approx(float(row[token.id]), abs=1e-4)
+        values, best = row.topk(5)
+        assert [i for i, _ in token.top] == best.tolist()
+        torch.testing.assert_close(
+            torch.tensor([v for _, v in token.top]), values, atol=1e-4, rtol=0
+        )
+        if token.id == best[0]:
+            assert token.logprob == token.top[0][1]  # from one tensor, not rounded
+    bare = Engine(model, N_VOCAB).generate(
+        [dataclasses.replace(request, logprobs=None, echo=False)]
+    )
+    assert bare[0].ids == ticket.ids and bare[0].tokens[0].logprob is None
+
+
+def test_only_the_prompts_logprobs(model):
+    engine = Engine(model, N_VOCAB, prefill_chunk=4)
+    for n_prompt in (1, 2, 4, 5, 11):
+        (ticket,) = engine.generate([Request(ids(n_prompt), 0, logprobs=0, echo=True)])
+        assert ticket.finish_reason == "length" and not ticket.ids
+        assert [token.id for token in ticket.prompt_tokens] == ids(n_prompt)
+        assert all(token.logprob < 0 and token.top == () for token in ticket.prompt_tokens[1:])
+    assert not engine.active and not engine.waiting
+
+
 def test_extreme_settings_are_still_a_choice():
     logits = 50 * random_logits(50, 3)
     generator = torch.Generator().manual_seed(0)
     likeliest = int(logits.argmax())
     for temperature in (1e-3, 1e-9, 1e-30, 1e-300, 5e-324):
-        assert choose(logits, [0], Request([0], temperature=temperature), generator) == likeliest
+        assert choose(logits, Request([0], temperature=temperature), generator, [0]) == likeliest
     for top_p in (1e-9, 5e-324):
-        assert choose(logits, [0], Request([0], top_p=top_p), generator) == likeliest
-    assert 0 <= choose(logits, [0], Request([0], temperature=1e30), generator) < 50
+        assert choose(logits, Request([0], top_p=top_p), generator, [0]) == likeliest
+    assert 0 <= choose(logits, Request([0], temperature=1e30), generator, [0]) < 50

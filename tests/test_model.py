@@ -267,8 +267,11 @@ def test_rows_of_different_lengths_share_a_step(model):
     for slot, length in ((0, 4), (1, 10)):
         whole = read_out(model, x[slot, None, :length])[0, -1]
         torch.testing.assert_close(logits[slot, 0], whole, atol=1e-5, rtol=1e-5)
-    cache.move(1, 0)
-    assert torch.equal(cache.k[:, 0], cache.k[:, 1]) and torch.equal(cache.v[:, 0], cache.v[:, 1])
+    before = cache.k[:, 0].clone()
+    cache.move(1, 0, 7)
+    for part in (cache.k, cache.v):
+        assert torch.equal(part[:, 0, :, :7], part[:, 1, :, :7])
+    assert torch.equal(cache.k[:, 0, :, 7:], before[:, :, 7:])
 
 
 # -- the start -------------------------------------------------------------------------------------

@@ -1,0 +1,126 @@
+"""int8 and memory layout: hand-worked numbers, neighbours, cost and refusal."""
+
+import json
+
+import pytest
+import torch
+import torch.nn as nn
+from tiny_run import save_run
+
+from config.configurator import UserError
+from minigpt import precision
+from minigpt.engine import Engine, Request
+from minigpt.precision import Int8Linear
+
+
+def linear_of(weight, bias=None):
+    linear = nn.Linear(len(weight[0]), len(weight), bias=bias is not None)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor(weight))
+        if bias is not None:
+            linear.bias.copy_(torch.tensor(bias))
+    return linear
+
+
+def test_int8_by_hand():
+    """127ths: the rows' largest are 127 and 254, so ŵ is exact; of x, 1 of 254 is half a step."""
+    linear = linear_of([[127.0, -1.0], [254.0, 6.0]], [0.5, 0.0])
+    y = Int8Linear(linear)(torch.tensor([[254.0, 4.0], [0.0, 0.0]]))
+    # x̂ = (127, 2), s_x = 2; ŵ = (127, -1), (127, 3), s_w = 1, 2
+    assert y.tolist() == [[2 * (127 * 127 - 2) + 0.5, 2 * 2 * (127 * 127 + 6)], [0.5, 0.0]]
+    coarse = Int8Linear(linear)(torch.tensor([[254.0, 0.9]]))  # 0.45 steps: nothing is left of it
+    assert coarse.tolist() == [[2 * 127 * 127 + 0.5, 4 * 127 * 127]]
+
+
+def test_int8_is_near_and_of_any_shape():
+    torch.manual_seed(0)
+    linear = nn.Linear(96, 40)
+    linear.split = (10, 30)
+    x = torch.randn(2, 3, 96)
+    with torch.no_grad():
+        found, wanted = Int8Linear(linear)(x), linear(x)
+    assert found.shape == wanted.shape and Int8Linear(linear).split == (10, 30)
+    assert float((found - wanted).norm() / wanted.norm()) < 0.02
+
+
+def test_neighbours_do_not_change_a_row():
+    torch.manual_seed(0)
+    linear, x = Int8Linear(nn.Linear(64, 48)), torch.randn(8, 64)
+    loud = torch.cat([x[:1], 1000 * torch.randn(7, 64)])  # a scale for all would drown the first
+    assert torch.equal(linear(x)[0], linear(loud)[0])
+    assert torch.equal(linear(x)[0], linear(x[:1])[0])
+
+
+def test_the_layout_changes_no_value(tiny_model):
+    model = tiny_model(n_kv_head=2)
+    x = torch.randint(64, (2, 16), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        before = model.logits(model(x))
+        precision.lay_out(model)
+        torch.testing.assert_close(model.logits(model(x)), before, atol=1e-5, rtol=1e-5)
+    assert model.blocks[0].mlp.fc.weight.stride(0) == 1
+    assert model.lm_head.weight is model.wte.weight  # still tied
+
+
+@pytest.fixture
+def run(tmp_path, byte_tokenizer, tiny_model):
+    """run(scale): a saved run whose output is `scale` times as sure of itself."""
+
+    def make(scale=1.0, **shape):
+        model = tiny_model(n_rows=320, block_size=32, tie_embeddings=False, **shape)
+        with torch.no_grad():
+            model.lm_head.weight.mul_(scale)
+        dataset = tmp_path / "data"
+        dataset.mkdir(exist_ok=True)
+        lines = [json.dumps({"id": str(i), "title": "", "text": f"第{i}条。"}) for i in range(30)]
+        (dataset / "val.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        return save_run(tmp_path / "run", model, byte_tokenizer, dataset=dataset)
+
+    return make
+
+
+def test_int8_says_what_it_costs(run, capsys):
+    trained = precision.load(run(), "cpu", "int8")
+    err = capsys.readouterr().err
+    assert "in int8: perplexity" in err and "%" in err and "val.jsonl" in err
+    layers = [type(module) for module in trained.model.modules()]
+    assert layers.count(Int8Linear) == 4 * 2 + 1 and nn.Linear not in layers
+    (ticket,) = Engine(trained.model, 261).generate([Request([3, 4], 8, temperature=0)])
+    assert len(ticket.ids) == 8
+
+
+def test_int8_that_costs_too_much_is_refused(run, monkeypatch):
+    monkeypatch.setattr(precision, "LARGEST_COST", -0.5)
+    with pytest.raises(UserError, match=r"dtype=int8: .*perplexity .* → .* take dtype=float32"):
+        precision.load(run(), "cpu", "int8")
+
+
+def test_a_model_that_is_not_finite_is_refused(run):
+    with pytest.raises(UserError, match="dtype=int8"):
+        precision.load(run(scale=float("nan")), "cpu", "int8")
+
+
+def test_the_cost_is_measured_on_the_bundled_sample_where_there_is_no_dataset(run):
+    folder = run()
+    (folder.parent / "data" / "val.jsonl").unlink()
+    name, rows = precision.held_out_rows(precision.load(folder))
+    assert str(name).replace("\\", "/") == "data/sample/wiki.jsonl" and rows.shape == (128, 32)
+
+
+def test_perplexity_by_hand(tiny_model):
+    model = tiny_model()
+    with torch.no_grad():
+        model.wte.weight.zero_()  # every logit 0: each of 64 rows is as likely
+    assert precision.perplexity(model, torch.arange(24).view(3, 8)) == pytest.approx(64)
+
+
+def test_pairs_are_measured_as_they_are_asked(tmp_path, byte_tokenizer, tiny_model):
+    dataset = tmp_path / "pairs"
+    dataset.mkdir()
+    pair = json.dumps({"id": "1", "question": "ab", "answer": "c"})
+    (dataset / "val.jsonl").write_text(f"{pair}\n{pair}\n", encoding="utf-8")
+    model = tiny_model(n_rows=320)
+    folder = save_run(tmp_path / "run", model, byte_tokenizer, "qa", dataset)
+    _, rows = precision.held_out_rows(precision.load(folder))
+    mark, eot = byte_tokenizer.answer_mark, byte_tokenizer.eot
+    assert rows.tolist() == [[97, 98, mark, 99, eot, 97, 98, mark, 99, eot]]
