@@ -34,7 +34,7 @@ class Settings:
 
 
 def main():
-    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__, quiet=True)
+    settings = configure(Settings, shared="out_dir device dtype compile", doc=__doc__, quiet=True)
     print(settings.describe(), file=sys.stderr)
     if settings.num_samples < 1:
         raise UserError(f"num_samples={settings.num_samples}: expected at least 1")
@@ -42,7 +42,9 @@ def main():
     problems = request_of([0], settings).problems()  # before the model is loaded
     if problems:
         raise UserError("\n".join(problems))
-    trained = precision.load(settings.out_dir, settings.device, settings.dtype)
+    trained = precision.load(
+        settings.out_dir, settings.device, settings.dtype, settings.compile
+    )
     writer = Writer(trained, settings)
     if start:
         writer.write_all(start)

@@ -82,7 +82,10 @@ class Request:
             "top_k": (self.top_k >= 0, "0 (all) or more"),
             "top_p": (0 < self.top_p <= 1, "above 0, up to 1 (all)"),
             "min_p": (0 <= self.min_p <= 1, "0 (all) to 1"),
-            "repetition_penalty": (0 < self.repetition_penalty < infinite, "above 0; 1 is none"),
+            "repetition_penalty": (
+                0.01 <= self.repetition_penalty <= 100,
+                "0.01 to 100; 1 is none",
+            ),
             "presence_penalty": (abs(self.presence_penalty) < infinite, "a number; 0 is none"),
             "frequency_penalty": (abs(self.frequency_penalty) < infinite, "a number; 0 is none"),
             "seed": (
@@ -220,6 +223,11 @@ class Engine:
             if len(ticket.tokens) == ticket.request.max_new_tokens:
                 self._end(ticket, "length")
         return written
+
+    def warm_up(self):
+        """Write a few tokens for one and for two: what is compiled at its first use, is then."""
+        for count in (1, 2):
+            self.generate([Request([0] * 3, max_new_tokens=3, temperature=0)] * count)
 
     def stream(self, request):
         """Yield the ids of one request as they are written; a reader that stops cancels it."""

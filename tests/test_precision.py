@@ -1,7 +1,10 @@
 """int8 and memory layout: hand-worked numbers, neighbours, cost and refusal."""
 
 import json
+import math
+import shutil
 
+import numpy as np
 import pytest
 import torch
 import torch.nn as nn
@@ -10,6 +13,7 @@ from tiny_run import save_run
 from config.configurator import UserError
 from minigpt import precision
 from minigpt.engine import Engine, Request
+from minigpt.perplexity import Passage
 from minigpt.precision import Int8Linear
 
 
@@ -49,6 +53,20 @@ def test_neighbours_do_not_change_a_row():
     loud = torch.cat([x[:1], 1000 * torch.randn(7, 64)])  # a scale for all would drown the first
     assert torch.equal(linear(x)[0], linear(loud)[0])
     assert torch.equal(linear(x)[0], linear(x[:1])[0])
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler: g++")
+def test_compiled_equals_eager(run):
+    folder, request = run(n_kv_head=2), Request([3, 4, 5], 6, temperature=0, logprobs=1)
+    written = []
+    for compile in (False, True):
+        engine = Engine(precision.load(folder, "cpu", "int8", compile).model, 261)
+        engine.warm_up()
+        written.append([engine.generate([request] * n)[-1].tokens for n in (1, 2)])
+    for ours, theirs in zip(*written, strict=True):
+        assert [token.id for token in ours] == [token.id for token in theirs]
+        for one, two in zip(ours, theirs, strict=True):
+            assert one.logprob == pytest.approx(two.logprob, abs=0.02)
 
 
 def test_the_layout_changes_no_value(tiny_model):
@@ -103,24 +121,36 @@ def test_a_model_that_is_not_finite_is_refused(run):
 def test_the_cost_is_measured_on_the_bundled_sample_where_there_is_no_dataset(run):
     folder = run()
     (folder.parent / "data" / "val.jsonl").unlink()
-    name, rows = precision.held_out_rows(precision.load(folder))
-    assert str(name).replace("\\", "/") == "data/sample/wiki.jsonl" and rows.shape == (128, 32)
+    name, passages = precision.held_out_passages(precision.load(folder))
+    assert str(name).replace("\\", "/") == "data/sample/wiki.jsonl"
+    count = sum(len(passage.ids) for passage in passages)
+    assert precision.MEASURED <= count < precision.MEASURED + 1500
 
 
 def test_perplexity_by_hand(tiny_model):
-    model = tiny_model()
+    """Two rows of logits stand out of 64 equal ones; what lies beyond the block does not count."""
+    model = tiny_model(tie_embeddings=False)
     with torch.no_grad():
-        model.wte.weight.zero_()  # every logit 0: each of 64 rows is as likely
-    assert precision.perplexity(model, torch.arange(24).view(3, 8)) == pytest.approx(64)
+        model.lm_head.weight.zero_()  # every logit 0: each of 64 ids is as likely
+    long = Passage("", np.arange(40), 0)
+    assert precision.perplexity(model, [long]) == pytest.approx(64)
+    with torch.no_grad():
+        model.norm.weight.zero_()
+        model.lm_head = nn.Linear(32, 64)
+        model.lm_head.bias.zero_()
+        model.lm_head.bias[5] = math.log(64)  # id 5: 64 of 127, all others 1 of 127
+    passages = [Passage("", np.array([1, 2, 5]), 2), Passage("", np.array([5]), 0)]
+    assert precision.perplexity(model, passages) == pytest.approx(127 / 64)  # of "5" alone
+    passages = [Passage("", np.array([1, 2, 5]), 0)]
+    assert precision.perplexity(model, passages) == pytest.approx(math.sqrt(127 * 127 / 64))
 
 
-def test_pairs_are_measured_as_they_are_asked(tmp_path, byte_tokenizer, tiny_model):
+def test_of_pairs_the_answers_are_measured(tmp_path, byte_tokenizer, tiny_model):
     dataset = tmp_path / "pairs"
     dataset.mkdir()
     pair = json.dumps({"id": "1", "question": "ab", "answer": "c"})
     (dataset / "val.jsonl").write_text(f"{pair}\n{pair}\n", encoding="utf-8")
     model = tiny_model(n_rows=320)
     folder = save_run(tmp_path / "run", model, byte_tokenizer, "qa", dataset)
-    _, rows = precision.held_out_rows(precision.load(folder))
-    mark, eot = byte_tokenizer.answer_mark, byte_tokenizer.eot
-    assert rows.tolist() == [[97, 98, mark, 99, eot, 97, 98, mark, 99, eot]]
+    _, passages = precision.held_out_passages(precision.load(folder))
+    assert [(p.ids.tolist(), p.first) for p in passages] == [([97, 98, 258, 99], 3)] * 2

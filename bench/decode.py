@@ -1,0 +1,245 @@
+"""How fast tokens are written, beside peers in the same run.
+
+    python bench/decode.py                       # GPT-2's 124M shape, random weights
+    pip install llama-cpp-python gguf            # then llama.cpp takes part too
+
+Everyone continues the same 32 ids greedily by --tokens more. Ours writes for 1, 4, 8 and 16 readers
+at once, in float32 and int8; transformers' generate() and llama.cpp for one; the loop without a
+cache reads the whole text anew for each token (timed at every 16th, for patience). Rounds go
+through all of them in turn; medians are shown. The bound is what memory allows: a token of one
+reader needs every weight once, so no more tokens a second than bandwidth ÷ bytes of weights, where
+the bandwidth is the best that any reading of a large array reached in this run.
+"""
+
+import contextlib
+import importlib.util
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import torch
+
+from config.configurator import UserError, configure, run
+from minigpt import precision
+from minigpt.engine import Engine, Request
+from minigpt.report import table
+from model import GPT, GPTConfig
+
+SHAPE = dict(position="learned", norm="layernorm", mlp="gelu", qk_norm=False, bias=True)
+PROMPT = 32
+
+
+class Settings:
+    tokens: int = 64  # written by each reader
+    streams: str = "1,4,8,16"  # readers at once
+    rounds: int = 3  # of everything, in turn
+    n_layer: int = 12  # of the shape
+    n_head: int = 12
+    n_embd: int = 768
+    n_rows: int = 50304  # vocabulary
+
+
+def main():
+    settings = configure(Settings, doc=__doc__)
+    if settings.tokens + PROMPT > 1024:
+        raise UserError(f"tokens={settings.tokens}: expected at most {1024 - PROMPT}")
+    torch.manual_seed(0)
+    shape = {name: getattr(settings, name) for name in ("n_rows", "n_layer", "n_head", "n_embd")}
+    model = GPT(GPTConfig(block_size=1024, **shape, **SHAPE)).eval()
+    millions = model.n_params() / 1e6
+    print(f"{millions:.1f}M parameters, {torch.get_num_threads()} threads", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        cases = make_cases(model, settings, pathlib.Path(folder))
+        rates, bandwidth = {name: [] for name in cases}, 0.0
+        for number in range(settings.rounds):
+            bandwidth = max(bandwidth, best_bandwidth())
+            for name, case in cases.items():
+                rates[name].append(case())
+                print(f"round {number + 1}: {name}: {rates[name][-1]:.1f} tokens/s", flush=True)
+    show(rates, 4 * model.n_params(), bandwidth)
+
+
+def make_cases(model, settings, folder):
+    """{name: function that gives tokens a second}."""
+    cases = {
+        "loop without cache": lambda: uncached(model, settings.tokens),
+        "transformers generate()": with_transformers(model, settings.tokens),
+    }
+    if importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("gguf"):
+        for kind in ("f32", "q8_0"):
+            cases[f"llama.cpp {kind}"] = with_llama(model, kind, folder, settings.tokens)
+    else:
+        print("llama.cpp is left out: pip install llama-cpp-python gguf")
+    for dtype in ("float32", "int8"):
+        ready = copy_of(model)
+        (precision.quantize if dtype == "int8" else precision.lay_out)(ready)
+        for n in map(int, settings.streams.split(",")):
+            cases[f"ours {dtype}, {n} at once"] = with_engine(ready, n, settings.tokens)
+    return cases
+
+
+def copy_of(model):
+    """Another model of the same weights."""
+    other = GPT(model.config).eval()
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def prompt(number=0):
+    """The ids that everyone continues; reader `number`'s own."""
+    generator = torch.Generator().manual_seed(number)
+    return torch.randint(0, 50000, (PROMPT,), generator=generator).tolist()
+
+
+# -- who writes ------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def uncached(model, tokens):
+    """Tokens a second where every token reads all of the text; timed at each 16th."""
+    seconds = []
+    for length in range(PROMPT, PROMPT + tokens, 16):
+        x = torch.tensor([prompt() * (length // PROMPT + 1)])[:, :length]
+        start = time.perf_counter()
+        model.logits(model(x)[:, -1]).argmax()
+        seconds.append(time.perf_counter() - start)
+    return 1 / statistics.mean(seconds)
+
+
+def with_engine(model, n_streams, tokens):
+    """Ours: all readers' tokens a second, once their prompts are read."""
+
+    def case():
+        engine = Engine(model, n_slots=n_streams)
+        for number in range(n_streams):
+            engine.submit(Request(prompt(number), tokens, temperature=0))
+        while len(engine.step()) < n_streams:
+            pass
+        steps, start = 0, time.perf_counter()
+        while engine.active:
+            engine.step()
+            steps += len(engine.active) == n_streams
+        return n_streams * steps / (time.perf_counter() - start)
+
+    return case
+
+
+def with_transformers(model, tokens):
+    """transformers' own model of this shape and its generate(), with its cache."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = model.config
+    shape = dict(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd)
+    peer = GPT2LMHeadModel(GPT2Config(vocab_size=config.n_rows, n_positions=1024, **shape)).eval()
+    x = torch.tensor([prompt()])
+    words = dict(do_sample=False, attention_mask=torch.ones_like(x), pad_token_id=0)
+
+    def timed(count):
+        start = time.perf_counter()
+        peer.generate(x, max_new_tokens=count, min_new_tokens=count, **words)
+        return time.perf_counter() - start
+
+    return lambda: (tokens - 1) / (timed(tokens) - timed(1))  # without reading the prompt
+
+
+def with_llama(model, kind, folder, tokens):
+    """llama.cpp on the same weights, by its Python package."""
+    import llama_cpp
+
+    path = write_gguf(model, kind, folder / f"{kind}.gguf")
+
+    def case():
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            threads = torch.get_num_threads()
+            peer = llama_cpp.Llama(
+                str(path), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False
+            )
+        peer.eval(prompt())
+        start = time.perf_counter()
+        for number in range(tokens):
+            peer.eval([number])
+        rate = tokens / (time.perf_counter() - start)
+        peer.close()
+        return rate
+
+    return case
+
+
+def write_gguf(model, kind, path):
+    """Our GPT-2 shape as a GGUF file without a vocabulary; returns its path."""
+    import gguf
+
+    config = model.config
+    writer = gguf.GGUFWriter(str(path), "gpt2")
+    writer.add_context_length(config.block_size)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_feed_forward_length(config.n_hidden)
+    writer.add_block_count(config.n_layer)
+    writer.add_head_count(config.n_head)
+    writer.add_layer_norm_eps(config.norm_eps)
+    writer.add_tokenizer_model("none")
+    writer.add_vocab_size(config.n_rows)
+    parts = {"token_embd": model.wte, "output_norm": model.norm, "output": model.lm_head}
+    for i, block in enumerate(model.blocks):
+        attn, mlp = block.attn, block.mlp
+        own = dict(attn_norm=block.attn_norm, attn_qkv=attn.qkv, attn_output=attn.proj)
+        own |= dict(ffn_norm=block.mlp_norm, ffn_up=mlp.fc, ffn_down=mlp.proj)
+        parts |= {f"blk.{i}.{name}": part for name, part in own.items()}
+    tensors = {"position_embd.weight": model.wpe.weight}
+    for name, part in parts.items():
+        tensors |= {f"{name}.{kind_}": weight for kind_, weight in part.named_parameters()}
+    q8 = gguf.GGMLQuantizationType.Q8_0
+    for name, weight in tensors.items():
+        data = weight.detach().contiguous().numpy()
+        if kind == "q8_0" and data.ndim == 2 and name != "position_embd.weight":
+            writer.add_tensor(name, gguf.quants.quantize(data, q8), raw_dtype=q8)
+        else:
+            writer.add_tensor(name, data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+# -- the bound, the table --------------------------------------------------------------------------
+
+
+def best_bandwidth(megabytes=512, rounds=5):
+    """Bytes a second at which a large array is read at best: summed, or multiplied by a vector."""
+    rows = torch.ones(megabytes * 2**20 // 4 // 1024, 1024)
+    vector, best = torch.ones(1024), 0.0
+    for read in (rows.sum, lambda: rows @ vector, lambda: vector @ rows.view(1024, -1)):
+        for _ in range(rounds):
+            start = time.perf_counter()
+            read()
+            best = max(best, rows.numel() * 4 / (time.perf_counter() - start))
+    return best
+
+
+def show(rates, n_bytes, bandwidth):
+    """The table that stands in bench/README.md."""
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    peer, slow = medians["transformers generate()"], medians["loop without cache"]
+    rows = []
+    for name, rate in medians.items():
+        alone = "at once" not in name or name.endswith(" 1 at once")
+        weights = n_bytes / 4 if "int8" in name else n_bytes * 34 / 128 if "q8" in name else n_bytes
+        share = f"{rate * weights / bandwidth:.0%}" if alone and "loop" not in name else ""
+        first = medians[f"{name.rsplit(',', 1)[0]}, 1 at once"] if "ours" in name else rate
+        rows.append(
+            [name, f"{rate:.1f}", f"{rate / peer:.2f}", f"{rate / slow:.1f}"]
+            + [f"{rate / first:.2f}" if not alone else "", share]
+        )
+    header = ["", "tokens/s", "÷ transformers", "÷ no cache", "÷ one reader", "of the bound"]
+    print(table(header, rows))
+    print(f"best bandwidth in this run {bandwidth / 1e9:.1f} GB/s")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,528 @@
+"""The HTTP API: OpenAI's routes, and a plain-text one for people, over a Host of models.
+
+    service = Service(Options())
+    app = make_app(service)                   # for minigpt/listener.py; it answers 503 …
+    service.open({"sft": served}, host)       # … until here
+
+A request is checked as a whole before the first byte of its answer. What its client does not stay
+to read is not written: whoever waits looks four times a second whether the client is still there.
+"""
+
+import hmac
+import json
+import logging
+import re
+import time
+from dataclasses import dataclass, field
+
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import HTTPException
+
+from config.configurator import UserError
+from minigpt.choices import Generation, Reader
+from minigpt.engine import Request
+from minigpt.forms import EOS_NAME, PAD_NAME, ChatForm, CompletionForm
+from minigpt.prompt import TooLong, chat_ids, prompt_ids, stop_ids
+from minigpt.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    GenerateRequest,
+    Limits,
+    Refused,
+    TokenizeRequest,
+    openapi,
+    parse,
+    parse_strings,
+    read_form,
+    read_json,
+)
+
+KEEP_ALIVE_SECONDS = 5.0  # a stream that has nothing to say says so this often
+RETRY_SECONDS = 2  # what 429 and 503 advise
+OPEN_TO_ALL = ("/", "/health", "/openapi.json")  # without a key
+DESCRIPTIONS = {
+    "plain": "continues a text; of a conversation it reads the last user message alone",
+    "qa": "answers a question; of a conversation it reads the last user message alone",
+    "chat": "answers a conversation; it reads all turns",
+}
+SAMPLING = (
+    *("temperature", "top_k", "top_p", "min_p"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
+
+log = logging.getLogger("minigpt")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model as its clients see it; the engine that writes for it has the same name."""
+
+    name: str
+    tokenizer: object
+    prompt_format: str
+    block_size: int
+    n_params: int
+    step: int
+    created: int  # seconds since 1970
+
+    def as_dict(self):
+        """The model as /v1/models lists it."""
+        facts = ("created", "prompt_format", "n_params", "step")
+        return dict(
+            {name: getattr(self, name) for name in facts},
+            id=self.name,
+            object="model",
+            owned_by="minigpt",
+            description=DESCRIPTIONS[self.prompt_format],
+            max_model_len=self.block_size,
+        )
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a server's owner decides. defaults: sampling settings of requests that say nothing."""
+
+    api_key: str | None = None
+    cors_origins: tuple[str, ...] = ()  # "*" for all
+    log_text: bool = False
+    limits: Limits = field(default_factory=Limits)
+    defaults: dict = field(
+        default_factory=lambda: dict(temperature=0.1, top_k=20, top_p=1.0, repetition_penalty=1.0)
+    )
+
+
+class Service:
+    """What the routes work on: options at once, models as soon as they are loaded."""
+
+    def __init__(self, options, models=None, host=None):
+        self.options, self.models, self.host = options, models or {}, host
+
+    def open(self, models, host):
+        """Take requests: models is name → Served, host the Host whose engines have these names."""
+        self.models, self.host = dict(models), host
+
+    @property
+    def status(self):
+        """ "loading", "ok" or "draining"."""
+        if self.host is None:
+            return "loading"
+        return "draining" if self.host.draining else "ok"
+
+    def check_loaded(self):
+        """Refused (503) while there are no models yet."""
+        if self.host is None:
+            raise Refused(503, "the models are still being loaded: try again soon", code="loading")
+
+    def served(self, name):
+        """The model called `name`; None is the only one. Refused where that is nobody."""
+        self.check_loaded()
+        names = ", ".join(self.models)
+        if name is None and len(self.models) > 1:
+            raise Refused(400, f"model: say which one of {names}", "model")
+        if name is not None and name not in self.models:
+            shown = name if len(name) <= 100 else name[:100] + "…"
+            message = f"model: there is no {shown!r} here; there is {names}"
+            raise Refused(404, message, "model", "model_not_found")
+        return self.models[name or next(iter(self.models))]
+
+
+# -- answers ---------------------------------------------------------------------------------------
+
+
+def _json(value, status=200):
+    body = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return Response(body, status, content_type="application/json")
+
+
+def _answer(generation, form, asked):
+    """The whole answer, or a stream of it, as the request wishes."""
+    if asked.stream:
+        events = _events(generation, form, asked.wants_usage)
+        response = Response(events, content_type="text/event-stream; charset=utf-8")
+        return _streamed(response, generation)
+    try:
+        if not generation.finish():
+            return Response(status=499)  # nobody reads it
+        return _json(dict(form.whole(generation), usage=generation.usage()))
+    finally:
+        generation.close()
+
+
+def _streamed(response, generation):
+    response.headers["Cache-Control"] = "no-cache"
+    response.headers["X-Accel-Buffering"] = "no"  # a proxy between shall pass it on at once
+    response.call_on_close(generation.close)
+    return response
+
+
+def _events(generation, form, wants_usage):
+    """The answer as server-sent events."""
+    usage = {"usage": None} if wants_usage else {}
+    for chunk in form.opening(generation):
+        yield _event({**chunk, **usage})
+    spoke = time.monotonic()
+    try:
+        for piece in generation.pieces():
+            if piece is not None:
+                for chunk in form.chunks(generation, piece):
+                    yield _event({**chunk, **usage})
+            elif time.monotonic() - spoke < KEEP_ALIVE_SECONDS:
+                continue
+            else:
+                yield ": still here\n\n"
+            spoke = time.monotonic()
+    except Refused as refused:
+        yield _event(refused.as_dict())
+        return
+    if wants_usage:
+        yield _event(dict(form.head(generation), choices=[], usage=generation.usage()))
+    yield "data: [DONE]\n\n"
+
+
+def _event(value):
+    return f"data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n"
+
+
+def _plain_text(generation):
+    """The text as it comes, and a line break; a failure is a last line in brackets."""
+    try:
+        for piece in generation.pieces():
+            if piece is not None and piece.text:
+                yield piece.text
+        yield "\n"
+    except Refused as refused:
+        yield f"\n[{refused.message}]\n"
+
+
+# -- routes ----------------------------------------------------------------------------------------
+
+
+class Routes:
+    """The views: each reads the request, and answers it or raises Refused."""
+
+    def __init__(self, service):
+        self.service, self.options = service, service.options
+        self.limits = service.options.limits
+
+    def index(self):
+        """GET /"""
+        names = ", ".join(self.service.models) or "(loading)"
+        settings = ", ".join(f"{name}={value}" for name, value in self.options.defaults.items())
+        here = request.host_url.rstrip("/")
+        return _text(
+            f"OpenAI's API at {here}/v1 (see {here}/openapi.json), models: {names}; {settings} "
+            "unless a request says otherwise\n"
+            f'by hand: curl -N "{here}/generate?prompt=…"\n'
+        )
+
+    def health(self):
+        """GET /health"""
+        status, host = self.service.status, self.service.host
+        running, waiting = host.counts() if host else (0, 0)
+        answer = dict(status=status, running=running, waiting=waiting)
+        return _json(answer, 200 if status == "ok" else 503)
+
+    def models(self):
+        """GET /v1/models"""
+        self.service.check_loaded()
+        served = [model.as_dict() for model in self.service.models.values()]
+        return _json(dict(object="list", data=served))
+
+    def model(self, name):
+        """GET /v1/models/<name>"""
+        return _json(self.service.served(name).as_dict())
+
+    def openapi(self):
+        """GET /openapi.json"""
+        names, has_key = list(self.service.models), self.options.api_key is not None
+        return _json(openapi(self.limits, self.options.defaults, names, has_key))
+
+    def chat(self):
+        """POST /v1/chat/completions"""
+        asked, served = self._read(ChatRequest)
+        room, turns = self._room(served), [message.turn for message in asked.messages]
+        try:
+            ids = chat_ids(served.tokenizer, served.prompt_format, turns, room, asked.truncate)
+        except TooLong as error:
+            raise _too_long("messages", error.length, error.room) from None
+        except UserError as error:
+            raise Refused(400, str(error), "messages") from None
+        self._check_prompt(served, ids, "messages")
+        logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
+        ends = stop_ids(served.tokenizer)
+        requests = self._requests(asked, [ids], stop_ids=ends, logprobs=logprobs)
+        generation = self._generation(served, "chatcmpl", requests, asked.stops)
+        return _answer(generation, ChatForm(asked), asked)
+
+    def completions(self):
+        """POST /v1/completions"""
+        asked, served = self._read(CompletionRequest)
+        prompts = [self._prompt(served, prompt) for prompt in asked.prompts]
+        ends, echo = stop_ids(served.tokenizer), bool(asked.echo)
+        if echo and asked.logprobs is not None:
+            # Here the token that ends a text is listed, too: an evaluation harness asks for one
+            # token beyond those that it scores, and drops the last one.
+            more, form_ends = dict(logprobs=asked.logprobs, echo=True), ends
+        else:
+            more, form_ends = dict(logprobs=asked.logprobs, stop_ids=ends), ()
+        requests = self._requests(asked, prompts, **more)
+        generation = self._generation(served, "cmpl", requests, asked.stops, form_ends, echo)
+        return _answer(generation, CompletionForm(asked), asked)
+
+    def generate(self):
+        """GET and POST /generate"""
+        asked = self._read_generate()
+        served = self.service.served(asked.model)
+        self._check_settings(asked)
+        ids = prompt_ids(served.tokenizer, served.prompt_format, asked.prompt)
+        self._check_prompt(served, ids)
+        if request.method == "HEAD":
+            return _text("")
+        requests = self._requests(asked, [ids], stop_ids=stop_ids(served.tokenizer))
+        generation = self._generation(served, "text", requests, asked.stops)
+        response = Response(_plain_text(generation), content_type="text/plain; charset=utf-8")
+        return _streamed(response, generation)
+
+    def tokenize(self):
+        """POST /tokenize. The name of the token that ends a text, alone, is that token: a harness
+        finds its id so."""
+        asked = parse(TokenizeRequest, self._json_body())
+        served = self._tokenizing(asked.model)
+        tokenizer = served.tokenizer
+        names = {EOS_NAME: tokenizer.eot, PAD_NAME: tokenizer.pad}
+        special = names.get(asked.prompt)
+        ids = tokenizer.encode(asked.prompt) if special is None else [special]
+        return _json(dict(tokens=ids, count=len(ids), max_model_len=served.block_size))
+
+    def detokenize(self):
+        """POST /detokenize"""
+        asked = parse(DetokenizeRequest, self._json_body())
+        tokenizer = self._tokenizing(asked.model).tokenizer
+        _check_ids(tokenizer, asked.tokens, "tokens")
+        return _json(dict(prompt=tokenizer.decode(asked.tokens)))
+
+    def tokenizer_info(self):
+        """GET /tokenizer_info"""
+        tokenizer = self._tokenizing(request.args.get("model")).tokenizer
+        return _json(
+            dict(
+                tokenizer=_bare(tokenizer.name),
+                hash=tokenizer.hash,
+                n_vocab=tokenizer.n_vocab,
+                eos_token=EOS_NAME,
+                bos_token=None,
+                pad_token=PAD_NAME,
+                chat_template=None,
+            )
+        )
+
+    # -- what they share --
+
+    def _json_body(self):
+        if request.mimetype != "application/json":
+            message = "expected the header Content-Type: application/json"
+            raise Refused(415, message)
+        return read_json(request.get_data())
+
+    def _read(self, model):
+        """The request's body as a `model`, and the Served that it names."""
+        asked = parse(model, self._json_body())
+        self._check_settings(asked)
+        if (asked.n or 1) > self.limits.n:
+            raise Refused(400, f"n: this server takes up to {self.limits.n}", "n")
+        return asked, self.service.served(asked.model)
+
+    def _read_generate(self):
+        body = request.get_data()
+        if not body or request.mimetype == "application/x-www-form-urlencoded":
+            return parse_strings(GenerateRequest, read_form(request.query_string, body))
+        if request.mimetype != "application/json":
+            raise Refused(415, "expected a query, a form or JSON with its Content-Type")
+        if request.query_string:
+            raise Refused(400, "a query and JSON: say everything in one of them")
+        return parse(GenerateRequest, read_json(body))
+
+    def _check_settings(self, asked):
+        if (asked.max_tokens or 0) > self.limits.max_tokens:
+            message = f"max_tokens: this server writes up to {self.limits.max_tokens}"
+            raise Refused(400, message, "max_tokens")
+
+    def _room(self, served):
+        return min(self.limits.prompt_tokens or served.block_size, served.block_size)
+
+    def _check_prompt(self, served, ids, param="prompt"):
+        if not ids:
+            raise Refused(400, f"{param}: empty; expected a text to continue", param)
+        if len(ids) > self._room(served):
+            raise _too_long(param, len(ids), self._room(served))
+
+    def _prompt(self, served, prompt):
+        """A completion's prompt as ids."""
+        if isinstance(prompt, str):
+            ids = served.tokenizer.encode(prompt)
+        else:
+            ids = prompt
+            _check_ids(served.tokenizer, ids, "prompt")
+        self._check_prompt(served, ids)
+        return ids
+
+    def _requests(self, asked, prompts, **more):
+        """The engine's requests: n for each prompt, each with a seed of its own."""
+        said = {name: getattr(asked, name) for name in SAMPLING}
+        said = {name: value for name, value in said.items() if value is not None}
+        limit = self.limits.default_max_tokens if asked.max_tokens is None else asked.max_tokens
+        settings = {**self.options.defaults, **said, "max_new_tokens": limit, **more}
+        return [
+            Request(ids, seed=None if asked.seed is None else asked.seed + number, **settings)
+            for ids in prompts
+            for number in range(getattr(asked, "n", None) or 1)
+        ]
+
+    def _generation(self, served, kind, requests, *rest):
+        """The Generation that answers the request at hand."""
+        gone = request.environ.get("waitress.client_disconnected", lambda: False)
+        reader = Reader(request.remote_addr, gone)
+        generation = Generation(self.service, served, kind, requests, reader, *rest)
+        g.has_its_line = True  # in the log: its close() writes it
+        return generation
+
+    def _tokenizing(self, name):
+        """The model called `name`; without a name any one, where all have the same tokenizer."""
+        self.service.check_loaded()
+        models = list(self.service.models.values())
+        if name is None and len({model.tokenizer.hash for model in models}) == 1:
+            return models[0]
+        return self.service.served(name)
+
+
+def _too_long(param, length, room):
+    message = f"{param}: {length} tokens; this model takes up to {room}"
+    if param == "messages":
+        message += ', or set truncate to "oldest"'
+    return Refused(400, message, param, "context_length_exceeded")
+
+
+def _check_ids(tokenizer, ids, param):
+    highest = tokenizer.n_vocab - 1
+    if max(ids, default=0) > highest:
+        message = f"{param}: {max(ids)} is no id of this tokenizer, which has 0 to {highest}"
+        raise Refused(422, message, param)
+
+
+def _bare(name):
+    """A tokenizer's name without the folder in which it lies."""
+    return re.split(r"[/\\]", name)[-1].removesuffix(".tiktoken").removesuffix(".json")
+
+
+def _text(text, status=200):
+    return Response(text, status, content_type="text/plain; charset=utf-8")
+
+
+# -- the app ---------------------------------------------------------------------------------------
+
+
+def make_app(service):
+    """The Flask app of a Service."""
+    app, routes = Flask("minigpt", static_folder=None), Routes(service)
+    app.config["MAX_CONTENT_LENGTH"] = service.options.limits.body_bytes
+    app.config["MAX_FORM_MEMORY_SIZE"] = service.options.limits.body_bytes
+    for method, path, view in (
+        ("GET", "/", routes.index),
+        ("GET", "/health", routes.health),
+        ("GET", "/v1/models", routes.models),
+        ("GET", "/v1/models/<path:name>", routes.model),
+        ("POST", "/v1/chat/completions", routes.chat),
+        ("POST", "/v1/completions", routes.completions),
+        ("POST", "/tokenize", routes.tokenize),
+        ("POST", "/detokenize", routes.detokenize),
+        ("GET", "/tokenizer_info", routes.tokenizer_info),
+        ("GET POST", "/generate", routes.generate),
+        ("GET", "/openapi.json", routes.openapi),
+    ):
+        app.add_url_rule(path, path, view, methods=method.split())
+    app.before_request(lambda: _check_key(service.options.api_key))
+    app.after_request(lambda response: _finish(response, service.options.cors_origins))
+    app.register_error_handler(Refused, _refuse)
+    app.register_error_handler(HTTPException, _refuse_http)
+    app.register_error_handler(Exception, _apologize)
+    return app
+
+
+def _check_key(key):
+    if key is None or request.path in OPEN_TO_ALL or request.method == "OPTIONS":
+        return
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    right = hmac.compare_digest(given.strip().encode(), key.encode())
+    if scheme.lower() != "bearer" or not right:
+        message = "the header Authorization: Bearer <key> is missing or its key is wrong"
+        raise Refused(401, message, code="invalid_api_key")
+
+
+def _refuse(refused):
+    """An error as the route's clients read it: OpenAI's JSON, or for people a line of text."""
+    if request.path == "/generate":
+        response = _text(refused.message + "\n", refused.status)
+    else:
+        response = _json(refused.as_dict(), refused.status)
+    if refused.status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _refuse_http(error):
+    """What Flask itself refuses: 404, 405, 413, …"""
+    messages = {
+        404: "there is no such route; GET / says what there is",
+        405: f"this route takes {', '.join(sorted(getattr(error, 'valid_methods', None) or ()))}",
+        413: "the body is larger than this server takes",
+    }
+    response = _refuse(Refused(error.code, messages.get(error.code, error.name)))
+    if error.code == 405:
+        response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+    return response
+
+
+def _apologize(error):
+    log.error("a fault of the server", exc_info=error)
+    return _refuse(Refused(500, "a fault of the server; its log says more"))
+
+
+def _finish(response, cors_origins):
+    """The headers of every answer, and the log line of what was refused."""
+    response.headers["X-Content-Type-Options"] = "nosniff"  # and browsers show a stream at once
+    if response.status_code in (429, 503):
+        response.headers["Retry-After"] = str(RETRY_SECONDS)
+    origin = request.headers.get("Origin")
+    if cors_origins:
+        response.headers["Vary"] = "Origin"
+    if origin and (origin in cors_origins or "*" in cors_origins):
+        response.headers["Access-Control-Allow-Origin"] = origin
+        if request.method == "OPTIONS":
+            wanted = request.headers.get("Access-Control-Request-Headers", "")
+            response.headers["Access-Control-Allow-Methods"] = "GET, POST"
+            response.headers["Access-Control-Allow-Headers"] = wanted
+            response.headers["Access-Control-Max-Age"] = "600"
+    if response.status_code >= 400 and "has_its_line" not in g:
+        line = f"{request.method} {request.path[:100]!r} {response.status_code}"
+        log.info(f"- {request.remote_addr} {line}")
+    return response
+
+
+def model_names(folders):
+    """What clients call the runs in `folders` (strings): the path below the last "out", or the
+    folder's own name; where two would have the same, the later ones get a number."""
+    names = []
+    for folder in folders:
+        parts = [part for part in re.split(r"[/\\]+", folder) if part not in ("", ".")]
+        if "out" in parts[:-1]:
+            parts = parts[len(parts) - parts[::-1].index("out") :]
+        else:
+            parts = parts[-2:] if parts[-1] == "best" else parts[-1:]
+        name = base = "/".join(parts)
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{base}-{number}"
+        names.append(name)
+    return names

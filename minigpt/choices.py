@@ -1,0 +1,242 @@
+"""The texts of an answer on their way: tokens from the Host in, pieces of text out.
+
+generation = Generation(service, served, "chatcmpl", requests, reader, stops)
+for piece in generation.pieces(): …      # None now and then while there is nothing new
+generation.usage(); generation.close()
+"""
+
+import logging
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import NamedTuple
+
+from config.configurator import UserError
+from minigpt.host import POLL, Busy, Closed
+from minigpt.protocol import Refused
+from minigpt.stops import StopStrings
+
+log = logging.getLogger("minigpt")
+
+
+class Piece(NamedTuple):
+    """What is new of one choice: its text, the tokens that made it, as (Token, where its text
+    begins), and at the end why it ended."""
+
+    index: int
+    text: str
+    tokens: list
+    finish_reason: str | None = None
+
+
+class Choice:
+    """One text of an answer: tokens in, pieces of whole characters out, up to a stop string.
+
+    end_ids: ids that end the text, where the engine itself does not end it.
+    """
+
+    def __init__(self, index, tokenizer, stops, end_ids=()):
+        self.index, self.end_ids = index, end_ids
+        self.text, self.tokens, self.finish_reason = "", [], None  # all that has been let go
+        self.n_tokens = 0  # written, whether let go or not
+        self.echoed = False
+        self._decoder, self._stops = tokenizer.stream(), StopStrings(stops)
+        self._n_decoded = self._n_let_go = 0  # characters
+        self._waiting = []  # tokens whose text has not been let go
+
+    def echo(self, tokens):
+        """The Piece of the prompt's tokens: a part of the text in which no stop string counts."""
+        self.echoed = True
+        return self._let_go("".join(self._decode(token) for token in tokens))
+
+    def push(self, token):
+        """The Piece that a written token adds; it ends the text where a stop is reached."""
+        self.n_tokens += 1
+        if token.id in self.end_ids:
+            self._waiting.append((token, self._n_decoded))
+            return self.finish("stop")
+        piece = self._let_go(self._stops.push(self._decode(token)))
+        if self._stops.hit is None:
+            return piece
+        self.finish_reason = "stop"
+        return piece._replace(finish_reason="stop")
+
+    def finish(self, reason):
+        """The last Piece: what was held back."""
+        text = self._stops.push(self._decoder.flush())
+        if self._stops.hit is None:
+            text += self._stops.flush()
+        piece = self._let_go(text, all_tokens=self._stops.hit is None)
+        self.finish_reason = "stop" if self._stops.hit is not None else reason
+        return piece._replace(finish_reason=self.finish_reason)
+
+    def _decode(self, token):
+        text = self._decoder.push(token.id)
+        self._waiting.append((token, self._n_decoded))
+        self._n_decoded += len(text)
+        return text
+
+    def _let_go(self, text, all_tokens=False):
+        """Tokens go with the first character of theirs: what a stop string cuts away, stays."""
+        self.text += text
+        self._n_let_go += len(text)
+        tokens = [each for each in self._waiting if all_tokens or each[1] < self._n_let_go]
+        self._waiting = self._waiting[len(tokens) :]
+        self.tokens += tokens
+        return Piece(self.index, text, tokens)
+
+
+class Reader(NamedTuple):
+    """Who reads an answer: the address for the log, and gone(), whether they have left."""
+
+    address: str
+    gone: Callable[[], bool]
+
+
+class Generation:
+    """A request on its way: its choices, and the streams of tokens that they are made of."""
+
+    def __init__(self, service, served, kind, requests, reader, stops=(), end_ids=(), echo=False):
+        """Submits the engine requests, a choice for each. Refused where they are not taken."""
+        self.id, self.created = f"{kind}-{uuid.uuid4().hex}", int(time.time())
+        self.served, self.requests, self.echo = served, requests, echo
+        self.choices = [
+            Choice(index, served.tokenizer, stops, end_ids) for index in range(len(requests))
+        ]
+        self._log_text = service.options.log_text
+        self._reader = reader
+        self._outcome = "client gone"
+        self._streams = _submit(service.host, served.name, requests)
+
+    def pieces(self):
+        """Yield each Piece of any choice as it is written, and None now and then while there is
+        none. Refused where the host ends one of them; stops where the client has gone."""
+        try:
+            for event in _merged(self._streams):
+                if self._reader.gone():
+                    return
+                if event is None:
+                    yield None
+                elif self.choices[event[0]].finish_reason is None:
+                    yield from self._read(*event)
+            self._outcome = ",".join(sorted({choice.finish_reason for choice in self.choices}))
+        except Refused as refused:
+            self._outcome = f"error: {refused.message}"
+            raise
+
+    def _read(self, index, token):
+        """The pieces that a token of a choice makes, or (None) its end."""
+        choice, stream = self.choices[index], self._streams[index]
+        if token is None and stream.finish_reason not in ("stop", "length"):
+            raise _failure(stream)
+        if self.echo and not choice.echoed:
+            yield choice.echo(self._prompt_tokens(index))
+        piece = choice.finish(stream.finish_reason) if token is None else choice.push(token)
+        if choice.finish_reason is not None:
+            stream.cancel()
+        if piece.text or piece.tokens or piece.finish_reason:
+            yield piece
+
+    def _prompt_tokens(self, index):
+        """With logprobs from the engine, which has read the prompt when it writes."""
+        reported = self._streams[index].ticket.prompt_tokens
+        return reported or [_Plain(i) for i in self.requests[index].ids]
+
+    def finish(self):
+        """Read all pieces; returns whether the client is still there."""
+        for _ in self.pieces():
+            pass
+        return self._outcome != "client gone"
+
+    def usage(self):
+        """Token counts. A prompt counts once, however many choices continue it."""
+        prompts = {id(each.ids): len(each.ids) for each in self.requests}
+        n_prompt, n_written = sum(prompts.values()), sum(c.n_tokens for c in self.choices)
+        return dict(
+            prompt_tokens=n_prompt,
+            completion_tokens=n_written,
+            total_tokens=n_prompt + n_written,
+        )
+
+    def close(self):
+        """Cancel what still runs, and log what has become of the request."""
+        for stream in self._streams:
+            stream.cancel()
+        usage, now = self.usage(), time.monotonic()
+        began = min(stream.submitted for stream in self._streams)
+        first = min((s.first_token for s in self._streams if s.first_token), default=None)
+        n_in, n_out = usage["prompt_tokens"], usage["completion_tokens"]
+        speed = "no token"
+        if first is not None:
+            speed = (
+                f"first after {first - began:.2f} s, {n_out / max(now - first, 1e-3):.0f} tokens/s"
+            )
+        log.info(
+            f"{self.id} {self._reader.address} {self.served.name} {n_in} tokens in {n_out} out, "
+            f"{speed}, {self._outcome}"
+        )
+        if self._log_text:
+            for sent, choice in zip(self.requests, self.choices, strict=True):
+                prompt = self.served.tokenizer.decode(sent.ids)
+                log.info(f"{self.id} {prompt!r} → {choice.text!r}")
+
+
+class _Plain(NamedTuple):
+    """A token of a prompt without logprobs."""
+
+    id: int
+
+
+def _submit(host, name, requests):
+    """The host's streams, or Refused with the status that its answer means."""
+    most = host.engines[name].n_slots + host.limits.max_waiting
+    if len(requests) > most:
+        raise Refused(400, f"{len(requests)} texts at once; this server takes {most}", "prompt")
+    try:
+        return host.submit(name, requests)
+    except Busy as error:
+        raise Refused(429, str(error), code="rate_limit_exceeded") from None
+    except Closed as error:
+        raise Refused(503, str(error), code="draining") from None
+    except UserError as error:
+        raise Refused(400, str(error)) from None
+
+
+def _failure(stream):
+    """The Refused for a stream that ended otherwise than by its text."""
+    if stream.finish_reason == "error":
+        return Refused(500, stream.error or "the model failed", code="model_failed")
+    if stream.finish_reason == "timeout":
+        return Refused(503, stream.error or "out of time", code="timeout")
+    return Refused(503, "the server is stopping", code="draining")
+
+
+def _merged(streams):
+    """Yield (index, Token) as any stream has one, (index, None) when it has ended, and None
+    whenever POLL seconds brought nothing."""
+    if len(streams) == 1:
+        for token in streams[0]:
+            yield None if token is None else (0, token)
+        yield 0, None
+        return
+    events = queue.SimpleQueue()
+    for index, stream in enumerate(streams):
+        threading.Thread(target=_pump, args=(index, stream, events), daemon=True).start()
+    running = len(streams)
+    while running:
+        try:
+            event = events.get(timeout=POLL)
+        except queue.Empty:
+            yield None
+            continue
+        running -= event[1] is None
+        yield event
+
+
+def _pump(index, stream, events):
+    for token in stream:
+        if token is not None:
+            events.put((index, token))
+    events.put((index, None))

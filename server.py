@@ -1,0 +1,233 @@
+"""Serve trained runs over HTTP: OpenAI's API for any client, and plain text for people.
+
+    python server.py --out_dir=out/sft
+    python server.py --out_dir=out/a,out/b --port=8000        # several runs, each a model by name
+    python server.py --out_dir=out/sft --host=0.0.0.0 --api_key=SECRET     # for the network
+
+    curl -N "localhost:5000/generate?prompt=黄河发源于哪里？"
+    OpenAI(base_url="http://localhost:5000/v1", api_key="none")            # the openai client
+
+GET / says how to use it, /openapi.json in full. Ctrl-C or SIGTERM: no new requests; those that run
+are finished first, and a second one ends at once.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from config.configurator import UserError, configure, run
+from minigpt import checkpoint, precision
+from minigpt.api import Options, Served, Service, make_app, model_names
+from minigpt.engine import Engine, Request
+from minigpt.host import Host
+from minigpt.host import Limits as HostLimits
+from minigpt.listener import flush, listen
+from minigpt.protocol import Limits
+from model import GPT, GPTConfig
+
+PUBLIC = "0.0.0.0"
+
+
+class Settings:
+    # -- what is served --
+    out_dir: str = "out/sft"  # the run's folder; several with commas between
+    host: str = "127.0.0.1"  # this machine alone; 0.0.0.0: whoever reaches it over the network
+    port: int = 5000  # 0: any free one
+    api_key: str | None = None  # clients must send it; or the variable MINIGPT_API_KEY, unseen by
+    #                             whoever lists this machine's processes
+    api_key_file: str | None = None  # a file whose only line is the key
+    cors_origins: str = ""  # web pages that may call this server: origins with commas between, or *
+
+    # -- what a request gets where it does not say --
+    temperature: float = 0.1  # as sample.py: small models wander at 1, OpenAI's default
+    top_k: int = 20  # 0: all tokens
+    top_p: float = 1.0  # 1: all tokens
+    repetition_penalty: float = 1.0  # 1: none
+    default_max_tokens: int = 225  # how long an answer gets
+
+    # -- limits --
+    slots: int = 8  # requests that a model writes for at once
+    max_waiting: int = 64  # requests that wait for a slot; more are told to come again (429)
+    queue_seconds: float = 60.0  # how long one may wait for a slot
+    total_seconds: float = 600.0  # how long one may take in all
+    max_body_kb: int = 1024  # of a request
+    max_prompt_tokens: int | None = None  # none: as many as the model sees at once
+    max_tokens: int = 4096  # the longest answer that a request may ask for
+    max_n: int = 8  # answers to one prompt
+    drain_seconds: float = 30.0  # how long running requests may go on after Ctrl-C
+
+    # -- the log --
+    log_text: bool = False  # true: prompts and answers stand in the log
+
+
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM."""
+
+
+def main():
+    settings = configure(Settings, shared="device dtype compile", doc=__doc__, quiet=True)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    options, folders = options_of(settings), folders_of(settings)
+    if settings.api_key is not None:
+        settings.set("api_key", "(not shown)", settings.origin("api_key"))
+    print(settings.describe(), flush=True)
+    for folder in folders:
+        checkpoint.read_meta(folder)  # a wrong folder is told before anything starts
+    service = Service(options)
+    threads = settings.slots * len(folders) + settings.max_waiting + 8
+    body_bytes = options.limits.body_bytes
+    server = listen(make_app(service), settings.host, settings.port, threads, body_bytes)
+    threading.Thread(target=server.run, daemon=True).start()
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
+        service.open(*load(settings, folders))
+        print(welcome(settings, service, server.effective_port), flush=True)
+        while True:
+            time.sleep(3600)
+    except Stopped:
+        drain(settings, service, server)
+
+
+def stop(number, frame):
+    """The signal handler; the second signal finds the system's own again."""
+    signal.signal(number, signal.SIG_DFL)
+    raise Stopped
+
+
+def options_of(settings):
+    """The settings as the API's Options; UserError with all that is wrong."""
+    whole = ("slots", "max_body_kb", "max_tokens", "default_max_tokens", "max_n")
+    problems = [
+        f"{name}={getattr(settings, name)}: expected at least 1"
+        for name in whole
+        if getattr(settings, name) < 1
+    ]
+    if settings.max_prompt_tokens is not None and settings.max_prompt_tokens < 1:
+        problems.append(f"max_prompt_tokens={settings.max_prompt_tokens}: expected at least 1")
+    for name in ("max_waiting", "queue_seconds", "total_seconds", "drain_seconds"):
+        if getattr(settings, name) < 0:
+            problems.append(f"{name}={getattr(settings, name)}: expected 0 or more")
+    if not 0 <= settings.port < 65536:
+        problems.append(f"port={settings.port}: expected 0 to 65535")
+    if settings.default_max_tokens > settings.max_tokens:
+        problems.append(f"default_max_tokens={settings.default_max_tokens}: is above max_tokens")
+    sampling = ("temperature", "top_k", "top_p", "repetition_penalty")
+    defaults = {name: getattr(settings, name) for name in sampling}
+    problems += Request([0], **defaults).problems()
+    if problems:
+        raise UserError("\n".join(problems))
+    limits = Limits(
+        settings.max_body_kb * 1024,
+        settings.max_prompt_tokens,
+        settings.max_tokens,
+        settings.default_max_tokens,
+        settings.max_n,
+    )
+    origins = tuple(each.strip() for each in settings.cors_origins.split(",") if each.strip())
+    return Options(key_of(settings), origins, settings.log_text, limits, defaults)
+
+
+def key_of(settings):
+    """The key that clients must send, or None."""
+    if settings.api_key is not None and settings.api_key_file is not None:
+        raise UserError("--api_key and --api_key_file: give one of them")
+    key = settings.api_key or os.environ.get("MINIGPT_API_KEY")
+    if settings.api_key_file is not None:
+        try:
+            key = Path(settings.api_key_file).read_text(encoding="utf-8-sig").strip()
+        except (OSError, UnicodeDecodeError):
+            raise UserError(f"--api_key_file={settings.api_key_file}: cannot be read") from None
+        if not key:
+            raise UserError(f"--api_key_file={settings.api_key_file}: the file is empty")
+    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+        raise UserError("the key: expected ASCII letters, digits and signs, without spaces")
+    return key or None
+
+
+def folders_of(settings):
+    """The runs' folders."""
+    folders = [folder.strip() for folder in settings.out_dir.split(",") if folder.strip()]
+    if not folders:
+        raise UserError("--out_dir: expected a run's folder, or several with commas between")
+    return folders
+
+
+def load(settings, folders):
+    """(name → Served, the Host that writes for them)."""
+    models, engines = {}, {}
+    for name, folder in zip(model_names(folders), folders, strict=True):
+        trained = precision.load(folder, settings.device, settings.dtype, settings.compile)
+        engines[name] = Engine(trained.model, trained.tokenizer.n_vocab, n_slots=settings.slots)
+        engines[name].warm_up()
+        models[name] = Served(
+            name,
+            trained.tokenizer,
+            trained.prompt_format,
+            trained.model.config.block_size,
+            n_params=n_params(trained.meta),
+            step=trained.meta["step"],
+            created=int((Path(folder) / "config.json").stat().st_mtime),
+        )
+    limits = HostLimits(settings.max_waiting, settings.queue_seconds, settings.total_seconds)
+    return models, Host(engines, limits)
+
+
+def n_params(meta):
+    """How many weights a run has, in whatever format they are loaded."""
+    with torch.device("meta"):  # shapes alone
+        return GPT(GPTConfig(**meta["model"])).n_params()
+
+
+def welcome(settings, service, port):
+    """What its owner reads: how to reach the server, and who else can."""
+    key = ' -H "Authorization: Bearer YOUR_KEY"' if service.options.api_key else ""
+    example = "prompt=中国的首都是&model=" + next(iter(service.models))
+
+    def reach(host):
+        host = f"[{host}]" if ":" in host else host
+        return f'curl -N{key} "http://{host}:{port}/generate?{example}"'
+
+    lines = [f"serving {', '.join(service.models)}"]
+    if settings.host in (PUBLIC, "::"):
+        lines += [f"  here:       {reach('localhost')}", f"  teammates:  {reach(lan_address())}"]
+        lines.append(f"  any OpenAI client: base_url http://{lan_address()}:{port}/v1")
+    else:
+        lines += [f"  {reach(settings.host)}"]
+        lines.append(f"  any OpenAI client: base_url http://{settings.host}:{port}/v1")
+    local = settings.host in ("127.0.0.1", "::1", "localhost")
+    if not local and service.options.api_key is None:
+        lines.append(
+            "WARNING: no key is set: everyone who reaches this machine over the network can use "
+            "the models;\n         --api_key=…, the variable MINIGPT_API_KEY or --api_key_file=… "
+            "lets in only those who have it"
+        )
+    return "\n".join([*lines, "Ctrl-C stops it"])
+
+
+def lan_address():
+    """This machine's address in its network; "this-machine" where it has none."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing: it only asks which way such a packet goes
+        return probe.getsockname()[0]
+    return "this-machine"
+
+
+def drain(settings, service, server):
+    """Finish what runs, send what is written, and let go of the port."""
+    if service.host is not None:
+        running = sum(service.host.counts())
+        print(f"stopping; {running} requests may finish, at most {settings.drain_seconds:g} s")
+        service.host.drain(settings.drain_seconds)
+    flush(server)
+
+
+if __name__ == "__main__":
+    run(main)
