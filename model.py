@@ -167,17 +167,22 @@ class Block(nn.Module):
 
 
 class LayerCache:
-    """Keys and values of one layer for B rows: views (B, n_kv, capacity, hs) into a KVCache."""
+    """Keys and values of one layer, (n_slots, n_kv, capacity, hs) each, of which the rows of a
+    batch have `slots`: a slice, or a tensor of numbers (B,)."""
 
-    def __init__(self, k, v, length):
-        self.k, self.v, self.length = k, v, length
+    def __init__(self, k, v, slots, length):
+        self.k, self.v, self.slots, self.length = k, v, slots, length
 
     def update(self, k, v, positions):
         """Write k, v (B, n_kv, T, hs) at `positions` (B, T); return all up to `length`."""
-        rows = torch.arange(k.size(0), device=k.device).unsqueeze(1)
+        rows = self.slots
+        if isinstance(rows, slice):
+            rows = torch.arange(rows.start, rows.stop, device=k.device)
+        rows = rows.unsqueeze(1)  # (B, 1)
         self.k[rows, :, positions] = k.transpose(1, 2).to(self.k.dtype)
         self.v[rows, :, positions] = v.transpose(1, 2).to(self.v.dtype)
-        return self.k[:, :, : self.length].to(k.dtype), self.v[:, :, : self.length].to(v.dtype)
+        whole = self.slots, slice(None), slice(self.length)  # (B, n_kv, L, hs)
+        return self.k[whole].to(k.dtype), self.v[whole].to(v.dtype)
 
 
 class KVCache:
@@ -188,12 +193,12 @@ class KVCache:
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
 
-    def rows(self, first, last, length):
-        """One LayerCache a layer over slots first … last-1, reaching `length` positions far."""
-        return [
-            LayerCache(k[first:last], v[first:last], length)
-            for k, v in zip(self.k, self.v, strict=True)
-        ]
+    def rows(self, slots, length):
+        """One LayerCache a layer over `slots`, a slice or a list of different numbers, reaching
+        `length` positions far. Of a slice nothing is copied."""
+        if not isinstance(slots, slice):
+            slots = torch.tensor(slots, device=self.k.device)
+        return [LayerCache(k, v, slots, length) for k, v in zip(self.k, self.v, strict=True)]
 
     def move(self, source, target, length):
         """Copy the first `length` positions of slot `source` over those of slot `target`."""

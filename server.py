@@ -45,6 +45,8 @@ class Settings:
     api_key_file: str | None = None  # a file whose only line is the key
     cors_origins: str = ""  # web pages that may call this server: origins with commas between, or *
 
+    kernels: bool = False  # on a CPU: C++ kernels, built once (g++, ninja); twice as fast or more
+
     # -- what a request gets where it does not say --
     temperature: float = 0.1  # as sample.py: small models wander at 1, OpenAI's default
     top_k: int = 20  # 0: all tokens
@@ -72,7 +74,7 @@ class Stopped(BaseException):
 
 
 def main():
-    settings = configure(Settings, shared="device dtype compile", doc=__doc__, quiet=True)
+    settings = configure(Settings, shared="device dtype", doc=__doc__, quiet=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options, folders = options_of(settings), folders_of(settings)
     if settings.api_key is not None:
@@ -164,9 +166,8 @@ def load(settings, folders):
     """(name → Served, the Host that writes for them)."""
     models, engines = {}, {}
     for name, folder in zip(model_names(folders), folders, strict=True):
-        trained = precision.load(folder, settings.device, settings.dtype, settings.compile)
+        trained = precision.load(folder, settings.device, settings.dtype, settings.kernels)
         engines[name] = Engine(trained.model, trained.tokenizer.n_vocab, n_slots=settings.slots)
-        engines[name].warm_up()
         models[name] = Served(
             name,
             trained.tokenizer,

@@ -27,6 +27,7 @@ import torch
 from config.configurator import UserError, configure, run
 from minigpt import precision
 from minigpt.engine import Engine, Request
+from minigpt.kernels import build
 from minigpt.report import table
 from model import GPT, GPTConfig
 
@@ -38,6 +39,7 @@ class Settings:
     tokens: int = 64  # written by each reader
     streams: str = "1,4,8,16"  # readers at once
     rounds: int = 3  # of everything, in turn
+    kernels: bool = True  # ours with the C++ kernels, too
     n_layer: int = 12  # of the shape
     n_head: int = 12
     n_embd: int = 768
@@ -76,10 +78,12 @@ def make_cases(model, settings, folder):
     else:
         print("llama.cpp is left out: pip install llama-cpp-python gguf")
     for dtype in ("float32", "int8"):
-        ready = copy_of(model)
-        (precision.quantize if dtype == "int8" else precision.lay_out)(ready)
-        for n in map(int, settings.streams.split(",")):
-            cases[f"ours {dtype}, {n} at once"] = with_engine(ready, n, settings.tokens)
+        for kernels in (None, build()) if settings.kernels else (None,):
+            ready = copy_of(model)
+            (precision.quantize if dtype == "int8" else precision.make_ready)(ready, kernels)
+            name = f"ours {dtype}{', kernels' if kernels else ''}"
+            for n in map(int, settings.streams.split(",")):
+                cases[f"{name}, {n} at once"] = with_engine(ready, n, settings.tokens)
     return cases
 
 

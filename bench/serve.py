@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -80,11 +81,18 @@ def wait_until_ready(port, server):
     raise UserError("server.py did not start; run it by hand to see why")
 
 
+def served_model(port):
+    """The name of the model that the server lists first."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=10) as answer:
+        return json.load(answer)["data"][0]["id"]
+
+
 class Asking:
     """Asks one question after another, and notes when each piece of an answer came."""
 
     def __init__(self, port, questions, settings):
         self.port, self.settings = port, settings
+        self.model = served_model(port)
         self.questions = itertools.cycle(questions)
         self.numbers = itertools.count()
 

@@ -18,6 +18,9 @@ from minigpt.host import POLL, Busy, Closed
 from minigpt.protocol import Refused
 from minigpt.stops import StopStrings
 
+PACE = 0.03  # seconds between two pieces …
+FEW_READERS = 8  # … where more than so many read at once
+
 log = logging.getLogger("minigpt")
 
 
@@ -108,23 +111,40 @@ class Generation:
         self._log_text = service.options.log_text
         self._reader = reader
         self._outcome = "client gone"
-        self._streams = _submit(service.host, served.name, requests)
+        self._host = service.host
+        self._streams = _submit(self._host, served.name, requests)
 
     def pieces(self):
         """Yield each Piece of any choice as it is written, and None now and then while there is
-        none. Refused where the host ends one of them; stops where the client has gone."""
+        none; what is ready together comes as one. Refused where the host ends one of them; stops
+        where the client has gone."""
+        held = {}  # index → the Piece that more is ready to be added to
+        told = 0.0  # when the last one was let go
         try:
-            for event in _merged(self._streams):
+            for event, more in _merged(self._streams):
                 if self._reader.gone():
                     return
                 if event is None:
                     yield None
                 elif self.choices[event[0]].finish_reason is None:
-                    yield from self._read(*event)
+                    for piece in self._read(*event):
+                        held[event[0]] = _joined(held.get(event[0]), piece)
+                if not more:
+                    self._keep_pace(told)
+                    yield from held.values()
+                    held.clear()
+                    told = time.monotonic()
+            yield from held.values()
             self._outcome = ",".join(sorted({choice.finish_reason for choice in self.choices}))
         except Refused as refused:
             self._outcome = f"error: {refused.message}"
             raise
+
+    def _keep_pace(self, told):
+        """Where many read at once, wait until PACE after the last time: it takes longer to tell a
+        client of a token than to write one, and several cost as much to tell of as one."""
+        if self._host.counts()[0] > FEW_READERS:
+            time.sleep(max(0.0, told + PACE - time.monotonic()))
 
     def _read(self, index, token):
         """The pieces that a token of a choice makes, or (None) its end."""
@@ -213,13 +233,21 @@ def _failure(stream):
     return Refused(503, "the server is stopping", code="draining")
 
 
+def _joined(first, second):
+    """Two Pieces of a choice, or the second alone, as one."""
+    if first is None:
+        return second
+    return second._replace(text=first.text + second.text, tokens=first.tokens + second.tokens)
+
+
 def _merged(streams):
-    """Yield (index, Token) as any stream has one, (index, None) when it has ended, and None
-    whenever POLL seconds brought nothing."""
+    """Yield (event, whether another is ready). An event is (index, Token) as any stream has one,
+    (index, None) when it has ended, and None whenever POLL seconds brought nothing."""
     if len(streams) == 1:
-        for token in streams[0]:
-            yield None if token is None else (0, token)
-        yield 0, None
+        (stream,) = streams
+        for token in stream:
+            yield (None, False) if token is None else ((0, token), stream.ready)
+        yield (0, None), False
         return
     events = queue.SimpleQueue()
     for index, stream in enumerate(streams):
@@ -229,10 +257,10 @@ def _merged(streams):
         try:
             event = events.get(timeout=POLL)
         except queue.Empty:
-            yield None
+            yield None, False
             continue
         running -= event[1] is None
-        yield event
+        yield event, not events.empty()
 
 
 def _pump(index, stream, events):

@@ -206,7 +206,7 @@ class Engine:
         tokens, places = [[0] for _ in range(width)], [[0] for _ in range(width)]
         for slot, ticket in enumerate(self.active):
             tokens[slot], places[slot] = [ticket.text[-1]], [ticket.cached]
-        h = self._forward(tokens, places, 0, width)
+        h = self._forward(tokens, places, slice(0, width))
         logits = self._logits(h[:, -1])  # (B, n_vocab)
         likeliest = logits.argmax(-1).tolist()
         for _, ticket in ready:
@@ -223,11 +223,6 @@ class Engine:
             if len(ticket.tokens) == ticket.request.max_new_tokens:
                 self._end(ticket, "length")
         return written
-
-    def warm_up(self):
-        """Write a few tokens for one and for two: what is compiled at its first use, is then."""
-        for count in (1, 2):
-            self.generate([Request([0] * 3, max_new_tokens=3, temperature=0)] * count)
 
     def stream(self, request):
         """Yield the ids of one request as they are written; a reader that stops cancels it."""
@@ -266,15 +261,15 @@ class Engine:
         return tickets
 
     def _prefill(self):
-        """Read about prefill_chunk tokens of what is missing, the oldest request's first: all of a
+        """Read about prefill_chunk tokens of what is missing, the oldest requests first: all of a
         context but its last token. Where a prompt is parted depends on the prompt alone."""
-        read = 0
-        for ticket in sorted(self.active, key=lambda ticket: ticket.number):
+        for ticket in self.active:
             self._roll(ticket)
-            while ticket.missing > 1 and read < self.prefill_chunk:
-                count = min(ticket.missing - 1, self.prefill_chunk)
-                self._read(ticket, count)
-                read += count
+        reading = [ticket for ticket in self.active if ticket.missing > 1]
+        reading.sort(key=lambda ticket: ticket.number)
+        if reading:
+            self._read(self._together(reading))
+        for ticket in list(self.active):
             if ticket.missing == 1 and ticket.request.max_new_tokens == 0:
                 self._end(ticket, "length")  # it only wanted its prompt's logprobs
 
@@ -284,29 +279,53 @@ class Engine:
         if start != ticket.start:
             ticket.start, ticket.cached, ticket.rolled = start, 0, True
 
-    def _read(self, ticket, count):
-        """Bring the next `count` tokens of a ticket's context into the cache."""
-        first = ticket.start + ticket.cached
-        tokens = ticket.text[first : first + count]
-        places = list(range(ticket.cached, ticket.cached + count))
-        slot = self.active.index(ticket)
-        padding = self.prefill_chunk - count if self.fixed_width else 0
-        if padding:
-            # The same token at the same place, again and again: it leaves the same in the cache.
-            tokens, places = tokens + tokens[-1:] * padding, places + places[-1:] * padding
-        h = self._forward([tokens], [places], slot, slot + 1)
-        ticket.cached += count
-        if ticket.request.echo:
-            for row, token in zip(h[0, :count], ticket.text[first + 1 :], strict=False):
-                ticket.prompt_tokens.append(_with_logprobs(self._logits(row), token, ticket))
+    def _together(self, reading):
+        """As many of these tickets as are read in one forward, padded to the longest of them."""
+        together, longest = [], 0
+        for ticket in reading:
+            longest = max(longest, self._chunk(ticket))
+            if together and (
+                self.fixed_width or longest * (len(together) + 1) > self.prefill_chunk
+            ):
+                break
+            together.append(ticket)
+        return together
 
-    def _forward(self, tokens, places, first, last):
-        """Hidden states (B, T, C) of `tokens` at `places`, lists (B, T), in slots first to last."""
+    def _chunk(self, ticket):
+        """How many tokens of its context are read next."""
+        return min(ticket.missing - 1, self.prefill_chunk)
+
+    def _read(self, tickets):
+        """Bring the next chunk of each ticket's context into the cache."""
+        counts = [self._chunk(ticket) for ticket in tickets]
+        width = self.prefill_chunk if self.fixed_width else max(counts)
+        tokens, places = [], []
+        for ticket, count in zip(tickets, counts, strict=True):
+            first = ticket.start + ticket.cached
+            row = ticket.text[first : first + count]
+            at = list(range(ticket.cached, ticket.cached + count))
+            # The same token at the same place, again and again, leaves the same in the cache.
+            tokens.append(row + row[-1:] * (width - count))
+            places.append(at + at[-1:] * (width - count))
+        h = self._forward(tokens, places, [self.active.index(ticket) for ticket in tickets])
+        for ticket, count, row in zip(tickets, counts, h, strict=True):
+            if ticket.request.echo:
+                self._echo(ticket, row[:count])
+            ticket.cached += count
+
+    def _echo(self, ticket, h):
+        """Note the logprobs of the prompt's tokens that follow those of hidden states h (T, C)."""
+        following = ticket.text[ticket.start + ticket.cached + 1 :]
+        for row, token in zip(h, following, strict=False):
+            ticket.prompt_tokens.append(_with_logprobs(self._logits(row), token, ticket))
+
+    def _forward(self, tokens, places, slots):
+        """Hidden states (B, T, C) of `tokens` at `places`, lists (B, T), in the cache's `slots`."""
         x = torch.tensor(tokens, device=self.device)
         positions = torch.tensor(places, device=self.device)
         longest = max(row[-1] for row in places) + 1
         length = self.block_size if self.fixed_width else longest
-        return self.model(x, positions=positions, cache=self.cache.rows(first, last, length))
+        return self.model(x, positions=positions, cache=self.cache.rows(slots, length))
 
     def _logits(self, h):
         """Hidden states (…, C) → float32 logits (…, n_vocab) on the CPU."""

@@ -56,6 +56,11 @@ class Stream:
         """The engine's Ticket; to be read when the stream has ended."""
         return self._ticket
 
+    @property
+    def ready(self):
+        """Whether the next token, or the end, can be read without waiting."""
+        return not self._tokens.empty()
+
     def __iter__(self):
         """Yield each Token when it is written, and None whenever POLL seconds brought none, so that
         the reader can look whether its own client is still there."""

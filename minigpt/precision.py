@@ -19,39 +19,39 @@ from torch.nn import functional as F
 from config.configurator import ROOT, UserError
 from minigpt import checkpoint
 from minigpt.hardware import pick_device, pick_dtype
+from minigpt.kernels import FEW, FEW_INT8, build
 from minigpt.perplexity import answer_passages, text_passages
 
 LARGEST_COST = 0.01  # by which int8 may raise the perplexity
 MEASURED = 4096  # tokens on which that is measured
 
 
-def load(folder, device="auto", dtype="auto", compile=False):
+def load(folder, device="auto", dtype="auto", kernels=False):
     """The run in `folder` as a Checkpoint that is ready to write tokens, not to be trained.
 
-    dtype: "int8" (on a CPU), or as in pick_dtype(). compile: fuse what lies between the matrices
-    (torch.compile, block by block, so that the first tokens wait for seconds, not minutes); a CPU
-    needs a C++ compiler for it. UserError where there is no such run or device,
-    and where int8 would raise the perplexity by more than LARGEST_COST; what it costs is printed.
+    dtype: "int8" (on a CPU), or as in pick_dtype(). kernels: on a CPU, multiply by C++ kernels
+    (minigpt/kernels.py). UserError where there is no such run or device, where the kernels cannot
+    be built, and where int8 would raise the perplexity by more than LARGEST_COST; what it costs is
+    printed.
     """
     device = pick_device(device)
+    if kernels and device != "cpu":
+        raise UserError(f"kernels=true: they are for a CPU; on {device} leave them out")
+    built = build() if kernels else None
     if dtype == "int8":
-        trained = _load_int8(folder, device)
-    else:
-        trained = checkpoint.load(folder, device, pick_dtype(dtype, device))
-        lay_out(trained.model)
-    if compile:
-        for block in trained.model.blocks:
-            block.compile(dynamic=True)
+        return _load_int8(folder, device, built)
+    trained = checkpoint.load(folder, device, pick_dtype(dtype, device))
+    make_ready(trained.model, built)
     return trained
 
 
-def _load_int8(folder, device):
+def _load_int8(folder, device, kernels):
     if device != "cpu":
         raise UserError(f"dtype=int8: made for a CPU; on {device} leave dtype at auto")
     trained = checkpoint.load(folder)
     source, passages = held_out_passages(trained)
     before = perplexity(trained.model, passages)
-    quantize(trained.model)
+    quantize(trained.model, kernels)
     after = perplexity(trained.model, passages)
     cost = f"perplexity {before:.3f} → {after:.3f} ({after / before - 1:+.2%})"
     if not after <= before * (1 + LARGEST_COST):
@@ -90,33 +90,52 @@ class Int8Linear(nn.Module):
     the same for each row of the weights: absmax quantisation (Dettmers et al. 2022).
     """
 
-    def __init__(self, linear):
+    def __init__(self, linear, kernels=None):
         super().__init__()
         weight = linear.weight.detach().float()
         scale = _scale(weight)  # (n_out, 1)
         self.register_buffer("q", (weight / scale).round_().to(torch.int8))  # (n_out, n_in)
-        self.register_buffer("scale", scale.T.contiguous())  # (1, n_out)
-        self.bias = linear.bias
+        self.register_buffer("scale", scale[:, 0].contiguous())  # (n_out,)
+        self.bias, self.kernels = linear.bias, kernels
         if hasattr(linear, "split"):
             self.split = linear.split
 
     def forward(self, x):
         rows = x.reshape(-1, x.size(-1))
+        if self.kernels and len(rows) <= FEW_INT8:
+            y = self.kernels.linear_int8(rows.contiguous(), self.q, self.scale, self.bias)
+        else:
+            y = self._by_blas(rows)
+        return y.view(*x.shape[:-1], -1)
+
+    def _by_blas(self, rows):
         scale = _scale(rows)  # (N, 1)
-        sums = _whole_product((rows / scale).round_().to(torch.int8), self.q)  # (N, n_out) int32
+        whole = (rows / scale).round_().to(torch.int8)
+        if len(rows) == 1:  # as matrix times column a sixth faster, and whole numbers sum alike
+            sums = torch._int_mm(self.q, whole.T).T  # (1, n_out) int32
+        else:
+            sums = torch._int_mm(whole, self.q.T)  # (N, n_out) int32
         y = (sums * scale).mul_(self.scale)
         if self.bias is not None:
             y += self.bias
+        return y
+
+
+class KernelLinear(nn.Module):
+    """nn.Linear in float32 whose product with a few rows is left to the kernels."""
+
+    def __init__(self, linear, kernels):
+        super().__init__()
+        self.weight, self.bias, self.kernels = linear.weight, linear.bias, kernels
+        if hasattr(linear, "split"):
+            self.split = linear.split
+
+    def forward(self, x):
+        rows = x.reshape(-1, x.size(-1))
+        if len(rows) > FEW:
+            return F.linear(x, self.weight, self.bias)
+        y = self.kernels.linear(rows.contiguous(), self.weight, self.bias)
         return y.view(*x.shape[:-1], -1)
-
-
-def _whole_product(x, q):
-    """x · qᵀ of int8 (N, K) and (n_out, K) as int32 (N, n_out)."""
-    # One row is faster as a column, by a sixth. Compiled it must not be one: of _int_mm with one
-    # column PyTorch 2.13 makes a sum in int8, which overflows.
-    if len(x) == 1 and not torch.compiler.is_compiling():
-        return torch._int_mm(q, x.T).T
-    return torch._int_mm(x, q.T)
 
 
 def _scale(rows):
@@ -124,22 +143,30 @@ def _scale(rows):
     return rows.abs().amax(dim=1, keepdim=True).div_(127).clamp_(min=1e-30)
 
 
-def quantize(model):
+def quantize(model, kernels=None):
     """Replace every nn.Linear of `model` by an Int8Linear. The embedding stays as it is."""
+    _replace(model, lambda linear: Int8Linear(linear, kernels))
+
+
+def make_ready(model, kernels=None):
+    """On a CPU, have the matrices of `model` multiplied as fast as may be. The values stay."""
+    if model.wte.weight.device.type != "cpu":
+        return
+    if kernels:
+        _replace(model, lambda linear: KernelLinear(linear, kernels))
+        return
+    for part in model.modules():
+        if isinstance(part, nn.Linear) and part.weight.size(0) >= part.weight.size(1):
+            # Column by column: BLAS multiplies it with a vector half as fast again.
+            part.weight.data = part.weight.data.T.contiguous().T
+
+
+def _replace(model, make):
+    """Put make(linear) in the place of every nn.Linear."""
     for module in list(model.modules()):
         for name, part in list(module.named_children()):
             if isinstance(part, nn.Linear):
-                setattr(module, name, Int8Linear(part))
-
-
-def lay_out(model):
-    """On a CPU, store each wide matrix column by column: BLAS then multiplies it with a vector half
-    as fast again (bench/decode.py). The values stay as they are."""
-    for part in model.modules():
-        if isinstance(part, nn.Linear) and part.weight.device.type == "cpu":
-            n_out, n_in = part.weight.shape
-            if n_out >= n_in:
-                part.weight.data = part.weight.data.T.contiguous().T
+                setattr(module, name, make(part))
 
 
 @torch.inference_mode()

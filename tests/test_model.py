@@ -249,7 +249,7 @@ def test_cached_equals_whole(model, steps, seed):
     for part in x.split(steps, dim=1):
         positions = torch.arange(place, place + part.size(1)).expand(2, -1)
         place += part.size(1)
-        rows = cache.rows(1, 3, place)
+        rows = cache.rows(slice(1, 3), place)
         parts.append(read_out(model, part, positions=positions, cache=rows))
     torch.testing.assert_close(torch.cat(parts, 1), read_out(model, x), atol=1e-5, rtol=1e-5)
     assert torch.equal(cache.k[:, [0, 3]], others)  # the neighbours' slots are left alone
@@ -260,10 +260,12 @@ def test_rows_of_different_lengths_share_a_step(model):
     x = torch.randint(64, (2, 10), generator=torch.Generator().manual_seed(5))
     cache = KVCache(model.config, n_slots=2)
     for slot, length in ((0, 3), (1, 9)):
-        rows, positions = cache.rows(slot, slot + 1, length), torch.arange(length)[None]
+        rows, positions = cache.rows(slice(slot, slot + 1), length), torch.arange(length)[None]
         read_out(model, x[slot, None, :length], positions=positions, cache=rows)
     last = torch.stack((x[0, 3:4], x[1, 9:10]))
-    logits = read_out(model, last, positions=torch.tensor([[3], [9]]), cache=cache.rows(0, 2, 10))
+    logits = read_out(
+        model, last, positions=torch.tensor([[3], [9]]), cache=cache.rows(slice(0, 2), 10)
+    )
     for slot, length in ((0, 4), (1, 10)):
         whole = read_out(model, x[slot, None, :length])[0, -1]
         torch.testing.assert_close(logits[slot, 0], whole, atol=1e-5, rtol=1e-5)

@@ -13,8 +13,9 @@ from tiny_run import save_run
 from config.configurator import UserError
 from minigpt import precision
 from minigpt.engine import Engine, Request
+from minigpt.kernels import build
 from minigpt.perplexity import Passage
-from minigpt.precision import Int8Linear
+from minigpt.precision import Int8Linear, KernelLinear
 
 
 def linear_of(weight, bias=None):
@@ -55,18 +56,52 @@ def test_neighbours_do_not_change_a_row():
     assert torch.equal(linear(x)[0], linear(x[:1])[0])
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler: g++")
-def test_compiled_equals_eager(run):
-    folder, request = run(n_kv_head=2), Request([3, 4, 5], 6, temperature=0, logprobs=1)
-    written = []
-    for compile in (False, True):
-        engine = Engine(precision.load(folder, "cpu", "int8", compile).model, 261)
-        engine.warm_up()
-        written.append([engine.generate([request] * n)[-1].tokens for n in (1, 2)])
-    for ours, theirs in zip(*written, strict=True):
-        assert [token.id for token in ours] == [token.id for token in theirs]
-        for one, two in zip(ours, theirs, strict=True):
-            assert one.logprob == pytest.approx(two.logprob, abs=0.02)
+@pytest.fixture(scope="module")
+def kernels():
+    if not shutil.which("g++"):
+        pytest.skip("the kernels need a C++ compiler: apt-get install g++")
+    return build()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_kernels_equal_torch(kernels, bias):
+    torch.manual_seed(0)
+    for n_in, n_out in ((1, 1), (7, 3), (96, 40), (768, 513)):
+        linear = nn.Linear(n_in, n_out, bias=bias).requires_grad_(False)
+        int8, by_kernel = Int8Linear(linear), Int8Linear(linear, kernels)
+        for n in (1, 2, 16, 17):
+            x = 3 * torch.randn(n, n_in)
+            close = dict(atol=1e-4, rtol=1e-5)
+            torch.testing.assert_close(KernelLinear(linear, kernels)(x), linear(x), **close)
+            assert torch.equal(by_kernel(x), int8(x))  # whole numbers: to the bit
+            assert torch.equal(by_kernel(x[:1]), by_kernel(x)[:1])
+    x = torch.randn(2, 3, 768)[:, :, ::2]  # rows that do not lie side by side
+    linear = nn.Linear(384, 5).requires_grad_(False)
+    torch.testing.assert_close(KernelLinear(linear, kernels)(x), linear(x), **close)
+    assert torch.equal(Int8Linear(linear, kernels)(x), Int8Linear(linear)(x))
+
+
+def test_a_run_written_by_kernels(kernels, run):
+    folder, request = run(n_kv_head=2), Request([3, 4, 5], 12, temperature=0, logprobs=1)
+    for dtype in ("float32", "int8"):
+        plain, fast = (
+            precision.load(folder, "cpu", dtype, with_kernels) for with_kernels in (0, 1)
+        )
+        one, two = (Engine(each.model, 261).generate([request])[0] for each in (plain, fast))
+        assert one.ids == two.ids
+        for ours, theirs in zip(one.tokens, two.tokens, strict=True):
+            assert ours.logprob == pytest.approx(
+                theirs.logprob, abs=1e-4 if dtype == "float32" else 0.05
+            )
+
+
+def test_kernels_that_cannot_be_built(run, monkeypatch):
+    build.cache_clear()
+    monkeypatch.setattr("minigpt.kernels.SOURCE", "nowhere/kernels.cpp")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"kernels=true: .*pip install ninja"):
+        precision.load(run(), "cpu", "float32", kernels=True)
+    build.cache_clear()
 
 
 def test_the_layout_changes_no_value(tiny_model):
@@ -74,7 +109,7 @@ def test_the_layout_changes_no_value(tiny_model):
     x = torch.randint(64, (2, 16), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         before = model.logits(model(x))
-        precision.lay_out(model)
+        precision.make_ready(model)
         torch.testing.assert_close(model.logits(model(x)), before, atol=1e-5, rtol=1e-5)
     assert model.blocks[0].mlp.fc.weight.stride(0) == 1
     assert model.lm_head.weight is model.wte.weight  # still tied

@@ -1,0 +1,42 @@
+"""C++ kernels for writing on a CPU: the products of a few rows with a large matrix, which BLAS does
+at half the speed of memory. They are built once, in half a minute, by whoever asks for them.
+
+    kernels = build()
+    y = kernels.linear(x, weight, bias)                # x (N, K), weight (O, K) → (N, O), float32
+    y = kernels.linear_int8(x, q, scale, bias)         # weight = q * scale, q int8, scale (O,)
+
+Each number of a result is one sum in one order, whatever N: neighbours change nothing, to the bit.
+"""
+
+import functools
+import os
+import platform
+import sysconfig
+from pathlib import Path
+
+from config.configurator import UserError
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+FEW, FEW_INT8 = 16, 2  # rows up to which they are faster than PyTorch's own (bench/decode.py)
+
+
+@functools.cache
+def build():
+    """The compiled module, from PyTorch's cache of extensions where it has been built before.
+    UserError where that cannot be."""
+    # With -fopenmp they share PyTorch's threads (its libgomp is loaded already).
+    flags = ["-O3", "-march=native", "-fopenmp"]
+    if platform.machine() in ("x86_64", "AMD64"):
+        flags.append("-mprefer-vector-width=512")
+    scripts = sysconfig.get_path("scripts")  # where pip puts ninja, in whose PATH or not
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), scripts])
+    try:
+        from torch.utils.cpp_extension import load
+
+        return load("minigpt_kernels", [str(SOURCE)], extra_cflags=flags)
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"kernels=true: the C++ kernels cannot be built ({reason}): they need a C++ compiler "
+            "such as g++, and ninja (pip install ninja); or leave kernels out"
+        ) from None
