@@ -1,0 +1,37 @@
+"""Preset prompts: what examples.csv offers to whoever does not know what to ask."""
+
+import contextlib
+import csv
+import io
+from pathlib import Path
+
+from config.configurator import UserError
+
+
+def read_prompts(path):
+    """The prompts in a .csv with the columns prompt and, if it likes, format: each once, in their
+    order. UTF-8 with or without BOM, or GB18030. A file that is not there gives none; UserError for
+    one that cannot be read or has no column `prompt`."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    try:
+        return _prompts(path, _decoded(path))
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def _decoded(path):
+    data = path.read_bytes()
+    for encoding in ("utf-8-sig", "gb18030"):
+        with contextlib.suppress(UnicodeDecodeError):
+            return data.decode(encoding)
+    raise UserError(f"{path}: neither UTF-8 nor GB18030: save it as UTF-8")
+
+
+def _prompts(path, text):
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    if "prompt" not in (rows.fieldnames or ()):
+        raise UserError(f"{path}: its first line has no column `prompt`")
+    prompts = (row["prompt"].strip() for row in rows if row["prompt"])
+    return list(dict.fromkeys(filter(None, prompts)))

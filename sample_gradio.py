@@ -1,0 +1,733 @@
+"""The arena: a page to talk to one model, or to let two to four answer side by side and vote.
+
+    python sample_gradio.py                                    # every run in out/
+    python sample_gradio.py --runs=out/pretrain,out/sft --endpoints=endpoints.csv
+    python sample_gradio.py --host=0.0.0.0 --auth=class:SECRET --admin_password=OTHER
+
+Models are local runs and teammates' servers alike; endpoints.csv lists servers, one a line after
+the header name,base_url,model,api_key_env. Votes are kept in --ledger. The page needs no other
+network: fonts and scripts come from here, in Chinese or English as the browser prefers.
+"""
+
+import base64
+import contextlib
+import csv
+import hashlib
+import hmac
+import io
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from html import escape, unescape
+from pathlib import Path
+
+from config.configurator import UserError, configure, run
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from minigpt import cards, checkpoint, precision
+from minigpt.addresses import DEFAULT as OWN_NETWORKS
+from minigpt.addresses import Allowed
+from minigpt.arena import MOST_SIDES, Arena
+from minigpt.battle import Shown
+from minigpt.endpoints import Endpoint, EndpointError, Endpoints, LocalRun, read_presets
+from minigpt.engine import Engine
+from minigpt.host import Host
+from minigpt.presets import read_prompts
+from minigpt.ratings import ratings, win_rates
+from minigpt.votes import Ledger, jsonl, markdown, preference_pairs
+from minigpt.wording import CHINESE, ENGLISH, words
+
+REFRESH = 0.12  # seconds between two looks at what is being written
+WATCH_SECONDS = 30.0  # between two looks at how the endpoints are
+COOKIE = "minigpt_voter"
+# Nothing of the page may come from, or go to, anywhere else.
+CONTENT_POLICY = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; connect-src 'self'; frame-ancestors 'self'"
+)
+# Enter ends the composing of a Chinese word, and must not send the half-made text.
+HEAD = """<script>
+for (const kind of ["keydown", "keypress"])
+  document.addEventListener(kind, event => {
+    if (event.key === "Enter" && (event.isComposing || event.keyCode === 229))
+      event.stopImmediatePropagation();
+  }, true);
+</script>"""
+
+
+class Settings:
+    runs: str = ""  # folders of local runs, with commas between; "": every run in out/
+    endpoints: str = ""  # a .csv of servers: name,base_url,model,api_key_env
+    host: str = "127.0.0.1"  # 0.0.0.0: whoever reaches this machine over the network
+    port: int = 7860
+    auth: str = ""  # NAME:PASSWORD for the whole page
+    admin_password: str = ""  # lets its owner add and remove endpoints on the page
+    networks: str = ""  # further networks that endpoints may be in, such as 203.0.113.0/24
+    ledger: str = "out/arena.sqlite"  # battles and votes
+    examples: str = "examples.csv"  # preset prompts: prompt,format
+    slots: int = 8  # texts that a local run writes at once
+    deadline: float = 120.0  # seconds that a side may take
+    most_battles: int = 32  # at once
+
+
+def main():
+    settings = configure(Settings, shared="device dtype", doc=__doc__, quiet=True)
+    check(settings)
+    ledger = Ledger(settings.ledger)
+    entries, checkpoints = local_runs(settings)
+    allowed = allowed_networks(settings.networks)
+    if settings.endpoints:
+        entries += [Endpoint(*row, allowed=allowed) for row in read_presets(settings.endpoints)]
+    arena = Arena(
+        Endpoints(entries),
+        ledger,
+        checkpoints,
+        deadline_seconds=settings.deadline,
+        most=settings.most_battles,
+    )
+    prompts = read_prompts(settings.examples)
+    page = Page(arena, prompts, settings.admin_password, allowed)
+    threading.Thread(target=page.watch, daemon=True).start()
+    app = make_app(page, settings.auth)
+    print(welcome(settings, arena), flush=True)
+    uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning")
+
+
+def check(settings):
+    """UserError with all that is wrong with the settings."""
+    problems = []
+    if settings.auth and ":" not in settings.auth:
+        problems.append("--auth: expected NAME:PASSWORD")
+    for name in ("slots", "most_battles", "deadline"):
+        if getattr(settings, name) < 1:
+            problems.append(f"--{name}={getattr(settings, name)}: expected at least 1")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except (OSError, OverflowError) as error:
+            problems.append(
+                f"--host={settings.host} --port={settings.port}: cannot listen there ({error}): "
+                "another program may have the port; take another one, such as --port=7861"
+            )
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def local_runs(settings):
+    """([LocalRun], name → hash of its weights) of the runs' folders."""
+    if settings.runs:
+        folders = [folder.strip() for folder in settings.runs.split(",") if folder.strip()]
+    else:
+        folders = sorted(str(p) for p in Path("out").glob("*") if checkpoint.exists(p))
+    engines, loaded, hashes = {}, {}, {}
+    for folder in folders:
+        name = Path(folder).as_posix().removeprefix("out/")
+        trained = precision.load(folder, settings.device, settings.dtype)
+        engines[name] = Engine(trained.model, trained.tokenizer.n_vocab, n_slots=settings.slots)
+        loaded[name] = trained
+        weights = (Path(folder) / "model.safetensors").read_bytes()
+        hashes[name] = hashlib.sha256(weights).hexdigest()[:16]
+    host = Host(engines) if engines else None
+    entries = [
+        LocalRun(host, name, each.tokenizer, each.prompt_format, each.model.config.block_size)
+        for name, each in loaded.items()
+    ]
+    return entries, hashes
+
+
+def allowed_networks(more):
+    """Where endpoints may be: the machine's own and private networks, and those of --networks."""
+    extra = tuple(network.strip() for network in more.split(",") if network.strip())
+    return Allowed((*OWN_NETWORKS, *extra)) if extra else Allowed()
+
+
+def welcome(settings, arena):
+    """What its owner reads."""
+    names = arena.endpoints.names()
+    lines = [f"{len(names)} models: {', '.join(names)}" if names else ENGLISH["no_models"]]
+    shown = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0") else settings.host
+    lines.append(f"open http://{shown}:{settings.port}; Ctrl-C stops it")
+    if settings.host not in ("127.0.0.1", "::1", "localhost") and not settings.auth:
+        lines.append(
+            "WARNING: everyone who reaches this machine over the network can use the page: "
+            "--auth=NAME:PASSWORD lets in only those who know it"
+        )
+    return "\n".join(lines)
+
+
+# -- the app under the page ------------------------------------------------------------------------
+
+
+def make_app(page, auth=""):
+    """A FastAPI app: the page, its downloads, a voter's cookie, and the password for all of it."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.middleware("http")
+    async def around(request: Request, call_next):
+        if auth and not _knows(request.headers.get("authorization", ""), auth):
+            asks = {"WWW-Authenticate": 'Basic realm="MiniGPT"'}
+            return Response("a name and a password, please\n", 401, asks)
+        response = await call_next(request)
+        response.headers["Content-Security-Policy"] = CONTENT_POLICY
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        if COOKIE not in request.cookies and request.url.path == "/":
+            voter = secrets.token_urlsafe(16)
+            year = 365 * 24 * 3600
+            response.set_cookie(COOKIE, voter, max_age=year, httponly=True, samesite="lax")
+        return response
+
+    ledger = page.arena.ledger
+    for path, kind, made in (
+        ("battles.jsonl", "application/jsonl", lambda: "".join(jsonl(ledger.battles()))),
+        ("battles.md", "text/markdown", lambda: "".join(markdown(ledger.battles()))),
+        ("preferences.jsonl", "application/jsonl", lambda: _pairs(ledger.battles())),
+        ("leaderboard.csv", "text/csv", lambda: _leaderboard_csv(ledger)),
+    ):
+        app.add_api_route(f"/download/{path}", _download(path, kind, made), methods=["GET"])
+    blocks = page.build()
+    blocks.queue(default_concurrency_limit=64, max_size=256, api_open=False)
+    return gr.mount_gradio_app(
+        app,
+        blocks,
+        path="/",
+        i18n=page.i18n,
+        theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        css=cards.CSS,
+        head=HEAD,
+        ssr_mode=False,
+        footer_links=[],
+        run_history=False,  # or the browser keeps what was asked, for whoever sits there next
+        show_error=False,
+    )
+
+
+def _knows(header, auth):
+    """Whether the header is HTTP's Basic one with this NAME:PASSWORD."""
+    scheme, _, given = header.partition(" ")
+    wanted = base64.b64encode(auth.encode()).decode()
+    return scheme.lower() == "basic" and hmac.compare_digest(given.encode(), wanted.encode())
+
+
+def _download(name, kind, made):
+    def answer():
+        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+        return Response(made(), media_type=f"{kind}; charset=utf-8", headers=headers)
+
+    return answer
+
+
+def _pairs(battles):
+    pairs = preference_pairs(battles)
+    return "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
+
+
+def _leaderboard_csv(ledger):
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["model", "rating", "low", "high", "battles"])
+    writer.writerows(ratings(ledger.decided(), seed=0))
+    return "\ufeff" + text.getvalue()  # the mark by which spreadsheets know UTF-8
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+
+class Session:
+    """What an open page has under way."""
+
+    def __init__(self):
+        self.bout = None  # its last battle
+        self.side = None  # what writes in its chat
+
+
+class Page:
+    """Builds the page, and answers what is done on it."""
+
+    def __init__(self, arena, prompts, admin_password, allowed):
+        self.arena, self.prompts = arena, prompts
+        self.admin_password, self.allowed = admin_password, allowed
+        self.health = {}  # name → the last Health
+        self.sessions = {}  # session hash → Session
+        self.i18n = gr.I18n(en=ENGLISH, zh=CHINESE, **{"zh-CN": CHINESE, "zh-TW": CHINESE})
+
+    def build(self):
+        """The gr.Blocks."""
+        t = self.i18n
+        with gr.Blocks(title="MiniGPT Arena", analytics_enabled=False, fill_width=True) as blocks:
+            with gr.Tabs():
+                with gr.Tab(t("chat"), id="chat"):
+                    self._build_chat(t)
+                with gr.Tab(t("arena"), id="arena"):
+                    self._build_arena(t)
+                with gr.Tab(t("leaderboard"), id="leaderboard") as tab:
+                    self._build_leaderboard(t, tab)
+                with gr.Tab(t("history"), id="history") as tab:
+                    self._build_history(t, tab)
+                with gr.Tab(t("endpoints"), id="endpoints") as tab:
+                    self._build_endpoints(t, tab)
+            blocks.load(
+                self.names, None, [self.chat_model, self.open_models], show_progress="hidden"
+            )
+            blocks.unload(self.leave)
+        return blocks
+
+    def watch(self):
+        """Ask every endpoint, for ever, how it is and which settings it takes."""
+        while True:
+            for _ in self._checked():
+                pass
+            time.sleep(WATCH_SECONDS)
+
+    def _checked(self):
+        for name in self.arena.endpoints.names():
+            with contextlib.suppress(UserError):  # it was removed meanwhile
+                self.health[name] = self.arena.endpoints.get(name).probe()
+            yield name
+
+    def session(self, request):
+        """The Session of a request."""
+        return self.sessions.setdefault(request.session_hash, Session())
+
+    def leave(self, request: gr.Request):
+        """The page was closed: nobody reads what is being written."""
+        session = self.sessions.pop(request.session_hash, None)
+        if session and session.side:
+            session.side.close()
+        if session and session.bout:
+            session.bout.battle.stop()
+
+    def names(self):
+        """The models to choose from, for the chat and for open battles."""
+        names = self.arena.endpoints.names()
+        return gr.update(choices=names, value=names[0] if names else None), gr.update(choices=names)
+
+    def _settings(self, t):
+        """The sliders that chat and arena each have; returns them in the order of SLIDERS."""
+        with gr.Accordion(t("settings"), open=False):
+            temperature = gr.Slider(0, 2, 0.7, step=0.05, label=t("temperature"))
+            top_k = gr.Slider(0, 200, 50, step=1, label=t("top_k"))
+            top_p = gr.Slider(0.05, 1, 1, step=0.05, label=t("top_p"))
+            penalty = gr.Slider(0.8, 2, 1.05, step=0.05, label=t("repetition_penalty"))
+            tokens = gr.Slider(1, 1024, 200, step=1, label=t("max_tokens"))
+            seed = gr.Textbox("", label=t("seed"), max_lines=1)
+        return [temperature, top_k, top_p, penalty, tokens, seed]
+
+    # -- chat --
+
+    def _build_chat(self, t):
+        with gr.Row():
+            with gr.Column(scale=1, min_width=240):
+                self.chat_model = gr.Dropdown([], label=t("model"), elem_id="chat-model")
+                presets = gr.Dropdown(self.prompts, value=None, label=t("presets"))
+                sliders = self._settings(t)
+            with gr.Column(scale=3, min_width=320):
+                talk = gr.Chatbot(
+                    elem_id="talk",
+                    show_label=False,
+                    height=460,
+                    render_markdown=False,  # what a model writes is shown as text: see turn()
+                    latex_delimiters=[],
+                    sanitize_html=True,
+                    editable="user",
+                    buttons=["copy"],
+                    allow_tags=False,
+                )
+                status = gr.HTML("", elem_id="chat-status")
+                with gr.Row():
+                    ask = gr.Textbox(
+                        show_label=False,
+                        placeholder=t("ask"),
+                        lines=1,
+                        max_lines=8,
+                        scale=5,
+                        elem_id="chat-ask",
+                    )
+                with gr.Row():
+                    send = gr.Button(t("send"), variant="primary", elem_id="chat-send")
+                    stop = gr.Button(t("stop"), variant="stop", elem_id="chat-stop")
+                    again = gr.Button(t("regenerate"), elem_id="chat-again")
+                    clear = gr.Button(t("clear"), elem_id="chat-clear")
+        told = [self.chat_model, *sliders]
+        shown = [talk, ask, status]
+        gr.on([send.click, ask.submit], self.say, [ask, talk, *told], shown, show_progress="hidden")
+        again.click(self.say_again, [talk, *told], shown, show_progress="hidden")
+        talk.edit(self.say_edited, [talk, *told], shown, show_progress="hidden")
+        stop.click(self.stop_chat, queue=False, show_progress="hidden")
+        clear.click(self.clear_chat, None, shown, queue=False, show_progress="hidden")
+        presets.input(lambda prompt: prompt, presets, ask, show_progress="hidden")
+
+    def say(self, text, talk, model, request: gr.Request, *sliders):
+        """Send what was typed."""
+        if not text.strip():
+            yield talk, text, ""
+            return
+        talk = [*talk, turn("user", text)]
+        yield from self._answer(talk, model, sliders, request)
+
+    def say_again(self, talk, model, request: gr.Request, *sliders):
+        """Have the last question answered anew."""
+        asked = [i for i, turn in enumerate(talk) if turn["role"] == "user"]
+        if not asked:
+            yield talk, "", ""
+            return
+        yield from self._answer(talk[: asked[-1] + 1], model, sliders, request)
+
+    def say_edited(self, talk, model, request: gr.Request, event: gr.EditData, *sliders):
+        """A question was changed: what followed it goes, and it is answered anew."""
+        place = event.index if isinstance(event.index, int) else event.index[0]
+        talk = [*talk[:place], turn("user", unescape(event.value))]
+        yield from self._answer(talk, model, sliders, request)
+
+    def _answer(self, talk, model, sliders, request):
+        """The model's answer to a conversation, as it is written."""
+        said = words(request.headers.get("accept-language"))
+        session = self.session(request)
+        if session.side:
+            session.side.close()
+        try:
+            settings = read_settings(sliders, said)
+            side = session.side = self.arena.endpoints.get(model or "").side()
+        except UserError as error:
+            yield talk, "", cards.note(str(error))
+            return
+        settings = {name: value for name, value in settings.items() if name in side.takes}
+        messages = [{"role": each["role"], "content": text_of(each)} for each in talk]
+        answer, shown, note = Shown(20_000), time.monotonic(), ""
+        began, n_pieces = time.monotonic(), 0
+        yield [*talk, turn("assistant", "…")], "", cards.note(said["waiting"])
+        try:
+            for piece in side.stream(messages, settings):
+                n_pieces += 1
+                answer.push(piece)
+                if answer.overflowed:
+                    note = said["too_long"]
+                    break
+                if time.monotonic() - shown > REFRESH:
+                    shown = time.monotonic()
+                    yield [*talk, turn("assistant", answer.text)], "", cards.note(said["writing"])
+        except EndpointError as error:
+            note = error.message
+        finally:
+            side.close()
+        seconds = time.monotonic() - began
+        written = (side.usage or {}).get("completion_tokens") or n_pieces
+        parts = [note, said["speed"].format(rate=f"{written / max(seconds, 1e-3):.0f}")]
+        parts.append(said["took"].format(seconds=f"{seconds:.1f} s"))
+        yield (
+            [*talk, turn("assistant", answer.text or "…")],
+            "",
+            cards.note(" · ".join(filter(None, parts))),
+        )
+
+    def stop_chat(self, request: gr.Request):
+        """Close what is being read: the answer ends where it is."""
+        session = self.session(request)
+        if session.side:
+            session.side.close()
+
+    def clear_chat(self, request: gr.Request):
+        """Begin anew."""
+        self.stop_chat(request)
+        return [], "", ""
+
+    # -- arena --
+
+    def _build_arena(self, t):
+        with gr.Row():
+            mode = gr.Radio(
+                [(t("blind_battle"), "blind"), (t("open_battle"), "open")],
+                value="blind",
+                label=t("mode"),
+                elem_id="mode",
+            )
+            pairing = gr.Radio(
+                [(t("pair_random"), "random"), (t("pair_least"), "least")],
+                value="random",
+                label=t("pairing"),
+            )
+            self.open_models = gr.CheckboxGroup(
+                [], label=t("models"), visible=False, elem_id="open-models"
+            )
+        with gr.Row():
+            ask = gr.Textbox(
+                show_label=False, placeholder=t("ask"), max_lines=8, scale=5, elem_id="arena-ask"
+            )
+            presets = gr.Dropdown(self.prompts, value=None, label=t("presets"), scale=2)
+        with gr.Row():
+            send = gr.Button(t("send"), variant="primary", elem_id="arena-send")
+            stop = gr.Button(t("stop"), variant="stop", elem_id="arena-stop")
+            again = gr.Button(t("regenerate"), elem_id="arena-again")
+        with gr.Row(equal_height=True):
+            sides = [
+                gr.HTML("", visible=i < 2, elem_id=f"side-{i}", elem_classes="side")
+                for i in range(MOST_SIDES)
+            ]
+        status = gr.HTML("", elem_id="arena-status")
+        with gr.Row():
+            votes = [
+                gr.Button(f"{cards.SIDES[i]}", visible=False, elem_id=f"vote-{i}")
+                for i in range(MOST_SIDES)
+            ]
+            tie = gr.Button(t("tie"), visible=False, elem_id="vote-tie")
+            none = gr.Button(t("none_2"), visible=False, elem_id="vote-none")
+        sliders = self._settings(t)
+        shown = [*sides, status, *votes, tie, none]
+        told = [ask, mode, pairing, self.open_models, *sliders]
+        gr.on([send.click, ask.submit], self.battle, told, shown, show_progress="minimal")
+        again.click(self.battle, told, shown, show_progress="minimal")
+        stop.click(self.stop_battle, queue=False, show_progress="hidden")
+        mode.change(
+            lambda mode: (gr.update(visible=mode == "blind"), gr.update(visible=mode == "open")),
+            mode,
+            [pairing, self.open_models],
+            show_progress="hidden",
+        )
+        presets.input(lambda prompt: prompt, presets, ask, show_progress="hidden")
+        for button, choice in [*zip(votes, range(MOST_SIDES), strict=True), (tie, "tie")]:
+            button.click(self._voting(choice), None, shown, show_progress="hidden")
+        none.click(self._voting("none"), None, shown, show_progress="hidden")
+
+    def battle(self, prompt, mode, pairing, chosen, request: gr.Request, *sliders):
+        """Let the sides answer, showing them as they write, and put the battle on record."""
+        said, session = words(request.headers.get("accept-language")), self.session(request)
+        voter = request.cookies.get(COOKIE) or request.session_hash
+        try:
+            settings = read_settings(sliders, said)
+            names = chosen if mode == "open" else None
+            bout = self.arena.begin(voter, prompt, settings, names, pairing)
+        except UserError as error:
+            yield (
+                [gr.skip()] * MOST_SIDES + [cards.note(str(error))] + [gr.skip()] * (MOST_SIDES + 2)
+            )
+            return
+        session.bout = bout
+        try:
+            while not bout.battle.ended:
+                yield self._drawn(said, bout)
+                bout.battle.wait(REFRESH)
+            self.arena.record(bout)
+        finally:
+            bout.battle.stop()  # where the page was left
+        yield self._drawn(said, bout)
+
+    def stop_battle(self, request: gr.Request):
+        """End all sides where they are."""
+        bout = self.session(request).bout
+        if bout:
+            bout.battle.stop()
+
+    def _voting(self, choice):
+        def vote(request: gr.Request):
+            said = words(request.headers.get("accept-language"))
+            bout = self.session(request).bout
+            if bout is None:
+                return [gr.skip()] * (2 * MOST_SIDES + 3)
+            try:
+                self.arena.vote(bout, choice)
+            except UserError as error:
+                drawn = self._drawn(said, bout)
+                drawn[MOST_SIDES] = cards.note(str(error))
+                return drawn
+            return self._drawn(said, bout)
+
+        return vote
+
+    def _drawn(self, said, bout):
+        """Updates for the sides' cards, the status and the buttons."""
+        states, told = bout.battle.snapshot(), bout.told
+        n, ended = len(states), bout.number is not None
+        drawn = []
+        for place in range(MOST_SIDES):
+            if place >= n:
+                drawn.append(gr.update(value="", visible=False))
+                continue
+            name = bout.names[place] if told else None
+            is_chosen, show_facts = bout.choice == place, told and ended
+            card = cards.side_card(said, states[place], place, name, is_chosen, show_facts)
+            drawn.append(gr.update(value=card, visible=True))
+        drawn.append(cards.note(self._status(said, bout, ended)))
+        voting = ended and bout.votable
+        for place in range(MOST_SIDES):
+            label = said["best"].format(side=cards.SIDES[place])
+            kind = "primary" if bout.choice == place else "secondary"
+            drawn.append(gr.update(value=label, visible=voting and place < n, variant=kind))
+        kinds = ["primary" if bout.choice == each else "secondary" for each in ("tie", "none")]
+        drawn.append(gr.update(visible=voting and n == 2, variant=kinds[0]))
+        none = said["none_2"] if n == 2 else said["none_n"]
+        drawn.append(gr.update(value=none, visible=voting, variant=kinds[1]))
+        return drawn
+
+    def _status(self, said, bout, ended):
+        parts = []
+        if bout.battle.left_out:
+            parts.append(said["left_out"].format(names=", ".join(bout.battle.left_out)))
+        if ended and bout.choice is not None:
+            parts.append(said["voted"])
+        elif ended:
+            parts.append(said["vote_now"] if bout.votable else said["no_vote"])
+        return " ".join(parts)
+
+    # -- leaderboard --
+
+    def _build_leaderboard(self, t, tab):
+        choices = [(t("both_kinds"), "both"), (t("only_blind"), "blind"), (t("only_open"), "open")]
+        kind = gr.Radio(choices, value="both", show_label=False, elem_id="board-kind")
+        board = gr.HTML("", elem_id="board")
+        gr.HTML(_links("leaderboard.csv"))
+        # always_last: what is chosen while an answer is under way counts, not what was before.
+        options = dict(show_progress="hidden", trigger_mode="always_last")
+        gr.on([tab.select, kind.change], self.leaderboard, kind, board, **options)
+
+    def leaderboard(self, kind, request: gr.Request):
+        """Ratings and win rates as they stand."""
+        said = words(request.headers.get("accept-language"))
+        decided = self.arena.ledger.decided(None if kind == "both" else kind)
+        board = cards.leaderboard(said, ratings(decided, seed=0))
+        return board + cards.heat_map(said, *win_rates(decided))
+
+    # -- history --
+
+    def _build_history(self, t, tab):
+        with gr.Row():
+            text = gr.Textbox("", label=t("search"), elem_id="search", scale=3)
+            model = gr.Dropdown([], label=t("model"), scale=1, allow_custom_value=True)
+        found = gr.HTML("", elem_id="found")
+        gr.HTML(_links("battles.jsonl", "battles.md", "preferences.jsonl"))
+        heard = [tab.select, text.submit, text.blur, model.input]
+        options = dict(show_progress="hidden", trigger_mode="always_last")
+        gr.on(heard, self.history, [text, model], found, **options)
+        tab.select(
+            lambda: gr.update(choices=["", *self.arena.endpoints.names()]),
+            None,
+            model,
+            show_progress="hidden",
+        )
+
+    def history(self, text, model, request: gr.Request):
+        """The latest battles that match."""
+        said = words(request.headers.get("accept-language"))
+        return cards.history(said, self.arena.ledger.battles(text or "", model or "", limit=50))
+
+    # -- endpoints --
+
+    def _build_endpoints(self, t, tab):
+        table = gr.HTML("", elem_id="endpoint-table")
+        check_now = gr.Button(t("check"), elem_id="check")
+        with gr.Accordion(t("admin"), open=False):
+            if not self.admin_password:
+                gr.Markdown(t("admin_off"))
+            else:
+                self._build_admin(t, table)
+        tab.select(self.endpoint_table, None, table, show_progress="hidden")
+        check_now.click(self.check_endpoints, None, table, show_progress="minimal")
+
+    def _build_admin(self, t, table):
+        password = gr.Textbox(label=t("password"), type="password", elem_id="admin-password")
+        with gr.Row():
+            name = gr.Textbox(label=t("name"), elem_id="endpoint-name")
+            url = gr.Textbox(label=t("base_url"), elem_id="endpoint-url")
+            model = gr.Textbox(label=t("remote_model"))
+            key = gr.Textbox(label=t("api_key_env"))
+        with gr.Row():
+            add = gr.Button(t("add"), variant="primary", elem_id="endpoint-add")
+            remove = gr.Button(t("remove"), variant="stop", elem_id="endpoint-remove")
+        told = gr.HTML("", elem_id="endpoint-told")
+        shown = [told, table, self.chat_model, self.open_models]
+        words_of_it = [password, name, url, model, key]
+        add.click(self.add_endpoint, words_of_it, shown, show_progress="hidden")
+        remove.click(self.remove_endpoint, [password, name], shown, show_progress="hidden")
+
+    def endpoint_table(self, request: gr.Request):
+        """What is known of every endpoint."""
+        said, endpoints = words(request.headers.get("accept-language")), self.arena.endpoints
+        entries = [endpoints.get(name) for name in endpoints.names()]
+        rows = [(e.name, getattr(e, "base_url", None), self.health.get(e.name)) for e in entries]
+        return cards.endpoints(said, rows)
+
+    def check_endpoints(self, request: gr.Request):
+        """Ask each how it is, one after the other."""
+        for _ in self._checked():
+            yield self.endpoint_table(request)
+
+    def add_endpoint(self, password, name, url, model, key, request: gr.Request):
+        """Put a server on the list."""
+        row = (name.strip(), url.strip(), model.strip() or None, key.strip() or None)
+
+        def change():
+            entry = Endpoint(*row, allowed=self.allowed)
+            self.arena.endpoints.add(entry)
+            self.health[entry.name] = entry.probe()
+
+        return self._changed("added", password, name, change, request)
+
+    def remove_endpoint(self, password, name, request: gr.Request):
+        """Take one off the list."""
+        name = name.strip()
+        return self._changed(
+            "removed", password, name, lambda: self.arena.endpoints.remove(name), request
+        )
+
+    def _changed(self, done, password, name, change, request):
+        """Change the list for whoever knows the password."""
+        said = words(request.headers.get("accept-language"))
+        message = said[done].format(name=name.strip())
+        if not hmac.compare_digest(password.encode(), self.admin_password.encode()):
+            message = said["wrong_password"]
+        else:
+            try:
+                change()
+            except UserError as error:
+                message = str(error)
+        return cards.note(message), self.endpoint_table(request), *self.names()
+
+
+def read_settings(sliders, said):
+    """The sliders' values by name; UserError for a seed that is no number."""
+    temperature, top_k, top_p, penalty, tokens, seed = sliders
+    try:
+        number = int(seed) if str(seed or "").strip() else secrets.randbits(31)
+    except ValueError:
+        raise UserError(said["bad_seed"]) from None
+    return dict(
+        temperature=temperature,
+        top_k=int(top_k),
+        top_p=top_p,
+        repetition_penalty=penalty,
+        max_tokens=int(tokens),
+        seed=number,
+    )
+
+
+def turn(role, text):
+    """A turn for gr.Chatbot, which draws what it is given as HTML, without Markdown too: escaped,
+    so that it is shown as text."""
+    return {"role": role, "content": escape(text, quote=False)}
+
+
+def text_of(turn):
+    """A turn's text, whichever way Gradio spells it."""
+    content = turn["content"]
+    if not isinstance(content, str):
+        content = "".join(part.get("text", "") for part in content)
+    return unescape(content)
+
+
+def _links(*names):
+    """Links to downloads."""
+    links = (f'<a href="download/{name}" download>{name}</a>' for name in names)
+    return f'<div class="quiet">↓ {" · ".join(links)}</div>'
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,322 @@
+"""The arena: who meets whom, what is on record, when a vote counts. Its sides are scripted."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from config.configurator import UserError
+from minigpt.arena import Arena, Bout, Crowded
+from minigpt.endpoints import Endpoints
+from minigpt.ratings import Decided
+from minigpt.votes import Ledger
+
+PATIENCE = 20  # seconds: what should be over long before, on the busiest machine
+SETTINGS = {"temperature": 0.8, "seed": 7}
+UNTIL_CLOSED = object()  # among a side's pieces: it waits there
+
+
+class Entry:
+    """An endpoint whose sides write `pieces`; an Exception among them is raised."""
+
+    def __init__(self, name, *pieces, takes=("temperature", "seed")):
+        self.name, self.pieces, self.takes, self.sides = name, pieces, takes, []
+
+    def side(self):
+        self.sides.append(Side(self.pieces, self.takes))
+        return self.sides[-1]
+
+
+class Side:
+    finish_reason, usage = "stop", {"completion_tokens": 12}
+
+    def __init__(self, pieces, takes):
+        self.pieces, self.takes, self.closed = pieces, takes, threading.Event()
+
+    def stream(self, messages, settings):
+        self.asked = messages, settings
+        for piece in self.pieces:
+            if isinstance(piece, Exception):
+                raise piece
+            if piece is UNTIL_CLOSED:
+                self.closed.wait(PATIENCE)
+                return
+            yield piece
+
+    def close(self):
+        self.closed.set()
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    ledger = Ledger(tmp_path / "arena.sqlite")
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def make(ledger):
+    """make(*entries, **options): an Arena; what still runs at the end is stopped."""
+    entries = []
+
+    def make(*given, **options):
+        entries.extend(given)
+        return Arena(Endpoints(given), ledger, **options)
+
+    yield make
+    for side in (side for entry in entries for side in entry.sides):
+        side.close()
+
+
+def three():
+    return Entry("a", "甲"), Entry("b", "乙"), Entry("c", "丙")
+
+
+def ended(arena, bout):
+    assert bout.battle.wait(PATIENCE)
+    arena.record(bout)
+    return bout
+
+
+def fight(arena, voter="v", **options):
+    """A battle that has ended, on record."""
+    return ended(arena, arena.begin(voter, "问", SETTINGS, **options))
+
+
+# -- who meets whom --------------------------------------------------------------------------------
+
+
+def test_a_blind_battle_draws_every_pair_in_both_orders(make):
+    arena = make(*three())
+    met = set()
+    for _ in range(150):  # that one of the six is missing: 6 · (5/6)^150 < 1e-11
+        bout = arena.begin("v", "问", SETTINGS)
+        assert bout.battle.wait(PATIENCE)
+        assert bout.kind == "blind" and not bout.told
+        met.add(bout.names)
+    assert met == {(x, y) for x in "abc" for y in "abc" if x != y}
+
+
+def test_the_pair_that_has_met_least(make, ledger):
+    arena = make(*three())
+    for names in (("a", "b"), ("c", "a")):
+        fight(arena, names=names)
+    assert set(fight(arena, how="least").names) == {"b", "c"}
+    for n in (2, 3, 4):
+        for _ in range(3):
+            fight(arena, how="least")
+        assert set(ledger.pair_counts(list("abc")).values()) == {n}
+
+
+def test_an_open_battle_is_between_the_chosen_and_told_at_once(make):
+    arena = make(*three(), Entry("d", "丁"))
+    bout = arena.begin("v", "问", SETTINGS, names=["d", "a", "c", "b"])
+    assert bout.kind == "open" and bout.told and bout.names == ("d", "a", "c", "b")
+    ended(arena, bout)
+    assert [state.text for state in bout.battle.snapshot()] == ["丁", "甲", "丙", "乙"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "names", "complaint"),
+    [
+        (" \n", None, "prompt: empty"),
+        ("问", [], "0 chosen; expected 2 to 4"),
+        ("问", ["a"], "1 chosen"),
+        ("问", ["a", "a"], "2 chosen"),
+        ("问", list("abcde"), "5 chosen"),
+        ("问", ["a", "nobody"], "no endpoint called nobody"),
+    ],
+)
+def test_what_cannot_be_begun(make, ledger, prompt, names, complaint):
+    arena = make(*(Entry(name, "x") for name in "abcde"))
+    with pytest.raises(UserError, match=complaint):
+        arena.begin("v", prompt, SETTINGS, names)
+    fight(arena)  # nothing of it is left in the way
+    assert sum(ledger.pair_counts(list("abcde")).values()) == 1
+
+
+def test_a_battle_needs_two(make):
+    with pytest.raises(UserError, match="needs two models, and there is 1"):
+        make(Entry("a", "x")).begin("v", "问", SETTINGS)
+
+
+def test_every_battle_has_sides_of_its_own(make):
+    a, b = Entry("a", "x", UNTIL_CLOSED), Entry("b", "y", UNTIL_CLOSED)
+    arena = make(a, b)
+    first, second = (arena.begin(voter, "问", SETTINGS, ["a", "b"]) for voter in "vw")
+    first.battle.stop()
+    assert first.battle.wait(PATIENCE) and a.sides[0].closed.wait(PATIENCE)
+    assert not second.battle.ended and not a.sides[1].closed.is_set()
+    second.battle.stop()
+
+
+# -- how many at once ------------------------------------------------------------------------------
+
+
+def test_a_voter_has_one_battle_at_a_time(make):
+    arena = make(Entry("a", UNTIL_CLOSED), Entry("b", "y"))
+    first = arena.begin("v", "问", SETTINGS)
+    with pytest.raises(Crowded, match="your last battle still runs"):
+        arena.begin("v", "问", SETTINGS)
+    second = arena.begin("w", "问", SETTINGS)
+    first.battle.stop()
+    arena.begin("v", "问", SETTINGS).battle.stop()
+    second.battle.stop()
+
+
+def test_so_many_battles_at_once(make):
+    arena = make(Entry("a", UNTIL_CLOSED), Entry("b", "y"), most=2)
+    bouts = [arena.begin(voter, "问", SETTINGS) for voter in "vw"]
+    with pytest.raises(Crowded, match="2 battles run already"):
+        arena.begin("x", "问", SETTINGS)
+    bouts[0].battle.stop()
+    arena.begin("x", "问", SETTINGS).battle.stop()
+    bouts[1].battle.stop()
+
+
+def test_a_crowd_never_gets_more_than_there_is_room_for(make):
+    arena = make(Entry("a", UNTIL_CLOSED), Entry("b", "y"), most=3)
+
+    def begin(voter):
+        try:
+            return arena.begin(f"v{voter}", "问", SETTINGS)
+        except Crowded:
+            return None
+
+    with ThreadPoolExecutor(16) as pool:
+        bouts = list(filter(None, pool.map(begin, range(16))))
+    assert len(bouts) == 3
+    for bout in bouts:
+        bout.battle.stop()
+
+
+# -- the record ------------------------------------------------------------------------------------
+
+
+def test_what_goes_on_record(make, ledger):
+    takes = ("temperature", "seed", "top_k")
+    arena = make(
+        *(Entry("run", "北", "京", takes=takes), Entry("lab", "南京")),
+        checkpoints={"run": "c0ffee"},
+    )
+    settings = {**SETTINGS, "top_k": 5}
+    bout = ended(arena, arena.begin("v", "首都？", settings, ["run", "lab"]))
+    (found,) = ledger.battles()
+    assert bout.number == found.id and bout.votable
+    assert (found.kind, found.prompt, found.voter) == ("open", "首都？", "v")
+    assert found.settings == {"temperature": 0.8}  # the lab takes no top_k, so nobody got it
+    assert found.seed == 7 and found.choice is None
+    run, lab = found.sides
+    assert (run.model, run.endpoint, run.checkpoint) == ("run", "run", "c0ffee")
+    assert (run.answer, run.tokens, run.end_reason, run.error) == ("北京", 12, "stop", None)
+    assert 0 <= run.first_token_seconds < PATIENCE
+    assert (lab.answer, lab.checkpoint) == ("南京", None)
+
+
+def test_a_battle_goes_on_record_once(make, ledger):
+    arena = make(*three())
+    bout = arena.begin("v", "问", SETTINGS, ["a", "b"])
+    assert bout.battle.wait(PATIENCE)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: arena.record(bout), range(8)))
+    assert len(ledger.battles()) == 1
+
+
+def test_a_failure_is_on_record_and_told_and_cannot_be_voted_on(make, ledger):
+    arena = make(Entry("a", "甲"), Entry("b", "乙", OSError("http://lab refused")))
+    bout = fight(arena)
+    assert bout.failed and bout.told and not bout.votable
+    (found,) = ledger.battles()
+    failed = found.sides[bout.names.index("b")]
+    assert failed.error == "OSError: http://lab refused" and failed.answer == "乙"
+    for choice in (0, 1, "tie", "none"):
+        with pytest.raises(UserError, match="nothing to vote on"):
+            arena.vote(bout, choice)
+    assert ledger.decided() == []
+
+
+def test_what_was_stopped_cannot_be_voted_on(make):
+    arena = make(Entry("a", "甲", UNTIL_CLOSED), Entry("b", "乙"))
+    bout = arena.begin("v", "问", SETTINGS)
+    bout.battle.stop()
+    assert not ended(arena, bout).votable
+
+
+def test_a_blind_battle_is_secret_at_every_moment_before_the_vote(make, monkeypatch):
+    """Another request may look between any two steps: here one does after each."""
+    arena, seen = make(*three()), []
+
+    def set_and_look(bout, name, value):
+        object.__setattr__(bout, name, value)
+        seen.append(bout.told)
+
+    monkeypatch.setattr(Bout, "__setattr__", set_and_look)
+    bout = fight(arena)
+    assert len(seen) > 5 and not any(seen)
+    arena.vote(bout, 0)
+    assert seen[-1] and not any(seen[:-1])
+
+
+# -- votes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("choice", [0, 1, "tie", "none"])
+def test_a_vote_counts_and_tells_the_names(make, ledger, choice):
+    arena = make(*three())
+    bout = fight(arena)
+    assert not bout.told and ledger.battles() == []
+    arena.vote(bout, choice)
+    assert bout.told and bout.choice == choice
+    assert ledger.decided("blind") == [Decided(bout.names, choice)]
+
+
+def test_no_vote_before_the_end(make, ledger):
+    arena = make(Entry("a", UNTIL_CLOSED), Entry("b", "y"))
+    bout = arena.begin("v", "问", SETTINGS)
+    with pytest.raises(UserError, match="still runs"):
+        arena.vote(bout, 0)
+    bout.battle.stop()
+    assert bout.choice is None and not bout.told and ledger.decided() == []
+
+
+def test_a_vote_can_be_changed_until_the_next_battle(make, ledger):
+    arena = make(*three())
+    first = fight(arena)
+    for choice in (0, 1, 1, "tie"):
+        arena.vote(first, choice)
+    assert ledger.decided() == [Decided(first.names, "tie")]
+    fight(arena, voter="somebody else")
+    arena.vote(first, 0)
+    fight(arena)
+    with pytest.raises(UserError, match="until the next battle"):
+        arena.vote(first, 1)
+    assert first.choice == 0 and ledger.decided() == [Decided(first.names, 0)]
+
+
+def test_a_vote_that_means_nothing_changes_nothing(make, ledger):
+    arena = make(*three())
+    bout = fight(arena, names=["a", "b", "c"])
+    for choice in (3, -1, "tie", "both", None, True):
+        with pytest.raises(UserError, match="expected one of 0, 1, 2, none"):
+            arena.vote(bout, choice)
+    assert bout.choice is None and ledger.decided() == []
+
+
+def test_many_voters_at_once_lose_no_vote(make, ledger):
+    arena = make(*three(), most=32)
+
+    def session(voter):
+        bouts = []
+        for turn in range(3):
+            bouts.append(fight(arena, voter=f"v{voter}"))
+            arena.vote(bouts[-1], turn % 2)
+            arena.vote(bouts[-1], (turn + 1) % 2)
+        return bouts
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(8) as pool:
+        bouts = [bout for each in pool.map(session, range(8)) for bout in each]
+    assert time.monotonic() - began < 3 * PATIENCE
+    expected = sorted((bout.names, bout.choice) for bout in bouts)
+    assert sorted(map(tuple, ledger.decided())) == expected and len(expected) == 24

@@ -1,0 +1,61 @@
+"""Preset prompts: what people's spreadsheets save is read, whatever its encoding."""
+
+import pytest
+
+from config.configurator import UserError
+from minigpt.presets import read_prompts
+
+LINES = "prompt,format\n黄河是中国第二长河，,plain\n章鱼有几颗心脏？,qa\n"
+PROMPTS = ["黄河是中国第二长河，", "章鱼有几颗心脏？"]
+
+
+@pytest.fixture
+def written(tmp_path):
+    """written(content): a file that holds it, text as UTF-8."""
+
+    def write(content):
+        path = tmp_path / "examples.csv"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030", "gbk"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_encodings(written, encoding, line_end):
+    assert read_prompts(written(LINES.replace("\n", line_end).encode(encoding))) == PROMPTS
+
+
+def test_each_once_in_their_order(written):
+    path = written("format,prompt\nqa, 乙 \nqa,甲\nplain,乙\nqa,\nqa,   \nqa\n\n")
+    assert read_prompts(path) == ["乙", "甲"]
+
+
+def test_a_prompt_of_two_lines_with_commas(written):
+    assert read_prompts(written('prompt\n"一,二\n三"\n')) == ["一,二\n三"]
+
+
+def test_the_shipped_file(root):
+    prompts = read_prompts(root / "examples.csv")
+    assert len(prompts) > 3 and all(prompt.strip() for prompt in prompts)
+
+
+def test_no_file_gives_none(tmp_path):
+    assert read_prompts(tmp_path / "nowhere.csv") == []
+    assert read_prompts(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("question\n黄河？\n", "no column `prompt`"),
+        ("", "no column `prompt`"),
+        (b"prompt\n\xff\xff\xff\n", "neither UTF-8 nor GB18030"),
+        ("prompt\n" + "长" * 200_000, "cannot be read"),
+    ],
+)
+def test_what_cannot_be_read(written, content, complaint):
+    with pytest.raises(UserError, match=complaint) as caught:
+        read_prompts(written(content))
+    assert "examples.csv" in str(caught.value) and "\n" not in str(caught.value)
