@@ -43,9 +43,7 @@ def main():
     problems = request_of([0], settings).problems()  # before the model is loaded
     if problems:
         raise UserError("\n".join(problems))
-    trained = precision.load(
-        settings.out_dir, settings.device, settings.dtype, settings.kernels
-    )
+    trained = precision.load(settings.out_dir, settings.device, settings.dtype, settings.kernels)
     writer = Writer(trained, settings)
     if start:
         writer.write_all(start)
