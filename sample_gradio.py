@@ -130,8 +130,7 @@ def local_runs(settings):
     else:
         folders = sorted(str(p) for p in Path("out").glob("*") if checkpoint.exists(p))
     engines, loaded, hashes = {}, {}, {}
-    for folder in folders:
-        name = Path(folder).as_posix().removeprefix("out/")
+    for name, folder in zip(checkpoint.model_names(folders), folders, strict=True):
         trained = precision.load(folder, settings.device, settings.dtype)
         engines[name] = Engine(trained.model, trained.tokenizer.n_vocab, n_slots=settings.slots)
         loaded[name] = trained

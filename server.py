@@ -24,7 +24,7 @@ import torch
 
 from config.configurator import UserError, configure, run
 from minigpt import checkpoint, precision
-from minigpt.api import Options, Served, Service, make_app, model_names
+from minigpt.api import Options, Served, Service, make_app
 from minigpt.engine import Engine, Request
 from minigpt.host import Host
 from minigpt.host import Limits as HostLimits
@@ -165,7 +165,7 @@ def folders_of(settings):
 def load(settings, folders):
     """(name → Served, the Host that writes for them)."""
     models, engines = {}, {}
-    for name, folder in zip(model_names(folders), folders, strict=True):
+    for name, folder in zip(checkpoint.model_names(folders), folders, strict=True):
         trained = precision.load(folder, settings.device, settings.dtype, settings.kernels)
         engines[name] = Engine(trained.model, trained.tokenizer.n_vocab, n_slots=settings.slots)
         models[name] = Served(

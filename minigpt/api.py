@@ -507,22 +507,3 @@ def _finish(response, cors_origins):
         line = f"{request.method} {request.path[:100]!r} {response.status_code}"
         log.info(f"- {request.remote_addr} {line}")
     return response
-
-
-def model_names(folders):
-    """What clients call the runs in `folders` (strings): the path below the last "out", or the
-    folder's own name; where two would have the same, the later ones get a number."""
-    names = []
-    for folder in folders:
-        parts = [part for part in re.split(r"[/\\]+", folder) if part not in ("", ".")]
-        if "out" in parts[:-1]:
-            parts = parts[len(parts) - parts[::-1].index("out") :]
-        else:
-            parts = parts[-2:] if parts[-1] == "best" else parts[-1:]
-        name = base = "/".join(parts)
-        number = 1
-        while name in names:
-            number += 1
-            name = f"{base}-{number}"
-        names.append(name)
-    return names

@@ -164,11 +164,18 @@ def history(words, battles):
             for place, side in enumerate(battle.sides)
         )
         parts.append(
-            f'<div class="battle"><div class="quiet">#{battle.id} · {escape(battle.kind)}</div>'
+            f'<div class="battle"><div class="quiet">{escape(_standing(words, battle))}</div>'
             f'<div class="question">{escape(battle.prompt)}</div>'
             f'<div class="answers">{sides}</div></div>'
         )
     return "".join(parts)
+
+
+def _standing(words, battle):
+    """A battle's number and kind, and its verdict where no side was chosen."""
+    none = words["none_2"] if len(battle.sides) == 2 else words["none_n"]
+    verdict = {"tie": words["tie"], "none": none}.get(battle.choice, "")
+    return " · ".join(filter(None, [f"#{battle.id}", words[f"only_{battle.kind}"], verdict]))
 
 
 def endpoints(words, rows):

@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,3 +201,22 @@ def load_state(folder):
             f"{path}: damaged, so the run cannot be resumed; start another from its weights with "
             f"--init_from={folder} --out_dir=…"
         ) from None
+
+
+def model_names(folders):
+    """What clients call the runs in `folders` (strings): the path below the last "out", or the
+    folder's own name; where two would have the same, the later ones get a number."""
+    names = []
+    for folder in folders:
+        parts = [part for part in re.split(r"[/\\]+", folder) if part not in ("", ".")]
+        if "out" in parts[:-1]:
+            parts = parts[len(parts) - parts[::-1].index("out") :]
+        else:
+            parts = parts[-2:] if parts[-1] == "best" else parts[-1:]
+        name = base = "/".join(parts)
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{base}-{number}"
+        names.append(name)
+    return names

@@ -24,7 +24,7 @@ from tiny_run import save_scripted_run
 
 from config.configurator import UserError
 from minigpt import checkpoint, protocol
-from minigpt.api import Options, Served, Service, make_app, model_names
+from minigpt.api import Options, Served, Service, make_app
 from minigpt.engine import Engine
 from minigpt.forms import token_string
 from minigpt.host import Host
@@ -1028,9 +1028,13 @@ def test_mistakes_of_its_owner_are_told_at_once(start, runs):
 
 
 def test_names_of_runs():
-    assert model_names(["out/sft"]) == ["sft"]
-    assert model_names(["/home/me/out/sft/best", "out/b/"]) == ["sft/best", "b"]
-    assert model_names(["runs/a", "elsewhere/a", "runs/a/best"]) == ["a", "a-2", "a/best"]
+    assert checkpoint.model_names(["out/sft"]) == ["sft"]
+    assert checkpoint.model_names(["/home/me/out/sft/best", "out/b/"]) == ["sft/best", "b"]
+    assert checkpoint.model_names(["runs/a", "elsewhere/a", "runs/a/best"]) == [
+        "a",
+        "a-2",
+        "a/best",
+    ]
 
 
 def test_a_host_that_is_none():

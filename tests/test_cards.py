@@ -233,3 +233,12 @@ def test_every_word_is_used_and_none_is_missing():
 )
 def test_the_browser_s_language(header, expected):
     assert words(header) is expected
+
+
+def test_history_tells_the_verdict_where_no_side_was_chosen():
+    side = SideRecord("m", "e", None, "text", 0.1, 5.0, 3, "stop")
+    for choice, n, key in (("tie", 2, "tie"), ("none", 2, "none_2"), ("none", 3, "none_n")):
+        battle = BattleRecord("open", "q", {}, None, "v", (side,) * n, 7, 0.0, choice)
+        assert f"#7 · open · {ENGLISH[key]}" in cards.history(ENGLISH, [battle])
+    voted = BattleRecord("blind", "q", {}, None, "v", (side,) * 2, 7, 0.0, 1)
+    assert '"quiet">#7 · blind</div>' in cards.history(ENGLISH, [voted])
