@@ -137,6 +137,7 @@ class Generation:
             yield from held.values()
             self._outcome = ",".join(sorted({choice.finish_reason for choice in self.choices}))
         except Refused as refused:
+            yield from held.values()
             self._outcome = f"error: {refused.message}"
             raise
 

@@ -366,7 +366,7 @@ def _entry_end(text, start, about):
         if parts == 1:
             return end
         length = (end - start) // parts
-    low, high = start + length - about // 2, start + length + about // 2
+    low, high = start + length - about // 2, start + min(length + about // 2, about * 3 // 2)
     for pattern in _BREAKS:
         ends = [match.end() for match in pattern.finditer(text, low, high)]
         if ends:

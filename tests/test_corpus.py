@@ -7,7 +7,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from config.configurator import UserError
@@ -318,6 +318,7 @@ def test_one_long_line():
 
 @settings(deadline=None)
 @given(st.text(alphabet="甲。，\n 第一章 a.", max_size=300), st.integers(4, 60))
+@example("aaaaaa aaa", 4)  # two and a half shares, and a blank far from the middle
 def test_prose_is_lost_nowhere(text, about):
     parts = texts_of(text, about=about)
     assert "".join(parts) == text
