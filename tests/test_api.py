@@ -768,13 +768,11 @@ def test_out_of_time(make_server, stream):
 def test_a_stream_that_waits_says_so(make_server, monkeypatch):
     monkeypatch.setattr("minigpt.api.KEEP_ALIVE_SECONDS", 0.2)
     server = make_server(Options(limits=Limits(max_tokens=10**6)), n_slots=1)
-    with (
-        contextlib.closing(server.connect(raw("/v1/chat/completions", ENDLESS))),
-        server.post("/v1/chat/completions", {**ENDLESS, "stream": True}, stream=True) as answer,
-    ):
-        until(lambda: server.host.counts() == (1, 1))
-        lines = answer.iter_lines()
-        assert any(line.startswith(b":") for line in lines)
+    with contextlib.closing(server.connect(raw("/v1/chat/completions", ENDLESS))):
+        until(lambda: server.host.counts() == (1, 0))
+        waiting = {**ENDLESS, "stream": True}
+        with server.post("/v1/chat/completions", waiting, stream=True) as answer:
+            assert any(line.startswith(b":") for line in answer.iter_lines())
     until(server.is_idle)
 
 
