@@ -312,7 +312,7 @@ class Page:
         return gr.update(choices=names, value=names[0] if names else None), gr.update(choices=names)
 
     def _settings(self, t):
-        """The sliders that chat and arena each have; returns them in the order of SLIDERS."""
+        """The sliders that chat and arena each have; returns them as read_settings() takes them."""
         with gr.Accordion(t("settings"), open=False):
             temperature = gr.Slider(0, 2, 0.7, step=0.05, label=t("temperature"))
             top_k = gr.Slider(0, 200, 50, step=1, label=t("top_k"))
