@@ -473,7 +473,7 @@ Next
   {ACTIVATE}
   python sample.py --out_dir={TUNED}                 # ask your own questions
   python server.py --out_dir={TUNED}                 # … or from any OpenAI client
-  python sample_gradio.py                               # … or in a web page, two models side by side
+  python sample_gradio.py                            # … or in a web page, side by side
   python data/prepare.py config/cpu_small.py --input=FOLDER   # your own .txt, .jsonl or .json
   python train.py config/cpu_small.py --max_minutes=20
   python sample.py --out_dir=out/cpu_small --start="中国的"
