@@ -23,7 +23,6 @@ import ssl
 import threading
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -31,6 +30,7 @@ from config.configurator import UserError
 from minigpt.addresses import Allowed, CheckedConnection, Forbidden, UnknownHost
 from minigpt.engine import Request
 from minigpt.host import Busy, Closed
+from minigpt.presets import read_text
 from minigpt.prompt import chat_ids, stop_ids
 from minigpt.protocol import Sampling
 
@@ -676,7 +676,7 @@ def _wrong_header(header):
 
 def _rows(path, problems):
     """Yield (line, cells) of each row that is not empty; what is no CSV is added to `problems`."""
-    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -688,17 +688,6 @@ def _rows(path, problems):
             return
         if any(cells):
             yield line, cells
-
-
-def _read_text(path):
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    for encoding in ("utf-8-sig", "gb18030"):
-        with contextlib.suppress(UnicodeDecodeError):
-            return data.decode(encoding)
-    raise UserError(f"{path}: neither UTF-8 nor GB18030: save it as UTF-8")
 
 
 class Endpoints:

@@ -16,13 +16,18 @@ def read_prompts(path):
     if not path.is_file():
         return []
     try:
-        return _prompts(path, _decoded(path))
-    except (OSError, csv.Error) as error:
+        return _prompts(path, read_text(path))
+    except csv.Error as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
 
 
-def _decoded(path):
-    data = path.read_bytes()
+def read_text(path):
+    """A small text file as spreadsheets save it: UTF-8 with or without BOM, or GB18030. UserError
+    where it cannot be read, or is neither."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     for encoding in ("utf-8-sig", "gb18030"):
         with contextlib.suppress(UnicodeDecodeError):
             return data.decode(encoding)
