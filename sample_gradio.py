@@ -76,7 +76,7 @@ class Settings:
     examples: str = "examples.csv"  # preset prompts: prompt,format
     slots: int = 8  # texts that a local run writes at once
     deadline: float = 120.0  # seconds that a side may take
-    most_battles: int = 32  # at once
+    most_battles: int = 32  # battles and answers at once; more wait, and see their place
 
 
 def main():
@@ -95,7 +95,7 @@ def main():
         most=settings.most_battles,
     )
     prompts = read_prompts(settings.examples)
-    page = Page(arena, prompts, settings.admin_password, allowed)
+    page = Page(arena, prompts, settings.admin_password, allowed, settings.most_battles)
     threading.Thread(target=page.watch, daemon=True).start()
     app = make_app(page, settings.auth)
     print(welcome(settings, arena), flush=True)
@@ -253,8 +253,12 @@ class Session:
 class Page:
     """Builds the page, and answers what is done on it."""
 
-    def __init__(self, arena, prompts, admin_password, allowed):
+    def __init__(self, arena, prompts, admin_password, allowed, most):
         self.arena, self.prompts = arena, prompts
+        # What writes shares one limit; show_progress tells the place in the queue.
+        self.writing = dict(
+            concurrency_limit=most, concurrency_id="writing", show_progress="minimal"
+        )
         self.admin_password, self.allowed = admin_password, allowed
         self.health = {}  # name → the last Health
         self.sessions = {}  # session hash → Session
@@ -265,9 +269,9 @@ class Page:
         t = self.i18n
         with gr.Blocks(title="MiniGPT Arena", analytics_enabled=False, fill_width=True) as blocks:
             with gr.Tabs():
-                with gr.Tab(t("chat"), id="chat"):
+                with gr.Tab(t("chat"), id="chat") as chat:
                     self._build_chat(t)
-                with gr.Tab(t("arena"), id="arena"):
+                with gr.Tab(t("arena"), id="arena") as arena:
                     self._build_arena(t)
                 with gr.Tab(t("leaderboard"), id="leaderboard") as tab:
                     self._build_leaderboard(t, tab)
@@ -275,9 +279,10 @@ class Page:
                     self._build_history(t, tab)
                 with gr.Tab(t("endpoints"), id="endpoints") as tab:
                     self._build_endpoints(t, tab)
-            blocks.load(
-                self.names, None, [self.chat_model, self.open_models], show_progress="hidden"
-            )
+            models = [self.chat_model, self.open_models]
+            blocks.load(self.names, models, models, show_progress="hidden")
+            for tab in (chat, arena):  # endpoints may have come or gone, from another page
+                tab.select(self.names, models, models, show_progress="hidden")
             blocks.unload(self.leave)
         return blocks
 
@@ -306,10 +311,13 @@ class Page:
         if session and session.bout:
             session.bout.battle.stop()
 
-    def names(self):
-        """The models to choose from, for the chat and for open battles."""
+    def names(self, chosen=None, several=()):
+        """The models to choose from, for the chat and for open battles; what is chosen stays."""
         names = self.arena.endpoints.names()
-        return gr.update(choices=names, value=names[0] if names else None), gr.update(choices=names)
+        if chosen not in names:
+            chosen = names[0] if names else None
+        several = [name for name in several or () if name in names]
+        return gr.update(choices=names, value=chosen), gr.update(choices=names, value=several)
 
     def _settings(self, t):
         """The sliders that chat and arena each have; returns them as read_settings() takes them."""
@@ -359,9 +367,10 @@ class Page:
                     clear = gr.Button(t("clear"), elem_id="chat-clear")
         told = [self.chat_model, *sliders]
         shown = [talk, ask, status]
-        gr.on([send.click, ask.submit], self.say, [ask, talk, *told], shown, show_progress="hidden")
-        again.click(self.say_again, [talk, *told], shown, show_progress="hidden")
-        talk.edit(self.say_edited, [talk, *told], shown, show_progress="hidden")
+        options = dict(show_progress_on=status, **self.writing)
+        gr.on([send.click, ask.submit], self.say, [ask, talk, *told], shown, **options)
+        again.click(self.say_again, [talk, *told], shown, **options)
+        talk.edit(self.say_edited, [talk, *told], shown, **options)
         stop.click(self.stop_chat, queue=False, show_progress="hidden")
         clear.click(self.clear_chat, None, shown, queue=False, show_progress="hidden")
         presets.input(lambda prompt: prompt, presets, ask, show_progress="hidden")
@@ -483,8 +492,9 @@ class Page:
         sliders = self._settings(t)
         shown = [*sides, status, *votes, tie, none]
         told = [ask, mode, pairing, self.open_models, *sliders]
-        gr.on([send.click, ask.submit], self.battle, told, shown, show_progress="minimal")
-        again.click(self.battle, told, shown, show_progress="minimal")
+        options = dict(show_progress_on=status, **self.writing)
+        gr.on([send.click, ask.submit], self.battle, told, shown, **options)
+        again.click(self.battle, told, shown, **options)
         stop.click(self.stop_battle, queue=False, show_progress="hidden")
         mode.change(
             lambda mode: (gr.update(visible=mode == "blind"), gr.update(visible=mode == "open")),
@@ -642,10 +652,12 @@ class Page:
             add = gr.Button(t("add"), variant="primary", elem_id="endpoint-add")
             remove = gr.Button(t("remove"), variant="stop", elem_id="endpoint-remove")
         told = gr.HTML("", elem_id="endpoint-told")
-        shown = [told, table, self.chat_model, self.open_models]
-        words_of_it = [password, name, url, model, key]
+        models = [self.chat_model, self.open_models]
+        shown = [told, table, *models]
+        words_of_it = [*models, password, name, url, model, key]
         add.click(self.add_endpoint, words_of_it, shown, show_progress="hidden")
-        remove.click(self.remove_endpoint, [password, name], shown, show_progress="hidden")
+        row = [*models, password, name]
+        remove.click(self.remove_endpoint, row, shown, show_progress="hidden")
 
     def endpoint_table(self, request: gr.Request):
         """What is known of every endpoint."""
@@ -659,7 +671,7 @@ class Page:
         for _ in self._checked():
             yield self.endpoint_table(request)
 
-    def add_endpoint(self, password, name, url, model, key, request: gr.Request):
+    def add_endpoint(self, chosen, several, password, name, url, model, key, request: gr.Request):
         """Put a server on the list."""
         row = (name.strip(), url.strip(), model.strip() or None, key.strip() or None)
 
@@ -668,17 +680,20 @@ class Page:
             self.arena.endpoints.add(entry)
             self.health[entry.name] = entry.probe()
 
-        return self._changed("added", password, name, change, request)
+        told = self._changed("added", password, name, change, request)
+        return *told, *self.names(chosen, several)
 
-    def remove_endpoint(self, password, name, request: gr.Request):
+    def remove_endpoint(self, chosen, several, password, name, request: gr.Request):
         """Take one off the list."""
-        name = name.strip()
-        return self._changed(
-            "removed", password, name, lambda: self.arena.endpoints.remove(name), request
-        )
+
+        def change():
+            self.arena.endpoints.remove(name.strip())
+
+        told = self._changed("removed", password, name, change, request)
+        return *told, *self.names(chosen, several)
 
     def _changed(self, done, password, name, change, request):
-        """Change the list for whoever knows the password."""
+        """Change the list for whoever knows the password: what to tell, and the table."""
         said = words(request.headers.get("accept-language"))
         message = said[done].format(name=name.strip())
         if not hmac.compare_digest(password.encode(), self.admin_password.encode()):
@@ -688,7 +703,7 @@ class Page:
                 change()
             except UserError as error:
                 message = str(error)
-        return cards.note(message), self.endpoint_table(request), *self.names()
+        return cards.note(message), self.endpoint_table(request)
 
 
 def read_settings(sliders, said):

@@ -26,6 +26,7 @@ from config.configurator import UserError, configure, run
 from minigpt import checkpoint, precision
 from minigpt.api import Options, Served, Service, make_app
 from minigpt.engine import Engine, Request
+from minigpt.hardware import fewest_threads
 from minigpt.host import Host
 from minigpt.host import Limits as HostLimits
 from minigpt.listener import flush, listen
@@ -45,6 +46,7 @@ class Settings:
     api_key_file: str | None = None  # a file whose only line is the key
     cors_origins: str = ""  # web pages that may call this server: origins with commas between, or *
 
+    threads: int = 0  # of the processor, for the models; 0: as many as pay, for HTTP needs some too
     kernels: bool = False  # on a CPU: C++ kernels, built once (g++, ninja); twice as fast or more
 
     # -- what a request gets where it does not say --
@@ -114,7 +116,7 @@ def options_of(settings):
     ]
     if settings.max_prompt_tokens is not None and settings.max_prompt_tokens < 1:
         problems.append(f"max_prompt_tokens={settings.max_prompt_tokens}: expected at least 1")
-    for name in ("max_waiting", "queue_seconds", "total_seconds", "drain_seconds"):
+    for name in ("threads", "max_waiting", "queue_seconds", "total_seconds", "drain_seconds"):
         if getattr(settings, name) < 0:
             problems.append(f"{name}={getattr(settings, name)}: expected 0 or more")
     if not 0 <= settings.port < 65536:
@@ -177,8 +179,16 @@ def load(settings, folders):
             step=trained.meta["step"],
             created=int((Path(folder) / "config.json").stat().st_mtime),
         )
+    if any(engine.device.type == "cpu" for engine in engines.values()):
+        torch.set_num_threads(settings.threads or fewest_threads(lambda: write_a_little(engines)))
     limits = HostLimits(settings.max_waiting, settings.queue_seconds, settings.total_seconds)
     return models, Host(engines, limits)
+
+
+def write_a_little(engines):
+    """Some tokens of every model, for several readers at once."""
+    for engine in engines.values():
+        engine.generate([Request([0], 5, temperature=0)] * min(8, engine.n_slots))
 
 
 def n_params(meta):

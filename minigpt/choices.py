@@ -18,8 +18,8 @@ from minigpt.host import POLL, Busy, Closed
 from minigpt.protocol import Refused
 from minigpt.stops import StopStrings
 
-PACE = 0.03  # seconds between two pieces …
-FEW_READERS = 8  # … where more than so many read at once
+FEW_READERS = 8  # where more than so many read at once, pieces come …
+PACE, LONGEST = 0.003, 0.1  # … so many seconds apart for each of them, and at most
 
 log = logging.getLogger("minigpt")
 
@@ -142,10 +142,12 @@ class Generation:
             raise
 
     def _keep_pace(self, told):
-        """Where many read at once, wait until PACE after the last time: it takes longer to tell a
-        client of a token than to write one, and several cost as much to tell of as one."""
-        if self._host.counts()[0] > FEW_READERS:
-            time.sleep(max(0.0, told + PACE - time.monotonic()))
+        """Where many read at once, wait until some time after the last piece: it takes longer to
+        tell a client of a token than to write one, and several cost as much to tell of as one."""
+        readers = self._host.counts()[0]
+        if readers > FEW_READERS:
+            pause = min(PACE * readers, LONGEST)
+            time.sleep(max(0.0, told + pause - time.monotonic()))
 
     def _read(self, index, token):
         """The pieces that a token of a choice makes, or (None) its end."""

@@ -78,6 +78,33 @@ def peak_flops(device):
     return matmul_flops(device) if device == "cpu" else None
 
 
+def fewest_threads(work, gain=1.3, rounds=3):
+    """How many threads PyTorch should take for work(): twice as many only where that makes it
+    `gain` times as fast, for others need the processor too. It is measured, best of `rounds`."""
+    most = torch.get_num_threads()
+
+    def seconds(threads):
+        torch.set_num_threads(threads)
+        times = []
+        for _ in range(1 + rounds):  # the first round warms up
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
+
+    try:
+        threads, took = 1, seconds(1)
+        while threads < most:
+            more = min(2 * threads, most)
+            faster = seconds(more)
+            if took < gain * faster:
+                break
+            threads, took = more, faster
+    finally:
+        torch.set_num_threads(most)
+    return threads
+
+
 def matmul_flops(device, dtype=torch.float32, size=1024, rounds=5):
     """FLOP/s of a (size, size) matrix product, the best of `rounds`."""
     generator = torch.Generator(device).manual_seed(0)  # the run's own randomness is left alone

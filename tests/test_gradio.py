@@ -185,25 +185,31 @@ def browser():
 
 @pytest.fixture
 def visit(browser, tap):
-    """visit(**options): the page in a browser of its own (a new context), with its models loaded.
+    """visit(address, **options): the page in a browser of its own (a new context), with its models
+    loaded.
 
     Whatever a test does: no request goes anywhere else, and no script fails.
     """
     expect.set_options(timeout=1000 * PATIENCE)
     contexts, elsewhere, errors = [], [], []
 
+    own = [tap.url]
+
     def heard(request):
-        if not request.url.startswith((tap.url + "/", "data:", "blob:" + tap.url)):
+        if not request.url.startswith(
+            ("data:", *(f"{b}{url}/" for url in own for b in ("", "blob:")))
+        ):
             elsewhere.append(request.url)
 
-    def visit(**options):
+    def visit(address=tap.url, **options):
+        own.append(address)
         options = {"locale": "en-US", "http_credentials": CREDENTIALS, **options}
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
         page.set_default_timeout(1000 * PATIENCE)
         page.on("request", heard)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(tap.url)
+        page.goto(address)
         expect(page.locator("#chat-model input")).to_have_value("north-run")
         return page
 
@@ -539,7 +545,8 @@ def test_the_whole_page_asks_for_a_password(browser, served):
 
 
 def test_an_admin_adds_and_removes(visit, served):
-    page = visit()
+    page, other = visit(), visit()
+    choose_model(other, "lab-east")
     change = dict(name="lab-new", url=f"{served[0]}")
     change_list(page, "add", **change, password="guess", says="password is wrong")
     change_list(page, "remove", name="nobody", says="no endpoint called nobody")
@@ -554,6 +561,10 @@ def test_an_admin_adds_and_removes(visit, served):
     open_tab(page, "Chat")
     page.locator("#chat-model input").click()
     expect(page.get_by_role("option", name="lab-new")).to_be_visible()
+    open_tab(other, "Arena")  # a page that was open already learns of it
+    open_tab(other, "Chat")
+    expect(other.locator("#chat-model input")).to_have_value("lab-east")  # and stays with its own
+    choose_model(other, "lab-new")
     change_list(page, "remove", name="lab-new")
     expect(table).not_to_contain_text("lab-new")
 
@@ -573,3 +584,20 @@ def test_a_phone_needs_no_sideways_scrolling(visit):
         rights = "all => all.map(each => each.getBoundingClientRect().right)"
         seen = page.locator(".card, .sheet, textarea, button[id]").evaluate_all(rights)
         assert max(wide, *seen) <= 390, name
+
+
+def test_who_waits_sees_the_place(visit, home):
+    port = free_port()
+    words = ["--runs=out/north-run,out/slow-model", f"--port={port}", "--most_battles=1"]
+    with process(home, "sample_gradio.py", *words) as running:
+        address = f"http://127.0.0.1:{port}"
+        until(lambda: is_up(running, f"{address}/", 200), 4 * PATIENCE)
+        first, second = visit(address), visit(address)
+        choose_model(first, "slow-model")
+        say(first, "写吧")
+        expect(answers(first)).to_contain_text("天")
+        say(second, "首都在哪？")
+        expect(second.locator("#chat-status")).to_contain_text("queue: 1/1")
+        assert answers(second).count() == 0
+        first.click("#chat-stop")
+        expect(answers(second)).to_have_text("北京。")

@@ -5,7 +5,14 @@ import torch
 
 from config.configurator import UserError
 from minigpt import hardware
-from minigpt.hardware import autocast, matmul_flops, peak_flops, pick_device, pick_dtype
+from minigpt.hardware import (
+    autocast,
+    fewest_threads,
+    matmul_flops,
+    peak_flops,
+    pick_device,
+    pick_dtype,
+)
 
 
 def test_auto_takes_cuda_then_mps_then_cpu(monkeypatch):
@@ -66,3 +73,25 @@ def test_measuring_counts_operations_and_leaves_the_worlds_randomness_alone(monk
     before = torch.get_rng_state()
     assert matmul_flops("cpu", size=64, rounds=2) == 2 * 64**3
     assert torch.equal(torch.get_rng_state(), before)  # it may be measured within a resumed run
+
+
+@pytest.mark.parametrize(
+    ("seconds", "threads"),
+    [
+        ({1: 4, 2: 2, 4: 1}, 4),
+        ({1: 4, 2: 2, 4: 1.9}, 2),
+        ({1: 4, 2: 3.9, 4: 1}, 1),  # who gains nothing by two is asked no further
+        ({1: 4, 2: 5}, 1),
+    ],
+)
+def test_as_many_threads_as_pay(seconds, threads, monkeypatch):
+    now, active = [0.0], [max(seconds)]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: active[-1])
+    monkeypatch.setattr(torch, "set_num_threads", active.append)
+    monkeypatch.setattr("minigpt.hardware.time.perf_counter", lambda: now[0])
+
+    def work():
+        now[0] += seconds[active[-1]]
+
+    assert fewest_threads(work) == threads
+    assert active[-1] == max(seconds)  # as it was
