@@ -40,7 +40,7 @@ from minigpt.arena import MOST_SIDES, Arena
 from minigpt.battle import Shown
 from minigpt.endpoints import Endpoint, EndpointError, Endpoints, LocalRun, read_presets
 from minigpt.engine import Engine
-from minigpt.host import Host
+from minigpt.host import Host, set_threads
 from minigpt.presets import read_prompts
 from minigpt.ratings import ratings, win_rates
 from minigpt.votes import Ledger, jsonl, markdown, preference_pairs
@@ -136,6 +136,7 @@ def local_runs(settings):
         loaded[name] = trained
         weights = (Path(folder) / "model.safetensors").read_bytes()
         hashes[name] = hashlib.sha256(weights).hexdigest()[:16]
+    set_threads(engines)
     host = Host(engines) if engines else None
     entries = [
         LocalRun(host, name, each.tokenizer, each.prompt_format, each.model.config.block_size)

@@ -26,8 +26,7 @@ from config.configurator import UserError, configure, run
 from minigpt import checkpoint, precision
 from minigpt.api import Options, Served, Service, make_app
 from minigpt.engine import Engine, Request
-from minigpt.hardware import fewest_threads
-from minigpt.host import Host
+from minigpt.host import Host, set_threads
 from minigpt.host import Limits as HostLimits
 from minigpt.listener import flush, listen
 from minigpt.protocol import Limits
@@ -179,16 +178,9 @@ def load(settings, folders):
             step=trained.meta["step"],
             created=int((Path(folder) / "config.json").stat().st_mtime),
         )
-    if any(engine.device.type == "cpu" for engine in engines.values()):
-        torch.set_num_threads(settings.threads or fewest_threads(lambda: write_a_little(engines)))
+    set_threads(engines, settings.threads)
     limits = HostLimits(settings.max_waiting, settings.queue_seconds, settings.total_seconds)
     return models, Host(engines, limits)
-
-
-def write_a_little(engines):
-    """Some tokens of every model, for several readers at once."""
-    for engine in engines.values():
-        engine.generate([Request([0], 5, temperature=0)] * min(8, engine.n_slots))
 
 
 def n_params(meta):

@@ -16,7 +16,11 @@ import time
 import traceback
 from dataclasses import dataclass
 
+import torch
+
 from config.configurator import UserError
+from minigpt.engine import Request
+from minigpt.hardware import fewest_threads
 
 POLL = 0.25  # seconds between two looks of a reader that waits
 
@@ -37,6 +41,18 @@ class Limits:
     max_waiting: int = 64
     queue_seconds: float = 60.0
     total_seconds: float = 600.0
+
+
+def set_threads(engines, threads=0):
+    """Let PyTorch take so many threads for the engines (name → Engine) that are on a CPU; 0: as
+    many as pay, for those who read what is written need some of the processor too."""
+
+    def write_a_little():
+        for engine in engines.values():
+            engine.generate([Request([0], 5, temperature=0)] * min(8, engine.n_slots))
+
+    if any(engine.device.type == "cpu" for engine in engines.values()):
+        torch.set_num_threads(threads or fewest_threads(write_a_little))
 
 
 class Stream:
