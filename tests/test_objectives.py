@@ -31,7 +31,8 @@ def reference(h, weight, targets, factor=1.0):
 def test_equals_cross_entropy_in_any_number_of_chunks(n, rows, seed):
     h, weight, targets = example(n, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objectives, "CHUNK", rows * 37 + 5)  # `rows` rows of logits at once
+        patch.setattr(objectives, "FEWEST_ROWS", 1)
+        patch.setattr(objectives, "CPU_CHUNK", rows * 37 + 5)  # `rows` rows of logits at once
         loss = LinearCrossEntropy.apply(h, weight, targets)
         (0.3 * loss).backward()
     wanted, grad_h, grad_weight = reference(h, weight, targets, 0.3)
@@ -42,7 +43,8 @@ def test_equals_cross_entropy_in_any_number_of_chunks(n, rows, seed):
 
 def test_no_chunk_holds_more_logits_than_it_may(monkeypatch):
     """A vocabulary wider than a chunk still works, a row at a time."""
-    monkeypatch.setattr(objectives, "CHUNK", 10)
+    monkeypatch.setattr(objectives, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(objectives, "CPU_CHUNK", 10)
     h, weight, targets = example(4)
     loss = LinearCrossEntropy.apply(h, weight, targets)
     torch.testing.assert_close(loss.detach(), reference(h, weight, targets)[0])
