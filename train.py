@@ -28,6 +28,7 @@ from minigpt.hardware import autocast, matmul_flops, peak_flops, pick_device, pi
 from minigpt.objectives import next_token
 from minigpt.optim import lr_scale, make_optimizers, set_lr
 from minigpt.prompt import prompt_ids, stop_ids
+from minigpt.report import duration
 from minigpt.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 
@@ -548,14 +549,6 @@ class Log:
     def close(self):
         if self.board:
             self.board.close()
-
-
-def duration(seconds):
-    """Seconds as "45s", "12m 05s" or "3h 20m"."""
-    minutes, seconds = divmod(int(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60}h {minutes % 60:02}m"
-    return f"{minutes}m {seconds:02}s" if minutes else f"{seconds}s"
 
 
 if __name__ == "__main__":

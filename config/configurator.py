@@ -1,6 +1,7 @@
 """Settings of a script: defaults ← recipe ← --key=value, typed and checked.
 
     python SCRIPT [recipe.py …] [--key=value …]      later wins; --help lists the knobs
+    python SCRIPT --key=one,two --key three          of a knob with several values, all three
 
 Knobs are annotated assignments with a comment, in config/train_config.py (shared ones) or in a
 class of the script (its own). All mistakes are reported together, one line each; exit code 2.
@@ -71,7 +72,7 @@ class Settings:
     def __init__(self, knobs, script):
         self._knobs = {knob.name: knob for knob in knobs}
         self._origin = {knob.name: "default" for knob in knobs}
-        self._script = script
+        self._script, self._words = script, []
         for knob in knobs:
             setattr(self, knob.name, knob.default)
 
@@ -87,6 +88,23 @@ class Settings:
     def as_dict(self):
         """All values by name."""
         return {name: getattr(self, name) for name in self._knobs}
+
+    def words(self, without=()):
+        """The words of the command line, but the flags of the knobs `without`: for a script that
+        runs another one."""
+        return [w for w in self._words if w.lstrip("-").partition("=")[0] not in without]
+
+    def read(self, name, word, where):
+        """The text `word` as a value of the knob `name`, which stays as it is. UserError, as for a
+        flag called `where`, for a name that is no knob and for a value that it cannot have."""
+        problems = []
+        if name not in self._knobs:
+            _unknown(name, self._knobs, where, problems)
+        else:
+            good, value = _assign(name, word, _parse, self._knobs[name], where, problems)
+            if good:
+                return value
+        raise UserError("\n".join(problems))
 
     def inherit(self, values, source):
         """Take over `values` (name → value) from a checkpoint called `source`.
@@ -144,6 +162,7 @@ def configure(own=None, shared="", doc="", argv=None, quiet=False):
         sys.exit(0)
 
     settings = Settings(knobs, script)
+    settings._words = argv = _joined(argv, knobs)
     # A recipe describes a whole run; a script picks from it what it reads.
     everything = {knob.name: knob for knob in [*family, *mine]}
     values = {name: knob.default for name, knob in everything.items()}
@@ -157,6 +176,8 @@ def configure(own=None, shared="", doc="", argv=None, quiet=False):
         else:
             read = _read_recipe(word, everything, values, problems)
         for name, value, origin in read:
+            if type(value) is list and origin == f"--{name}" == settings._origin.get(name):
+                value = values[name] + value  # the flag again: one more, not another
             values[name] = value
             if name in settings._knobs:
                 settings.set(name, value, origin)
@@ -202,6 +223,8 @@ def _knobs_of(source):
 
 def _type_name(kind):
     """How an error or --help names a type."""
+    if kind == list[str]:
+        return "str[,str…], or the flag again"
     if typing.get_origin(kind) is typing.Literal:
         return " | ".join(map(str, typing.get_args(kind)))
     if isinstance(kind, types.UnionType):
@@ -212,11 +235,13 @@ def _type_name(kind):
 def _show(value):
     if value is None or isinstance(value, bool):
         return str(value).lower()
+    value = ",".join(value) if isinstance(value, list) else value
     return repr(value) if isinstance(value, str) else str(value)
 
 
 def _coerce(value, kind):
-    """`value` as `kind`, or ValueError. int → float yes; float → int, bool ↔ number no."""
+    """`value` as `kind`, or ValueError. int → float yes; float → int, bool ↔ number no; a text is
+    a list of its parts between commas, blanks around them and empty ones dropped."""
     if isinstance(kind, types.UnionType):
         for part in typing.get_args(kind):
             try:
@@ -230,6 +255,8 @@ def _coerce(value, kind):
         raise ValueError
     if kind is type(None) and value is None:
         return None
+    if kind == list[str] and type(value) is str:
+        return [part.strip() for part in value.split(",") if part.strip()]
     if kind is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
     if type(value) is kind and kind is not float:
@@ -246,7 +273,7 @@ def _parse(word, kind):
             except ValueError:
                 pass
         raise ValueError
-    if kind is str or typing.get_origin(kind) is typing.Literal:
+    if kind in (str, list[str]) or typing.get_origin(kind) is typing.Literal:
         return _coerce(word, kind)
     if kind is bool:
         return _coerce({"true": True, "false": False}.get(word.lower()), bool)
@@ -275,6 +302,19 @@ def _unknown(name, knobs, where, problems):
     close = difflib.get_close_matches(name.replace("-", "_"), list(knobs), 1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else "--help lists the knobs"
     problems.append(f"{where}: unknown key {name}; {hint}")
+
+
+def _joined(argv, knobs):
+    """The words of a command line. A knob with several values may have them in a word of their own,
+    `--key one,two`: it becomes --key=one,two."""
+    several = {f"--{knob.name}" for knob in knobs if knob.type == list[str]}
+    words = []
+    for word in argv:
+        if words and words[-1] in several and not word.startswith("-"):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def _read_flag(word, settings, everything, problems):

@@ -521,23 +521,32 @@ def _missing(field, value):
     return f"field `{field}`: expected text, found {type(value).__name__}"
 
 
-def read_entries(paths, clean=True):
-    """Yield the Entries under `paths` (see find_files) in order, one process, a chunk at a time.
-
-    clean: drop title lines and leftovers (minigpt/cleaning.py). Entries with nothing left are
-    passed over; exact duplicates are not. UserError names file, line and beginning of a bad one.
-    """
+def read_records(paths, make):
+    """Yield (kind of chunk, what `make` makes of a record, the record) over the files under `paths`
+    (see find_files), in order, one process, a chunk at a time. make: entry_of or pair_of. UserError
+    names file, line and beginning of a record that cannot be used."""
     for file in find_files(paths):
         for chunk in Source(file).chunks():
             for line, record in records(chunk):
-                entry = record
-                if not isinstance(record, Reject):
-                    entry = entry_of(record, chunk.source, line)
-                if isinstance(entry, Reject):
-                    raise UserError(entry.message())
-                text = clean_text(entry.text, entry.title) if clean else entry.text
-                if text.strip():
-                    yield entry._replace(text=text)
+                made = record if isinstance(record, Reject) else make(record, chunk.source, line)
+                if isinstance(made, Reject):
+                    raise UserError(
+                        f"{made.source}, line {made.line}: {made.reason}; it begins "
+                        f'"{made.text[:60]}"'
+                    )
+                yield chunk.kind, made, record
+
+
+def read_entries(paths, clean=True):
+    """Yield the Entries under `paths`. UserError as in read_records().
+
+    clean: drop title lines and leftovers (minigpt/cleaning.py). Entries with nothing left are
+    passed over; exact duplicates are not.
+    """
+    for _, entry, _ in read_records(paths, entry_of):
+        text = clean_text(entry.text, entry.title) if clean else entry.text
+        if text.strip():
+            yield entry._replace(text=text)
 
 
 # -- train or val ----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 from config.configurator import UserError
 from data_utils import Blocks
 from minigpt.cleaning import clean
-from minigpt.corpus import Reject, Source, entry_of, find_files, pair_of, records
+from minigpt.corpus import entry_of, find_files, pair_of, read_records
 from minigpt.cutting import ENDS
 from minigpt.engine import Request
 from minigpt.prompt import prompt_ids, stop_ids
@@ -33,25 +33,12 @@ class Example(NamedTuple):
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def _read(file, make):
-    """Yield (kind of chunk, what `make` makes of a record) over a file; UserError names file and
-    line of a record that cannot be used."""
-    for chunk in Source(file).chunks():
-        for line, record in records(chunk):
-            made = record if isinstance(record, Reject) else make(record, chunk.source, line)
-            if isinstance(made, Reject):
-                raise UserError(
-                    f'{made.source}, line {made.line}: {made.reason}; it begins "{made.text[:60]}"'
-                )
-            yield chunk.kind, made
-
-
 def read_texts(paths):
     """The texts under `paths`, not cleaned: a .txt is one, a .jsonl or .json one a record."""
     texts = []
     for file in find_files(paths):
         prose = []
-        for kind, entry in _read(file, entry_of):
+        for kind, entry, _ in read_records([file], entry_of):
             (prose if kind == "prose" else texts).append(entry.text)
         if prose:
             texts.append("".join(prose))
@@ -60,7 +47,7 @@ def read_texts(paths):
 
 def read_pairs(paths):
     """The question–answer Pairs under `paths`."""
-    return [pair for file in find_files(paths) for _, pair in _read(file, pair_of)]
+    return [pair for _, pair, _ in read_records(paths, pair_of)]
 
 
 def read_examples(paths, prompt_format):
@@ -68,7 +55,7 @@ def read_examples(paths, prompt_format):
     number of entries that have nothing after their first sentence."""
     if prompt_format == "qa":
         return [Example(*pair) for pair in read_pairs(paths)], 0
-    entries = [entry for file in find_files(paths) for _, entry in _read(file, entry_of)]
+    entries = [entry for _, entry, _ in read_records(paths, entry_of)]
     examples = []
     for entry in entries:
         prompt, rest = first_sentence(clean(entry.text, entry.title))

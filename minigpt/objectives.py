@@ -8,8 +8,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 # Logits that stand in memory at once. A GPU wants large products (64 MB of float32); on a CPU what
-# is done to them is quicker while they lie in its cache (8 MB), but each chunk costs a pass over the
-# weights' gradient, so it has some rows even where the vocabulary is large.
+# is done to them is quicker while they lie in its cache (8 MB), but each chunk costs a pass over
+# the weights' gradient, so it has some rows even where the vocabulary is large.
 CHUNK, CPU_CHUNK, FEWEST_ROWS = 2**24, 2**21, 256
 
 

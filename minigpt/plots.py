@@ -1,4 +1,4 @@
-"""Pictures of runs: loss and learning rate, drawn without a screen and written whole or not at all.
+"""Pictures of runs and of pairs, drawn without a screen and written whole or not at all.
 
 Figures are built from matplotlib.figure.Figure alone, never through pyplot: no window system is
 asked for, and no global state is left behind.
@@ -16,11 +16,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.style import context as style_context
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
 from config.configurator import UserError
-from minigpt.runlog import run_names
+from minigpt.runlog import TRAIN, VAL, RunLog, run_names
 
 # Fonts with Chinese often have no bold face; their regular one serves without a warning.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
@@ -566,3 +566,199 @@ def write_figure(figure, paths, dpi=200):
         finally:
             with contextlib.suppress(OSError):
                 writing.unlink()
+
+
+# -- a file of pairs -------------------------------------------------------------------------------
+
+CENSUS_SIZE = (11.0, 6.4)  # inches
+MOST_BARS = 12  # of a panel whose labels are text
+
+
+def census_figure(census):
+    """A Figure of a minigpt.census.Census: how long questions and answers are, how many pairs an
+    entry has, what is asked for, how questions begin, which rules replies broke.
+
+    Returns (figure, notes) as loss_figure() does. Bars carry gids "questions", "answers",
+    "per_entry", "kinds", "openings", "rules"; a panel with nothing to show is left out.
+    """
+    (title,), families, notes = drawable([census.path.name])
+    kinds, openings = census.kinds.most_common(MOST_BARS), census.openings.most_common(MOST_BARS)
+    chinese = {c for label, _ in [*kinds, *openings] for c in label if not c.isascii()}
+    family = find_font(chinese) if chinese else None
+    if family:
+        families = [*families, family]
+    elif chinese:
+        # Each kind has an English name too; openings are words of the language itself.
+        kinds = [(label.rpartition(" ")[0] and label.partition(" ")[2], n) for label, n in kinds]
+        openings = [(f"no. {i}", n) for i, (_, n) in enumerate(openings, start=1)]
+        notes = [
+            "note: no installed font has Chinese: the picture numbers the openings listed here"
+        ]
+    rules = census.tally.first.most_common(MOST_BARS) if census.tally else []
+    with style_context(["default", STYLE, {"font.family": families}]):
+        figure = Figure(figsize=CENSUS_SIZE, layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(f"{title}: {census.pairs:,} pairs", fontsize=12, fontweight="bold")
+        (questions, answers, per_entry), lower = figure.subplots(2, 3)
+        _length_bars(questions, census.questions, "questions", PALETTE[0])
+        _length_bars(answers, census.answers, "answers", PALETTE[1])
+        _count_bars(per_entry, census.per_entry)
+        for axes, bars, gid, heading, colour in (
+            (lower[0], kinds, "kinds", "what is asked for", PALETTE[2]),
+            (lower[1], openings, "openings", "how questions begin", PALETTE[3]),
+            (lower[2], rules, "rules", "rules that first replies broke", PALETTE[4]),
+        ):
+            _label_bars(axes, bars, gid, heading, colour)
+    return figure, notes
+
+
+def _length_bars(axes, lengths, gid, colour):
+    """A histogram of length → pairs over at most 40 bars of equal width; the longest hundredth
+    stands in the last."""
+    total, far, limit = sum(lengths.values()), 0, 1
+    for limit in sorted(lengths):
+        far += lengths[limit]
+        if far >= 0.99 * total:
+            break
+    width = -(-limit // 40)
+    heights = np.zeros(limit // width + 1)
+    for length, n in lengths.items():
+        heights[min(length, limit) // width] += n
+    places = (np.arange(len(heights)) + 0.5) * width - 0.5
+    axes.bar(places, heights, width * 0.92, color=colour, gid=gid)
+    more = " (last bar: more)" if max(lengths, default=0) > limit else ""
+    _name_panel(axes, f"characters of {gid}{more}")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _show_count(value)))
+
+
+def _count_bars(axes, counts):
+    if not counts:
+        axes.remove()
+        return
+    places = sorted(counts)
+    axes.bar(places, [counts[n] for n in places], 0.85, color=PALETTE[5], gid="per_entry")
+    _name_panel(axes, "entries by their number of pairs")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _show_count(value)))
+
+
+def _label_bars(axes, bars, gid, heading, colour):
+    """Bars that lie, the greatest above, each with its label."""
+    if not bars:
+        axes.remove()
+        return
+    axes.barh(range(len(bars)), [n for _, n in bars], 0.78, color=colour, gid=gid)
+    axes.set_yticks(range(len(bars)), [_shortened(label) for label, _ in bars])
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _show_count(value)))
+    _name_panel(axes, heading)
+
+
+def _name_panel(axes, name):
+    axes.set_title(name, fontsize=9.5, loc="left", color=QUIET)
+    axes.tick_params(length=0)
+
+
+# -- the trials of a sweep -------------------------------------------------------------------------
+
+IN_COLOUR = 6  # so many of the best trials
+OTHERS = "#c4c4c4"
+
+
+def sweep_figure(trials, names, metric):
+    """A Figure: the val loss of every trial over its tokens, the best in colour, the others grey.
+
+    trials: [(label, score, curves)], best first; curves has one [(tokens, val_loss), …] a seed.
+    names:  what the labels are values of.   metric: what the score is called
+    Returns (figure, notes) as loss_figure() does. Lines carry gids "trial:0:1": the trial's rank,
+    the number of its curve.
+    """
+    labels, families, notes = drawable([label for label, _, _ in trials])
+    runs = [[_val_alone(curve) for curve in curves] for _, _, curves in trials]
+    every = [run for of_trial in runs for run in of_trial]
+    with style_context(["default", STYLE, {"font.family": families}]):
+        figure = Figure(figsize=(WIDTH + 2, PANELS + BOTTOM), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # inches
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        for rank, of_trial in enumerate(runs):
+            best = rank < IN_COLOUR
+            look = dict(
+                color=PALETTE[rank] if best else OTHERS,
+                linewidth=1.6 if best else 1.0,
+                zorder=4 - rank / len(runs) if best else 2,
+            )
+            for i, run in enumerate(of_trial):
+                xs, ys = run.val["tokens"], run.val["val_loss"]
+                axes.plot(xs, ys, gid=f"trial:{rank}:{i}", **look)
+        scales = choose_scales(every, "tokens", "auto")
+        _set_x(axes, every, "tokens", scales[0])
+        _set_loss_axis(axes, every, "tokens", *scales)
+        axes.set_xlabel("tokens")
+        axes.set_ylabel("val loss (nats per token)")
+        _add_ranking(figure, labels, [score for _, score, _ in trials], f"{names}:\n{metric}")
+    return figure, notes
+
+
+def _add_ranking(figure, labels, scores, title):
+    """Beside the picture the best trials by name, and what the grey ones are."""
+    handles = [Line2D([], [], color=colour, linewidth=3) for colour in PALETTE[: len(labels)]]
+    texts = [f"{label}: {score:.3f}" for label, score in zip(labels, scores, strict=True)]
+    handles, texts = handles[:IN_COLOUR], texts[:IN_COLOUR]
+    if len(labels) > IN_COLOUR:
+        handles.append(Line2D([], [], color=OTHERS, linewidth=3))
+        texts.append(f"{len(labels) - IN_COLOUR} others, up to {scores[-1]:.3f}")
+    legend = figure.legend(
+        handles,
+        texts,
+        title=title,
+        loc="outside right upper",
+        borderaxespad=1,
+        handlelength=1.2,
+        labelspacing=0.7,
+    )
+    legend.set_alignment("left")
+    legend.set_gid("ranking")
+
+
+def _val_alone(curve):
+    """[(tokens, val_loss), …] as a RunLog without progress lines."""
+    empty = np.empty(0)
+    points = np.array(curve, np.float64).reshape(-1, 2)  # (evaluations, 2)
+    val = {name: np.zeros(len(points)) for name in VAL}
+    val["tokens"], val["val_loss"] = points.T
+    return RunLog(Path(), dict.fromkeys(TRAIN, empty), val)
+
+
+# -- a race ----------------------------------------------------------------------------------------
+
+
+def race_figure(curves):
+    """A Figure: bits per character over minutes of training, a colour for each recipe.
+
+    curves: name → [[(minutes, bits), …] of each seed]. Returns (figure, notes) as loss_figure()
+    does. Lines carry gids "race:NAME:0", the number of the seed.
+    """
+    labels, families, notes = drawable(list(curves))
+    with style_context(["default", STYLE, {"font.family": families}]):
+        figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        for i, (label, (name, seeds)) in enumerate(zip(labels, curves.items(), strict=True)):
+            for j, points in enumerate(seeds):
+                look = dict(color=PALETTE[i], gid=f"race:{name}:{j}")
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, **look)
+            minutes, bits = seeds[0][-1]
+            axes.annotate(
+                f" {label} {bits:.2f}", (minutes, bits), color=PALETTE[i], va="center", fontsize=9
+            )
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.12)
+        axes.set_xlabel("minutes of training")
+        axes.set_ylabel("held-out bits per character")
+    return figure, notes

@@ -19,6 +19,17 @@ def table(header, rows):
     )
 
 
+def duration(seconds):
+    """Seconds as "45s", "12m 05s", "3h 20m" or "2d 04h"."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24}d {hours % 24:02}h"
+    if hours:
+        return f"{hours}h {minutes:02}m"
+    return f"{minutes}m {seconds:02}s" if minutes else f"{seconds}s"
+
+
 def check_writable(path):
     """UserError where no file can be written at `path`: better before the work than after it."""
     path = Path(path)

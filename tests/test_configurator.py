@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from typing import Literal
 
 import pytest
@@ -147,6 +148,76 @@ def test_a_recipe_may_reckon_with_earlier_names(recipe):
     assert settings.input == "a/b"
     later = recipe("batch_size = batch_size + 1\n", "later.py")  # goes on from the recipe before
     assert resolve(path, later).batch_size == 25
+
+
+class Several:
+    servers: list[str] = ["http://here"]  # whom to ask
+    keys: list[str] = []  # theirs
+
+
+def several(*argv):
+    """What `servers` is with these words."""
+    return resolve(*argv, own=Several).servers
+
+
+def test_a_knob_with_several_values(recipe):
+    assert several() == Several.servers == ["http://here"]
+    assert several("--servers=a, b,,c ") == ["a", "b", "c"]
+    assert several("--servers=a", "--keys=k", "--servers=b,a") == ["a", "b", "a"]
+    assert several("--servers=") == []
+    path = recipe("servers = 'a' + ',b'\n")
+    assert several(path) == ["a", "b"]
+    assert several(path, "--servers=c") == ["c"]  # later wins: a flag adds to flags alone
+    assert several("--servers=c", path) == several(path, path) == ["a", "b"]
+    assert several("--servers=c", path, "--servers=d", "--servers=e") == ["d", "e"]
+    assert Several.servers == ["http://here"]  # nobody changed the default
+
+
+@given(st.lists(st.lists(st.text("ab/: ", min_size=1).map(str.strip).filter(bool)), min_size=1))
+def test_commas_and_repeated_flags_are_alike(groups):
+    together = [value for group in groups for value in group]
+    assert several(*(f"--servers={','.join(group)}" for group in groups)) == together
+
+
+def test_a_knob_with_several_values_is_told_and_checked(recipe, capsys):
+    settings = resolve("--servers=a", "--servers=b", own=Several)
+    assert "servers = 'a,b'" in settings.describe() and "(--servers)" in settings.describe()
+    (line,) = mistakes(recipe("servers = 3\n"), own=Several)
+    assert "servers=3" in line and "expected str[,str…]" in line
+    (line,) = mistakes("--servers", own=Several)
+    assert "--servers=…" in line
+    with pytest.raises(SystemExit):
+        resolve("--help", own=Several)
+    assert "--servers='http://here'" in capsys.readouterr().out
+
+
+def test_several_values_may_stand_apart_from_their_flag(recipe):
+    assert several("--servers", "a,b", "--keys=k", "--servers", "c") == ["a", "b", "c"]
+    path = recipe("batch_size = 25\n")
+    assert resolve("--servers", "a", path, own=Several).batch_size == 25
+    (line,) = mistakes("--servers", "--keys=k", own=Several)
+    assert line.startswith("--servers: no value")
+    (line,) = mistakes("--batch_size", "25", own=Several)[:1]
+    assert line.startswith("--batch_size: no value")  # of other knobs only behind =
+
+
+def test_the_words_for_another_script(recipe):
+    path = recipe("batch_size = 25\n")
+    settings = resolve(path, "--servers", "a=1,b", "--batch_size=9", "--keys=k", own=Several)
+    assert settings.words(without={"servers", "keys"}) == [path, "--batch_size=9"]
+    assert settings.words() == [path, "--servers=a=1,b", "--batch_size=9", "--keys=k"]
+
+
+def test_a_value_of_a_knob_is_read_without_being_taken():
+    settings = resolve()
+    assert settings.read("learning_rate", "3", "--grid") == 3.0
+    assert settings.read("block_size", "64", "--grid") == 64 != settings.block_size
+    for name, word, part in (
+        ("learning_rat", "3", "unknown key learning_rat; did you mean learning_rate?"),
+        ("block_size", "3.5", "block_size=3.5: expected int"),
+    ):
+        with pytest.raises(UserError, match=f"^--grid: {re.escape(part)}$"):
+            settings.read(name, word, "--grid")
 
 
 def test_train_config_itself_is_a_recipe_that_changes_nothing():

@@ -1,0 +1,193 @@
+"""How sft/sft_generate.py bears long runs: speed with many workers, memory, kill -9.
+
+    python bench/generate.py                        # all three, some minutes
+    python bench/generate.py --entries=500 --seconds=5
+
+Runs the real script against the tests' scripted server (tests/scripted_server.py) on a real socket,
+which answers as well as a good model would, after a fixed time. The two share this machine.
+
+speed    answers a second with 1 worker and with 8, from the first request to the last: start and
+         end of the process do not count
+memory   of the script's process after a fifth of the entries and near the end
+kill -9  one request in five fails or gets a bad reply; the script is killed five times on the way;
+         at the end every entry must be accounted for, once, and no pair that was reported be lost
+"""
+
+import contextlib
+import json
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+sys.path.insert(1, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
+
+import garden
+from scripted_server import ScriptedServer, error, good, half, reset
+
+from config.configurator import ROOT, UserError, configure, run
+from minigpt.corpus import pair_of, read_records
+from minigpt.pairs_log import beside
+
+
+class Settings:
+    """The knobs of this script alone."""
+
+    entries: int = 5000  # of the runs for memory and kill -9
+    seconds: float = 20.0  # that each run for speed should take, about
+    latency: float = 0.2  # seconds before an answer, in the runs for speed
+    workers: int = 8  # that are compared with one
+
+
+def main():
+    """Measure, and print a table for bench/README.md."""
+    settings = configure(Settings, doc=__doc__)
+    print("| what | figure |\n|---|---|")
+    for measure in (speed, memory, killed):
+        with tempfile.TemporaryDirectory() as folder:
+            for what, figure in measure(settings, pathlib.Path(folder)):
+                print(f"| {what} | {figure} |", flush=True)
+
+
+def speed(settings, folder):
+    """Yield rows: answers a second with one worker, with several, and their ratio."""
+    rates = []
+    for workers in (1, settings.workers):
+        n = max(20, int(workers * settings.seconds / settings.latency))
+        begun = []
+
+        def answer(asked, begun=begun):
+            begun.append(time.perf_counter())
+            return good(garden.reply(asked.body["messages"]), after=settings.latency)
+
+        place = folder / str(workers)
+        with ScriptedServer(answer) as server, script(place, n, server, workers) as process:
+            finish(process)
+        rates.append((n - workers) / (begun[-1] - begun[0]))  # so many begin after the first ones
+        limit = f"{workers / settings.latency:.0f} at most"
+        crew = "1 worker" if workers == 1 else f"{workers} workers"
+        yield f"{crew}, {settings.latency:g} s an answer", f"{rates[-1]:.1f}/s ({limit})"
+    yield f"{settings.workers} workers ÷ 1", f"{rates[1] / rates[0]:.2f}"
+
+
+def memory(settings, folder):
+    """Yield a row: the script's memory on its way through the entries."""
+    if not pathlib.Path("/proc/self/status").exists():
+        return
+    marks, found = [settings.entries // 5, settings.entries * 49 // 50], []
+    with ScriptedServer(writer) as server, script(folder, settings.entries, server) as process:
+        began = time.perf_counter()
+        for mark in marks:
+            wait_for(folder, mark, process)
+            found.append(f"{resident(process.pid):.0f} MB after {mark:,} entries")
+        finish(process)
+    yield "memory of the process", ", ".join(found)
+    rate = settings.entries / (time.perf_counter() - began)
+    yield "a server that answers at once, 8 workers", f"{rate:.0f} entries/s"
+
+
+def killed(settings, folder):
+    """Yield rows: what is left of the entries after five times kill -9."""
+    n, chance, lock = settings.entries, random.Random(0), threading.Lock()
+    faults = [error(500, "internal"), error(429, "slow down"), reset(), half(), good("{"), good("")]
+
+    def answer(asked):
+        with lock:
+            fault = chance.choice(faults) if chance.random() < 0.2 else None
+        return fault or good(garden.reply(asked.body["messages"]))
+
+    reported, began = {}, time.perf_counter()
+    with ScriptedServer(answer) as server:
+        for kill in range(1, 7):
+            with script(folder, n, server, more=["--retries=8"]) as process:
+                if kill == 6:
+                    finish(process)
+                    break
+                wait_for(folder, n * kill // 6, process)
+                process.kill()
+                process.wait(60)
+            reported.update((line["entry"], line["pairs"]) for line in progress(folder))
+        server.errors[:] = [e for e in server.errors if not isinstance(e, ValueError)]  # cut off
+    pairs = [record for _, _, record in read_records([folder / "pairs.jsonl"], pair_of)]
+    lines = progress(folder)
+    kept = Counter(record["entry"] for record in pairs)
+    outcomes = Counter(line["outcome"] for line in lines)
+    yield (
+        f"{n:,} entries, 20 % faults, 5 × kill -9",
+        f"{len({line['entry'] for line in lines}):,} accounted for ({dict(outcomes)}), "
+        f"{len(lines) - len({line['entry'] for line in lines})} twice",
+    )
+    yield (
+        "pairs after that",
+        f"{len(pairs):,} of {3 * n:,}; {len(pairs) - len({r['question'] for r in pairs})} doubled, "
+        f"{sum(kept[entry] < n_pairs for entry, n_pairs in reported.items())} entries with fewer "
+        f"than reported; {len(server.seen):,} requests, {time.perf_counter() - began:.0f} s",
+    )
+
+
+def writer(asked):
+    """Three good pairs, at once."""
+    return good(garden.reply(asked.body["messages"]))
+
+
+@contextlib.contextmanager
+def script(folder, n, server, workers=8, more=()):
+    """A process of sft_generate.py over n entries in `folder`; killed if it still runs at the
+    end."""
+    folder.mkdir(exist_ok=True)
+    if not (folder / "wiki.jsonl").exists():
+        garden.write_entries(folder / "wiki.jsonl", n)
+    words = [f"--input={folder / 'wiki.jsonl'}", f"--output={folder / 'pairs.jsonl'}"]
+    words += [f"--base_url={server.base_url}", f"--workers={workers}", *more]
+    with open(folder / "told.txt", "a") as told:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "sft" / "sft_generate.py"), *words],
+            stdout=told,
+            stderr=told,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(60)
+
+
+def finish(process):
+    """Wait for its end. UserError where it failed."""
+    if process.wait():
+        raise UserError("sft_generate.py failed; run it by hand to see why")
+
+
+def wait_for(folder, n, process):
+    """Until n entries are finished, or the process is."""
+    path, size, found = beside(folder / "pairs.jsonl")[0], 0, 0
+    while process.poll() is None and found < n:
+        if path.exists():
+            with open(path, "rb") as file:
+                file.seek(size)
+                new = file.read()
+            size += len(new)
+            found += new.count(b'"outcome"')
+        time.sleep(0.02)
+
+
+def progress(folder):
+    """The finished entries' lines of progress; a torn last one is left out."""
+    with open(beside(folder / "pairs.jsonl")[0], encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file if line.endswith("\n")]
+    return [line for line in lines if "entry" in line]
+
+
+def resident(pid):
+    """MB of memory that a process has."""
+    lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1024
+
+
+if __name__ == "__main__":
+    run(main)

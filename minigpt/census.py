@@ -1,0 +1,182 @@
+"""The census of a file of pairs: how many, how long, how they begin, how much of it comes twice.
+
+    census = take_census("sft/my_pairs.jsonl", doubles=Doubles())
+    print(describe(census))
+
+Any file of question–answer pairs will do; of one that sft/sft_generate.py wrote, its progress is
+counted too.
+"""
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from minigpt.corpus import pair_of, read_entries, read_records
+from minigpt.interviews import ROUND
+from minigpt.pairs_log import beside, entry_hash
+from minigpt.report import table
+from minigpt.tally import Tally, rules_table
+
+# What a question asks for, by its first such word; the longer of two that begin alike stands first.
+KINDS = (
+    ("为什么 why", "为什么|为何|何故|何以|為什麼|為何"),
+    ("怎么 how", "怎么|怎样|怎麼|怎樣|如何"),
+    ("多少 how many", "多少|几|幾|多[大长高远深久重宽快長遠寬]"),
+    ("何时 when", "什么时[候间期代]|什麼時[候間期代]|何时|何時|哪[一]?[年月日天]|何年"),
+    ("哪里 where", "哪里|哪裡|哪儿|何处|何處|什么地方|什麼地方|何地"),
+    ("谁 who", "谁|誰|何人|哪[一]?[位人]|什么人|什麼人"),
+    ("哪 which", "哪"),
+    ("什么 what", "什么|什麼|何|啥"),
+    ("吗 yes or no", "吗|嗎|是否|能否|是不是|有没有|有沒有"),
+)
+OTHER = "其他 other"
+_KINDS = re.compile("|".join(f"(?P<k{i}>{words})" for i, (_, words) in enumerate(KINDS)))
+_OPENING_MARKS = "《“「『（〈【‘\"'("
+QUANTILES = (0, 0.1, 0.5, 0.9, 0.99, 1)
+
+
+@dataclass
+class Census:
+    """What is in a file of pairs.
+
+    questions, answers: length in characters → pairs.  openings: first two characters → pairs.
+    kinds: a label of KINDS or OTHER → pairs.  per_entry: pairs of an entry → entries; `unnamed`
+    pairs say no entry.  models: who wrote them → pairs.  doubles: "exact", "near" → pairs.
+    tally: of the progress file, None where there is none.  input: entries of the source, and
+    how many of them have pairs; None where no source was given.
+    """
+
+    path: Path
+    pairs: int = 0
+    questions: Counter = field(default_factory=Counter)
+    answers: Counter = field(default_factory=Counter)
+    openings: Counter = field(default_factory=Counter)
+    kinds: Counter = field(default_factory=Counter)
+    per_entry: Counter = field(default_factory=Counter)
+    unnamed: int = 0
+    models: Counter = field(default_factory=Counter)
+    doubles: Counter = field(default_factory=Counter)
+    tally: Tally | None = None
+    input: tuple | None = None
+
+
+def take_census(path, doubles=None, source=None):
+    """The Census of the pairs at `path`. doubles: a new Doubles, which takes the longest; source:
+    the files that the pairs were made of, to see how many entries they cover."""
+    census, entries, ids = Census(Path(path)), Counter(), set()
+    for _, pair, record in read_records([path], pair_of):
+        _count(census, pair, doubles)
+        census.models[str(record.get("model", "not told"))] += 1
+        entry = record.get("entry", pair.id)
+        if entry is None:
+            census.unnamed += 1
+            continue
+        entries[str(entry)] += 1
+        ids.add(pair.id)
+    census.per_entry = Counter(entries.values())
+    census.tally = _progress(path)
+    if source:
+        census.input = _coverage(source, entries.keys() | ids)
+    return census
+
+
+def _count(census, pair, doubles):
+    census.pairs += 1
+    census.questions[len(pair.question)] += 1
+    census.answers[len(pair.answer)] += 1
+    census.openings[opening(pair.question)] += 1
+    census.kinds[kind(pair.question)] += 1
+    if doubles and (found := doubles.add(pair.question, pair.answer)):
+        census.doubles[found] += 1
+
+
+def opening(question):
+    """The first two characters, quotes and brackets passed over."""
+    return question.lstrip(_OPENING_MARKS)[:2]
+
+
+def kind(question):
+    """The label of what a question asks for, by the last question word in it: the words before may
+    stand in a name or a clause."""
+    found = [match.lastgroup for match in _KINDS.finditer(question)]
+    return KINDS[int(found[-1][1:])][0] if found else OTHER
+
+
+def _progress(path):
+    """The Tally of the progress file beside `path`, all generations; None where there is none."""
+    progress, _ = beside(path)
+    if not progress.exists():
+        return None
+    tally = Tally()
+    with open(progress, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.endswith("\n"):  # a run may be writing the last one
+                record = json.loads(line)
+                if "entry" in record:
+                    tally.add(record)
+    return tally
+
+
+def _coverage(source, known):
+    """(entries of the source, those whose hash, id or title is in `known`)."""
+    topics = {name.rpartition(ROUND)[0] for name in known if name and ROUND in name}
+    total = covered = 0
+    for entry in read_entries(source):
+        total += 1
+        hashed = entry_hash(entry.title, entry.text)
+        covered += hashed in known or entry.id in known or entry.title in topics
+    return total, covered
+
+
+# -- as text ---------------------------------------------------------------------------------------
+
+
+def quantile(lengths, share):
+    """The length that `share` of the pairs do not exceed, from length → pairs."""
+    wanted, total = share * sum(lengths.values()), 0
+    for length in sorted(lengths):
+        total += lengths[length]
+        if total >= wanted and lengths[length]:
+            return length
+    return 0
+
+
+def describe(census, most=15):
+    """The report as text; `most`: openings that are listed."""
+    n_entries = sum(census.per_entry.values())
+    lines = [f"{census.path}: {census.pairs:,} pairs about {n_entries:,} entries"]
+    if n_entries:
+        lines[0] += f", {(census.pairs - census.unnamed) / n_entries:.2f} an entry"
+    if census.unnamed:
+        lines.append(f"{census.unnamed:,} pairs name no entry")
+    lines += [f"written by {model}: {n:,}" for model, n in census.models.most_common()]
+    lines.append(
+        f"duplicates within the file: {census.doubles['exact']:,} exact, "
+        f"{census.doubles['near']:,} near"
+    )
+    if census.input:
+        total, covered = census.input
+        lines.append(f"entries of the source: {total:,}, with pairs {covered:,}")
+        lines[-1] += f" ({covered / total:.1%})" if total else ""
+    header = ["characters", "least", "10 %", "median", "90 %", "99 %", "most"]
+    rows = [
+        [name, *(quantile(lengths, share) for share in QUANTILES)]
+        for name, lengths in (("questions", census.questions), ("answers", census.answers))
+    ]
+    parts = ["\n".join(lines), table(header, rows)]
+    for name, counts in (
+        ("pairs of an entry", dict(sorted(census.per_entry.items()))),
+        ("asked for", dict(census.kinds.most_common())),
+        ("opening", dict(census.openings.most_common(most))),
+    ):
+        whole = sum(counts.values()) if name == "pairs of an entry" else census.pairs
+        parts.append(
+            table([name, "", ""], [[k, f"{n:,}", f"{n / whole:.1%}"] for k, n in counts.items()])
+        )
+    if census.tally:
+        n = census.tally.outcomes
+        told = ", ".join(f"{n[name]:,} {name}" for name in ("done", "rejected", "refused"))
+        parts.append(f"entries by the progress file: {told}\n\n{rules_table(census.tally)}")
+    return "\n\n".join(parts)

@@ -1,0 +1,292 @@
+"""Interviews: a model is asked about one entry until enough good pairs are there, many at a time.
+
+    interviewer = Interviewer(ask, template, rules, retries=2)
+    tasks = EntryTasks("wiki/")
+    for task, result in conduct(tasks.missing(log), interviewer, workers=4, close=pool.close):
+        log.add(result.finished(task, doubles))
+
+`ask(messages, attempt)` is whoever answers, a function of its own, so nothing here knows HTTP; the
+replies are read by minigpt/replies.py, judged by minigpt/checks.py. Entries are taken from the
+files as they are needed, and never more than a few are in memory.
+"""
+
+import itertools
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from config.configurator import UserError
+from minigpt.checks import check, feedback
+from minigpt.corpus import read_entries
+from minigpt.cutting import ENDS
+from minigpt.pairs_log import Finished, entry_hash
+from minigpt.pool import Closed, Refused
+from minigpt.replies import read_reply
+
+TICK = 0.2  # seconds between two looks at whether to stop
+ROUND = "#"  # between a topic's title and the number of its round, in an id
+
+
+# -- what is asked about ---------------------------------------------------------------------------
+
+
+class Task(NamedTuple):
+    """What one interview is about. entry: its hash; left_out: characters cut off its text's end;
+    previous: what the model wrote last about the same topic."""
+
+    entry: str
+    id: str
+    title: str
+    text: str
+    left_out: int = 0
+    previous: str = ""
+
+
+class EntryTasks:
+    """The Tasks of the entries under `paths`.
+
+    limit: only the first so many; None: all
+    text_max: characters of a text that are shown to the model: it is cut at a sentence's end
+    clean: drop title lines and leftovers (minigpt/cleaning.py)
+    total: entries there are, by a first, quick pass, which finds every bad record before any work
+    is done.  read: how many missing() has gone through.  begun: how many Tasks it has made of them.
+    """
+
+    def __init__(self, paths, limit=None, text_max=None, clean=True):
+        self._paths, self._limit, self._text_max, self._clean = paths, limit, text_max, clean
+        self.read = self.begun = 0
+        self.total = sum(1 for _ in self._entries(clean=False))
+        if not self.total:
+            raise UserError(f"--input={paths}: no entry with text in it")
+
+    def _entries(self, clean):
+        return itertools.islice(read_entries(self._paths, clean), self._limit)
+
+    def missing(self, log):
+        """Yield the Tasks of entries that are not in the log (anything that has the hashes of those
+        that are finished), each once."""
+        running = set()
+        for entry in self._entries(self._clean):
+            self.read += 1
+            key = entry_hash(entry.title, entry.text)
+            running = {other for other in running if other not in log}
+            if key in log or key in running:  # the latter: the same text twice in the input
+                continue
+            running.add(key)
+            self.begun += 1
+            text, left_out = shortened(entry.text, self._text_max)
+            yield Task(key, entry.id, entry.title, text, left_out)
+
+
+class TopicTasks:
+    """The Tasks of topics, which need no source: all of them in turn, `rounds` times.
+
+    memory: a Memory, told of every pair that is written.  The rest is as in EntryTasks.
+    """
+
+    def __init__(self, paths, rounds, memory, limit=None):
+        self._topics = list(read_entries(paths, clean=False))
+        self._rounds, self._memory = rounds, memory
+        self.read = self.begun = 0
+        self.total = len(self._topics) * rounds
+        self.total = self.total if limit is None else min(limit, self.total)
+        if not self._topics:
+            raise UserError(f"--input={paths}: no topic in it")
+
+    def missing(self, log):
+        """Yield the Tasks that are not in the log. A topic's rounds come one after the other, for
+        each is told what the last ones gave: where the log lacks the one before, None is yielded,
+        which means: come again."""
+        for number in range(1, self._rounds + 1):
+            for topic in self._topics:
+                if self.read == self.total:
+                    return
+                self.read += 1
+                key = self._key(topic, number)
+                if key in log:
+                    continue
+                while number > 1 and self._key(topic, number - 1) not in log:
+                    yield None
+                self.begun += 1
+                id_, previous = f"{topic.title}{ROUND}{number}", self._memory.text(topic.title)
+                yield Task(key, id_, topic.title, topic.text, previous=previous)
+
+    def _key(self, topic, number):
+        return entry_hash(topic.title, topic.text, str(number))
+
+
+class Memory:
+    """The last `n` pairs that were written about each topic."""
+
+    def __init__(self, n):
+        self._pairs = defaultdict(lambda: deque(maxlen=n))
+
+    def note(self, id_, question, answer):
+        """A pair from the round with this id."""
+        self._pairs[id_.rpartition(ROUND)[0]].append(f"问：{question}\n答：{answer}")
+
+    def text(self, title):
+        """These pairs as a prompt's {previous}; "" where there are none."""
+        return "\n".join(self._pairs[title])
+
+
+def shortened(text, limit):
+    """(text, characters left out): at most `limit` characters (None: all), up to the last end of a
+    sentence in the second half, else of a clause, else of a word."""
+    if limit is None or len(text) <= limit:
+        return text, 0
+    for pattern in ENDS:
+        ends = [match.end() for match in pattern.finditer(text, limit // 2, limit)]
+        if ends:
+            return text[: ends[-1]], len(text) - ends[-1]
+    return text[:limit], len(text) - limit
+
+
+# -- one interview ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Result:
+    """What an interview gave. pairs: those that passed; first, last: how often each rule was broken
+    in the first and in the last reply; about a refused entry the server's reason stands in
+    `reasons`."""
+
+    outcome: str
+    pairs: list = field(default_factory=list)
+    first: Counter = field(default_factory=Counter)
+    last: Counter = field(default_factory=Counter)
+    raw: str = ""
+    reasons: list = field(default_factory=list)
+    attempts: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+
+    def finished(self, task, doubles):
+        """As PairsLog.add() takes it; the pairs of one that is done are those that `doubles` (a
+        minigpt.doubles.Doubles) meets for the first time."""
+        pairs, doubled = self.pairs, Counter()
+        if self.outcome == "done":
+            found = [doubles.add(question, answer) for question, answer in pairs]
+            pairs = [pair for pair, double in zip(pairs, found, strict=True) if not double]
+            doubled.update(filter(None, found))
+        about = dict(
+            attempts=self.attempts,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            seconds=round(self.seconds, 2),
+            first=dict(self.first),
+            last=dict(self.last),
+            doubles=dict(doubled),
+            **(dict(left_out=task.left_out) if task.left_out else {}),
+        )
+        return Finished(task.entry, task.id, self.outcome, pairs, about, self.raw, self.reasons)
+
+
+@dataclass(frozen=True)
+class Interviewer:
+    """Task → Result. retries: how often it is asked again where too little passed, each time with
+    its last reply and what was wrong with it before its eyes. Any thread may call it."""
+
+    ask: object
+    template: object
+    rules: object
+    retries: int = 2
+
+    def messages(self, task):
+        """The first question."""
+        rules = self.rules
+        return self.template.messages(
+            text=task.text,
+            title=task.title,
+            n_min=rules.n_min,
+            n_max=rules.n_max,
+            question_max=rules.question_max,
+            answer_max=rules.answer_max,
+            previous=task.previous,
+        )
+
+    def __call__(self, task):
+        source = None if self.template.source == "topic" else f"{task.title}\n{task.text}"
+        messages, result = self.messages(task), Result("rejected")
+        began = time.monotonic()
+        while True:
+            try:
+                answer = self.ask(messages, result.attempts)
+            except Refused as error:
+                result.reasons.append(str(error))
+                result.outcome = "rejected" if result.attempts else "refused"
+                break
+            result.attempts += 1
+            result.prompt_tokens += answer.prompt_tokens or 0
+            result.completion_tokens += answer.completion_tokens or 0
+            reply = read_reply(answer.text, answer.cut)
+            kept, findings = check(reply, source, self.rules, result.pairs)
+            result.pairs += kept
+            result.last = Counter(finding.rule for finding in findings)
+            if result.attempts == 1:
+                result.first = result.last
+            if len(result.pairs) >= self.rules.n_min:
+                result.outcome = "done"
+                break
+            result.raw, result.reasons = answer.text, [finding.reason for finding in findings]
+            if result.attempts > self.retries:
+                break
+            # Chat templates want the two in turn, and something in each.
+            messages = [
+                *messages,
+                {"role": "assistant", "content": answer.text.strip() or "[]"},
+                {"role": "user", "content": feedback(findings)},
+            ]
+        result.seconds = time.monotonic() - began
+        return result
+
+
+# -- many at a time --------------------------------------------------------------------------------
+
+
+def conduct(tasks, interviewer, workers, close, stop=None, tick=None):
+    """Yield (task, result) as interviews end, `workers` of them at a time.
+
+    stop: a threading.Event: no more are begun, and what runs is waited for
+    close(): has every question that waits for a server end with Closed; called on `stop`, and
+    when an interview fails for a reason that concerns all: that is raised when the others ended
+    tick(): called often, between two results
+    """
+    stop, tasks, running, failure = stop or threading.Event(), iter(tasks), {}, None
+    ended = closed = False
+    crew = ThreadPoolExecutor(workers, "interview")
+    try:
+        while running or not ended:
+            if (stop.is_set() or failure) and not closed:
+                ended = closed = True
+                close()
+            task = None
+            # As many again as there are workers stand ready, so that none has to wait for one.
+            if not ended and len(running) < 2 * workers:
+                task = next(tasks, _END)
+                if task is _END:
+                    ended, task = True, None
+            if task:
+                running[crew.submit(interviewer, task)] = task
+            done, _ = wait(running, 0 if task else TICK, FIRST_COMPLETED)
+            for future in done:
+                task = running.pop(future)
+                error = future.exception()
+                if error is None:
+                    yield task, future.result()
+                elif not isinstance(error, Closed):
+                    failure = failure or error
+            if tick:
+                tick()
+        if failure:
+            raise failure
+    finally:
+        close()
+        crew.shutdown(wait=False, cancel_futures=True)
+
+
+_END = object()

@@ -1,0 +1,425 @@
+"""The file of pairs that sft/sft_generate.py writes for days, and the two files beside it.
+
+    log = PairsLog("sft/my_pairs.jsonl", {"model": "qwen3", "template": "facts"}, on_pair=…)
+    if entry not in log:                            # entry_hash() of its title and text
+        log.add(Finished(entry, id, "done", pairs, {"completion_tokens": 210}))
+    log.sync()                                      # every second or so
+    log.close()
+
+FILE.jsonl           a pair a line: question, answer, id and hash of its entry, its number among the
+                     entry's pairs ("1/4"), generation, model. data/prepare_sft.py reads it as it is
+FILE.progress.jsonl  a line for each generation (what it is) and for each entry that is finished
+FILE.rejects.jsonl   the entries that gave too little: the last raw answer, reasons, what had passed
+
+All lines of an entry are one write, its line of progress comes after them, and nothing is written
+elsewhere than at the end: so whatever kills the run (kill -9, a full disk, a power cut) leaves
+whole entries, and at the end perhaps a part of one, which the next run cuts off and asks again.
+
+A generation is all that changes what the pairs are: prompt, model, lengths. Entries are finished
+for one generation; another prompt or model asks them again and leaves the old pairs where they are.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from config.configurator import UserError
+
+OUTCOMES = ("done", "rejected", "refused")  # refused: the server took the entry for no question
+SYNC_SECONDS = 1.0  # how much work a power cut may cost
+_LOCKED_BYTE = 1 << 40  # on Windows a lock hides bytes from other programs: one where none stands
+_HASH = re.compile("[0-9a-f]{32}")
+_PLACE = re.compile(r"([1-9]\d{0,5})/([1-9]\d{0,5})")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An entry that is not to be asked again.
+
+    pairs: (question, answer) each; those of a rejected entry go to the rejects. about: what else
+    its line of progress says. raw, reasons: the last answer, and what was wrong with it.
+    """
+
+    entry: str
+    id: str
+    outcome: str
+    pairs: list
+    about: dict = field(default_factory=dict)
+    raw: str = ""
+    reasons: list = field(default_factory=list)
+
+
+def entry_hash(*parts):
+    """32 hex digits that tell an entry from others by what it says."""
+    return hashlib.blake2b("\0".join(parts).encode("utf-8", "replace"), digest_size=16).hexdigest()
+
+
+def generation_hash(facts):
+    """12 hex digits that tell a generation from others: of facts that JSON can say."""
+    text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def beside(path):
+    """(progress, rejects): the paths of the two files beside FILE.jsonl."""
+    path = Path(path)
+    return tuple(path.with_name(f"{path.stem}.{name}.jsonl") for name in ("progress", "rejects"))
+
+
+class PairsLog:
+    """See the module's docstring. One thread uses it.
+
+    generation: the hash of `facts`.  pairs: how many stand in the file, of all generations.
+    earlier: entries that only other generations have finished.  lost: entries that are finished by
+    their line of progress, but whose pairs are gone: they are asked again.  mended: what was cut
+    off or written anew, a line each, for the user.
+    """
+
+    def __init__(self, path, facts, on_pair=None, on_finished=None):
+        """Open or make the files.
+
+        on_pair(record): called for each pair in the file, of every generation.
+        on_finished(record): for each line of progress of this generation.
+        UserError, and nothing is changed: where another run writes the file, where it is not one of
+        ours, or where a line in the middle is not as it was written.
+        """
+        self.path = Path(path)
+        if self.path.suffix != ".jsonl":
+            raise UserError(f"--output={path}: expected a name that ends in .jsonl")
+        self.generation = generation_hash(facts)
+        self._model = facts.get("model")
+        self._pairs = _Journal(self.path, ("question",))
+        progress, rejects = beside(path)
+        self._progress = _Journal(progress, ("generation", "entry"))
+        self._rejects = _Journal(rejects, ("entry",))
+        self._finished, self.mended, self._synced = set(), [], time.monotonic()
+        is_new = not progress.exists()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._progress.lock()
+            self._open(facts, on_pair or _ignore, on_finished or _ignore)
+        except OSError as error:
+            self.close()
+            raise UserError(f"{path}: cannot be opened ({error.strerror or error})") from None
+        except BaseException:
+            self.close()
+            if is_new:  # then the lock alone was there
+                with contextlib.suppress(OSError):
+                    progress.unlink()
+            raise
+
+    def __contains__(self, entry):
+        return bytes.fromhex(entry) in self._finished
+
+    def __len__(self):
+        return len(self._finished)
+
+    def news(self):
+        """[what its owner should know before the work goes on], a line each."""
+        lines = list(self.mended)
+        if self.lost:
+            lines.append(f"{self.lost:,} finished entries have lost their pairs: asked again")
+        if self.earlier:
+            lines.append(
+                f"generation {self.generation} is a new one: with another prompt, model or setting "
+                f"{self.earlier:,} entries were finished before. They are asked again; the old "
+                "pairs stay"
+            )
+        if len(self):
+            lines.append(f"going on: {len(self):,} entries finished, {self.pairs:,} pairs written")
+        return lines
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def _open(self, facts, on_pair, on_finished):
+        others = set()  # finished by other generations
+        known, with_pairs = False, set()
+        for number, _, record in self._progress.lines(is_ours=True):
+            if "entry" not in record:
+                known |= record["generation"] == self.generation
+                continue
+            if not _is_finished(record):
+                raise self._progress.foreign(number, "no line of progress")
+            key = bytes.fromhex(record["entry"])
+            if record["generation"] != self.generation:
+                others.add(key)
+                continue
+            on_finished(record)
+            (with_pairs if record["pairs"] else self._finished).add(key)
+        found, older = self._read_pairs(on_pair, is_ours=self._progress.good > 0)
+        reject = self._last_reject()
+        # Everything has been read and is ours: from here on the files may be changed.
+        for journal in (self._progress, self._pairs, self._rejects):
+            self.mended += journal.mend()
+        if not known:
+            self._write(self._progress, [{"generation": self.generation, **facts}])
+        for key, n in found.items():
+            if key not in with_pairs:
+                self.mended.append(f"entry {key.hex()}: its pairs are whole, so it is finished")
+                on_finished(self._write_progress(key.hex(), "done", n, {}))
+        if reject and reject[0] not in self._finished:
+            on_finished(self._write_progress(reject[0].hex(), reject[1], 0, {}))
+            self._finished.add(reject[0])
+        self.lost = len(with_pairs - found.keys())
+        self._finished |= found.keys()
+        self.earlier = len((others | older) - self._finished)
+
+    def _read_pairs(self, on_pair, is_ours):
+        """({entry: number of its pairs} of this generation, entries of others)."""
+        found, older = {}, set()
+        self.pairs, group, whole = 0, [], 0
+        for number, end, record in self._pairs.lines(is_ours):
+            place = _place(record)
+            if place is None:
+                raise self._pairs.foreign(number, "no pair that this script wrote")
+            entry, is_mine = bytes.fromhex(record["entry"]), record["generation"] == self.generation
+            key = (entry, record["generation"], place[1])
+            begun = len(group) + 1 == place[0] and all(key == other for other, _ in group)
+            if not begun or (is_mine and entry in found):
+                raise self._pairs.foreign(number, f"pair {record['n']} of its entry is out of turn")
+            group.append((key, record))
+            if place[0] == place[1]:
+                for _, pair in group:
+                    on_pair(pair)
+                self.pairs += len(group)
+                group, whole = [], end
+                if is_mine:
+                    found[entry] = place[1]
+                else:
+                    older.add(entry)
+        self._pairs.cut(whole)
+        return found, older
+
+    def _last_reject(self):
+        """(entry, outcome) of the last line of the rejects, where it is of this generation."""
+        last = None
+        for number, _, last in self._rejects.lines(is_ours=True):
+            if not _is_finished({**last, "pairs": 0}):
+                raise self._rejects.foreign(number, "no entry that this script rejected")
+        if last is None or last["generation"] != self.generation:
+            return None
+        return bytes.fromhex(last["entry"]), last["outcome"]
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def add(self, finished):
+        """Write a Finished entry; returns its line of progress. kill -9 cannot undo it then.
+
+        UserError where the disk fails; the entry is then not finished.
+        """
+        common = dict(entry=finished.entry, generation=self.generation)
+        n = len(finished.pairs)
+        if finished.outcome == "done":
+            self._write(
+                self._pairs,
+                [
+                    {
+                        **dict(question=question, answer=answer, id=finished.id),
+                        **dict(entry=finished.entry, n=f"{i}/{n}"),
+                        **dict(generation=self.generation, model=self._model),
+                    }
+                    for i, (question, answer) in enumerate(finished.pairs, start=1)
+                ],
+            )
+        else:
+            passed = [dict(question=q, answer=a) for q, a in finished.pairs]
+            about = dict(reasons=finished.reasons, raw=finished.raw, passed=passed)
+            record = dict(common, id=finished.id, outcome=finished.outcome, **about)
+            self._write(self._rejects, [record])
+            n = 0
+        record = self._write_progress(finished.entry, finished.outcome, n, finished.about)
+        self._finished.add(bytes.fromhex(finished.entry))
+        self.pairs += n
+        self.sync()
+        return record
+
+    def _write_progress(self, entry, outcome, n, about):
+        record = dict(entry=entry, generation=self.generation, outcome=outcome, pairs=n, **about)
+        self._write(self._progress, [record])
+        return record
+
+    def _write(self, journal, records):
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        # Half a surrogate pair, which a server may send, becomes its JSON escape.
+        journal.append(lines.encode("utf-8", "backslashreplace"))
+
+    def sync(self, at_once=False):
+        """Have the system put on the disk what was written, at most once in SYNC_SECONDS: a disk
+        bears some hundred such waits a second, and a fast server finishes more entries."""
+        if at_once or time.monotonic() - self._synced >= SYNC_SECONDS:
+            for journal in (self._pairs, self._rejects, self._progress):
+                journal.sync()
+            self._synced = time.monotonic()
+
+    def close(self):
+        """Put everything on the disk and let go of the files."""
+        for journal in (self._pairs, self._rejects, self._progress):
+            journal.close()
+
+
+def _ignore(record):
+    pass
+
+
+def _is_finished(record):
+    return (
+        _is_hash(record.get("entry"))
+        and isinstance(record.get("generation"), str)
+        and record.get("outcome") in OUTCOMES
+        and type(record.get("pairs")) is int
+    )
+
+
+def _is_hash(value):
+    return isinstance(value, str) and bool(_HASH.fullmatch(value))
+
+
+def _place(record):
+    """(2, 4) of a record that is pair 2 of 4 of its entry; None of any other."""
+    texts = all(isinstance(record.get(name), str) for name in ("question", "answer", "generation"))
+    match = _PLACE.fullmatch(str(record.get("n")))
+    if not texts or not match or not _is_hash(record.get("entry")):
+        return None
+    number, of = map(int, match.groups())
+    return (number, of) if number <= of else None
+
+
+# -- a file of lines -------------------------------------------------------------------------------
+
+
+class _Journal:
+    """A file of JSON objects, a line each, that only grows. Made when the first line is written.
+
+    keys: what its objects begin with.  good: whole lines that lines() has found.
+    """
+
+    def __init__(self, path, keys):
+        self.path, self.good = path, 0
+        self._heads = [f'{{"{key}": '.encode() for key in keys]
+        self._file, self._size = None, None  # of what is whole
+        self._unended = self._dirty = False
+
+    def lock(self):
+        """UserError where another process has locked it; the lock ends with the process."""
+        file = self._open()
+        try:
+            if os.name == "nt":
+                import msvcrt
+
+                os.lseek(file.fileno(), _LOCKED_BYTE, os.SEEK_SET)
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+                raise
+            raise UserError(
+                f"{self.path}: another run is writing it; wait for its end, or give another "
+                "--output"
+            ) from None
+
+    def lines(self, is_ours):
+        """Yield (number, where it ends, object) for each whole line.
+
+        is_ours: the file is known to be ours; where it is not, a torn line alone does not show it.
+        UserError for a line that is no object; what a torn write leaves at the end is passed over.
+        """
+        self.good, at = 0, 0
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(open(self.path, "rb"))
+            except FileNotFoundError:
+                return
+            for number, line in enumerate(file, start=1):
+                try:
+                    record = json.loads(line)
+                except (ValueError, RecursionError):
+                    record = None
+                ended = line.endswith(b"\n")
+                if not ended and record is None and self._is_torn(line, is_ours):
+                    break
+                if not isinstance(record, dict) or not line.startswith(tuple(self._heads)):
+                    raise self.foreign(number, "no line that this script wrote")
+                at += len(line)
+                self._unended = not ended
+                self.good += 1
+                yield number, at, record
+        self._size = at
+
+    def _is_torn(self, line, is_ours):
+        """Is it the beginning of a line of ours? After a power cut it may end in zero bytes."""
+        line = line.rstrip(b"\0")
+        begins = any(line.startswith(head) or head.startswith(line) for head in self._heads)
+        return begins and (is_ours or self.good > 0)
+
+    def foreign(self, number, what):
+        """A UserError for a line that is not as it was written."""
+        return UserError(
+            f"{self.path}, line {number}: {what}; the file is continued only as it was written. "
+            "Put the line back as it was, or give another --output (this one may be its --exclude)"
+        )
+
+    def cut(self, size):
+        """Only so much of what lines() has found is to stay."""
+        if self._size is not None and size < self._size:
+            self._size, self._unended = size, False
+
+    def mend(self):
+        """Cut off all behind what is whole; [what there is to say]."""
+        if self._size is None:
+            return []
+        cut = self.path.stat().st_size - self._size
+        if cut:
+            self._open().truncate(self._size)
+        if self._unended:  # an editor took the last line's end
+            self._unended = False
+            self.append(b"\n")
+        return [f"{self.path}: {cut:,} bytes of an unfinished entry cut off"] if cut else []
+
+    def append(self, data):
+        """Write `data` at the end: as a rule in one piece. UserError where the disk fails; the file
+        is then what it was."""
+        if not data:
+            return
+        try:
+            self._open()
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            if self._file:
+                with contextlib.suppress(OSError):
+                    self._file.truncate(self._size)
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); what it holds is whole. Make "
+                "room, and give the same command again"
+            ) from None
+        self._size += len(data)
+        self._dirty = True
+
+    def sync(self):
+        if self._dirty:
+            os.fsync(self._file.fileno())
+            self._dirty = False
+
+    def close(self):
+        if self._file:
+            with contextlib.suppress(OSError):  # the disk may be full
+                self.sync()
+            self._file.close()
+            self._file = None
+
+    def _open(self):
+        if self._file is None:
+            self._file = open(self.path, "ab", buffering=0)
+            if self._size is None:
+                self._size = self._file.seek(0, os.SEEK_END)
+        return self._file

@@ -1,0 +1,580 @@
+"""The pool: OpenAI-compatible servers that share the work of answering, for days.
+
+    servers = read_servers(["localhost:1234", "https://api.example.com/v1"], ["none", "SOME_KEY"])
+    pool = Pool(servers, "qwen3-8b", workers=8)
+    pool.check()                            # before the first question: what is wrong, at once
+    answer = pool.ask(messages, temperature=0.45, max_tokens=2048, schema=schema)  # from any thread
+    answer.text, answer.cut, answer.completion_tokens, answer.server
+    pool.snapshot()                         # what each server is doing
+    pool.close()                            # from any thread: whoever waits ends with Closed
+
+A question goes to the server that has least to do. How much each may have at a time grows with its
+answers and halves when it is overloaded; what fails is tried again, there or elsewhere, after a
+random pause; a server that keeps failing is left alone for a while. A wrong key or an unknown model
+takes a server out for good. How one question is asked stands in minigpt/completions.py.
+"""
+
+import itertools
+import math
+import os
+import random
+import re
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from config.configurator import UserError
+from minigpt.completions import (
+    Answer,
+    Client,
+    Failure,
+    Refused,
+    Useless,
+    is_local,
+    listed,
+    one_line,
+)
+
+PING = {"messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
+# Failures that the question has no part in, whatever it is.
+_OF_SERVER = {"refused", "unreachable", "unknown host", "proxy", "tls", "http 429", "http 503"}
+
+
+class Closed(UserError):
+    """The pool was closed before there was an answer."""
+
+
+class Unreachable(UserError):
+    """No server has answered for as long as one was ready to wait."""
+
+
+class State(NamedTuple):
+    """What snapshot() tells about a server.
+
+    state: "up"; "paused" (it asked for time); "down" (it kept failing, and is left alone) and
+    "probing" (one question finds out whether it still does); "out" (for good).
+    requests: questions sent there, repeated ones too; failures: kind → how many of them.
+    """
+
+    name: str
+    in_flight: int
+    limit: int
+    state: str
+    requests: int
+    failures: dict
+
+
+@dataclass(frozen=True)
+class Manners:
+    """What the pool does when questions fail. Pauses are in seconds."""
+
+    pause: float = 0.5  # before a question is asked again, at most; doubles with each failure
+    longest_pause: float = 60.0
+    longest_retry_after: float = 300.0  # what a server can ask for
+    down_after: int = 5  # failures in a row, after which a server is left alone
+    down: float = 1.0  # for so long; doubles each time it still fails
+    longest_down: float = 60.0
+    tries: int = 10  # of one question, while others are answered
+
+
+class Clock:
+    """Time as the pool sees it; a test may have one of its own."""
+
+    now = staticmethod(time.monotonic)
+
+    @staticmethod
+    def wait(condition, seconds):
+        """Wait until the Condition is notified, `seconds` at most (None: for ever)."""
+        condition.wait(seconds)
+
+
+# -- servers ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Server:
+    """An address and, if it wants one, its key, which nothing shows.
+
+    base_url: as people write it. http:// may be left out for this machine alone; /v1 is added where
+    no part of the path is a version; a last slash and /chat/completions are taken off. UserError
+    where it is no address.
+    """
+
+    base_url: str
+    key: str | None = field(default=None, repr=False)
+
+    def __post_init__(self):
+        problem = _problem_of_url(_with_scheme(self.base_url))
+        if problem:
+            raise UserError(f"base_url: {problem}; expected one such as http://localhost:1234/v1")
+        if self.key is not None and not _is_key(self.key):
+            raise UserError(f"{self.name}: its key has a space in it, or is no ASCII")
+
+    @property
+    def name(self):
+        """The address of its API."""
+        parts = urlsplit(_with_scheme(self.base_url))
+        path = parts.path.rstrip("/").removesuffix("/chat/completions").rstrip("/")
+        path = path if re.search(r"/v\d+\w*(/|$)", path) else path + "/v1"
+        return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def read_servers(base_urls, api_key_env=()):
+    """Servers with the keys that environment variables hold.
+
+    api_key_env: names of variables, none at all, one for all servers, or one for each ("none" where
+    one needs no key). UserError with every mistake, a line each; it shows no key.
+    """
+    names = [None if name.lower() == "none" else name for name in api_key_env]
+    names = names * len(base_urls) if len(names) == 1 else names or [None] * len(base_urls)
+    problems, servers = [], []
+    if not base_urls:
+        problems.append("base_url: expected at least one, such as http://localhost:1234/v1")
+    if len(names) != len(base_urls):
+        problems.append(
+            f"api_key_env: {len(names)} names for {len(base_urls)} servers; expected none, one for "
+            "all, or one for each (none where a server needs no key)"
+        )
+        names = [None] * len(base_urls)
+    for url, name in zip(base_urls, names, strict=True):
+        try:
+            servers.append(Server(url, name and _key_in(name)))
+        except UserError as error:
+            problems += [str(error)] * (str(error) not in problems)
+    # One address with several keys is several servers.
+    doubled = Counter((server.name, server.key) for server in servers)
+    twice = [name for (name, _), n in doubled.items() if n > 1]
+    problems += [f"base_url: {name} stands there twice" for name in twice]
+    if problems:
+        raise UserError("\n".join(problems))
+    return servers
+
+
+def _key_in(name):
+    if not re.fullmatch(r"[A-Z_]\w*", name, re.ASCII | re.IGNORECASE):
+        # It is not shown: it may be a key that stands in the wrong place.
+        raise UserError("api_key_env: expected NAMES of environment variables, not the keys")
+    key = os.environ.get(name, "").strip()
+    if not _is_key(key):
+        how = "holds no key (a space, or no ASCII)" if key else "is not set"
+        raise UserError(f"api_key_env: the environment variable {name} {how}")
+    return key
+
+
+def _is_key(key):
+    return bool(key) and key.isascii() and key.isprintable() and " " not in key
+
+
+def _with_scheme(url):
+    """`localhost:1234` is this machine. Another is not guessed: a key shall not travel unencrypted
+    only because nobody wrote https."""
+    url = url.strip()
+    return f"http://{url}" if "://" not in url and is_local(f"http://{url}") else url
+
+
+def _problem_of_url(url):
+    """What is wrong with it, or None. What may be a secret in it is not shown."""
+    if not re.match(r"https?://", url, re.IGNORECASE):
+        return "expected http:// or https://"
+    if "@" in url:
+        return "a user name or password in the address is not sent; use api_key_env"
+    if "?" in url or "#" in url:
+        return "nothing may follow the path, no ? and no #"
+    plain = r"(?i:https?)://(\[[\w.:]+\]|[\w.-]+)(:\d+)?(/[\w~-][\w.~-]*)*/*"
+    with suppress(ValueError):
+        if re.fullmatch(plain, url, re.ASCII) and urlsplit(url).port != 0:
+            return None
+    return f"{one_line(url)}: no address"
+
+
+# -- how much a server gets ------------------------------------------------------------------------
+
+
+class Limit:
+    """How many questions a server may have at a time, between 1 and `most`: one more after as many
+    answers as that, half as many when it is overloaded (AIMD)."""
+
+    def __init__(self, start, most):
+        self.n, self._most = min(start, most), most
+        self._answers, self._halved = 0, -math.inf
+
+    def answered(self):
+        """A question was answered."""
+        self._answers += 1
+        if self._answers >= self.n:
+            self.n, self._answers = min(self.n + 1, self._most), 0
+
+    def overloaded(self, began, now):
+        """A question that was sent at `began` was too much. One that was on its way before the last
+        halving says nothing about the limit since: so it halves at most once a round trip."""
+        if began > self._halved:
+            self.n, self._answers, self._halved = max(1, self.n // 2), 0, now
+
+
+class Breaker:
+    """Whether a server is left alone. Closed, it is not; after so many failures in a row it is open
+    for a while; then it is half open: one question goes through, the probe. An answer closes it, a
+    failed probe opens it again, for twice as long."""
+
+    def __init__(self, manners):
+        self._manners = manners
+        self._failures = self._times = 0  # in a row; how often it was opened since an answer
+        self.until, self.is_probing = None, False  # open until then, at least; None: closed
+
+    @property
+    def is_closed(self):
+        """Whether questions go through as they come."""
+        return self.until is None
+
+    def admits(self, now):
+        """Whether a question may go through."""
+        return self.is_closed or (now >= self.until and not self.is_probing)
+
+    def enter(self):
+        """A question goes through. Returns whether it is the probe."""
+        self.is_probing = not self.is_closed
+        return self.is_probing
+
+    def answered(self):
+        """A question was answered. Returns whether that closes it."""
+        closes = not self.is_closed
+        self._failures = self._times = 0
+        self.until, self.is_probing = None, False
+        return closes
+
+    def failed(self, now, is_probe):
+        """A question has failed. Returns whether that opens it, having been closed."""
+        self._failures += 1
+        is_enough = self._failures >= self._manners.down_after
+        opens = is_enough if self.is_closed else is_probe  # what was sent before changes nothing
+        self.left(is_probe)
+        if opens:
+            pause = self._manners.down * 2 ** min(self._times, 30)
+            self.until = now + min(pause, self._manners.longest_down)
+            self._times += 1
+        return opens and self._times == 1
+
+    def left(self, is_probe):
+        """A question has ended, whatever that says."""
+        if is_probe:
+            self.is_probing = False
+
+
+class _Lane:
+    """A server with what it has to do. The pool's lock guards it."""
+
+    def __init__(self, client, limit, manners):
+        self.client, self.limit, self.breaker = client, limit, Breaker(manners)
+        self.in_flight = self.requests = self.turn = 0
+        self.failures, self.last = Counter(), "not asked"
+        self.paused, self.out = -math.inf, None  # until when; why
+
+    @property
+    def name(self):
+        return self.client.name
+
+    def admits(self, now):
+        has_room = self.in_flight < self.limit.n
+        return not self.out and has_room and now >= self.paused and self.breaker.admits(now)
+
+    def opens(self):
+        """When it may take a question again, apart from those that it has."""
+        return self.paused if self.breaker.is_closed else max(self.paused, self.breaker.until)
+
+    def state(self, now):
+        """The State that snapshot() tells."""
+        if self.out:
+            state = "out"
+        elif not self.breaker.is_closed:
+            state = "probing" if self.breaker.is_probing else "down"
+        else:
+            state = "paused" if now < self.paused else "up"
+        facts = self.in_flight, self.limit.n, state, self.requests, dict(self.failures)
+        return State(self.name, *facts)
+
+
+@dataclass
+class _Trial:
+    """What a call of ask() has been through. ready: when it may be asked again; failed: how often
+    it did; doubted: how often that could be its own fault; blamed: how often others were answered
+    meanwhile; answered: the pool's answers at its last failure; lane: where that was."""
+
+    began: float
+    ready: float
+    failed: int = 0
+    doubted: int = 0
+    blamed: int = 0
+    answered: int = 0
+    lane: _Lane | None = None
+
+
+class _Visit(NamedTuple):
+    """A question that is with a server."""
+
+    lane: _Lane
+    began: float
+    is_probe: bool
+
+
+# -- the pool --------------------------------------------------------------------------------------
+
+
+def _say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+class Pool:
+    """See the module's docstring.
+
+    model: its name at all servers; None: check() finds the only one that they serve, or says which
+    there are. workers: questions with the servers at a time, over all. timeout: seconds for an
+    answer. structured: ask for JSON by the schema, where a server can. patience: seconds without
+    any answer after which ask() gives up. warn(text): told what the user should know while it goes
+    on. manners, clock, rng (a random.Random): for those who need others.
+    """
+
+    def __init__(
+        self,
+        servers,
+        model=None,
+        *,
+        workers=4,
+        timeout=120.0,
+        structured=True,
+        patience=3600.0,
+        warn=_say,
+        manners=Manners(),
+        clock=Clock,
+        rng=None,
+    ):
+        if not servers:
+            raise UserError("base_url: expected at least one server")
+        for name, value in (("workers", workers), ("timeout", timeout), ("patience", patience)):
+            if not value > 0:
+                raise UserError(f"{name}={value}: expected more than 0")
+        self.model = model
+        self._workers, self._structured, self._patience = workers, structured, patience
+        self._warn, self._manners, self._clock = warn, manners, clock
+        self._random = rng or random.Random()
+        share = -(-workers // len(servers))
+        self._lanes = [
+            _Lane(
+                Client(
+                    server.name, server.key, name, connections=workers, timeout=timeout, warn=warn
+                ),
+                Limit(share, workers),
+                manners,
+            )
+            for server, name in zip(servers, _names(servers), strict=True)
+        ]
+        self._changed = threading.Condition()
+        self._closed, self._turn = False, itertools.count(1)
+        self._answers, self._trouble = 0, None  # since when nothing was answered, but asked
+
+    def check(self):
+        """Ask each server what it serves, and find the model where none was given.
+
+        UserError where no server is of use now, with all their reasons. Where some are, `warn`
+        hears of the others: one that cannot be reached may come back, one with a wrong key is out.
+        """
+        served, problems = {}, []
+        for lane in self._lanes:
+            self._examine(lane, problems, lambda lane: served.update({lane: lane.client.models()}))
+        if self.model is None and served:
+            self.model = _only_model(served.values())
+        for lane, names in served.items():
+            # Names have short forms, and lists are not always whole: the server has the last word.
+            if self.model not in (names or ()):
+                self._examine(lane, problems, self._ping)
+        if len(problems) == len(self._lanes):
+            raise UserError("\n".join(problems))
+        for problem in problems:
+            self._warn(f"{problem}; the other servers go on without it")
+
+    def _examine(self, lane, problems, call):
+        try:
+            call(lane)
+        except Useless as error:
+            lane.out = f"{lane.name}: {error}"
+            problems.append(lane.out)
+        except Failure as error:
+            lane.last = f"{lane.name}: {error}"
+            problems.append(lane.last)
+
+    def _ping(self, lane):
+        with suppress(Refused):  # a question so short may be refused; the model is there
+            lane.client.ask(dict(PING, model=self.model))
+
+    def ask(self, messages, *, temperature=None, max_tokens=None, schema=None, seed=None):
+        """The Answer to a conversation; returns when there is one, however long that takes.
+
+        messages: [{"role": …, "content": …}, …]. What is None is left to the server. schema: a JSON
+        schema that the answer should follow; a server that cannot is asked without. Raises Refused
+        for this question alone; for the whole run Closed, Unreachable, and UserError where no
+        server is left.
+        """
+        if self.model is None:
+            raise UserError("model: expected a name, or check() before the first question")
+        question = dict(model=self.model, messages=messages, stream=False)
+        given = dict(temperature=temperature, max_tokens=max_tokens, seed=seed)
+        question.update({name: value for name, value in given.items() if value is not None})
+        if schema is not None and self._structured:
+            wanted = {"name": "answer", "strict": True, "schema": schema}
+            question["response_format"] = {"type": "json_schema", "json_schema": wanted}
+        now = self._clock.now()
+        trial = _Trial(now, now)
+        while True:
+            visit = self._enter(trial)
+            # It failed often, and nothing was answered since: is it this question, or is it all?
+            is_ping = trial.doubted >= self._manners.tries and trial.answered == self._answers
+            try:
+                asked = dict(PING, model=self.model) if is_ping else question
+                outcome = visit.lane.client.ask(asked)
+            except BaseException as error:
+                outcome = error
+            for text in self._leave(visit, outcome, trial):
+                self._warn(text)
+            if is_ping and isinstance(outcome, (Answer, Refused)):
+                continue
+            if isinstance(outcome, Answer):
+                return outcome
+            if trial.blamed >= self._manners.tries:
+                raise Refused(f"{trial.lane.last} (failure {trial.failed}; others were answered)")
+            if not isinstance(outcome, (Failure, Useless)):
+                raise outcome
+
+    def close(self):
+        """Take no more questions: those that wait end with Closed, those that are with a server may
+        finish."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for lane in self._lanes:
+            lane.client.close()
+
+    def snapshot(self):
+        """A State for each server, in their order."""
+        with self._changed:
+            now = self._clock.now()
+            return [lane.state(now) for lane in self._lanes]
+
+    # -- to a server, and back --
+
+    def _enter(self, trial):
+        """Wait for a server that takes the question: a _Visit."""
+        with self._changed:
+            while True:
+                now = self._clock.now()
+                self._check_end(trial, now)
+                lane = self._choose(trial, now)
+                if lane:
+                    lane.turn = next(self._turn)
+                    lane.in_flight += 1
+                    lane.requests += 1
+                    return _Visit(lane, now, lane.breaker.enter())
+                wake = self._wake(trial, now)
+                self._clock.wait(self._changed, None if wake is None else wake - now)
+
+    def _check_end(self, trial, now):
+        """Raise what ends a question that waits."""
+        if self._closed:
+            raise Closed("the pool of servers was closed")
+        if all(lane.out for lane in self._lanes):
+            raise UserError("\n".join(lane.out for lane in self._lanes))
+        if self._trouble is not None and now >= self._give_up(trial):
+            reasons = [lane.out or lane.last for lane in self._lanes]
+            waited = f"no server has answered for {self._patience:g} s; what was written is safe"
+            raise Unreachable("\n".join([f"{waited}: run it again to go on", *reasons]))
+
+    def _give_up(self, trial):
+        return max(self._trouble, trial.began) + self._patience
+
+    def _choose(self, trial, now):
+        """The least busy server that takes a question now; not the one where it failed last, if
+        another does; of equals the one whose last turn is the longest ago."""
+        if now < trial.ready or sum(lane.in_flight for lane in self._lanes) >= self._workers:
+            return None
+        lanes = [lane for lane in self._lanes if lane.admits(now)]
+        return min(
+            lanes,
+            key=lambda lane: (lane is trial.lane, lane.in_flight / lane.limit.n, lane.turn),
+            default=None,
+        )
+
+    def _wake(self, trial, now):
+        """When something changes though nobody says so, or None."""
+        times = [trial.ready, *(lane.opens() for lane in self._lanes if not lane.out)]
+        if self._trouble is not None:
+            times.append(self._give_up(trial))
+        return min((time for time in times if time > now), default=None)
+
+    def _leave(self, visit, outcome, trial):
+        """Note how a visit ended. Returns what the user should hear, a list of texts."""
+        lane, news = visit.lane, []
+        with self._changed:
+            now = self._clock.now()
+            lane.in_flight -= 1
+            if isinstance(outcome, (Answer, Refused)):
+                self._answers += 1
+                self._trouble = None
+                if lane.breaker.answered():
+                    news.append(f"{lane.name}: it answers again")
+                if isinstance(outcome, Answer):
+                    lane.limit.answered()
+            elif isinstance(outcome, Failure):
+                lane.last = f"{lane.name}: {outcome}"
+                lane.failures[outcome.kind] += 1
+                if self._trouble is None:
+                    self._trouble = visit.began
+                if outcome.overload:
+                    lane.limit.overloaded(visit.began, now)
+                if outcome.retry_after is not None:
+                    pause = min(outcome.retry_after, self._manners.longest_retry_after)
+                    lane.paused = max(lane.paused, now + pause)
+                if lane.breaker.failed(now, visit.is_probe):
+                    news.append(f"{lane.last}; it is left alone for a while")
+                self._count(trial, lane, outcome.kind, now)
+            else:
+                lane.breaker.left(visit.is_probe)
+                if isinstance(outcome, Useless) and not lane.out:
+                    lane.out = f"{lane.name}: {outcome}"
+                    if not all(other.out for other in self._lanes):  # else it ends the run
+                        news.append(f"{lane.out}; it is asked no more")
+            self._changed.notify_all()
+        return news
+
+    def _count(self, trial, lane, kind, now):
+        """Note a failure of a question, and when it may be asked again: after a random time up to
+        one that doubles, so that many do not come back together ("full jitter")."""
+        if kind not in _OF_SERVER:
+            trial.blamed += bool(trial.doubted) and trial.answered < self._answers
+            trial.doubted += 1
+        longest = self._manners.pause * 2 ** min(trial.failed, 30)
+        pause = self._random.uniform(0, min(longest, self._manners.longest_pause))
+        trial.ready, trial.lane = now + pause, lane
+        trial.failed, trial.answered = trial.failed + 1, self._answers
+
+
+def _names(servers):
+    """What they are called: those at the same address, with keys of their own, by a number."""
+    names = [server.name for server in servers]
+    return [
+        f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    ]
+
+
+def _only_model(lists):
+    """The one model that servers serve, those that only make embeddings apart. UserError where
+    there is not one."""
+    lists = [names for names in lists if names is not None]
+    names = list(dict.fromkeys(name for names in lists for name in names))
+    writers = [name for name in names if "embed" not in name.lower()]
+    if len(writers) != 1:
+        raise UserError(f"model: expected its name; there is {listed(writers or names)}")
+    return writers[0]

@@ -1,0 +1,163 @@
+"""Replies: what a model wrote when asked for question–answer pairs → the pairs.
+
+    read_reply('好的：```json\\n[{"question": "黄河有多长？", "answer": "5464千米。"}]\\n```')
+    → [QA(question='黄河有多长？', answer='5464千米。')]
+
+Models are asked for JSON and give something like it. Each object is read by itself, so that a
+mistake in one costs no other: as JSON, and where that fails, after its punctuation was made ASCII,
+and after json-repair. What a server cut off (`cut`) is never repaired: that would close a string
+that has no end and invent the answer's.
+"""
+
+import json
+import re
+import unicodedata
+from typing import NamedTuple
+
+LONGEST = 100_000  # characters of a reply that are read, its thinking left out
+BROKEN = 200  # objects that may fail to be JSON; whoever writes more writes no pairs
+REPAIRED = 4_000  # characters of an object that is repaired: json-repair's time is their square …
+REPAIRED_IN_ALL = 16_000  # … and of all of them in a reply
+
+QUESTION = ("question", "q", "问题", "問題", "问", "問")
+ANSWER = ("answer", "a", "答案", "回答", "答")
+NAMES = QUESTION, ANSWER
+
+QUOTE = "[\"'“”‘’＂]"
+BEGINS = re.compile(rf"\{{\s{{0,99}}{QUOTE}?\w[\w .-]{{0,30}}{QUOTE}?\s{{0,99}}[:：]")
+ENDS = re.compile(rf"(?:{QUOTE}|\d)\s*[,，]?\s*\}}(?=[\s,，;；\]}}`]|$)")
+
+# Numbers stay as they were written: 3.10 is a version, and a huge one would be refused.
+_DECODER = json.JSONDecoder(
+    strict=False, parse_int=str, parse_float=str, parse_constant=lambda name: None
+)
+
+
+class QA(NamedTuple):
+    """A question and its answer, without blanks at their ends."""
+
+    question: str
+    answer: str
+
+
+def read_reply(text, cut=False):
+    """The pairs that a reply holds, [] where none can be read. Never raises.
+
+    Taken is JSON of any shape (a list, an object with a list somewhere in it, one object, an object
+    a line), alone, in fences or between prose, with full-width quotes, colons and commas, inner
+    quotes that are not escaped, commas too many or too few. Numbers become strings; an object whose
+    question or answer is anything else is left out. A <think> part is dropped.
+    cut: the server ended the reply at its greatest length; the object that was being written then
+    is left out.
+    """
+    text = _without_thinking(text)
+    cut, text = cut or len(text) > LONGEST, text[:LONGEST]
+    pairs, place, broken, budget = [], 0, 0, REPAIRED_IN_ALL
+    end = len(text)  # no object begins behind it
+    while broken < BROKEN and (begins := BEGINS.search(text, place, end)):
+        start = begins.start()
+        try:
+            value, place = _DECODER.raw_decode(text, start)
+            pairs += _pairs(value)
+            continue
+        except RecursionError:
+            problem = None
+        except ValueError as error:
+            problem = error
+        broken, place = broken + 1, begins.end()
+        if cut and _runs_out(problem, text):
+            # Behind the quote that opens the last string is nothing but that string.
+            end = problem.pos if problem.msg.startswith("Unterminated") else end
+            continue
+        following = BEGINS.search(text, place, end)
+        part = _closed(text[start : following.start() if following else end], cut)
+        if len(part) <= min(REPAIRED, budget):
+            budget -= len(part)
+            pairs += _pairs(_repaired(part))
+    return pairs
+
+
+def _without_thinking(text):
+    text = text.lstrip("\ufeff \t\r\n")
+    if text.startswith("<think>"):
+        return text.partition("</think>")[2]
+    # Some templates write <think> into the prompt, so that the reply has but its end.
+    return text if text.startswith(("{", "[", "`")) else text.rpartition("</think>")[2]
+
+
+def _runs_out(problem, text):
+    """Whether an object is no JSON only because its text ends: a JSONDecodeError says where."""
+    if problem is None:
+        return False
+    return (
+        problem.msg.startswith("Unterminated")
+        or problem.pos >= len(text.rstrip())
+        or ("uXXXX" in problem.msg and problem.pos > len(text) - 6)
+    )
+
+
+def _closed(part, cut):
+    """`part` up to the brace that ends its object: the last one behind a value; else, but not where
+    the reply was cut, the last one, or all of it."""
+    ends = [match.end() for match in ENDS.finditer(part)]
+    if ends or cut:
+        return part[: ends[-1]] if ends else ""
+    return part[: part.rfind("}") + 1] or part
+
+
+def _repaired(part):
+    """What an object that is no JSON may mean; None where that cannot be said."""
+    part = _with_ascii_syntax(part)
+    try:
+        return _DECODER.decode(part)
+    except (ValueError, RecursionError):
+        import json_repair  # here, for most replies need no repair
+
+        try:
+            return json_repair.loads(part, skip_json_loads=True)
+        except Exception:  # whatever a guess stumbles over, it costs one object
+            return None
+
+
+_BEFORE = rf"(\{{\s*|(?:{QUOTE}|\d)\s*[,，]\s*)"  # a key
+_KEY = r'"\w{1,20}": '  # as the first step leaves it
+_SYNTAX = [
+    (re.compile(rf"{_BEFORE}{QUOTE}(\w{{1,20}}){QUOTE}\s*[:：]\s*"), r'\1"\2": '),
+    (re.compile(rf"({_KEY}){QUOTE}"), r'\1"'),
+    (re.compile(rf"{QUOTE}\s*[,，](?=\s*{_KEY})"), '",'),
+    (re.compile(rf"{QUOTE}(?=\s*[,，]?\s*\}}\s*$)"), '"'),
+    (re.compile(r"，(?=\s*\}\s*$)"), ","),
+]
+
+
+def _with_ascii_syntax(part):
+    """An object's quotes, colons and commas as JSON has them, those within its strings unchanged:
+    the ones that stand beside a key or an end are syntax."""
+    for pattern, replacement in _SYNTAX:
+        part = pattern.sub(replacement, part)
+    return part
+
+
+def _pairs(value):
+    """Every pair in what JSON gave, in order."""
+    found, waiting = [], [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            named = {unicodedata.normalize("NFKC", key).strip().casefold(): key for key in value}
+            keys = [next((named[n] for n in names if n in named), None) for names in NAMES]
+            if None not in keys:
+                texts = [_text(value[key]) for key in keys]
+                if None not in texts:
+                    found.append(QA(*texts))
+                continue
+            value = list(value.values())
+        if isinstance(value, list):
+            waiting += reversed(value)
+    return found
+
+
+def _text(value):
+    """A string of a string or a number, None of anything else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value).strip() if is_number or isinstance(value, str) else None

@@ -1,0 +1,151 @@
+"""The tally: what came of the entries, counted from their lines of progress, and how it is told.
+
+tally = Tally(price_in=0.5, price_out=2.0)      # per million tokens, whatever the currency
+tally.add(record)                               # a line of FILE.progress.jsonl
+print(tally.line(left=400, in_flight=8))        # one line while the work goes on
+print(summary({"this run": tally, "in all": other}))
+"""
+
+import shutil
+import sys
+import threading
+import time
+from collections import Counter
+
+from minigpt.checks import RULES
+from minigpt.report import duration, table
+
+LINE_SECONDS = 30.0  # between two lines of progress where the output is no terminal
+REDRAW_SECONDS = 0.5  # where it is one
+
+
+class Tally:
+    """Counts of entries, pairs, tokens and broken rules.
+
+    outcomes: Counter of "done", "rejected", "refused".  doubles: Counter of "exact" and "near".
+    first, last: Counters of rules that first and last replies broke.
+    """
+
+    def __init__(self, price_in=None, price_out=None):
+        self._prices = price_in, price_out
+        self._began = time.monotonic()
+        self.outcomes, self.doubles, self.first, self.last = (Counter() for _ in range(4))
+        self.pairs = self.attempts = self.prompt_tokens = self.completion_tokens = self.cut = 0
+
+    def add(self, record):
+        """Count a line of progress. What one lacks (that of a run that was killed) counts as 0."""
+        self.outcomes[record["outcome"]] += 1
+        self.pairs += record["pairs"]
+        for name in ("attempts", "prompt_tokens", "completion_tokens"):
+            setattr(self, name, getattr(self, name) + record.get(name, 0))
+        for name in ("doubles", "first", "last"):
+            getattr(self, name).update(record.get(name, {}))
+        self.cut += "left_out" in record
+
+    @property
+    def entries(self):
+        """How many are finished."""
+        return self.outcomes.total()
+
+    @property
+    def success(self):
+        """The share of the finished entries that gave enough pairs; 1.0 where there are none."""
+        return self.outcomes["done"] / self.entries if self.entries else 1.0
+
+    @property
+    def cost(self):
+        """What the tokens cost, or None where no price is known."""
+        if self._prices == (None, None):
+            return None
+        tokens = self.prompt_tokens, self.completion_tokens
+        return sum(n * (price or 0) for n, price in zip(tokens, self._prices, strict=True)) / 1e6
+
+    def line(self, total, left, in_flight):
+        """The line of progress of this run's tally: of `total` entries `left` are not finished,
+        `in_flight` are being asked."""
+        seconds = time.monotonic() - self._began
+        parts = [
+            f"{total - left:,}/{total:,} entries",
+            f"{duration(seconds / self.entries * left)} left" if self.entries else "",
+            f"{self.pairs:,} pairs",
+            f"{self.success:.0%} passed",
+            f"{self.entries - self.outcomes['done']:,} rejected",
+            f"{self.completion_tokens / max(seconds, 1e-9):,.0f} tok/s",
+            f"{in_flight} in flight",
+            "" if self.cost is None else f"cost {self.cost:.2f}",
+        ]
+        return " | ".join(filter(None, parts))
+
+
+def summary(columns):
+    """The tables at the end; columns: {"this run": Tally, …}."""
+    tallies = list(columns.values())
+
+    def row(name, show):
+        return [name, *map(show, tallies)]
+
+    rows = [row("entries finished", lambda t: f"{t.entries:,}")]
+    for outcome in ("done", "rejected", "refused"):
+        rows.append(row(f"  {outcome}", lambda t, o=outcome: f"{t.outcomes[o]:,}"))
+    rows += [
+        row("pairs", lambda t: f"{t.pairs:,}"),
+        row("duplicates left out, exact", lambda t: f"{t.doubles['exact']:,}"),
+        row("duplicates left out, near", lambda t: f"{t.doubles['near']:,}"),
+        row("answers", lambda t: f"{t.attempts:,}"),
+        row("tokens read", lambda t: f"{t.prompt_tokens:,}"),
+        row("tokens written", lambda t: f"{t.completion_tokens:,}"),
+    ]
+    if any(tally.cut for tally in tallies):
+        rows.append(row("entries cut at text_max", lambda t: f"{t.cut:,}"))
+    if any(tally.cost is not None for tally in tallies):
+        rows.append(row("cost", lambda t: f"{t.cost:.2f}"))
+    return table(["", *columns], rows) + "\n\n" + rules_table(tallies[-1])
+
+
+def rules_table(tally):
+    """How often each rule was broken in first and last replies, the worst first."""
+    names = [name for name in RULES if tally.first[name] or tally.last[name]]
+    names += sorted((tally.first.keys() | tally.last.keys()) - set(names))  # of other versions
+    names.sort(key=lambda name: -tally.first[name])
+    if not names:
+        return "no rule was broken"
+    rows = [[name, f"{tally.first[name]:,}", f"{tally.last[name]:,}"] for name in names]
+    return table(["broken rule", "first replies", "last replies"], rows)
+
+
+class ProgressLine:
+    """A line on stderr that says how far the work is: rewritten on a terminal, elsewhere a new one
+    every LINE_SECONDS."""
+
+    def __init__(self, stream=None):
+        self._stream = stream or sys.stderr
+        self._is_terminal = self._stream.isatty()
+        self._lock = threading.Lock()  # warnings come from other threads
+        self._shown, self._next = 0, 0.0 if self._is_terminal else time.monotonic() + LINE_SECONDS
+
+    def show(self, make):
+        """Show make(), if it is time to."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + (REDRAW_SECONDS if self._is_terminal else LINE_SECONDS)
+        line = make()
+        with self._lock:
+            if self._is_terminal:
+                line = line[: shutil.get_terminal_size().columns - 1]  # what wraps stays there
+                print("\r" + line.ljust(self._shown), end="", file=self._stream, flush=True)
+                self._shown = len(line)
+            else:
+                print(line, file=self._stream, flush=True)
+
+    def say(self, text):
+        """Print a message on lines of its own. Any thread may call it."""
+        self.clear()
+        with self._lock:
+            print(text, file=self._stream, flush=True)
+
+    def clear(self):
+        """Leave the terminal's line empty for what is printed next."""
+        with self._lock:
+            if self._shown:
+                print("\r" + " " * self._shown + "\r", end="", file=self._stream, flush=True)
+                self._shown = 0

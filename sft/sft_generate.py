@@ -1,0 +1,227 @@
+"""Question–answer pairs from raw text: asks a large model about one entry at a time, keeps what
+passes the checks, and never loses or repeats work.
+
+    python sft/sft_generate.py --input=wiki/ --output=sft/my_pairs.jsonl \\
+        --base_url=http://localhost:1234/v1 --model=qwen3-8b --workers=4
+    python sft/sft_generate.py --input=wiki/ --dry_run                     # shows one prompt
+    python sft/sft_generate.py --input=sft/topics.jsonl --prompt=topic --rounds=50 --output=…
+
+The servers speak OpenAI's HTTP API: LM Studio, Ollama (http://localhost:11434/v1), vLLM, llama.cpp,
+a cloud service. Several share the work: --base_url=ONE,TWO, their keys in environment variables
+that --api_key_env names.
+
+The same command again goes on where the last run ended, however that was; Ctrl-C finishes what is
+being answered. Beside FILE.jsonl stand FILE.progress.jsonl and FILE.rejects.jsonl (see
+minigpt/pairs_log.py). Another prompt or model asks every entry again and adds to the same file.
+Exit code 1: fewer entries gave pairs than --min_success; 2: something to mend; 130: Ctrl-C.
+"""
+
+import os
+import pathlib
+import re
+import signal
+import sys
+import threading
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from config.configurator import UserError, configure, run
+from minigpt.checks import Rules
+from minigpt.corpus import pair_of, read_records
+from minigpt.doubles import Doubles
+from minigpt.interviews import EntryTasks, Interviewer, Memory, TopicTasks, conduct
+from minigpt.pairs_log import PairsLog, beside
+from minigpt.pool import Pool, read_servers
+from minigpt.tally import ProgressLine, Tally, summary
+from minigpt.templates import FOLDER, load, schema
+from minigpt.tokenizer import load_tokenizer
+
+LIMITS = ("n_min", "n_max", "question_max", "answer_max")
+TEXTUAL = ("temperature", "max_tokens", "text_max", "clean", "seed")  # what else changes the pairs
+
+
+class Settings:
+    """The knobs of this script alone."""
+
+    # -- what is asked about, and how --
+    input: str = ""  # files or folders with entries (or with topics), comma-separated
+    output: str = "sft/my_pairs.jsonl"  # the file of pairs; a run goes on with what it holds
+    prompt: str = "facts"  # a name in sft/prompts (facts, wiki, topic) or a path
+    n_min: int = 3  # pairs that an entry has to give
+    n_max: int = 6  # and that are kept of it at most
+    question_max: int = 15  # characters of a question
+    answer_max: int = 300  # characters of an answer
+    text_max: int = 3000  # characters of an entry that are shown; a longer one is cut at a sentence
+    rounds: int = 10  # of a prompt without source text: how often each topic comes
+    limit: int | None = None  # only the first so many entries of the input; none: all
+    exclude: list[str] = []  # files of pairs that must not come again, as an evaluation set
+    clean: bool = True  # drop title lines, line breaks and the leftovers of wiki dumps
+
+    # -- who answers --
+    base_url: list[str] = ["http://localhost:1234/v1"]  # servers; the least busy is asked
+    api_key_env: list[str] = []  # NAMES of environment variables that hold keys: one for all
+    #                              servers, or one for each
+    model: str | None = None  # none: the one that the servers serve
+    workers: int = 4  # entries asked about at once, over all servers
+    temperature: float = 0.45  # higher: more varied, and less true to the text
+    max_tokens: int = 2048  # of one answer, what a model thinks beforehand included
+    seed: int | None = None  # for servers that take one; none: theirs
+    retries: int = 2  # how often an entry is asked again when too little of its answer passed
+    timeout: float = 180.0  # seconds for one answer
+    patience: float = 3600.0  # seconds without any answer after which the run ends
+
+    # -- how it ends --
+    min_success: float = 0.5  # exit code 1 where a smaller share of the entries gave enough pairs
+    price_in: float | None = None  # of a million tokens read, to show the cost
+    price_out: float | None = None  # of a million tokens written
+    dry_run: bool = False  # print one whole prompt and its number of tokens, and ask nobody
+
+
+def main():
+    """Entries → pairs."""
+    settings = configure(Settings, doc=__doc__)
+    check(settings)
+    template = load(prompt_path(settings.prompt))
+    rules = Rules(**{name: getattr(settings, name) for name in LIMITS})
+    if settings.dry_run:
+        return show_prompt(settings, template, rules)
+    memory = Memory(settings.n_max)
+    tasks = find_tasks(settings, template, memory)
+    stop, line = stop_on_signal(), ProgressLine()
+    pool = Pool(
+        read_servers(settings.base_url, settings.api_key_env),
+        settings.model,
+        workers=settings.workers,
+        timeout=settings.timeout,
+        patience=settings.patience,
+        warn=line.say,
+    )
+    pool.check()
+
+    doubles = Doubles()
+    now, in_all = (Tally(settings.price_in, settings.price_out) for _ in range(2))
+    for _, pair, _ in read_records(settings.exclude, pair_of) if settings.exclude else ():
+        doubles.add(pair.question, pair.answer)
+
+    def remember(pair):
+        doubles.add(pair["question"], pair["answer"])
+        if template.source == "topic":
+            memory.note(pair["id"], pair["question"], pair["answer"])
+
+    log = PairsLog(settings.output, facts(settings, template, pool.model), remember, in_all.add)
+    try:
+        for text in log.news():
+            line.say(text)
+        interviewer = Interviewer(asker(settings, pool), template, rules, settings.retries)
+
+        def tick():
+            log.sync()
+            left = tasks.total - tasks.read + tasks.begun - now.entries
+            in_flight = sum(state.in_flight for state in pool.snapshot())
+            line.show(lambda: now.line(tasks.total, left, in_flight))
+
+        missing, workers = tasks.missing(log), settings.workers
+        for task, result in conduct(missing, interviewer, workers, pool.close, stop, tick):
+            finished = result.finished(task, doubles)
+            record = log.add(finished)
+            for tally in (now, in_all):
+                tally.add(record)
+            for question, answer in finished.pairs if template.source == "topic" else ():
+                memory.note(task.id, question, answer)
+    finally:
+        log.close()
+        line.clear()
+        print(summary({"this run": now, "in all": in_all}))
+        print(f"\n{log.path}: {log.pairs:,} pairs; beside it {beside(log.path)[0].name}")
+    if stop.is_set():
+        raise KeyboardInterrupt
+    if in_all.success < settings.min_success:
+        share = f"{in_all.success:.1%} of the entries gave enough pairs"
+        print(f"{share}, less than --min_success: {beside(log.path)[1]} says why", file=sys.stderr)
+        sys.exit(1)
+
+
+def find_tasks(settings, template, memory):
+    """What is asked about: entries, or topics."""
+    if template.source == "topic":
+        return TopicTasks(settings.input, settings.rounds, memory, settings.limit)
+    return EntryTasks(settings.input, settings.limit, settings.text_max, settings.clean)
+
+
+def asker(settings, pool):
+    """The function by which an interviewer asks."""
+    form = schema(settings.n_min, settings.n_max)
+
+    def ask(messages, attempt):
+        return pool.ask(
+            messages,
+            temperature=settings.temperature,
+            max_tokens=settings.max_tokens,
+            schema=form,
+            # Asked again with the same seed, some servers give the same answer.
+            seed=None if settings.seed is None else settings.seed + attempt,
+        )
+
+    return ask
+
+
+def facts(settings, template, model):
+    """What makes a generation: all that changes what the pairs are."""
+    named = dict(template=template.name, version=template.version, model=model)
+    return named | {name: getattr(settings, name) for name in (*LIMITS, *TEXTUAL)}
+
+
+def stop_on_signal():
+    """An Event that Ctrl-C or SIGTERM sets; a second one ends the process at once."""
+    event = threading.Event()
+
+    def stop(number, frame):
+        signal.signal(number, signal.SIG_DFL)
+        event.set()
+        # print() is not to be used where it may have been interrupted itself.
+        os.write(2, b"\nstopping: what is being answered is finished first (again: at once)\n")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    return event
+
+
+def show_prompt(settings, template, rules):
+    """Print what the first entry would be asked, and its length; nobody is asked."""
+    task = next(find_tasks(settings, template, Memory(1)).missing(log=()))
+    messages = Interviewer(None, template, rules).messages(task)
+    for message in messages:
+        print(f"-- {message['role']} --\n{message['content']}\n")
+    tokenizer = load_tokenizer("zh")
+    count = sum(len(tokenizer.encode(message["content"])) for message in messages)
+    print(f"{count:,} tokens of our zh tokenizer; the model's own may differ by a third")
+    print(f"prompt {template.name}, version {template.version}; entry {task.id}: {task.title}")
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+def check(settings):
+    """UserError with all that is wrong."""
+    problems = []
+    for name in ("n_min", "workers", "rounds", "question_max", "answer_max", "text_max"):
+        if getattr(settings, name) < 1:
+            problems.append(f"{name}={getattr(settings, name)}: expected at least 1")
+    for name in ("retries", "temperature"):
+        if getattr(settings, name) < 0:
+            problems.append(f"{name}={getattr(settings, name):g}: expected 0 or more")
+    if settings.n_max < settings.n_min:
+        problems.append(f"n_max={settings.n_max}: is below n_min={settings.n_min}")
+    if not 0 <= settings.min_success <= 1:
+        problems.append(f"min_success={settings.min_success:g}: expected a share, 0 to 1")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def prompt_path(name):
+    """The prompt file that a name or a path means."""
+    return FOLDER / f"{name}.md" if re.fullmatch(r"[\w-]+", name) else pathlib.Path(name)
+
+
+if __name__ == "__main__":
+    run(main)

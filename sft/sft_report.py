@@ -1,0 +1,53 @@
+"""What is in a file of question–answer pairs: a table, and a picture beside the file.
+
+    python sft/sft_report.py sft/my_pairs.jsonl
+    python sft/sft_report.py sft/my_pairs.jsonl --input=wiki/ --png=pairs.png
+
+Any file that data/prepare_sft.py reads will do. Of one that sft/sft_generate.py is writing, or has
+written, the progress file beside it is counted as well: entries and broken rules.
+"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from config.configurator import UserError, configure, run
+from minigpt.census import describe, take_census
+from minigpt.doubles import Doubles
+from minigpt.plots import census_figure, output_paths, write_figure
+
+
+class Settings:
+    """The knobs of this script alone."""
+
+    input: str = ""  # what the pairs were made of, comma-separated: how many entries have pairs
+    png: str = ""  # where the picture goes, .png or .svg; "": FILE.png beside FILE.jsonl
+    doubles: bool = True  # look for duplicates within the file, which takes the longest
+
+
+def main():
+    """File → table and picture."""
+    words = sys.argv[1:]
+    files = [word for word in words if not word.startswith("-") and not word.endswith(".py")]
+    rest = [word for word in words if word not in files]
+    settings = configure(Settings, doc=__doc__, argv=rest, quiet=True)
+    if len(files) != 1:
+        raise UserError(
+            f"{len(files)} files given, expected one: python sft/sft_report.py FILE.jsonl"
+        )
+    path = pathlib.Path(files[0])
+    (picture,) = output_paths(settings.png or str(path.with_suffix(".png")))[:1]
+    census = take_census(path, Doubles() if settings.doubles else None, settings.input)
+    if not census.pairs:
+        raise UserError(f"{path}: no pairs in it yet")
+    print(describe(census))
+    figure, notes = census_figure(census)
+    write_figure(figure, [picture])
+    for note in notes:
+        print(note)
+    print(f"\nwrote {picture}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,425 @@
+"""Try many settings: each combination a run of train.py, all in one study, the best of them found.
+
+    python sweep.py config/cpu_small.py --grid learning_rate=1e-3,3e-4 --grid batch_size=8,16
+    python sweep.py config/cpu_small.py --input=TEXTS --grid block_size=128,256 --max_minutes=10
+    python sweep.py config/cpu_small.py --range learning_rate=1e-4,1e-2 --trials=20
+    python sweep.py … --storage=postgresql://user:password@host/name     # on several machines
+
+A grid tries every combination once; with a range Optuna's TPE draws the values, and learns from the
+trials before. Recipes and other flags are train.py's, for every trial. out/sweeps/NAME then holds a
+run folder for each trial (its output in train.log), curves.png, and the study. Whatever stops a
+sweep, the same command goes on: finished trials are not run again, and one that was under way is
+resumed. The same command elsewhere, with the same --storage, helps.
+
+Trials are compared by bits per character over the same held-out text: a loss a token means another
+thing with another tokenizer, and with another block_size it is taken over other blocks.
+"""
+
+import contextlib
+import json
+import math
+import os
+import shlex
+import signal
+import sqlite3
+import statistics
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Literal
+
+from config.configurator import ROOT, UserError, configure, run
+from data_utils import read_meta
+from minigpt import checkpoint
+from minigpt.plots import sweep_figure, write_figure
+from minigpt.report import table, write_json
+from minigpt.runlog import read_runlog
+from minigpt.study import Study, TrialFailed, TrialStopped, as_word, read_plan, trial_name
+from minigpt.tokenizer import load_tokenizer
+
+
+class Settings:
+    grid: list[str] = []  # name=value,value: values of a knob of train.py; again for another knob
+    range: list[str] = []  # name=low,high: a knob's values lie between these; drawn from their
+    #                             logarithm where high is ten times low or more
+    trials: int = 0  # with --range, how many
+    study: str = ""  # its name; "": that of the recipe's out_dir
+    storage: str = ""  # a database's URL, for several machines; "": out/sweeps/NAME/study.db
+    input: str = ""  # texts, as data/prepare.py takes them, from which each tokenizer, block_size
+    #                             and layout gets its dataset; "": the recipe's own dataset
+    metric: Literal["bits_per_char", "val_loss"] = "bits_per_char"  # what decides, lower is better
+    seeds: int = 1  # runs a trial, with seed, seed + 1 …; their mean decides
+    retry: bool = False  # true: try failed trials once more
+    heartbeat: int = 15  # seconds between a process's signs of life; after four times as many
+    #                             without one its trial is another's
+
+
+OWN = set(Settings.__annotations__)
+DATA = ("tokenizer", "block_size", "layout")  # what a dataset is prepared for
+HEADS = {"bits_per_char": "bits/char", "val_loss": "val loss"}
+LONGER = 10  # times as long as a trial: the run that is proposed at the end
+
+# What cannot be swept, and why.
+BARRED = dict.fromkeys(OWN, "is a knob of the sweep itself, not of train.py") | {
+    "out_dir": "every trial has a folder of its own",
+    "overwrite": "a sweep throws no run away",
+    "dataset": "its held-out text must be the same for all; sweep tokenizer, block_size or layout, "
+    "with --input=TEXTS",
+}
+# What may differ between two starts of the same sweep: it changes where and how, not what.
+FREE = {"out_dir", "overwrite", "dataset", "device", "compile", "tensorboard", "log_interval"}
+FREE |= {"sample_prompt", "sample_tokens"} | OWN
+
+
+def main():
+    settings = configure(Settings, shared="all", doc=__doc__)
+    check(settings)
+    plan = read_plan(
+        settings.grid, settings.range, settings.trials, settings.read, settings.seed, BARRED
+    )
+    check_metric(settings, plan)
+    name = settings.study or Path(settings.out_dir).name
+    root = Path("out", "sweeps", name)
+    url = settings.storage or f"sqlite:///{(root / 'study.db').as_posix()}"
+
+    root.mkdir(parents=True, exist_ok=True)
+    study = Study(url, name, plan, settings.heartbeat, settings.retry)
+    made_of = recipe_of(settings, plan)
+    study.compare(made_of)
+    compare(root / "sweep.json", made_of)
+    scripts = Scripts()
+    datasets = prepared(settings, plan, root, scripts) if settings.input else own(settings, plan)
+    study.remember(made_of)  # only now: a mistake in the first command must not bind the second
+    write_json(root / "sweep.json", made_of)
+    trainer = Trainer(settings, plan, root, scripts, datasets)
+    introduce(study, plan, root)
+    try:
+        study.work(trainer, scripts.wait)
+        stopped = False
+    except KeyboardInterrupt:
+        stopped = True
+    show(study.trials(), settings, trainer, root / "curves.png")
+    if stopped:
+        print("stopped; the same command goes on")
+
+
+# -- settings that no sweep can have ---------------------------------------------------------------
+
+
+def check(settings):
+    """UserError names all of the sweep's own knobs that are wrong."""
+    problems = [
+        f"--{name}={getattr(settings, name)}: expected at least {least}"
+        for name, least in (("trials", 0), ("seeds", 1), ("heartbeat", 1))
+        if getattr(settings, name) < least
+    ]
+    if settings.overwrite:
+        problems.append("overwrite: a sweep throws no run away; give another --study=NAME")
+    if settings.init_from == "resume":
+        problems.append("init_from=resume: the same command resumes a sweep; leave it out")
+    if settings.study and Path(settings.study).name != settings.study:
+        problems.append(f"--study={settings.study}: expected a name without folders")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def check_metric(settings, plan):
+    """UserError where the metric does not compare the trials."""
+    if settings.seeds > 1 and "seed" in plan.names:
+        raise UserError("--seeds and a sweep over seed: expected one of them")
+    other = [name for name in DATA if name in plan.names]
+    if settings.metric == "val_loss" and other:
+        raise UserError(
+            f"--metric=val_loss: does not compare trials that differ in {', '.join(other)}; "
+            f"take bits_per_char"
+        )
+    if "block_size" in plan.ranges:
+        raise UserError(
+            "--range: block_size: each value needs a dataset of its own; name some by --grid"
+        )
+
+
+def recipe_of(settings, plan):
+    """What makes the study what it is: its plan, and every setting that is the same for all."""
+    free = FREE | set(plan.names)
+    fixed = {name: value for name, value in settings.as_dict().items() if name not in free}
+    data = settings.input or settings.dataset
+    judged = dict(metric=settings.metric, seeds=settings.seeds, texts=data)
+    # As lists, for their order counts: a trial's place in the queue follows from it.
+    plans = dict(grid=list(plan.grid.items()), range=list(plan.ranges.items()))
+    return plans | judged | fixed
+
+
+def compare(path, made_of):
+    """The same for the folder, whose runs must not be taken for those of another study."""
+    if not path.exists():
+        return
+    if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(made_of)):
+        raise UserError(
+            f"{path.parent}: holds the runs of a sweep with other settings ({path.name} has them); "
+            f"give this one another --study=NAME, or delete the folder"
+        )
+
+
+# -- datasets --------------------------------------------------------------------------------------
+
+
+def data_knobs(settings, values):
+    """The three settings of a trial that its dataset must fit."""
+    return {name: values.get(name, getattr(settings, name)) for name in DATA}
+
+
+def prepared(settings, plan, root, scripts):
+    """Values of DATA → dataset folder, for each that the plan needs; data/prepare.py makes, once,
+    what is not there."""
+    datasets = {}
+    for values in plan.combinations(DATA):
+        knobs = data_knobs(settings, values)
+        folder = root / "data" / trial_name(knobs)
+        datasets[tuple(knobs.values())] = folder
+        words = ["data/prepare.py", *flags(knobs)]
+        words += [f"--input={settings.input}", f"--dataset={folder}"]
+        folder.parent.mkdir(exist_ok=True)
+        with alone(folder.parent / "lock"):
+            if folder.exists() and read_meta(folder).get("command") == as_command(words):
+                continue
+            code, last = scripts.call(f"{folder}.log", *words)
+            if code:
+                raise UserError(f"{folder}: could not be prepared: {last}")
+    return datasets
+
+
+def own(settings, plan):
+    """The same with the recipe's own dataset. UserError names every value that does not fit it."""
+    meta, datasets, problems = read_meta(settings.dataset), {}, []
+    for values in plan.combinations(DATA):
+        knobs = data_knobs(settings, values)
+        datasets[tuple(knobs.values())] = Path(settings.dataset)
+        if settings.init_from != "scratch":
+            continue  # the run that all start from decides
+        found = dict(tokenizer=meta["tokenizer"], block_size=meta["block_size"])
+        if "layout" in values:
+            found["layout"] = meta["layout"]
+        for name, value in found.items():
+            fits = knobs[name] == value
+            if name == "tokenizer":
+                fits = load_tokenizer(knobs[name]).hash == meta["tokenizer_hash"]
+            if not fits:
+                problems.append(
+                    f"{name}={knobs[name]}: {settings.dataset} was prepared with {value}; give "
+                    f"--input=TEXTS, and a dataset is made for each, or leave this out"
+                )
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+    return datasets
+
+
+@contextlib.contextmanager
+def alone(path):
+    """Within it no other process of this machine is. SQLite's lock ends with its process."""
+    with contextlib.closing(sqlite3.connect(path, timeout=1e5, isolation_level=None)) as lock:
+        lock.execute("BEGIN EXCLUSIVE")
+        yield
+
+
+# -- one trial -------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """values → (score, figures): trains and scores a trial, once for each seed."""
+
+    def __init__(self, settings, plan, root, scripts, datasets):
+        self.settings, self.root, self.scripts = settings, root, scripts
+        self.datasets, self.judge = datasets, next(iter(datasets.values()))
+        self.plan, self.number = plan, 0
+
+    def __call__(self, values):
+        runs = [self.one_run(values, i) for i in range(self.settings.seeds)]
+        scores = [run.pop("score") for run in runs]
+        figures = dict(
+            val_loss=statistics.mean(run["val_loss"] for run in runs),
+            minutes=sum(run["minutes"] for run in runs),
+            tokens=runs[0]["tokens"],
+            curves=[run["curve"] for run in runs],
+        )
+        if len(runs) > 1:
+            figures["spread"] = statistics.stdev(scores)
+        score = statistics.mean(scores)
+        print(f"  {HEADS[self.settings.metric]} {score:.4f}, {figures['minutes']:.1f} minutes")
+        return score, figures
+
+    def one_run(self, values, i):
+        """Train the i-th run of a trial, or go on with it, and score it."""
+        folder = self.root / trial_name(values)
+        words = self.words(values)
+        if self.settings.seeds > 1:
+            seed = self.settings.seed + i
+            folder = folder.with_name(f"{folder.name}+seed={seed}")
+            words.append(f"--seed={seed}")
+        folder.mkdir(exist_ok=True)
+        words.append(f"--out_dir={folder}")
+        if checkpoint.exists(folder):
+            words.append("--init_from=resume")
+        self.step(folder, "train.py", *words)
+        log = read_runlog(folder)
+        if log.best is None:
+            raise self.failed(f"{folder}: no evaluation gave a val loss")
+        score = val_loss = float(log.val["val_loss"][log.best])
+        if self.settings.metric == "bits_per_char":
+            output = folder / "perplexity.json"
+            words = [f"--out_dir={folder / 'best'}", f"--dataset={self.judge}"]
+            words += [f"--device={self.settings.device}", f"--output={output}"]
+            self.step(folder, "evaluations-perplexity.py", *words)
+            score = json.loads(output.read_text(encoding="utf-8"))["text"]["bits_per_char"]
+        columns = zip(*(log.val[name].tolist() for name in ("tokens", "val_loss")), strict=True)
+        curve = [[tokens, loss] for tokens, loss in columns if math.isfinite(loss)]
+        ends = dict(minutes=log.end("minutes"), tokens=log.end("tokens"))
+        return dict(score=score, val_loss=val_loss, curve=curve) | ends
+
+    def words(self, values):
+        """What train.py is told of a trial, but for its folder."""
+        data = self.datasets[tuple(data_knobs(self.settings, values).values())]
+        return [*self.settings.words(without=OWN), *flags(values), f"--dataset={data}"]
+
+    def step(self, folder, *words):
+        """One script of a trial: TrialFailed and TrialStopped as study.work() wants them."""
+        code, last = self.scripts.call(folder / "train.log", *words)
+        if code < 0:
+            last = f"killed by signal {-code}; where memory runs out the system does that"
+        if code:
+            raise self.failed(last)
+        if last.startswith("stopped; go on with"):
+            print("  stopped by another; it goes on later")
+            raise TrialStopped
+
+    def failed(self, reason):
+        print(f"  failed: {reason}")
+        return TrialFailed(reason)
+
+
+def flags(values):
+    """The command line's words for some knobs."""
+    return [f"--{name}={as_word(value)}" for name, value in values.items()]
+
+
+def as_command(words):
+    """A script and its words as a person would type them."""
+    return shlex.join(["python", *map(str, words)])
+
+
+class Scripts:
+    """The project's scripts as processes, one at a time. Ctrl-C and SIGTERM are passed on to them,
+    so that train.py saves; `asked` then says how often."""
+
+    def __init__(self):
+        self.asked, self._child, self._woken = 0, None, threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def call(self, log, *words):
+        """Run a script, shown as a person would type it, what it prints added to the file `log`:
+        (exit code, its last line); KeyboardInterrupt where we were asked to stop. A script whose
+        sweep is killed ends when it prints its next line."""
+        print("$", as_command(words), flush=True)
+        last = ""
+        command = [sys.executable, "-u", str(ROOT / words[0]), *words[1:]]
+        with (
+            open(log, "a", encoding="utf-8") as file,
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                # Ctrl-C at the terminal reaches us alone: twice, it would end train.py unsaved.
+                start_new_session=os.name != "nt",
+            ) as self._child,
+        ):
+            if self.asked:
+                self._child.terminate()
+            for line in self._child.stdout:
+                file.write(line)
+                file.flush()
+                last = line.strip() or last
+        code, self._child = self._child.returncode, None
+        self.wait(0)
+        return code, last
+
+    def wait(self, seconds):
+        """Sleep, unless a signal comes or has come: then KeyboardInterrupt."""
+        if self._woken.wait(seconds):
+            raise KeyboardInterrupt
+
+    def _note(self, number, frame):
+        self.asked += 1
+        self._woken.set()
+        if self.asked == 1:
+            print("\nstopping when the trial has saved (again: at once) …", flush=True)
+        # A Windows console gives Ctrl-C to every process in it.
+        if self._child and (os.name != "nt" or self.asked > 1):
+            self._child.terminate()
+
+
+# -- what the sweep tells --------------------------------------------------------------------------
+
+
+def introduce(study, plan, root):
+    """Say what is about to be tried."""
+    done = sum(trial.state in ("finished", "failed") for trial in study.trials())
+    kind = "trials" if plan.ranges else "combinations"
+    what = f"{len(plan.places())} {kind} of {', '.join(plan.names)}"
+    print(f"study {study.name}: {what}, {done} of them done; runs in {root}", flush=True)
+
+
+def show(trials, settings, trainer, picture):
+    """The table, best first; the curves; the command that trains the best for longer."""
+    finished = sorted((t for t in trials if t.state == "finished"), key=lambda trial: trial.score)
+    names, head = trainer.plan.names, HEADS[settings.metric]
+    spread = ["±"] if settings.seeds > 1 else []
+    val_loss = ["val loss"] if settings.metric != "val_loss" else []
+    rows = [
+        [as_word(trial.values[name]) for name in names]
+        + [f"{trial.score:.4f}"]
+        + [f"{trial.figures['spread']:.4f}" for _ in spread]
+        + [f"{trial.figures['val_loss']:.4f}" for _ in val_loss]
+        + [f"{trial.figures['minutes']:.1f}", f"{trial.figures['tokens']:,.0f}"]
+        for trial in finished
+    ]
+    if rows:
+        print("\n" + table([*names, head, *spread, *val_loss, "minutes", "tokens"], rows) + "\n")
+    for trial in trials:
+        if trial.state == "failed":
+            print(f"failed: {trial.name}: {trial.error}")
+    for state in ("running", "waiting"):
+        count = sum(trial.state == state for trial in trials)
+        if count:
+            print(f"{state}: {count} of {len(trials)}")
+    if not finished:
+        print("no trial has finished yet")
+        return
+    curves = [
+        (", ".join(map(as_word, trial.values.values())), trial.score, trial.figures["curves"])
+        for trial in finished
+    ]
+    figure, notes = sweep_figure(curves, ", ".join(names), head)
+    write_figure(figure, [picture])
+    for note in notes:
+        print(note)
+    print(f"curves: {picture}")
+    longer = [*trainer.words(finished[0].values), *budget(settings, finished[0].values)]
+    longer = ["train.py", *longer, f"--out_dir={settings.out_dir}_best"]
+    print(f"the best for {LONGER} times as long: {as_command(longer)}")
+
+
+def budget(settings, values):
+    """The flags that make a run LONGER times as long."""
+    names = ["epochs" if settings.epochs is not None else "max_iters"]
+    names += ["max_minutes"] if settings.max_minutes is not None else []
+    return [f"--{name}={LONGER * values.get(name, getattr(settings, name)):.12g}" for name in names]
+
+
+if __name__ == "__main__":
+    run(main)

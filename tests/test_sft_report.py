@@ -1,0 +1,237 @@
+"""sft/sft_report.py: what it counts, prints and draws, of our own files and of any other pairs."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_run import run_here, write_jsonl
+
+from config.configurator import UserError
+from minigpt.census import KINDS, OTHER, describe, kind, opening, quantile, take_census
+from minigpt.doubles import Doubles
+from minigpt.pairs_log import Finished, PairsLog, beside, entry_hash
+from minigpt.plots import census_figure
+
+PAIRS = [
+    ("黄河发源于哪里？", "青藏高原。", "1"),
+    ("《史记》的作者是谁？", "司马迁。", "2"),
+    ("黄河有多长？", "约5464千米。", "1"),
+    ("黄河有多长？", "五千多千米。", "1"),
+    ("黄河流经几个省？", "九个。", None),
+]
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    rows = [dict(question=q, answer=a, id=i) for q, a, i in PAIRS]
+    return write_jsonl(tmp_path / "pairs.jsonl", rows)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Three entries: of 1 and 2 there are pairs."""
+    entries = [dict(id=str(i), title=f"题{i}", text=f"题{i}\n\n第{i}篇（）。") for i in (1, 2, 3)]
+    return write_jsonl(tmp_path / "wiki.jsonl", entries)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A file as sft_generate.py writes it, of the entries 1 and 3; 2 was rejected."""
+    log = PairsLog(tmp_path / "made.jsonl", {"model": "qwen", "template": "facts"})
+    for i, outcome in ((1, "done"), (2, "rejected"), (3, "done")):
+        entry = entry_hash(f"题{i}", f"第{i}篇。")
+        made = [(f"第{i}篇讲什么？", f"讲{i}。"), (f"谁写了第{i}篇？", "甲。")]
+        log.add(Finished(entry, f"row {i}", outcome, made, dict(first={"pronoun": i})))
+    log.close()
+    return log.path
+
+
+# -- counting --------------------------------------------------------------------------------------
+
+
+def test_the_census_of_any_pairs(pairs):
+    census = take_census(pairs, Doubles())
+    assert (census.pairs, census.unnamed, census.tally, census.input) == (5, 1, None, None)
+    assert census.questions == {8: 2, 10: 1, 6: 2} and census.answers[5] == 1
+    assert census.openings == {"黄河": 4, "史记": 1}  # without the book's brackets
+    assert census.per_entry == {1: 1, 3: 1} and census.doubles == {"exact": 1}
+    assert census.kinds == {"哪里 where": 1, "谁 who": 1, "多少 how many": 3}
+
+
+def test_the_census_of_our_own_file(written, source):
+    census = take_census(written, source=source)
+    assert census.models == {"qwen": 4} and census.per_entry == {2: 2}
+    assert census.tally.outcomes == {"done": 2, "rejected": 1}
+    assert census.tally.first == {"pronoun": 6}
+    assert census.input == (3, 2)  # by the hash of the cleaned text: the ids are others
+
+
+def test_coverage_by_ids_and_by_topics(pairs, source, tmp_path):
+    assert take_census(pairs, source=source).input == (3, 2)
+    rows = [
+        dict(question="甲？", answer="乙。", id=f"题{i}#{round_}", entry=entry_hash(str(round_)))
+        for i, round_ in ((1, 1), (1, 2), (3, 1))
+    ]
+    assert take_census(write_jsonl(tmp_path / "t.jsonl", rows), source=source).input == (3, 2)
+
+
+def test_a_run_may_be_writing_its_progress(written):
+    progress = beside(written)[0]
+    progress.write_bytes(progress.read_bytes() + b'{"entry": "0')
+    assert take_census(written).tally.entries == 3
+
+
+@pytest.mark.parametrize(
+    ("question", "label"),
+    [
+        ("为什么天是蓝的？", "为什么 why"),
+        ("长城為何而建？", "为什么 why"),
+        ("火药如何制成？", "怎么 how"),
+        ("长江有多长？", "多少 how many"),
+        ("北京有多少人？", "多少 how many"),
+        ("《谁是最可爱的人》写于哪一年？", "何时 when"),  # 谁 stands in a name
+        ("清朝何时灭亡？", "何时 when"),
+        ("他出生在什么地方？", "哪里 where"),
+        ("《红楼梦》作者是哪位？", "谁 who"),
+        ("长江流入哪个海？", "哪 which"),
+        ("水的化学式是什么？", "什么 what"),
+        ("水的化學式是什麼？", "什么 what"),
+        ("地球是圆的吗？", "吗 yes or no"),
+        ("请介绍长城。", OTHER),
+    ],
+)
+def test_kinds_of_questions(question, label):
+    assert kind(question) == label
+
+
+def test_openings():
+    assert opening("“一国两制”是什么？") == "一国" and opening("《") == "" and opening("谁") == "谁"
+    assert len({label for label, _ in KINDS}) == len(KINDS)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1), st.sampled_from([0, 0.1, 0.5, 0.9, 1]))
+def test_quantiles(lengths, share):
+    counts = {n: lengths.count(n) for n in lengths}
+    expected = np.quantile(lengths, share, method="inverted_cdf")
+    assert quantile(counts, share) == expected
+
+
+def test_the_description(written, source):
+    text = describe(take_census(written, Doubles(), source))
+    for part in (
+        "made.jsonl: 4 pairs about 2 entries, 2.00 an entry",
+        "written by qwen: 4",
+        "entries of the source: 3, with pairs 2 (66.7%)",
+        "2 done, 1 rejected, 0 refused",
+    ):
+        assert part in text
+    rows = [line.split() for line in text.splitlines()]
+    assert ["questions", *"777777"] in rows and ["pronoun", "6", "0"] in rows
+    assert ["谁", "who", "2", "50.0%"] in rows and ["2", "2", "100.0%"] in rows
+
+
+def test_bad_lines_are_named(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"question": "q", "answer": "a"}\n{"question": 3}\n')
+    with pytest.raises(UserError, match=r"bad\.jsonl, line 2: field `question`"):
+        take_census(path)
+
+
+# -- the picture -----------------------------------------------------------------------------------
+
+
+def bars(figure):
+    """gid → (heights or lengths, labels) of each panel."""
+    found = {}
+    for axes in figure.axes:
+        for container in axes.containers:
+            gid = container[0].get_gid()
+            lies = gid in ("kinds", "openings", "rules")
+            sizes = [bar.get_width() if lies else bar.get_height() for bar in container]
+            found[gid] = sizes, [text.get_text() for text in axes.get_yticklabels()]
+    return found
+
+
+def test_the_picture_holds_the_counts(written):
+    figure, _ = census_figure(take_census(written))
+    found = bars(figure)
+    assert set(found) == {"questions", "answers", "per_entry", "kinds", "openings", "rules"}
+    assert sum(found["questions"][0]) == sum(found["answers"][0]) == 4
+    assert found["per_entry"][0] == [2]
+    assert found["kinds"][0] == [2, 2] and found["openings"][0] == [2, 1, 1]
+    assert found["rules"] == ([6], ["pronoun"])
+    assert figure.get_suptitle() == "made.jsonl: 4 pairs"
+
+
+def test_what_is_not_there_is_not_drawn(pairs):
+    census = take_census(pairs)
+    census.per_entry.clear()
+    found = bars(census_figure(census)[0])
+    assert set(found) == {"questions", "answers", "kinds", "openings"}
+
+
+@pytest.mark.parametrize("font", [None, "DejaVu Sans"])
+def test_labels_with_a_font_for_chinese_and_without(pairs, monkeypatch, font):
+    monkeypatch.setattr("minigpt.plots.find_font", lambda characters: font)
+    figure, notes = census_figure(take_census(pairs))
+    found = bars(figure)
+    if font:
+        assert found["kinds"][1][0] == "多少 how many" and "黄河" in found["openings"][1]
+        assert notes == []
+    else:
+        assert found["kinds"][1] == ["how many", "where", "who"]
+        assert found["openings"][1] == ["no. 1", "no. 2"]
+        assert len(notes) == 1 and "no installed font" in notes[0]
+
+
+def test_a_few_long_ones_do_not_squeeze_the_others(pairs):
+    census = take_census(pairs)
+    census.answers.clear()
+    census.answers.update({5: 600, 9: 399, 3000: 1})
+    heights = bars(census_figure(census)[0])["answers"][0]
+    assert len(heights) == 10 and heights[5] == 600 and heights[9] == 400
+
+
+# -- the script ------------------------------------------------------------------------------------
+
+
+def test_the_script(written, source, tmp_path):
+    code, out, err = run_here("sft/sft_report.py", written, f"--input={source}")
+    assert (code, err) == (0, "")
+    assert "with pairs 2 (66.7%)" in out and f"wrote {tmp_path / 'made.png'}" in out
+    assert (tmp_path / "made.png").read_bytes().startswith(b"\x89PNG")
+    code, out, _ = run_here("sft/sft_report.py", written, f"--png={tmp_path / 'a' / 'b.svg'}")
+    assert code == 0 and (tmp_path / "a" / "b.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "0 files given, expected one"),
+        (["a.jsonl", "b.jsonl"], "2 files given"),
+        (["none.jsonl"], "none.jsonl: no such file"),
+        (["none.jsonl", "--png=a.gif"], "ends in .png or .svg"),
+        (["none.jsonl", "--pgn=a.png"], "did you mean png?"),
+    ],
+)
+def test_mistakes(words, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run_here("sft/sft_report.py", *words)
+    assert (code, out) == (2, "") and told in err and err.count("\n") == 1
+
+
+def test_an_empty_file(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("")
+    code, _, err = run_here("sft/sft_report.py", path)
+    assert code == 2 and "no pairs in it yet" in err
+
+
+def test_the_sample(root, tmp_path):
+    lines = (root / "sft/sft_saves.jsonl").read_text(encoding="utf-8").splitlines()
+    questions = [json.loads(line)["question"] for line in lines]
+    census = take_census(root / "sft/sft_saves.jsonl")
+    assert census.pairs == len(lines) and census.kinds.total() == len(lines)
+    assert census.openings.most_common(1)[0][1] >= max(map(questions.count, questions))
