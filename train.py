@@ -55,6 +55,8 @@ def main():
             if name in settings.as_dict() and settings.origin(name) == "default":
                 settings.set(name, value, f"resumed from {out_dir}")
         settings.set("init_from", "resume", "--init_from")
+        state = checkpoint.load_state(out_dir)
+        share_steps(settings, state["world"], world)
     elif checkpoint.exists(out_dir) and not settings.overwrite:
         raise UserError(
             f"{out_dir}: already holds a run; go on with --init_from=resume, keep it with another "
@@ -131,12 +133,11 @@ def main():
     step, best, stale, minutes, tokens = 0, float("inf"), 0, 0.0, 0
     val_loss, evaluated = None, -1  # the last evaluation, and the step at which it was
     if resume:
-        state = checkpoint.load_state(out_dir)
-        if (state["world"], state["blocks"]) != (world, len(train_blocks)):
+        if state["blocks"] != len(train_blocks):
             raise UserError(
-                f"{out_dir}: was trained by {state['world']} processes on {state['blocks']} "
-                f"blocks, now there are {world} on {len(train_blocks)}: its data order cannot be "
-                f"continued; start another run with --init_from={out_dir} --out_dir=…"
+                f"{out_dir}: was trained on {state['blocks']} blocks, now there are "
+                f"{len(train_blocks)}: its data order cannot be continued; start another run with "
+                f"--init_from={out_dir} --out_dir=…"
             )
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             # Its moments; learning rate and decay are the settings', which may have changed.
@@ -144,9 +145,10 @@ def main():
             optimizer.load_state_dict(saved)
         if scaler.is_enabled() and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"][rank])
-        if device.startswith("cuda") and state["cuda_rng"][rank] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"][rank], device)
+        if rank < state["world"]:  # one more than before goes on with its seed
+            torch.set_rng_state(state["rng"][rank])
+            if device.startswith("cuda") and state["cuda_rng"][rank] is not None:
+                torch.cuda.set_rng_state(state["cuda_rng"][rank], device)
         step, best, stale = state["step"], state["best"], state["stale"]
         val_loss, evaluated = state["val_loss"], state["evaluated"]
         minutes, tokens = state["minutes"], state["tokens"]
@@ -345,6 +347,21 @@ def adopt(settings, parent, names):
     settings.inherit(values, str(parent.folder))
 
 
+def share_steps(settings, before, world):
+    """Keep a step's blocks the same where a run of `before` processes goes on with `world`: each
+    accumulates more of them, or fewer. UserError where they cannot be shared."""
+    batches = settings.gradient_accumulation_steps * before
+    if batches % world:
+        fit = [str(n) for n in range(1, batches + 1) if batches % n == 0]
+        raise UserError(
+            f"{settings.out_dir}: a step of this run takes {batches} batches, which {world} "
+            f"processes cannot share; take {' or '.join(fit)}"
+        )
+    if world != before:
+        origin = f"{before} processes before, {world} now"
+        settings.set("gradient_accumulation_steps", batches // world, origin)
+
+
 def freeze(model, settings):
     """Keep embeddings and the lower blocks as they are, where the settings say so."""
     frozen = list(model.blocks[: settings.freeze_layers])
@@ -429,7 +446,8 @@ def summed(value, device):
     if not dist.is_initialized():
         return value
     value = value.to(device)
-    dist.all_reduce(value)
+    with lost_process():
+        dist.all_reduce(value)
     return value.cpu()
 
 
@@ -440,7 +458,8 @@ def sum_gradients(model, world):
         return
     for weight in model.parameters():
         if weight.grad is not None:
-            dist.all_reduce(weight.grad)
+            with lost_process():
+                dist.all_reduce(weight.grad)
 
 
 def gathered(value, world):
@@ -448,8 +467,22 @@ def gathered(value, world):
     if world == 1:
         return [value]
     values = [None] * world
-    dist.all_gather_object(values, value)
+    with lost_process():
+        dist.all_gather_object(values, value)
     return values
+
+
+@contextlib.contextmanager
+def lost_process():
+    """Within it, the end of another process becomes a message with the way to go on."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(
+            f"another process of this run has ended ({reason}); the last checkpoint stands: go on "
+            "with --init_from=resume, with as many processes as there are"
+        ) from None
 
 
 class oom_advice:

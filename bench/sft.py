@@ -99,7 +99,7 @@ def mean_loss(model, batches):
 
 
 def time_of(model, optimizers, batches, n_timed):
-    """Seconds that an epoch takes, from batches at even distances: of sorted ones short and long."""
+    """Seconds that an epoch takes, from batches at even distances: short ones, long ones."""
     n_timed = min(n_timed, len(batches))
     chosen = [batches[(2 * i + 1) * len(batches) // (2 * n_timed)] for i in range(n_timed)]
     times = []

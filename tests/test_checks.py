@@ -18,7 +18,7 @@ TEXT = (
     "都江堰\n都江堰位于四川省都江堰市城西的岷江上，约公元前256年由秦国蜀郡太守李冰父子主持修建。"
     "工程由鱼嘴、飞沙堰和宝瓶口三部分组成，两千多年来一直发挥着防洪和灌溉的作用，使成都平原成为"
     "“天府之国”，灌溉面积约1,000万亩。2000年，都江堰与青城山一起被联合国教科文组织（UNESCO）列入"
-    "世界文化遗产名录。城中有Café，干渠长1.5万米，第三十二条最长。"
+    "世界文化遗产名录。城中有Müller，干渠长1.5万米，第三十二条最长。"
 )
 WIDE = Rules(n_min=1, n_max=99, question_max=60)
 
@@ -380,7 +380,7 @@ def test_chinese_numerals(numeral, value):
 
 
 def test_a_unit_is_no_scale():
-    assert broken("多长？", "约长5千米", "题\n约长5公里，约长5千克") == []
+    assert broken("多长？", "约长5千米", "题\n约长5公里") == []
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_a_unit_is_no_scale():
     [
         ("联合国教科文组织UNESCO", []),
         ("联合国教科文组织Unesco", []),
-        ("城中有CAFE", []),
+        ("城中有MULLER", []),
         ("联合国教科文组织UNICEF", ["Latin not in text"]),
         ("联合国教科文组织NES", ["Latin not in text"]),
     ],

@@ -268,8 +268,47 @@ def test_two_processes_are_one_with_twice_the_accumulation(
     weights = [weights_of(tmp_path / name) for name in ("one", "two")]
     for name in weights[0]:
         torch.testing.assert_close(weights[0][name], weights[1][name], atol=1e-4, rtol=1e-3)
-    with pytest.raises(UserError, match="2 processes on 24 blocks, now there are 1 on 24"):
-        train(f"--out_dir={tmp_path / 'two'}", "--init_from=resume")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="torchrun's gloo needs a POSIX system here")
+def test_a_killed_process_ends_the_run_which_another_number_resumes(tmp_path, train, root, tiny):
+    """kill -9 of one of two; then one process goes on, as if it had been alone from the start."""
+    words = [*tiny, "--dropout=0", "--max_iters=8", "--eval_interval=4"]
+    train(*words, f"--out_dir={tmp_path / 'one'}")
+    words = [*words, "--gradient_accumulation_steps=1", f"--out_dir={tmp_path / 'two'}"]
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        f"sys.path.insert(0, {str(root)!r})\n"
+        "import train\n"
+        "from config.configurator import run\n"
+        "scale = train.lr_scale\n"
+        "def at(step, *rest):\n"
+        "    if step == 6 and os.environ['RANK'] == '1':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return scale(step, *rest)\n"
+        "train.lr_scale = at\n"
+        "run(train.main)\n",
+        encoding="utf-8",
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    options = dict(capture_output=True, text=True, encoding="utf-8", timeout=300)
+    result = subprocess.run([*launch, str(script), *words], **options)
+    assert result.returncode != 0
+    assert "another process of this run has ended" in result.stderr
+    assert "--init_from=resume" in result.stderr
+    assert checkpoint.load_state(tmp_path / "two")["step"] == 4
+    train(f"--out_dir={tmp_path / 'two'}", "--init_from=resume")
+    one, two = (log_of(tmp_path / name) for name in ("one", "two"))
+    for a, b in zip(one[-6:], two[-6:], strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_steps_that_cannot_be_shared(tmp_path, train, tiny, monkeypatch):
+    train(*tiny, f"--out_dir={tmp_path / 'run'}")  # two batches a step
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="takes 2 batches, which 4 processes .* take 1 or 2"):
+        train(f"--out_dir={tmp_path / 'run'}", "--init_from=resume")
 
 
 # -- how long, how fast ----------------------------------------------------------------------------

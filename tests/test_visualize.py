@@ -20,7 +20,15 @@ from matplotlib.image import imread
 
 from config.configurator import UserError
 from minigpt import plots
-from minigpt.plots import choose_scales, drawable, loss_figure, output_paths, smoothed, write_figure
+from minigpt.plots import (
+    choose_scales,
+    drawable,
+    loss_figure,
+    output_paths,
+    race_figure,
+    smoothed,
+    write_figure,
+)
 from minigpt.runlog import read_runlog, read_runlogs, run_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -496,3 +504,17 @@ def test_the_commands_mistakes(tmp_path, pretrain):
         done = visualize(tmp_path, *words)
         assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.glob("loss*"))
+
+
+def test_a_race_of_recipes(tmp_path):
+    curves = {"default": [[(1, 9.0), (10, 6.5)], [(1, 9.2), (10, 6.4)]], "classic": [[(9, 10.1)]]}
+    figure, notes = race_figure(curves)
+    (axes,) = figure.axes
+    lines = {line.get_gid(): line for line in axes.lines}
+    assert set(lines) == {"race:default:0", "race:default:1", "race:classic:0"}
+    assert lines["race:default:1"].get_xydata().tolist() == [[1, 9.2], [10, 6.4]]
+    colours = [lines[name].get_color() for name in sorted(lines)]
+    assert colours[1] == colours[2] != colours[0]
+    assert [text.get_text().strip() for text in axes.texts] == ["default 6.50", "classic 10.10"]
+    write_figure(figure, [tmp_path / "race.png"])
+    assert notes == [] and (tmp_path / "race.png").stat().st_size > 10_000
