@@ -50,7 +50,7 @@ class Doubles:
             ) from None
         self._least = threshold * VALUES
         self._empty = MinHash(VALUES, hashfunc=zlib.crc32)
-        # 64-bit hashes: one of a million questions meets another's with a chance of 1 in 40 million.
+        # 64-bit hashes: the chance that any two of a million questions meet is 1 in 37 million.
         self._questions = set()
         self._sketches = bytearray()
         self._bands = {}  # (band's number and values), hashed → the last pair that has it
