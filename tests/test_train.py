@@ -307,7 +307,7 @@ def test_a_killed_process_ends_the_run_which_another_number_resumes(tmp_path, tr
 def test_steps_that_cannot_be_shared(tmp_path, train, tiny, monkeypatch):
     train(*tiny, f"--out_dir={tmp_path / 'run'}")  # two batches a step
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(UserError, match="takes 2 batches, which 4 processes .* take 1 or 2"):
+    with pytest.raises(UserError, match=r"takes 2 batches, which 4 processes .* take 1 or 2"):
         train(f"--out_dir={tmp_path / 'run'}", "--init_from=resume")
 
 
