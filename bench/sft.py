@@ -69,7 +69,7 @@ def epoch(settings, name):
     folder = pathlib.Path(settings.out_dir) / f"{CASES[name]}{settings.block_size}"
     if not folder.exists():
         words = [f"--input={settings.input}", f"--dataset={folder}", f"--layout={CASES[name]}"]
-        words += [f"--block_size={settings.block_size}", "--val_fraction=0"]
+        words.append(f"--block_size={settings.block_size}")
         command = [sys.executable, "data/prepare_sft.py", *words]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     blocks = Blocks(folder, "train")
