@@ -38,6 +38,7 @@ class Settings:
     max_tokens: int = 128
     slots: int = 32  # of the server
     dtype: str = "auto"  # of the server
+    threads: int = 0  # of the server, for its models; 0: as many as pay
 
 
 def main():
@@ -46,7 +47,8 @@ def main():
     random.Random(0).shuffle(questions)
     port = free_port()
     words = [f"--out_dir={settings.out_dir}", f"--port={port}", f"--slots={settings.slots}"]
-    command = [sys.executable, str(ROOT / "server.py"), *words, f"--dtype={settings.dtype}"]
+    words += [f"--dtype={settings.dtype}", f"--threads={settings.threads}"]
+    command = [sys.executable, str(ROOT / "server.py"), *words]
     server = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
         wait_until_ready(port, server)

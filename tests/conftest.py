@@ -4,6 +4,7 @@ python -m pytest tests            # everything
 python -m pytest tests -k engine  # one part
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from scripted_server import ScriptedServer  # noqa: E402
 
 torch.set_num_threads(1)
 settings.register_profile("project", deadline=None)  # a busy machine is no mistake of the code
@@ -132,3 +134,23 @@ def run_script():
         )
 
     return run
+
+
+@pytest.fixture
+def no_proxy(monkeypatch):
+    """No proxy stands between a test's client and its server."""
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def serve():
+    """serve(action) or serve(script=…): a ScriptedServer, stopped at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def start(action=None, script=None, **more):
+            server = ScriptedServer(script or (lambda asked: action), **more)
+            return stack.enter_context(server)
+
+        yield start

@@ -2,7 +2,6 @@
 socket."""
 
 import json
-import os
 import socket
 import threading
 import time
@@ -21,25 +20,7 @@ QUESTION = {"model": "scripted", "messages": [{"role": "user", "content": "首�
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {}}}
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    for name in list(os.environ):
-        if name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def serve():
-    """serve(action) or serve(script=…): a ScriptedServer, stopped at the end."""
-    servers = []
-
-    def start(action=None, script=None, **more):
-        servers.append(ScriptedServer(script or (lambda asked: action), **more))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.__exit__()
+pytestmark = pytest.mark.usefixtures("no_proxy")
 
 
 def client(server, key=None, timeout=20, **more):

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import json
-import os
 import random
 import threading
 import time
@@ -54,23 +53,7 @@ class FakeClock:
         self.time += seconds
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    for name in list(os.environ):
-        if name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def serve():
-    """serve(action) or serve(script=…): a ScriptedServer, stopped at the end."""
-    with contextlib.ExitStack() as stack:
-
-        def start(action=None, script=None, **more):
-            server = ScriptedServer(script or (lambda asked: action), **more)
-            return stack.enter_context(server)
-
-        yield start
+pytestmark = pytest.mark.usefixtures("no_proxy")
 
 
 def pool_of(*servers, model="scripted", timeout=PATIENCE, manners=QUICK, **more):
