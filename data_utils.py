@@ -6,11 +6,12 @@ Batch number i is a pure function of the seed and of i: a resumed run needs no s
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from config.configurator import UserError
 from minigpt.blockfile import BEGIN, FORMAT, TARGET
@@ -52,12 +53,18 @@ class Blocks:
     """One split of a dataset, memory-mapped and checked.
 
     tokens: (n_blocks, block_size) token ids;  mask: the same shape, bits TARGET and BEGIN.
-    Raises UserError where the files contradict meta.json, the tokenizer or the block size wanted.
+    isolate: keep the pieces of a block apart where the layout is concat; false reads a row as one.
+    Raises UserError where the files contradict meta.json, the tokenizer or the block size wanted,
+    where they hold another kind of data, and for isolate=False where nothing is to be kept apart.
     """
 
-    def __init__(self, folder, split, tokenizer=None, block_size=None):
+    kind = unit = "blocks"  # what meta.json says where it says no kind; what is drawn and counted
+
+    def __init__(self, folder, split, tokenizer=None, block_size=None, isolate=True):
         self.folder, self.split = Path(folder), split
         self.meta = meta = read_meta(folder)
+        if meta.get("kind", Blocks.kind) != self.kind:
+            raise self.of_another_kind()
         again = f"run again: {_command(meta, folder)}"
         name = f"{self.folder / split}.bin"
         if tokenizer is not None and meta["tokenizer_hash"] != tokenizer.hash:
@@ -73,7 +80,12 @@ class Blocks:
                 f"--block_size={meta['block_size']}"
             )
         self.block_size = meta["block_size"]
-        self.isolated = meta["layout"] == "concat"  # several pieces in a block, kept apart
+        if not isolate and meta["layout"] != "concat":
+            raise UserError(
+                f"isolate=false: {name} has the layout {meta['layout']}, which keeps nothing "
+                f"apart; prepare the data with --layout=concat, or leave isolate at true"
+            )
+        self.isolated = isolate and meta["layout"] == "concat"  # several pieces in a block
         self.tokens = self._map(".bin", np.dtype(meta["dtype"]).newbyteorder("<"), again)
         self.mask = self._map(".mask", np.dtype(np.uint8), again)
         if len(self.tokens) != len(self.mask):
@@ -103,8 +115,24 @@ class Blocks:
             return np.empty((0, self.block_size), dtype)
         return np.memmap(path, dtype, "r").reshape(-1, self.block_size)
 
+    def of_another_kind(self):
+        """The UserError for a folder that holds other data than these."""
+        return UserError(
+            f"{self.folder}: holds {self.meta['kind']}, for --stage=dpo of train.py alone; give "
+            f"--dataset= a folder of data/prepare.py or data/prepare_sft.py"
+        )
+
     def __len__(self):
         return len(self.tokens)
+
+    @property
+    def tokens_each(self):
+        """How many tokens the network reads for one of them."""
+        return self.block_size
+
+    def batch(self, rows):
+        """The blocks with these numbers ((B,) int64) as a Batch on the CPU."""
+        return Batch.of(self.tokens[rows], self.mask[rows], self.isolated, rows)
 
     @property
     def share_of_targets(self):
@@ -122,7 +150,9 @@ class Batch:
 
     x: (B, T) int64, tokens in.  y: (B, T) int64, x shifted by one.  loss_mask: (B, T) bool, which
     of y are learned; the last one of a row never is.  pieces, positions: (B, T) int64, which piece
-    a token belongs to and its place in it; None where a row is one piece.
+    a token belongs to and its place in it; None where a row is one piece. ends: (n + 1,) int32,
+    0 and where each piece ends in all rows one after the other; None where pieces is.
+    at: (N,) int64, places of the targets in those rows; N = count, or more (see padded()).
     count: how many targets the batch has (known without waiting for the device).
     """
 
@@ -131,6 +161,8 @@ class Batch:
     loss_mask: torch.Tensor
     pieces: torch.Tensor | None
     positions: torch.Tensor | None
+    ends: torch.Tensor | None
+    at: torch.Tensor
     count: int
     rows: np.ndarray  # numbers of the blocks, for messages
 
@@ -142,16 +174,28 @@ class Batch:
         y[:, :-1] = tokens[:, 1:]
         loss_mask = np.zeros(tokens.shape, bool)
         loss_mask[:, :-1] = mask[:, 1:] & TARGET
-        pieces = positions = None
+        pieces = positions = ends = None
+        at = np.flatnonzero(loss_mask)
         if isolated:
             begins = (mask & BEGIN) > 0
             begins[:, 0] = True
             places = np.arange(tokens.shape[1])
             pieces = begins.cumsum(1)
             positions = places - np.maximum.accumulate(np.where(begins, places, 0), 1)
-        arrays = (tokens, y, loss_mask, pieces, positions)
+            ends = np.append(np.flatnonzero(begins), begins.size).astype(np.int32)
+        arrays = (tokens, y, loss_mask, pieces, positions, ends, at)
         tensors = [None if a is None else torch.from_numpy(a) for a in arrays]
-        return cls(*tensors, count=int(loss_mask.sum()), rows=rows)
+        return cls(*tensors, count=len(at), rows=rows)
+
+    def padded(self, multiple=1024):
+        """The batch with `at` and `ends` of few lengths, so that compiled code meets few shapes: to
+        `at` comes the last place, which is never a target; to `ends` pieces of no length."""
+
+        def longer(tensor, value):
+            return F.pad(tensor, (0, -len(tensor) % multiple), value=value)
+
+        ends = None if self.ends is None else longer(self.ends, self.x.numel())
+        return replace(self, at=longer(self.at, self.x.numel() - 1), ends=ends)
 
     def to(self, device):
         """The batch on `device`; to CUDA by asynchronous copies from pinned memory."""
@@ -165,8 +209,9 @@ class Batch:
                 return tensor.pin_memory().to(device, non_blocking=True)
             return tensor.to(device)
 
-        tensors = (self.x, self.y, self.loss_mask, self.pieces, self.positions)
-        return Batch(*map(move, tensors), count=self.count, rows=self.rows)
+        batch = self.padded() if torch.device(device).type == "cuda" else self
+        names = ("x", "y", "loss_mask", "pieces", "positions", "ends", "at")
+        return replace(batch, **{name: move(getattr(batch, name)) for name in names})
 
 
 class Batches:
@@ -200,11 +245,7 @@ class Batches:
         return self._order[place]
 
     def _read(self, i):
-        rows = self.rows(i)
-        batch = Batch.of(
-            self.blocks.tokens[rows], self.blocks.mask[rows], self.blocks.isolated, rows
-        )
-        return batch.to(self.device)
+        return self.blocks.batch(self.rows(i)).to(self.device)
 
     def __getitem__(self, i):
         number, future = self._ahead
@@ -221,5 +262,4 @@ def evaluation_batches(blocks, batch_size, n_batches=None, rank=0, world=1, devi
     starts = range(0, len(blocks), batch_size)[:n_batches]
     for start in starts[rank::world]:
         rows = np.sort(order[start : start + batch_size])
-        batch = Batch.of(blocks.tokens[rows], blocks.mask[rows], blocks.isolated, rows)
-        yield batch.to(device)
+        yield blocks.batch(rows).to(device)

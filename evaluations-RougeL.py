@@ -4,10 +4,10 @@
     python evaluations-RougeL.py --out_dir=out/sft --input=qa.jsonl --limit=200 --seed=7
     python evaluations-RougeL.py --out_dir=out/pretrain --input=wiki.jsonl
 
-A fine-tuned run gets each question and is held against the answer; a pretrained one gets each
-entry's first sentence and is held against the rest. Pairs that the run was trained on and pairs
-that were held out stand in rows of their own: the first show what it has memorised, the second
-what it has learned.
+A fine-tuned run gets each question and is held against the answer, one that talks each conversation
+up to the assistant's last turn and is held against that; a pretrained one gets each entry's first
+sentence and is held against the rest. What the run was trained on and what was held out stand in
+rows of their own: the first show what it has memorised, the second what it has learned.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ from minigpt.rouge import score, summary
 
 
 class Settings:
-    input: str = ""  # files or folders with questions and answers (or entries), comma-separated
+    input: str = ""  # files or folders with pairs, conversations or entries, comma-separated
     limit: int | None = None  # only so many of them, drawn at random; none: all
     output: str = ""  # where every answer goes, FILE.jsonl, and the figures, FILE.json beside it;
     #                   "": rouge.jsonl in out_dir

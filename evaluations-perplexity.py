@@ -6,8 +6,9 @@
 
 Perplexity is taken over every target of a dataset's split, and compares runs that share tokenizer
 and blocks. Bits per character are taken over the dataset's val.jsonl (for question–answer data over
-the answers, given their questions) or over any text, every character once (the first token of a
-text, which nothing stands before, at log2 of the vocabulary): they compare any two runs.
+the answers, given their questions; for conversations over what the assistant says, given the turns
+before it) or over any text, every character once (the first token of a text, which nothing stands
+before, at log2 of the vocabulary): they compare any two runs.
 """
 
 from pathlib import Path
@@ -16,9 +17,15 @@ from typing import Literal
 from config.configurator import UserError, configure, run
 from data_utils import Blocks, read_meta
 from minigpt import checkpoint
-from minigpt.examples import read_pairs, read_texts
+from minigpt.examples import read_conversations, read_pairs, read_texts
 from minigpt.hardware import pick_device, pick_dtype
-from minigpt.perplexity import answer_passages, block_perplexity, text_bits, text_passages
+from minigpt.perplexity import (
+    answer_passages,
+    block_perplexity,
+    reply_passages,
+    text_bits,
+    text_passages,
+)
 from minigpt.report import check_writable, table, write_json
 
 
@@ -63,11 +70,15 @@ def main():
             figures["tokens"] = over | block_perplexity(trained.model, blocks, **size)
             show_tokens(figures["tokens"])
         passages, name = [], str(Path(dataset) / "val.jsonl")
-        if settings.split == "val" and read_meta(dataset)["prompt_format"] == "qa":
+        kept_as = read_meta(dataset)["prompt_format"] if settings.split == "val" else None
+        if kept_as == "qa":
             pairs = read_pairs(name)
             passages = answer_passages(tokenizer, [(pair.question, pair.answer) for pair in pairs])
             name += ", answers"
-        elif settings.split == "val":
+        elif kept_as == "chat":
+            passages = reply_passages(tokenizer, read_conversations(name))
+            name += ", the assistant's turns"
+        elif kept_as == "plain":
             passages = text_passages(tokenizer, read_texts(name))
     if passages:
         bits = text_bits(trained.model, passages, tokenizer.n_vocab, **size)

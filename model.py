@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 
 
 @dataclass
@@ -99,6 +100,21 @@ def rotate(x, rotary):
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
 
 
+class Ends:
+    """Causal attention within pieces by PyTorch's kernel for sequences of any length, which reads
+    no mask: 0 and where each piece ends in all rows one after the other, (n + 1,) int32."""
+
+    def __init__(self, ends):
+        self.ends = ends
+
+    def attend(self, q, k, v):
+        """q (B, nh, T, hs), k and v (B, n_kv, T, hs) → (B, T, nh · hs)."""
+        B, nh, T, hs = q.shape
+        flat = [x.transpose(1, 2).flatten(0, 1).to(v.dtype) for x in (q, k, v)]
+        past = dict(window_size=(-1, 0), enable_gqa=k.size(1) != nh)  # no later token is seen
+        return varlen_attn(*flat, self.ends, self.ends, T, T, **past).view(B, T, nh * hs)
+
+
 class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -123,6 +139,8 @@ class Attention(nn.Module):
             return self.proj(cache.attend(q, k, v, positions))
         if cache is not None:
             k, v = cache.update(k, v, positions)  # (B, n_kv, L, hs), L >= T
+        if isinstance(mask, Ends):
+            return self.proj(mask.attend(q, k, v))
         y = F.scaled_dot_product_attention(
             q,
             k,
@@ -228,6 +246,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.kernels = None  # C++ for generation on a CPU (minigpt/precision.py sets it)
+        self.varlen = False  # a kernel for pieces, on CUDA (minigpt/hardware.py tells where)
         self.wte = nn.Embedding(config.n_rows, config.n_embd)
         if config.position == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
@@ -252,12 +271,14 @@ class GPT(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def forward(self, x, pieces=None, positions=None, cache=None):
+    def forward(self, x, pieces=None, positions=None, cache=None, ends=None):
         """Tokens x (B, T) → hidden states (B, T, C) after the last norm; logits() reads them out.
 
         pieces (B, T): a token attends only to tokens of its own piece. positions (B, T): places
         within the piece; None counts from 0. cache: what KVCache.rows gave; then positions say
-        where the new tokens stand, and they attend to all that the cache holds before them.
+        where the new tokens stand, and they attend to all that the cache holds before them. ends
+        (n + 1,) int32: 0 and where each piece ends in the rows one after the other; where `varlen`
+        is set and there is no dropout, they are read in place of `pieces`.
         """
         B, T = x.size()
         if positions is None:
@@ -269,6 +290,8 @@ class GPT(nn.Module):
             # Added to the scores: as bools, every layer would make this of them anew.
             mask = torch.zeros(hidden.shape, device=x.device, dtype=self.wte.weight.dtype)
             mask.masked_fill_(hidden, -math.inf)
+        elif self.varlen and ends is not None and not (self.training and self.config.dropout):
+            mask = Ends(ends)
         elif pieces is not None:
             same = pieces.unsqueeze(2) == pieces.unsqueeze(1)  # (B, T, T)
             mask = same.tril().unsqueeze(1)  # (B, 1, T, T): causal, within the piece
@@ -296,10 +319,15 @@ class GPT(nn.Module):
 
     def flops_per_token(self, supervised=1.0):
         """Operations of a forward and backward pass a token (PaLM, appendix B): 6 for each weight
-        of a matrix plus 12 · n_layer · width · block_size for attention (an upper bound: causal
-        attention needs half of it). The output layer runs on the `supervised` share of tokens."""
+        of a matrix (4 for a frozen one, at most) plus 12 · n_layer · width · block_size for
+        attention (an upper bound: causal attention needs half of it). The output layer runs on the
+        `supervised` share of tokens."""
+
+        def operations(weight):
+            return (6 if weight.requires_grad else 4) * weight.numel()
+
         config = self.config
-        matrices = sum(p.numel() for p in self.blocks.parameters() if p.dim() == 2)
-        matrices += supervised * self.lm_head.weight.numel()
+        matrices = sum(operations(p) for p in self.blocks.parameters() if p.dim() == 2)
+        matrices += supervised * operations(self.lm_head.weight)
         attention = config.n_layer * config.n_head * config.head_dim * config.block_size
-        return 6 * matrices + 12 * attention
+        return matrices + 12 * attention

@@ -4,6 +4,7 @@
     python sample.py --out_dir=out/sft --start="黄河发源于哪里？"
     python sample.py --out_dir=out/sft                    # asks at the terminal, again and again
     python sample.py --out_dir=out/sft/best --start=FILE:prompt.txt
+    python sample.py --out_dir=out/sft --start="黄河发源于哪里？" --num_beams=4
 
 A fine-tuned run takes the question alone and prints the answer alone. At the terminal Ctrl-C stops
 an answer; an empty line or Ctrl-D leaves.
@@ -30,12 +31,18 @@ class Settings:
     top_p: float = 1.0  # draw from the likeliest tokens that make up this probability; 1: from all
     min_p: float = 0.0  # drop tokens less likely than this share of the likeliest; 0: none
     repetition_penalty: float = 1.0  # above 1: tokens that stand in the text become less likely
+    num_beams: int = (
+        1  # above 1: beam search, which draws nothing; a text is shown when it is whole
+    )
+    length_penalty: float = 1.0  # of beam search: above 0 favours long texts, below 0 short ones
     kernels: bool = False  # on a CPU: C++ kernels, built once (g++, ninja); twice as fast or more
     seed: int | None = None  # the same seed writes the same text; none: another one every time
 
 
 def main():
     settings = configure(Settings, shared="out_dir device dtype", doc=__doc__, quiet=True)
+    if settings.num_beams > 1:
+        draw_nothing(settings)
     print(settings.describe(), file=sys.stderr)
     if settings.num_samples < 1:
         raise UserError(f"num_samples={settings.num_samples}: expected at least 1")
@@ -66,6 +73,19 @@ def read_start(start):
     return text
 
 
+def draw_nothing(settings):
+    """Set what beam search leaves no use for. UserError names what was given by hand of that."""
+    problems = []
+    for name, unused in dict(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0).items():
+        given, origin = getattr(settings, name), settings.origin(name)
+        if given != unused and origin != "default":
+            beams = f"num_beams={settings.num_beams}"
+            problems.append(f"{origin}: {name}={given}: {beams} draws nothing: leave {name} out")
+        settings.set(name, unused, "num_beams")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
 def request_of(ids, settings, number=0, **more):
     """The engine's request for sample `number`."""
     return Request(
@@ -76,6 +96,8 @@ def request_of(ids, settings, number=0, **more):
         top_p=settings.top_p,
         min_p=settings.min_p,
         repetition_penalty=settings.repetition_penalty,
+        num_beams=settings.num_beams,
+        length_penalty=settings.length_penalty,
         seed=None if settings.seed is None else settings.seed + number,
         **more,
     )
@@ -86,7 +108,7 @@ class Writer:
 
     def __init__(self, trained, settings):
         self.trained, self.settings, self.tokenizer = trained, settings, trained.tokenizer
-        self.engine = Engine(trained.model, self.tokenizer.n_vocab, n_slots=1)
+        self.engine = Engine(trained.model, self.tokenizer.n_vocab, n_slots=settings.num_beams)
         self.warned = False
 
     def write_all(self, start):
@@ -132,7 +154,7 @@ def converse(writer):
     if terminal:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (the arrow keys then edit and recall lines)
-        what = "a question" if writer.trained.prompt_format == "qa" else "a text to continue"
+        what = "a question" if writer.trained.prompt_format != "plain" else "a text to continue"
         print(f"{what}, then Enter; an empty line leaves", file=sys.stderr)
     while True:
         try:

@@ -12,7 +12,6 @@ network: fonts and scripts come from here, in Chinese or English as the browser 
 import base64
 import contextlib
 import csv
-import hashlib
 import hmac
 import io
 import json
@@ -134,8 +133,7 @@ def local_runs(settings):
         trained = precision.load(folder, settings.device, settings.dtype)
         engines[name] = Engine(trained.model, trained.tokenizer.n_vocab, n_slots=settings.slots)
         loaded[name] = trained
-        weights = (Path(folder) / "model.safetensors").read_bytes()
-        hashes[name] = hashlib.sha256(weights).hexdigest()[:16]
+        hashes[name] = checkpoint.weights_hash(folder)[:16]
     set_threads(engines)
     host = Host(engines) if engines else None
     entries = [

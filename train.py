@@ -22,12 +22,15 @@ import torch.distributed as dist
 
 from config.configurator import UserError, configure, run
 from data_utils import Batches, Blocks, evaluation_batches
-from minigpt import checkpoint
+from minigpt import checkpoint, hf
+from minigpt.dpo import DPO, Pairs, add_reference
 from minigpt.engine import Engine, Request
-from minigpt.hardware import autocast, matmul_flops, peak_flops, pick_device, pick_dtype
+from minigpt.examples import Example, example_ids, first_held_out
+from minigpt.hardware import autocast, has_varlen, matmul_flops, peak_flops, pick_device, pick_dtype
+from minigpt.lora import LoRA, attach
 from minigpt.objectives import next_token
 from minigpt.optim import lr_scale, make_optimizers, set_lr
-from minigpt.prompt import prompt_ids, stop_ids
+from minigpt.prompt import stop_ids
 from minigpt.report import duration
 from minigpt.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
@@ -35,7 +38,9 @@ from model import GPT, GPTConfig
 # What a checkpoint fixes for any run that starts from it, and what resuming fixes besides.
 SHAPE = [name for name in GPTConfig.__dataclass_fields__ if name not in ("n_rows", "dropout")]
 ORDER = ["dataset", "seed", "if_trav", "batch_size", "gradient_accumulation_steps", "optimizer"]
-ORDER += ["freeze_layers", "freeze_embeddings"]
+ORDER += ["val_dataset", "isolate", "freeze_layers", "freeze_embeddings"]
+ORDER += ["lora_rank", "lora_alpha", "lora_dropout", "lora_targets"]
+ORDER += ["stage", "dpo_beta", "dpo_average", "dpo_label_smoothing", "dpo_guard_dataset"]
 
 
 def main():
@@ -49,7 +54,8 @@ def main():
     # -- what the run starts from --------------------------------------------------------------
     resume, parent = settings.init_from == "resume", None
     if resume:
-        parent = checkpoint.load(out_dir, hint=f"python train.py --dataset={settings.dataset}")
+        hint = f"python train.py --dataset={settings.dataset}"
+        parent = checkpoint.load(out_dir, hint=hint, merged=False)
         adopt(settings, parent, SHAPE + ["tokenizer"] + ORDER)
         for name, value in parent.meta["settings"].items():
             if name in settings.as_dict() and settings.origin(name) == "default":
@@ -62,6 +68,9 @@ def main():
             f"{out_dir}: already holds a run; go on with --init_from=resume, keep it with another "
             f"--out_dir, or throw it away with --overwrite=true"
         )
+    elif settings.init_from.startswith(hf.PREFIX):
+        parent = take_over(settings)
+        adopt(settings, parent, SHAPE + ["tokenizer"])
     elif settings.init_from != "scratch":
         start = Path(settings.init_from)
         if start.resolve() in (out_dir.resolve(), out_dir.resolve() / "best"):
@@ -93,8 +102,13 @@ def main():
 
     # -- data --------------------------------------------------------------------------------------
     tokenizer = parent.tokenizer if parent else load_tokenizer(settings.tokenizer)
-    train_blocks = Blocks(settings.dataset, "train", tokenizer, settings.block_size)
-    val_blocks = Blocks(settings.dataset, "val", tokenizer, settings.block_size)
+    size = settings.block_size
+    kind = Pairs if settings.stage == "dpo" else Blocks
+    train_blocks = kind(settings.dataset, "train", tokenizer, size, settings.isolate)
+    val_blocks = kind(settings.val_dataset or settings.dataset, "val", tokenizer, size)
+    guard_blocks = None
+    if settings.dpo_guard_dataset:
+        guard_blocks = Blocks(settings.dpo_guard_dataset, "val", tokenizer, size)
     prompt_format = train_blocks.meta["prompt_format"]
     settings.inherit({"layout": train_blocks.meta["layout"]}, settings.dataset)
     batches = Batches(
@@ -110,7 +124,7 @@ def main():
     if settings.epochs is not None:
         steps = math.ceil(settings.epochs * batches.per_epoch / accumulation)
         settings.set("max_iters", max(1, steps), f"epochs={settings.epochs:g}")
-    tokens_per_step = settings.batch_size * settings.block_size * accumulation * world
+    tokens_per_step = settings.batch_size * train_blocks.tokens_each * accumulation * world
 
     # -- model and optimizer -----------------------------------------------------------------------
     if parent:
@@ -123,15 +137,35 @@ def main():
             raise UserError("\n".join(config.problems()))
         model = GPT(config)
     model.to(device)
+    objective, figures, reference = next_token, lambda summed: {}, {}
+    if settings.stage == "dpo":
+        check_prompts(settings, parent, prompt_format)
+        objective = DPO(settings.dpo_beta, settings.dpo_average, settings.dpo_label_smoothing)
+        figures, reference = objective.figures, refer(parent, resume)
+        for pairs in (train_blocks, val_blocks):
+            add_reference(
+                pairs,
+                reference["reference_hash"],
+                dtype,
+                lambda: load_reference(reference, device) if resume else model,
+                device,
+                rank,
+                world,
+                lambda totals: summed(totals, device),
+            )
+    if settings.lora_rank and not resume:  # a resumed run has its adapters
+        adapt(model, settings, parent)
     torch.manual_seed(settings.seed + rank)  # and each has a dropout of its own
     freeze(model, settings)
     optimizers = make_optimizers(model, settings, device)
     scaler = torch.amp.GradScaler(device.split(":")[0], enabled=dtype == torch.float16)
+    model.varlen = has_varlen(device, dtype, model.config.head_dim)
     compiled = torch.compile(model) if settings.compile else model
 
     # -- where it stands ---------------------------------------------------------------------------
     step, best, stale, minutes, tokens = 0, float("inf"), 0, 0.0, 0
     val_loss, evaluated = None, -1  # the last evaluation, and the step at which it was
+    guard_start = None  # the guard's loss at the first evaluation
     if resume:
         if state["blocks"] != len(train_blocks):
             raise UserError(
@@ -152,6 +186,7 @@ def main():
         step, best, stale = state["step"], state["best"], state["stale"]
         val_loss, evaluated = state["val_loss"], state["evaluated"]
         minutes, tokens = state["minutes"], state["tokens"]
+        guard_start = state.get("guard_start")
     log = Log(out_dir, step, settings, fresh=not resume) if first else None
     flops = model.flops_per_token(train_blocks.share_of_targets)
     peak = peak_flops(device) if first else None
@@ -166,15 +201,15 @@ def main():
             share = max(share, minutes / settings.max_minutes)
         return share
 
-    def evaluate():
-        """Mean val loss a target, over the same batches every time, without dropout."""
+    def evaluate(blocks, objective):
+        """Mean loss a target (or a pair), over the same batches every time, without dropout."""
         model.eval()
         total = torch.zeros(2, dtype=torch.float64, device="cpu")
         for batch in evaluation_batches(
-            val_blocks, settings.batch_size, settings.eval_iters, rank, world, device
+            blocks, settings.batch_size, settings.eval_iters, rank, world, device
         ):
             with torch.no_grad(), autocast(device, dtype):
-                loss, count = next_token(compiled, batch)
+                loss, count = objective(compiled, batch)
             total += torch.tensor([float(loss), count], dtype=torch.float64)
         model.train()
         total = summed(total, device)
@@ -195,6 +230,7 @@ def main():
             init_from=settings.init_from,
             dataset=settings.dataset,
             settings=settings.as_dict(),
+            **reference,
         )
         state = dict(
             optimizers=[optimizer.state_dict() for optimizer in optimizers],
@@ -208,6 +244,7 @@ def main():
             stale=stale,
             val_loss=val_loss,
             evaluated=evaluated,
+            guard_start=guard_start,
             minutes=minutes,
             tokens=tokens,
         )
@@ -229,20 +266,35 @@ def main():
         ended = step >= settings.max_iters or progress() >= 1
         due = ended or step % settings.eval_interval == 0
         if due and not stopping and step != evaluated:
-            val_loss, evaluated = evaluate(), step
+            val_loss, evaluated = evaluate(val_blocks, objective), step
             if not math.isfinite(val_loss):
                 raise not_finite(f"step {step}: the val loss is {val_loss}", settings)
-            better = val_loss < best
-            best, stale = min(best, val_loss), 0 if better else stale + 1
+            told, forgotten = figures(lambda totals: summed(totals, device)), False
+            if guard_blocks:
+                guard = evaluate(guard_blocks, next_token)
+                if not math.isfinite(guard):
+                    raise not_finite(f"step {step}: the guard's loss is {guard}", settings)
+                guard_start = guard if guard_start is None else guard_start
+                told["guard_perplexity"] = math.exp(min(guard, 99))
+                told["forgetting"] = math.exp(min(guard - guard_start, 99))
+                forgotten = told["forgetting"] > (settings.dpo_max_forgetting or math.inf)
+            better = val_loss < best and not forgotten
+            best, stale = val_loss if better else best, 0 if better else stale + 1
             if better:
                 save(out_dir / "best", with_state=False)
             if first:
-                log.evaluation(step, tokens, minutes, val_loss, better)
+                log.evaluation(step, tokens, minutes, val_loss, better, told)
                 log.sample(step, write_sample(model, tokenizer, prompt_format, settings))
             tired = settings.patience and stale >= settings.patience
             if tired and first:
                 print(f"no better val loss in {stale} evaluations: stopping early")
-            ended = ended or tired
+            if forgotten and first:
+                print(
+                    f"perplexity over {settings.dpo_guard_dataset} is {told['forgetting']:.3f} "
+                    f"times what it was, more than dpo_max_forgetting="
+                    f"{settings.dpo_max_forgetting:g}: stopping; best/ is the last good one"
+                )
+            ended = ended or tired or forgotten
         if due or stopping or ended:
             save(out_dir, with_state=True)
             pause = time.perf_counter() - before  # evaluating is no training time
@@ -254,18 +306,21 @@ def main():
         set_lr(optimizers, scale)
         micro = [batches[step * accumulation + k] for k in range(accumulation)]
         count = summed(torch.tensor(float(sum(batch.count for batch in micro))), device)
-        step_loss = 0.0
+        losses = []
         for batch in micro:
             with oom_advice(), autocast(device, dtype):
-                loss, _ = next_token(compiled, batch)
+                loss, _ = objective(compiled, batch)
                 # Each micro-batch gives its share of the mean over all the step's targets.
                 loss = loss / count.clamp(min=1).item()
                 scaler.scale(loss).backward()
-            step_loss += float(loss.detach())
-            if not math.isfinite(step_loss):
+            losses.append(loss.detach())  # read when all are under way: reading waits for the GPU
+        losses = torch.stack(losses).tolist()
+        for batch, loss in zip(micro, losses, strict=True):
+            if not math.isfinite(loss):
                 rows = f"blocks {batch.rows.tolist()} of {settings.dataset}/train.bin"
-                raise not_finite(f"step {step}: the loss is {step_loss}, in {rows}", settings)
-        step_loss = float(summed(torch.tensor(step_loss), device))
+                raise not_finite(f"step {step}: the loss is {loss}, in {rows}", settings)
+        step_loss = float(summed(torch.tensor(sum(losses)), device))
+        told = figures(lambda totals: summed(totals, device))
         sum_gradients(model, world)
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
@@ -290,7 +345,7 @@ def main():
             mfu = rate * flops / peak / world if peak else None
             left = minutes * 60 * (1 / max(progress(), 1e-9) - 1) if progress() < 1 else 0
             lr = settings.learning_rate * scale
-            log.progress(step, tokens, minutes, step_loss, lr, rate, mfu, left)
+            log.progress(step, tokens, minutes, step_loss, lr, rate, mfu, left, told)
 
     if first:
         log.close()
@@ -307,9 +362,9 @@ def main():
 AT_LEAST = {
     1: "batch_size gradient_accumulation_steps eval_interval eval_iters log_interval",
     0: "max_iters seed learning_rate embedding_lr_ratio warmup_iters weight_decay grad_clip "
-    "freeze_layers patience sample_tokens norm_eps",
+    "freeze_layers lora_rank patience sample_tokens norm_eps",
 }
-SHARES = "min_lr_ratio decay_fraction dropout beta1 beta2 muon_momentum"
+SHARES = "min_lr_ratio decay_fraction dropout lora_dropout beta1 beta2 muon_momentum"
 
 
 def check_ranges(settings):
@@ -324,9 +379,18 @@ def check_ranges(settings):
         below_one = name not in ("min_lr_ratio", "decay_fraction")
         good = 0 <= value < 1 or (value == 1 and not below_one)
         rules.append((name, good, "0 to below 1" if below_one else "0 to 1"))
-    for name in ("epochs", "max_minutes", "rope_theta"):
+    for name in ("epochs", "max_minutes", "rope_theta", "lora_alpha", "dpo_beta"):
         value = getattr(settings, name)
         rules.append((name, value is None or value > 0, "more than 0"))
+    limit = settings.dpo_max_forgetting
+    rules.append(("dpo_max_forgetting", limit is None or limit > 1, "more than 1, or none"))
+    rules.append(("dpo_label_smoothing", 0 <= settings.dpo_label_smoothing < 0.5, "0 to below 0.5"))
+    a_run = "the folder of a run that answers already: stage=dpo starts from it, and is held to it"
+    rules.append(("init_from", (settings.stage, settings.init_from) != ("dpo", "scratch"), a_run))
+    if settings.stage == "lm" and settings.init_from != "resume":  # else they come with the run
+        given = [name for name in settings.as_dict() if name.startswith("dpo_")]
+        given = [name for name in given if settings.origin(name) != "default"]
+        rules += [(name, False, "--stage=dpo with it") for name in given]
     problems = [
         f"{settings.origin(name)}: {name}={getattr(settings, name)}: expected {expected}"
         for name, good, expected in rules
@@ -347,6 +411,19 @@ def adopt(settings, parent, names):
     settings.inherit(values, str(parent.folder))
 
 
+def take_over(settings):
+    """The Hugging Face model of init_from as a Checkpoint, in blocks of the size that was asked
+    for. UserError where the training needs a run with a folder of its own."""
+    if settings.lora_rank or settings.stage == "dpo":
+        raise UserError(
+            f"{settings.origin('init_from')}: init_from={settings.init_from}: adapters and DPO "
+            f"start from a run, which they refer to; make it one first with the same --init_from, "
+            f"--max_iters=0 and an --out_dir, and start from that"
+        )
+    size = None if settings.origin("block_size") == "default" else settings.block_size
+    return hf.load(settings.init_from, size)
+
+
 def share_steps(settings, before, world):
     """Keep a step's blocks the same where a run of `before` processes goes on with `world`: each
     accumulates more of them, or fewer. UserError where they cannot be shared."""
@@ -360,6 +437,56 @@ def share_steps(settings, before, world):
     if world != before:
         origin = f"{before} processes before, {world} now"
         settings.set("gradient_accumulation_steps", batches // world, origin)
+
+
+def adapt(model, settings, parent):
+    """Give the model adapters beside its weights, which freeze; UserError where there is no run
+    that these are from."""
+    if parent is None:
+        raise UserError(
+            f"{settings.origin('lora_rank')}: lora_rank={settings.lora_rank}: adapters are trained "
+            f"beside the weights of a run: say which with --init_from=out/…"
+        )
+    lora = LoRA(
+        settings.lora_rank,
+        settings.lora_alpha,
+        settings.lora_dropout,
+        settings.lora_targets,
+        settings.freeze_layers,
+        parent.folder,
+        checkpoint.weights_hash(parent.folder),
+    )
+    attach(model, lora)
+
+
+def check_prompts(settings, parent, prompt_format):
+    """UserError where the run that DPO starts from is not asked as the pairs ask."""
+    if parent.prompt_format != prompt_format:
+        raise UserError(
+            f"{settings.dataset}: its prompts are of the format {prompt_format}, those of "
+            f"{parent.folder} of {parent.prompt_format}: fine-tune that first, or prepare the "
+            f"pairs with its --format"
+        )
+
+
+def refer(parent, resume):
+    """What config.json says of the run that DPO refers to: where it is and its weights' hash."""
+    if resume:
+        return {name: parent.meta[name] for name in ("reference", "reference_hash")}
+    weights = checkpoint.weights_hash(parent.folder)
+    return dict(reference=parent.folder.as_posix(), reference_hash=weights)
+
+
+def load_reference(reference, device):
+    """The model of the run that DPO refers to, whose log-probabilities a resumed run did not find.
+    UserError where it is no longer what it was."""
+    folder = reference["reference"]
+    if checkpoint.weights_hash(folder) != reference["reference_hash"]:
+        raise UserError(
+            f"{folder}: has other weights than those that this run refers to, and what those gave "
+            f"is no longer beside the pairs; bring either back"
+        )
+    return checkpoint.load(folder, device).model
 
 
 def freeze(model, settings):
@@ -385,9 +512,11 @@ def introduce(model, settings, train_blocks, val_blocks, parent, resume):
         start = f"{verb} {parent.folder} at step {parent.meta['step']}"
     print(f"model: {count / 1e6:.2f}M parameters{frozen}, {start}")
     blocks = train_blocks.meta["counts"]["train"]
+    judge = f" ({val_blocks.folder})" if settings.val_dataset else ""
     print(
-        f"data: {settings.dataset}: {len(train_blocks)} train and {len(val_blocks)} val blocks of "
-        f"{settings.block_size} ({train_blocks.meta['layout']}), {blocks['targets']:,} targets",
+        f"data: {settings.dataset}: {len(train_blocks)} train and {len(val_blocks)} val{judge} "
+        f"{train_blocks.unit} of {settings.block_size} ({train_blocks.meta['layout']}), "
+        f"{blocks['targets']:,} targets",
         flush=True,
     )
 
@@ -505,19 +634,13 @@ class oom_advice:
 
 def write_sample(model, tokenizer, prompt_format, settings):
     """A short greedy-ish text, to see how the model writes; "" where no prompt is set."""
-    prompt = settings.sample_prompt
-    if prompt_format == "qa" and settings.origin("sample_prompt") == "default":
-        # The first held-out question; without one the default prompt serves.
-        path = Path(settings.dataset) / "val.jsonl"
-        with (
-            contextlib.suppress(OSError, ValueError, KeyError),
-            open(path, encoding="utf-8") as file,
-        ):
-            prompt = json.loads(file.readline())["question"]
-    if not prompt:
+    asked = Example(None, settings.sample_prompt, "")
+    if settings.origin("sample_prompt") == "default":
+        asked = first_held_out(settings.dataset, prompt_format) or asked
+    if not asked.prompt:
         return ""
     request = Request(
-        prompt_ids(tokenizer, prompt_format, prompt),
+        example_ids(tokenizer, prompt_format, asked),
         settings.sample_tokens,
         temperature=0.7,
         top_k=50,
@@ -526,7 +649,7 @@ def write_sample(model, tokenizer, prompt_format, settings):
     )
     (ticket,) = Engine(model, tokenizer.n_vocab, n_slots=1).generate([request])
     model.train()
-    return f"{prompt} → {tokenizer.decode(ticket.ids)}"
+    return f"{asked.prompt} → {tokenizer.decode(ticket.ids)}"
 
 
 class Log:
@@ -559,19 +682,21 @@ class Log:
                 if name not in ("step", "best") and value is not None:
                     self.board.add_scalar(name, value, record["step"])
 
-    def progress(self, step, tokens, minutes, loss, lr, rate, mfu, left):
-        self._write(dict(step=step, tokens=tokens, minutes=minutes, loss=loss, lr=lr, rate=rate))
+    def progress(self, step, tokens, minutes, loss, lr, rate, mfu, left, told):
+        record = dict(step=step, tokens=tokens, minutes=minutes, loss=loss, lr=lr, rate=rate)
+        self._write(record | told)
         mfu = f" | mfu {mfu:4.0%}" if mfu else ""
         print(
-            f"step {step:>6}/{self.max_iters} | loss {loss:7.4f} | lr {lr:.2e} | "
+            f"step {step:>6}/{self.max_iters} | loss {loss:7.4f}{_shown(told)} | lr {lr:.2e} | "
             f"{rate:8,.0f} tok/s{mfu} | {duration(left)} left",
             flush=True,
         )
 
-    def evaluation(self, step, tokens, minutes, val_loss, better):
+    def evaluation(self, step, tokens, minutes, val_loss, better, told):
         record = dict(step=step, tokens=tokens, minutes=minutes, val_loss=val_loss, best=better)
-        self._write(record)
-        print(f"step {step:>6}: val loss {val_loss:.4f}{' (best)' if better else ''}", flush=True)
+        self._write(record | told)
+        best = " (best)" if better else ""
+        print(f"step {step:>6}: val loss {val_loss:.4f}{best}{_shown(told)}", flush=True)
 
     def sample(self, step, text):
         if text:
@@ -582,6 +707,11 @@ class Log:
     def close(self):
         if self.board:
             self.board.close()
+
+
+def _shown(told):
+    """An objective's own figures, for a line on the screen."""
+    return "".join(f" | {name} {value:.3f}" for name, value in told.items())
 
 
 if __name__ == "__main__":

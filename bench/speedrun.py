@@ -2,13 +2,14 @@
 
     python bench/speedrun.py --input=TEXTS                                # 10 minutes, three seeds
     python bench/speedrun.py --input=TEXTS --minutes=30 --seeds=1337,1338,1339
+    python bench/speedrun.py --input=TEXTS --body=124M --out_dir=out/speedrun_gpu
 
-Three recipes of one body (config/cpu_small.py) learn the same texts on the same cores, one after
-the other, each for --minutes of training:
+Three recipes of one body (config/cpu_small.py, or the 124M of config/train_config.py) learn the
+same texts on the same cores, one after the other, each for --minutes of training:
 
     classic   GPT-2's vocabulary and shape, a text a block, AdamW, cosine (config/classic.py)
     adamw     the `zh` vocabulary and split blocks with GPT-2's shape and AdamW, as a sweep tuned it
-    default   config/cpu_small.py as it stands; its schedule may end sooner: --default_minutes
+    default   the body's recipe as it stands; its schedule may end sooner: --default_minutes
 
 A run is stopped a few times on the way (train.py saves, and goes on to the bit), scored over the
 same held-out characters, and resumed, so that scoring takes none of its time. Prints when each
@@ -33,11 +34,10 @@ from minigpt.report import table, write_json
 from minigpt.runlog import read_runlog
 
 GPT2 = ["--position=learned", "--norm=layernorm", "--mlp=gelu", "--qk_norm=false", "--bias=true"]
-RECIPES = {
+BODIES = {
     # Learning rates of the others are for 124M parameters; at this size AdamW's best is near 1e-3.
-    "classic": ["config/classic.py", "config/cpu_small.py", "--learning_rate=1e-3"],
-    "adamw": ["config/cpu_small.py", *GPT2, "--optimizer=adamw", "--layout=split"],
-    "default": ["config/cpu_small.py"],
+    "cpu_small": (["config/cpu_small.py"], "--learning_rate=1e-3", "--learning_rate=2e-3"),
+    "124M": ([], "--learning_rate=6e-4", "--learning_rate=6e-4"),
 }
 
 
@@ -48,21 +48,30 @@ class Settings:
     seeds: str = "1337,1338,1339"
     marks: str = "0.05,0.1,0.2,0.35,0.5,0.7,0.85,1"  # shares of a run at which it is scored
     recipes: str = "classic,adamw,default"
-    adamw: str = "--learning_rate=2e-3"  # what the sweep found for it
+    body: str = "cpu_small"  # or 124M
+    adamw: str | None = None  # flags for it; none: what the sweep found
     out_dir: str = "out/speedrun"  # data and runs
 
 
 def main():
     settings = configure(Settings, doc=__doc__)
     names = settings.recipes.split(",")
-    if unknown := set(names) - set(RECIPES):
-        raise UserError(f"recipes: {', '.join(unknown)}: expected some of {', '.join(RECIPES)}")
-    RECIPES["adamw"].extend(settings.adamw.split())
+    if settings.body not in BODIES:
+        raise UserError(f"body={settings.body}: expected {' or '.join(BODIES)}")
+    body, classic, adamw = BODIES[settings.body]
+    adamw = (adamw if settings.adamw is None else settings.adamw).split()
+    recipes = {
+        "classic": ["config/classic.py", *body, classic],
+        "adamw": [*body, *GPT2, "--optimizer=adamw", "--layout=split", *adamw],
+        "default": body,
+    }
+    if unknown := set(names) - set(recipes):
+        raise UserError(f"recipes: {', '.join(unknown)}: expected some of {', '.join(recipes)}")
     folder = pathlib.Path(settings.out_dir)
     for name in {"default", *names}:  # the default's held-out entries judge all
         if not (folder / f"data_{name}").exists():
-            words = [word for word in RECIPES[name] if not word.startswith("--")]
-            words += [word for word in RECIPES[name] if word.startswith("--layout")]
+            words = [word for word in recipes[name] if not word.startswith("--")]
+            words += [word for word in recipes[name] if word.startswith("--layout")]
             words += [f"--input={settings.input}", f"--dataset={folder}/data_{name}"]
             call("data/prepare.py", *words)
     curves = {name: [] for name in names}
@@ -72,18 +81,18 @@ def main():
             if name == "default" and settings.default_minutes:
                 minutes = settings.default_minutes
             out_dir = folder / f"{name}_{minutes:g}_{seed}"
-            curves[name].append(race(settings, name, seed, minutes, out_dir))
+            curves[name].append(race(settings, name, recipes[name], seed, minutes, out_dir))
     report(curves)
     figure, _ = race_figure(curves)
     write_figure(figure, [folder / "speedrun.png"])
 
 
-def race(settings, name, seed, minutes, out_dir):
+def race(settings, name, recipe, seed, minutes, out_dir):
     """[(minutes of training, bits per character)] of one run, trained and scored mark by mark."""
     note = out_dir / "speedrun.json"
     points = json.loads(note.read_text()) if note.exists() else []
     for mark in [float(mark) for mark in settings.marks.split(",")][len(points) :]:
-        words = [*RECIPES[name], f"--dataset={settings.out_dir}/data_{name}", f"--seed={seed}"]
+        words = [*recipe, f"--dataset={settings.out_dir}/data_{name}", f"--seed={seed}"]
         words += [f"--max_minutes={minutes:g}", "--max_iters=1000000", "--log_interval=1"]
         words += ["--eval_interval=1000000", "--overwrite=true"]  # it is scored here
         if points:

@@ -20,23 +20,14 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import numpy as np
 import torch
 
 from config.configurator import UserError, configure, run
-from data_utils import Batch
-from minigpt.blockfile import TARGET
 from minigpt.hardware import matmul_flops
-from minigpt.objectives import next_token
-from minigpt.optim import make_optimizers
 from minigpt.report import table
+from minigpt.steps import GPT2, SHAPES, our_step, peak_memory, transformers_step
 from model import GPT, GPTConfig
 
-SHAPES = {
-    "cpu_small": dict(n_layer=4, n_head=4, n_embd=256, block_size=256, batch_size=8),
-    "124M": dict(n_layer=12, n_head=12, n_embd=768, block_size=512, batch_size=8),
-}
-GPT2 = dict(position="learned", norm="layernorm", mlp="gelu", qk_norm=False, bias=True)
 CASES = ("ours, default", "ours, GPT-2", "transformers GPT-2")
 
 
@@ -78,75 +69,28 @@ def in_a_process(name):
 def measure(settings):
     """One case: tokens a second, operations a token, peak memory (GB), the machine's peak."""
     torch.manual_seed(0)
-    shape = dict(SHAPES[settings.shape])
-    batch_size = settings.batch_size or shape.pop("batch_size")
-    shape.pop("batch_size", None)
-    ours = GPTConfig(
-        n_rows=settings.n_rows, **shape, **({} if "default" in settings.case else GPT2)
-    )
+    batch_size = settings.batch_size or 8
+    shape = {**SHAPES[settings.shape], **({} if "default" in settings.case else GPT2)}
+    ours = GPTConfig(n_rows=settings.n_rows, **shape)
     flops = GPT(ours).flops_per_token()
-    step = (with_transformers if "transformers" in settings.case else with_ours)(ours, settings)
-    x = torch.randint(0, settings.n_rows, (batch_size, ours.block_size))
+    settings.set("optimizer", "muon" if "default" in settings.case else "adamw", "the case")
+    if "transformers" in settings.case:
+        step = transformers_step(ours, "cpu", torch.float32)
+    else:
+        step = our_step(GPT(ours), settings, "cpu", torch.float32)
+    tokens = torch.randint(0, settings.n_rows, (batch_size, ours.block_size)).numpy()
     for _ in range(2):
-        step(x)
+        step(tokens)
     peak = matmul_flops("cpu")
     times = []
     for _ in range(settings.steps or (20 if settings.shape == "cpu_small" else 3)):
         start = time.perf_counter()
-        step(x)
+        float(step(tokens))
         times.append(time.perf_counter() - start)
     rate = batch_size * ours.block_size / statistics.median(times)
-    return dict(rate=rate, flops=flops, memory=peak_memory(), peak=max(peak, matmul_flops("cpu")))
-
-
-def with_ours(config, settings):
-    """A function that takes one step of our model."""
-    settings.set("optimizer", "muon" if "default" in settings.case else "adamw", "the case")
-    model = GPT(config)
-    optimizers = make_optimizers(model, settings, "cpu")
-
-    def step(x):
-        batch = Batch.of(x.numpy(), np.full(x.shape, TARGET, np.uint8), isolated=False)
-        loss, count = next_token(model, batch)
-        (loss / count).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        model.zero_grad(set_to_none=True)
-
-    return step
-
-
-def with_transformers(config, settings):
-    """A function that takes one step of transformers' model of the same shape."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    shape = dict(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd)
-    rest = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)
-    size = dict(vocab_size=config.n_rows, n_positions=config.block_size)
-    model = GPT2LMHeadModel(GPT2Config(**shape, **size, **rest)).train()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    return dict(
+        rate=rate, flops=flops, memory=peak_memory("cpu"), peak=max(peak, matmul_flops("cpu"))
     )
-
-    def step(x):
-        # As its own Trainer does: it shifts the labels itself.
-        model(input_ids=x, labels=x).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        model.zero_grad(set_to_none=True)
-
-    return step
-
-
-def peak_memory():
-    """The most memory that this process has held, in GB; 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0.0
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / 1e9 if sys.platform == "darwin" else most * 1024 / 1e9
 
 
 def show(found):

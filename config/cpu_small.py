@@ -18,5 +18,6 @@ gradient_accumulation_steps = 1  # 2,048 tokens a step: many small steps serve a
 max_iters = 5000  # an hour or so on two cores
 warmup_iters = 100
 learning_rate = 2e-3  # small models bear more than the default
+embedding_lr_ratio = 8.0  # in a short run most of what is learned are the embeddings: bench/LOG.md
 eval_interval = 200
 eval_iters = 25

@@ -14,17 +14,23 @@ from typing import Literal
 # -- the run -------------------------------------------------------------------------------------
 out_dir: str = "out/pretrain"  # the run's folder: checkpoint, best/, log.jsonl, samples.txt
 init_from: str = "scratch"  # "scratch", "resume" (go on in out_dir), or the folder of a run to
-#                             start from: its weights, shape and tokenizer, with a fresh optimizer
+#                             start from: its weights, shape and tokenizer, with a fresh optimizer;
+#                             or hf:FOLDER or hf:NAME, a Hugging Face model (GPT-2 or Qwen3)
 overwrite: bool = False  # true: throw away the run that out_dir already holds
 seed: int = 1337  # of weights, data order and dropout
 
 # -- data ----------------------------------------------------------------------------------------
 dataset: str = "data/processed"  # the block files that data/prepare.py wrote
-tokenizer: str = "zh"  # "zh", "gpt2", or a file of data/train_tokenizer.py
+tokenizer: str = "zh"  # "zh", "gpt2", a file of data/train_tokenizer.py, or hf:FOLDER or hf:NAME,
+#                             the vocabulary of a Hugging Face model
 block_size: int = 512  # tokens in a block: the longest context the model ever sees
 layout: Literal["pad", "split", "concat", "packed"] = "concat"  # how texts fill blocks: one a
 #                             block and cut (pad), over several blocks (split), several in one block
 #                             kept apart (concat), or one stream cut anywhere (packed)
+isolate: bool = True  # concat: attention and positions are kept inside each piece; false: training
+#                             reads a row as one piece, as concatenation is done elsewhere
+val_dataset: str | None = None  # another folder whose val blocks judge the run (same tokenizer and
+#                             block_size, any layout); none: dataset's
 if_trav: bool = False  # true: blocks in the order of the file; false: at random (better)
 
 # -- the model -----------------------------------------------------------------------------------
@@ -66,6 +72,25 @@ muon_momentum: float = 0.95  # Muon
 grad_clip: float = 1.0  # largest norm of the gradient; 0: no clipping
 freeze_layers: int = 0  # the lower n transformer blocks stay as they are
 freeze_embeddings: bool = False  # token and position embeddings stay as they are
+lora_rank: int = 0  # train adapters of this rank beside the frozen weights of init_from (LoRA: 8 to
+#                             64; the blocks below freeze_layers have none); 0: train the weights
+lora_alpha: float = 16.0  # adapters count lora_alpha / lora_rank times
+lora_dropout: float = 0.0  # on the adapters' input; on a CPU it costs the speed that LoRA brings
+lora_targets: list[str] = ["all"]  # matrices that have adapters: q, k, v, o (attention), gate, up,
+#                             down (mlp; gate in swiglu alone), or the groups attention, mlp, all
+
+# -- preferences ---------------------------------------------------------------------------------
+stage: Literal["lm", "dpo"] = "lm"  # lm: learn to predict the next token; dpo: learn from pairs of
+#                             answers which is better (data/prepare_dpo.py, config/dpo.py);
+#                             batch_size then counts pairs, and init_from is also the reference
+dpo_beta: float = 0.1  # how strongly the model is held to the reference; small: it may go further
+dpo_average: bool = False  # true: log-probabilities are divided by the answer's tokens, so that its
+#                             length counts for nothing; dpo_beta then has to be as much larger
+dpo_label_smoothing: float = 0.0  # the share of pairs whose label may be wrong, below 0.5
+dpo_guard_dataset: str | None = None  # ordinary blocks, such as those of fine-tuning, over whose
+#                             val split each evaluation measures how much the model has forgotten
+dpo_max_forgetting: float | None = 1.2  # stop where that perplexity is so many times what it was
+#                             at the start; none: only measure
 
 # -- evaluation ----------------------------------------------------------------------------------
 eval_interval: int = 250  # steps between evaluations; each also saves the checkpoint

@@ -1,32 +1,46 @@
-"""Question–answer pairs → blocks to fine-tune on: question, answer mark, answer, EOT.
+"""Question–answer pairs, instructions or conversations → blocks to fine-tune on.
 
     python data/prepare_sft.py --input=sft/sft_saves.jsonl --dataset=data/processed_sft
     python data/prepare_sft.py --input=qa/ --block_size=256 --layout=pad
+    python data/prepare_sft.py --input=alpaca.json --format=alpaca --dataset=data/alpaca
+    python data/prepare_sft.py --input=chats.jsonl --format=chat --dataset=data/chat
 
-Read are .jsonl (an object a line: `question`, `answer`; optional `id`) and .json (a list of such
-objects), each also as .gz. `id` names the entry that a pair is about: all its pairs go to train, or
-all to val. Only the answer and its EOT are learned. A pair that is longer than a block is dropped
-and counted, never cut. block_size should be the one of pretraining.
+Read are .jsonl (an object a line) and .json (a list of objects), each also as .gz. --format says
+what an object holds, beside an optional `id`:
 
-The folder holds the same files as data/prepare.py writes, with the held-out pairs in val.jsonl.
+    qa      `question`, `answer`: question, answer mark, answer, EOT
+    alpaca  `instruction`, `output`, optional `input`: a conversation of two turns, the user's being
+            instruction, blank line, input
+    chat    `messages`, [{"role": "system" | "user" | "assistant", "content": …}, …], as OpenAI has
+            them: the turns in ChatML's marks
+
+Learned are the answer and its EOT, or what the assistant says in each turn and the turn's end. `id`
+names the entry that a pair or a conversation is about: all with that id go to train, or all to val.
+A pair that is longer than a block is dropped and counted, never cut; a conversation loses its last
+turns, each whole, and is dropped where no turn of the assistant is left. block_size should be the
+one of pretraining.
+
+The folder holds the same files as data/prepare.py writes, with what is held out in val.jsonl.
 """
 
 import pathlib
 import sys
+from typing import Literal
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure, run
-from minigpt.preparation import QuestionAnswers, command_line, prepare, table
+from minigpt.preparation import SFT_FORMATS, command_line, prepare, table
 
 
 class Settings:
     """The knobs of this script alone."""
 
     input: str = ""  # files or folders, comma-separated
+    format: Literal["qa", "alpaca", "chat"] = "qa"  # what they hold
     dataset: str = "data/processed_sft"  # the folder to write
     val_fraction: float | None = None  # share of the entries held out; none: 10 %, but no more
-    #                             than makes some 3,000 pairs
+    #                             than makes some 3,000 pairs or conversations
     skip_bad: bool = False  # true: copy bad records to rejects.jsonl instead of stopping
     workers: int = 0  # processes; 0 takes every core
 
@@ -35,7 +49,7 @@ def main():
     """Settings → dataset folder, and a table of what it holds."""
     settings = configure(Settings, shared="tokenizer block_size layout", doc=__doc__)
     meta = prepare(
-        QuestionAnswers(),
+        SFT_FORMATS[settings.format],
         settings.input,
         settings.dataset,
         settings.tokenizer,

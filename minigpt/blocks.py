@@ -25,6 +25,7 @@ FILES = (
     *(f"{split}.{kind}" for split in ("train", "val") for kind in ("bin", "mask")),
     *("val.jsonl", "rejects.jsonl", "meta.json"),
 )
+OF_BLOCKS = "reference-*.npy"  # what minigpt/dpo.py keeps beside them: of no worth without them
 WINDOW = 2**21  # tokens that `concat` looks over at once: 4 MB, however long the input
 
 
@@ -35,45 +36,42 @@ def token_dtype(n_vocab):
 
 @dataclass
 class Pieces:
-    """n pieces as arrays: their ids one after the other, and of each its length and which of its
-    tokens are targets, from `first` to before `last` ((n,) int64 each)."""
+    """n pieces as arrays: their ids one after the other ((N,), and for each id in `learned`, uint8,
+    TARGET where it is a target), and the length of each ((n,) int64)."""
 
     ids: np.ndarray
+    learned: np.ndarray
     lengths: np.ndarray
-    first: np.ndarray
-    last: np.ndarray
 
     @classmethod
     def of(cls, pieces, dtype):
-        """From a list of (ids as array("I"), first, last)."""
+        """From a list of (ids as array("I"), first, last): targets are the ids from `first` to
+        before `last`. A piece with several such spans goes on: (ids, first, last, first, last)."""
         ids = np.frombuffer(b"".join([piece[0] for piece in pieces]), np.uintc).astype(dtype)
-        numbers = [(len(ids), first, last) for ids, first, last in pieces]
-        lengths, first, last = np.array(numbers, np.int64).reshape(-1, 3).T
-        return cls(ids, lengths, first, last)
+        lengths = np.array([len(piece[0]) for piece in pieces], np.int64)
+        n_bounds = np.array([len(piece) - 1 for piece in pieces], np.int64)
+        bounds = np.array([bound for piece in pieces for bound in piece[1:]], np.int64)
+        bounds += np.repeat(np.cumsum(lengths) - lengths, n_bounds)  # where each piece starts
+        changes = np.zeros(len(ids) + 1, np.uint8)
+        np.add.at(changes, bounds[::2], TARGET)
+        np.subtract.at(changes, bounds[1::2], TARGET)
+        return cls(ids, np.cumsum(changes[:-1], dtype=np.uint8), lengths)
 
     @classmethod
     def joined(cls, parts):
         """One Pieces of several."""
-        fields = ("ids", "lengths", "first", "last")
+        fields = ("ids", "learned", "lengths")
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
 
     def __len__(self):
         return len(self.lengths)
 
-    def learned(self):
-        """(N,) uint8 for the ids one after the other: TARGET where a token is a target."""
-        starts = np.cumsum(self.lengths) - self.lengths
-        places = np.arange(len(self.ids)) - np.repeat(starts, self.lengths)
-        learned = places >= np.repeat(self.first, self.lengths)
-        learned &= places < np.repeat(self.last, self.lengths)
-        return learned * np.uint8(TARGET)
-
     def chosen(self, which):
         """Those pieces where `which` ((n,) bool) is true."""
         if which.all():
             return self
-        ids = self.ids[np.repeat(which, self.lengths)]
-        return Pieces(ids, self.lengths[which], self.first[which], self.last[which])
+        of_them = np.repeat(which, self.lengths)
+        return Pieces(self.ids[of_them], self.learned[of_them], self.lengths[which])
 
 
 def pack_best_fit(lengths, capacity):
@@ -162,7 +160,7 @@ class SplitWriter:
             self._write_rows(pieces, pack_best_fit(pieces.lengths, self.block_size))
         elif self.layout == "packed":
             tokens, mask = self._over
-            tokens, mask = np.append(tokens, pieces.ids), np.append(mask, pieces.learned())
+            tokens, mask = np.append(tokens, pieces.ids), np.append(mask, pieces.learned)
             self._write_stream(tokens, mask)
         else:
             self._write_rows(pieces, [[i] for i in range(len(pieces))])
@@ -171,14 +169,13 @@ class SplitWriter:
         """Each row holds the pieces with these numbers, then PAD."""
         tokens = np.full((len(rows), self.block_size), self.pad, self.dtype)
         mask = np.zeros(tokens.shape, np.uint8)
-        ids = pieces.ids
-        stops = np.cumsum(pieces.lengths).tolist()
-        lengths, first, last = pieces.lengths.tolist(), pieces.first.tolist(), pieces.last.tolist()
+        ids, learned = pieces.ids, pieces.learned
+        stops, lengths = np.cumsum(pieces.lengths).tolist(), pieces.lengths.tolist()
         for row_tokens, row_mask, row in zip(tokens, mask, rows, strict=True):
             at = 0
             for i in row:
                 row_tokens[at : at + lengths[i]] = ids[stops[i] - lengths[i] : stops[i]]
-                row_mask[at + first[i] : at + last[i]] = TARGET
+                row_mask[at : at + lengths[i]] = learned[stops[i] - lengths[i] : stops[i]]
                 row_mask[at] |= BEGIN
                 at += lengths[i]
             if at < self.block_size:
@@ -250,7 +247,8 @@ def _check_only_ours(folder):
         return
     if not folder.is_dir():
         raise UserError(f"{folder}: is a file; --dataset= names a folder to write into")
-    others = sorted(path.name for path in folder.iterdir() if path.name not in FILES)
+    names = sorted(path.name for path in folder.iterdir() if not path.match(OF_BLOCKS))
+    others = [name for name in names if name not in FILES]
     if others:
         raise UserError(
             f"{folder}: holds what is no prepared data ({', '.join(others[:3])}) and would be "

@@ -1,7 +1,8 @@
 """Checkpoints: the only code that reads or writes a run's folder.
 
     out/<run>/config.json          shape, tokenizer, prompt format, step, val loss, settings
-    out/<run>/model.safetensors    weights, float32
+    out/<run>/model.safetensors    weights, float32; or, of a run with adapters (minigpt/lora.py) …
+    out/<run>/adapter.safetensors  … these alone: config.json names their base and its hash
     out/<run>/state.pt             optimizers, RNG, position: what resuming needs
     out/<run>/tokenizer.*          a copy of the vocabulary: the folder stands alone
     out/<run>/best/                the same without state.pt, from the best evaluation
@@ -11,6 +12,7 @@ moment at which the save has happened. Whoever opens the folder next finishes mo
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import pickle
@@ -24,13 +26,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from config.configurator import UserError
+from minigpt.lora import LoRA, adapters, attach, merge
 from minigpt.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 
 FORMAT = 1
 WRITING, STAGED = ".writing", ".staged"
 # What a save may write, in the order in which it is moved to its place.
-FILES = ("model.safetensors", "state.pt", "tokenizer.tiktoken", "tokenizer.json", "config.json")
+FILES = ("model.safetensors", "state.pt", "adapter.safetensors")
+FILES += ("tokenizer.tiktoken", "tokenizer.json", "config.json")
+LORA_FACTS = ("rank", "alpha", "dropout", "targets", "first_block", "base_hash")
 FACTS = ("model", "tokenizer", "tokenizer_hash", "n_vocab", "prompt_format", "step", "settings")
 
 
@@ -49,8 +54,9 @@ class Checkpoint:
 
 
 def save(folder, model, tokenizer, meta, state=None):
-    """Write a checkpoint: `meta` to config.json, the weights, and `state` (tensors and plain
-    values) if there is one. OSError where the disk is full; the last checkpoint then stands."""
+    """Write a checkpoint: `meta` to config.json, the weights (where the model has adapters, those
+    alone), and `state` (tensors and plain values) if there is one. OSError where the disk is full;
+    the last checkpoint then stands."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     settle(folder)
@@ -66,17 +72,20 @@ def save(folder, model, tokenizer, meta, state=None):
             n_vocab=tokenizer.n_vocab,
             **meta,
         )
-        weights = dict(model.named_parameters())  # tied weights stand here once
+        weights, name = adapters(model), "adapter.safetensors"
+        if weights:
+            meta["lora"] = _lora_facts(folder, model.lora)
+        else:
+            weights, name = dict(model.named_parameters()), "model.safetensors"  # tied ones once
         weights = {name: weight.detach().contiguous() for name, weight in weights.items()}
         try:
-            save_file(weights, writing / "model.safetensors")
+            save_file(weights, writing / name)
             if state is not None:
                 torch.save(state, writing / "state.pt")
         except (SafetensorError, RuntimeError) as error:
             # This is how the two libraries say that a write failed.
             raise OSError(f"is the disk full? {error}") from None
-        for path in tokenizer.files:
-            shutil.copyfile(path, writing / f"tokenizer{path.suffix}")
+        tokenizer.copy_to(writing / "tokenizer")
         text = json.dumps(meta, ensure_ascii=False, indent=1)
         (writing / "config.json").write_text(text + "\n", encoding="utf-8")
         for path in writing.iterdir():
@@ -86,6 +95,14 @@ def save(folder, model, tokenizer, meta, state=None):
         shutil.rmtree(writing, ignore_errors=True)
         raise
     settle(folder)
+
+
+def resave(folder, trained):
+    """Write a loaded run to another folder as it is in memory: what was merged stands alone there.
+    It cannot be resumed; another run may start from it."""
+    own = ("format", "model", "tokenizer", "tokenizer_hash", "n_vocab", "lora")  # save() says them
+    meta = {name: value for name, value in trained.meta.items() if name not in own}
+    save(folder, trained.model, trained.tokenizer, meta)
 
 
 def settle(folder):
@@ -138,6 +155,8 @@ def read_meta(folder, hint="python train.py config/train_config.py"):
             f"{folder}: checkpoint format {meta.get('format')}, this version reads {FORMAT}"
         )
     missing = [name for name in FACTS if name not in meta]
+    if "lora" in meta:
+        missing += [f"lora: {name}" for name in (*LORA_FACTS, "base") if name not in meta["lora"]]
     if missing:
         raise UserError(f"{folder}/config.json: lacks {', '.join(missing)}; train the run again")
     unknown = sorted(set(meta["model"]) - set(GPTConfig.__dataclass_fields__))
@@ -149,29 +168,105 @@ def read_meta(folder, hint="python train.py config/train_config.py"):
     return meta
 
 
-def load(folder, device="cpu", dtype=torch.float32, hint="python train.py config/train_config.py"):
-    """The run in `folder` as a Checkpoint, its weights in `dtype` on `device`.
+def load(
+    folder,
+    device="cpu",
+    dtype=torch.float32,
+    hint="python train.py config/train_config.py",
+    merged=True,
+):
+    """The run in `folder` as a Checkpoint, its weights in `dtype` on `device`. Adapters are merged
+    into their base, so that every run is a plain GPT; merged=False: they stay apart.
 
-    UserError where there is none, or where its files contradict one another.
+    UserError where there is none, where its files contradict one another, and where the base of
+    adapters is gone or has changed.
     """
     folder = Path(folder)
     meta = read_meta(folder, hint)
     tokenizer = read_tokenizer(folder, meta)
-    model = GPT(GPTConfig(**meta["model"]))
-    path = folder / "model.safetensors"
+    model = _load_model(folder, meta)
+    if merged:
+        merge(model)
+    return Checkpoint(folder, model.to(device=device, dtype=dtype), tokenizer, meta)
+
+
+def _load_model(folder, meta):
+    """The run's model, adapters apart; their base's own adapters are merged."""
+    if "lora" not in meta:
+        model = GPT(GPTConfig(**meta["model"]))
+        _fill(model, folder / "model.safetensors", dict(model.named_parameters()))
+        return model
+    lora = _read_lora(folder, meta)
+    model = _load_model(lora.base, read_meta(lora.base))
+    merge(model)
+    model.config.dropout = meta["model"]["dropout"]
+    attach(model, lora)
+    _fill(model, folder / "adapter.safetensors", adapters(model))
+    return model
+
+
+def _fill(model, path, expected):
+    """Read the tensors of a file into the model; `expected` has the names that it must hold."""
+    folder = path.parent
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read ({error}); train the run again") from None
     try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
+        _, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # tensors of another size, a line each
         reason = str(error).splitlines()[1].strip()
         raise UserError(f"{path}: does not fit {folder}/config.json: {reason}") from None
-    missing = [m for m in missing if not (m == "lm_head.weight" and model.config.tie_embeddings)]
+    missing = [name for name in expected if name not in weights]
     if missing or unexpected:
         raise UserError(f"{path}: lacks {missing or 'nothing'}, has also {unexpected or 'nothing'}")
-    return Checkpoint(folder, model.to(device=device, dtype=dtype), tokenizer, meta)
+
+
+def weights_hash(folder):
+    """The SHA-256 of a run's weights as they lie in its folder; of adapters, with their base's."""
+    folder = Path(folder)
+    meta = read_meta(folder)
+    digest = hashlib.sha256()
+    if "lora" in meta:
+        digest.update(meta["lora"]["base_hash"].encode())
+    path = folder / ("adapter.safetensors" if "lora" in meta else "model.safetensors")
+    try:
+        with open(path, "rb") as file:
+            while part := file.read(2**20):
+                digest.update(part)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error}); train the run again") from None
+    return digest.hexdigest()
+
+
+def _lora_facts(folder, lora):
+    """What config.json says of adapters. Their base stands there twice, as seen from the run's
+    folder and as it was given: so either may move."""
+    facts = {name: getattr(lora, name) for name in LORA_FACTS}
+    with contextlib.suppress(ValueError):  # on another drive of Windows
+        relative = os.path.relpath(lora.base, folder)
+        facts["base_from_here"] = Path(relative).as_posix()
+    return {**facts, "base": lora.base.as_posix()}
+
+
+def _read_lora(folder, meta):
+    """config.json's "lora" as a LoRA whose base is found and is what it was. UserError if not."""
+    facts = meta["lora"]
+    given = Path(facts["base"])
+    here = Path(os.path.normpath(folder / facts.get("base_from_here", given)))
+    there = [place for place in dict.fromkeys((here, given)) if exists(place)]
+    if not there:
+        raise UserError(
+            f"{folder}: adapters, whose base {given} is gone; put it back, or write where it is "
+            f"now into {folder}/config.json (lora, base)"
+        )
+    for place in there:
+        if weights_hash(place) == facts["base_hash"]:
+            return LoRA(**{name: facts[name] for name in LORA_FACTS}, base=place)
+    raise UserError(
+        f"{folder}: adapters, whose base {there[0]} has other weights than those they were trained "
+        f"on (SHA-256 {facts['base_hash'][:16]}…); bring those back, or train the adapters again"
+    )
 
 
 def read_tokenizer(folder, meta):

@@ -30,6 +30,7 @@ SUFFIXES = (".jsonl", ".json", ".txt")
 CHUNK = 2**18  # bytes of text in a chunk: some 60 ms of work for the process that encodes it
 LONGEST = 2**26  # bytes in a line or an item of a list; longer is not a record but a mistake
 ENTRY = 2000  # characters, about, in an entry of a .txt
+ROLES = ("system", "user", "assistant")  # who speaks in a conversation
 
 
 class Entry(NamedTuple):
@@ -46,6 +47,14 @@ class Pair(NamedTuple):
     id: str | None
     question: str
     answer: str
+
+
+class Conversation(NamedTuple):
+    """What was said in turn: `turns` is ((role, content), …), the roles of ROLES; `id` as the file
+    gives it, None where it gives none."""
+
+    id: str | None
+    turns: tuple
 
 
 class Reject(NamedTuple):
@@ -444,7 +453,7 @@ def _json_records(source, lines):
         if not _is_whole(line):
             record = Reject(source, number, _BROKEN_REASON, _shown(line))
         elif isinstance(record, dict) and "\\u" in line:
-            record = {key: _writable(value) for key, value in record.items()}
+            record = _writable(record)
         yield number, record
 
 
@@ -458,10 +467,14 @@ def _is_whole(text):
 
 
 def _writable(value):
-    """A text with U+FFFD for lone surrogates (a JSON \\ud83d without its partner); any other value
-    as it is."""
+    """A value of JSON with U+FFFD for the lone surrogates in its texts (a \\ud83d without its
+    partner)."""
     if isinstance(value, str):
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, list):
+        return [_writable(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _writable(item) for key, item in value.items()}
     return value
 
 
@@ -489,8 +502,7 @@ def _prose_records(chunk):
 def entry_of(record, source, line):
     """A record as an Entry (not cleaned), or a Reject: field `text`; optional `title`, `id`."""
     text, title, id_ = record.get("text"), record.get("title"), record.get("id")
-    if not isinstance(text, str):
-        reason = _missing("text", text)
+    if reason := _no_text("field `text`", text):
         return Reject(source, line, reason, _as_line(record))
     id_ = f"{source}:{line}" if id_ is None else str(id_)
     return Entry(id_, title if isinstance(title, str) else "", text)
@@ -502,29 +514,102 @@ def pair_of(record, source, line):
     values = {}
     for field in ("question", "answer"):
         value = record.get(field)
-        if not isinstance(value, str) or not value.strip():
-            empty = isinstance(value, str)
-            reason = f"field `{field}` is empty" if empty else _missing(field, value)
-            return Reject(source, line, reason, _as_line(record))
+        if reason := _no_words(f"field `{field}`", value):
+            return Reject(source, line, reason + _looks_like(record, "qa"), _as_line(record))
         values[field] = value.strip()
+    return Pair(_id_of(record), **values)
+
+
+def instruction_of(record, source, line):
+    """A record in Alpaca's fields as a Conversation of two turns, or a Reject: `instruction` and
+    `output` (neither empty); optional `input`, which follows the instruction and a blank line, and
+    `id`."""
+    values = {}
+    for field in ("instruction", "input", "output"):
+        value = record.get(field)
+        if field == "input" and (value is None or not str(value).strip()):
+            continue  # there is none
+        if reason := _no_words(f"field `{field}`", value):
+            return Reject(source, line, reason + _looks_like(record, "alpaca"), _as_line(record))
+        values[field] = value.strip()
+    output = values.pop("output")
+    turns = ("user", "\n\n".join(values.values())), ("assistant", output)
+    return Conversation(_id_of(record), turns)
+
+
+def conversation_of(record, source, line):
+    """A record as a Conversation, blanks at both ends of each content dropped, or a Reject: field
+    `messages`, a list of {"role": one of ROLES, "content": text}, no content empty, and behind a
+    user's turn one of the assistant; optional `id`."""
+    if reason := _no_conversation(record):
+        return Reject(source, line, reason, _as_line(record))
+    turns = [(message["role"], message["content"].strip()) for message in record["messages"]]
+    return Conversation(_id_of(record), tuple(turns))
+
+
+def _no_conversation(record):
+    """Why a record is none; None where it is one."""
+    messages = record.get("messages")
+    if messages is None:
+        return "field `messages` is missing" + _looks_like(record, "chat")
+    if not isinstance(messages, list):
+        return f"field `messages`: expected a list, found {type(messages).__name__}"
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, dict):
+            return f"message {number}: expected a JSON object, found {type(message).__name__}"
+        role = message.get("role")
+        if role not in ROLES:
+            return f"message {number}: its role is {role!r}; expected one of {', '.join(ROLES)}"
+        if reason := _no_words(f"message {number}: `content`", message.get("content")):
+            return reason
+    roles = [message["role"] for message in messages]
+    if "assistant" not in itertools.dropwhile(lambda role: role != "user", roles):
+        return "no turn of the assistant behind one of a user"
+    return None
+
+
+# The field by which each format of data/prepare_sft.py is known.
+_FIELDS = {"qa": "question", "alpaca": "instruction", "chat": "messages"}
+
+
+def _looks_like(record, wanted):
+    """What to add where `record` is not of the format `wanted`: the one that it may be of."""
+    found = [name for name, field in _FIELDS.items() if field in record]
+    if not found or wanted in found:
+        return ""
+    return f" (it looks like --format={found[0]} of data/prepare_sft.py)"
+
+
+def _no_text(name, value):
+    """Why a value is no text; None where it is one."""
+    if value is None:
+        return f"{name} is missing"
+    if not isinstance(value, str):
+        return f"{name}: expected text, found {type(value).__name__}"
+    return None
+
+
+def _no_words(name, value):
+    """Why a value is no text with something in it; None where it is one."""
+    empty = isinstance(value, str) and not value.strip()
+    return f"{name} is empty" if empty else _no_text(name, value)
+
+
+def _id_of(record):
+    """What `id` says as text; None where it is absent."""
     id_ = record.get("id")
-    return Pair(None if id_ is None else str(id_), **values)
+    return None if id_ is None else str(id_)
 
 
 def _as_line(record):
     return json.dumps(record, ensure_ascii=False)
 
 
-def _missing(field, value):
-    if value is None:
-        return f"field `{field}` is missing"
-    return f"field `{field}`: expected text, found {type(value).__name__}"
-
-
 def read_records(paths, make):
     """Yield (kind of chunk, what `make` makes of a record, the record) over the files under `paths`
-    (see find_files), in order, one process, a chunk at a time. make: entry_of or pair_of. UserError
-    names file, line and beginning of a record that cannot be used."""
+    (see find_files), in order, one process, a chunk at a time. make: entry_of, pair_of,
+    instruction_of or conversation_of. UserError names file, line and beginning of a record that
+    cannot be used."""
     for file in find_files(paths):
         for chunk in Source(file).chunks():
             for line, record in records(chunk):

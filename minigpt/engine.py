@@ -8,7 +8,8 @@ knows no tokenizer. Requests join and leave between steps (continuous batching).
     tickets = engine.generate([Request(…), Request(…)])     # .ids, .finish_reason of each
 
 Past block_size the last half of the text is prefilled anew, and writing goes on: one rule, cached
-or not (window_start).
+or not (window_start). A request with num_beams above 1 searches for a likely text as a whole: it
+takes that many slots, and its text is written when the search ends.
 """
 
 from collections import Counter, deque
@@ -48,6 +49,12 @@ class Request:
     written, frequency_penalty as often as it was (OpenAI's). seed None draws one. stop_ids end the
     text and are not part of it. logprobs: how many of the likeliest tokens to report beside each,
     None for no logprobs; echo: report the prompt's tokens too.
+
+    num_beams above 1 is beam search, at temperature 0 alone: so many texts grow side by side, and
+    of those that end the best is written, by the sum of its log-probabilities, penalties applied,
+    divided by length ** length_penalty (length in tokens; a stop id counts). A length_penalty
+    above 0 favours long texts, below 0 short ones. The search ends when num_beams texts have ended
+    and no running one is better at its present length; with early_stopping as soon as they have.
     """
 
     ids: list[int]
@@ -63,6 +70,9 @@ class Request:
     stop_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     echo: bool = False
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool = False
 
     @property
     def has_penalties(self):
@@ -96,8 +106,15 @@ class Request:
                 self.logprobs is None or 0 <= self.logprobs <= MOST_LOGPROBS,
                 f"0 to {MOST_LOGPROBS}, or none",
             ),
+            "num_beams": (self.num_beams >= 1, "1 (none) or more"),
+            "length_penalty": (abs(self.length_penalty) <= 10, "-10 to 10; 0 is none"),
         }
         found = [] if self.ids else ["ids: the prompt is empty; expected at least one token"]
+        if self.num_beams > 1 and self.temperature != 0:
+            found.append(
+                f"num_beams={self.num_beams}: beam search draws nothing; expected temperature=0, "
+                f"not {self.temperature}"
+            )
         return found + [
             f"{name}={getattr(self, name)}: expected {expected}"
             for name, (good, expected) in within.items()
@@ -117,13 +134,25 @@ class Ticket:
     prompt_tokens: list[Token] = field(default_factory=list)  # where the request says echo
     finish_reason: str | None = None  # "stop", "length" or "cancelled" when it has ended
     rolled: bool = False  # the text outgrew block_size at least once
-    start: int = 0  # where in the text the context begins
-    cached: int = 0  # how many tokens of the context stand in the cache
+    rows: list = field(default_factory=list)  # its Rows: one, or the beams, the best first
+    ended: list = field(default_factory=list)  # beams that have ended, the best first
 
     @property
     def ids(self):
         """The written ids."""
         return self.text[len(self.request.ids) :]
+
+
+@dataclass(eq=False)
+class Row:
+    """A text in a slot of the cache: its ticket's own, or one of the ticket's beams."""
+
+    ticket: Ticket
+    text: list[int]  # prompt and written ids
+    tokens: list[Token]  # the written ones
+    score: float = 0.0  # of a beam: its tokens' log-probabilities, penalties applied, summed
+    start: int = 0  # where in the text the context begins
+    cached: int = 0  # how many tokens of the context stand in the cache
 
     @property
     def missing(self):
@@ -131,11 +160,19 @@ class Ticket:
         return len(self.text) - self.start - self.cached
 
 
+class Ended(NamedTuple):
+    """A beam that has ended, and what it counts for: score / length ** length_penalty."""
+
+    score: float
+    tokens: list[Token]
+    reason: str
+
+
 class Engine:
     """See the module's docstring.
 
     n_vocab:       ids below it may be written; the model's rows above are padding
-    n_slots:       requests that run at once; others wait their turn
+    n_slots:       requests that run at once (one with beams counts as many); others wait their turn
     prefill_chunk: tokens of prompts that one step reads, about: what the others wait for
     fixed_width:   every forward has the same shape, whoever else is there, so that a text is the
                    same to the bit with any neighbours. Without it, sums may be ordered otherwise
@@ -153,7 +190,8 @@ class Engine:
         self.cache = KVCache(
             model.config, n_slots, weight.device, weight.dtype, kernels=model.kernels
         )
-        self.active = []  # tickets; the place in this list is the slot in the cache
+        self.active = []  # tickets that run
+        self.rows = []  # their Rows; the place in this list is the slot in the cache
         self.waiting = deque()
         self.n_submitted = 0
         self.n_ended = 0  # requests that have run to their ends or were cancelled
@@ -166,6 +204,10 @@ class Engine:
             problems.append(f"ids: {wrong[0]} among them; expected 0 to {self.n_vocab - 1}")
         if request.echo and n > self.block_size:
             problems.append(f"echo: the prompt has {n} tokens; expected at most {self.block_size}")
+        if request.num_beams > self.n_slots:
+            problems.append(
+                f"num_beams={request.num_beams}: expected at most {self.n_slots}, the slots here"
+            )
         if problems:
             raise UserError("\n".join(problems))
 
@@ -178,6 +220,10 @@ class Engine:
         else:
             generator.manual_seed(request.seed)
         ticket = Ticket(request, self.n_submitted, generator, list(request.ids))
+        # A search begins with one row, and has its own texts until it ends.
+        own = request.num_beams == 1
+        text, tokens = (ticket.text, ticket.tokens) if own else (list(request.ids), [])
+        ticket.rows = [Row(ticket, text, tokens)]
         self.n_submitted += 1
         if request.echo:
             ticket.prompt_tokens.append(Token(request.ids[0]))
@@ -196,34 +242,32 @@ class Engine:
     def step(self):
         """Write one token of every running request whose prompt has been read; returns
         [(ticket, id), …]. Tokens that end a text are not among them."""
-        while self.waiting and len(self.active) < self.n_slots:
-            self.active.append(self.waiting.popleft())
+        self._admit()
         self._prefill()
-        ready = [(slot, ticket) for slot, ticket in enumerate(self.active) if ticket.missing == 1]
+        ready = [t for t in self.active if all(row.missing == 1 for row in t.rows)]
         if not ready:
             return []
         # One forward for all. Who is not ready takes part with a token that does not count: what
         # it leaves in the cache is overwritten before anything looks at it.
-        width = self.n_slots if self.fixed_width else len(self.active)
+        width = self.n_slots if self.fixed_width else len(self.rows)
         tokens, places = [[0] for _ in range(width)], [[0] for _ in range(width)]
-        for slot, ticket in enumerate(self.active):
-            tokens[slot], places[slot] = [ticket.text[-1]], [ticket.cached]
+        for slot, row in enumerate(self.rows):
+            tokens[slot], places[slot] = [row.text[-1]], [row.cached]
         h = self._forward(tokens, places, slice(0, width))
         logits = self._logits(h[:, -1])  # (B, n_vocab)
         likeliest = logits.max(-1).indices.tolist()  # a third of the time of argmax()
-        for _, ticket in ready:
-            ticket.cached += 1
+        slots = {row: slot for slot, row in enumerate(self.rows)}
+        at = [[slots[row] for row in ticket.rows] for ticket in ready]
+        for row in (row for ticket in ready for row in ticket.rows):
+            row.cached += 1
         written = []
-        for slot, ticket in ready:
-            token = self._next_token(ticket, logits[slot], likeliest[slot])
-            if token.id in ticket.request.stop_ids:
-                self._end(ticket, "stop")
-                continue
-            ticket.text.append(token.id)
-            ticket.tokens.append(token)
-            written.append((ticket, token.id))
-            if len(ticket.tokens) == ticket.request.max_new_tokens:
-                self._end(ticket, "length")
+        for ticket, own in zip(ready, at, strict=True):
+            before = len(ticket.tokens)
+            if ticket.request.num_beams == 1:
+                self._write(ticket, logits[own[0]], likeliest[own[0]])
+            else:
+                self._grow(ticket, logits[own])
+            written += [(ticket, token.id) for token in ticket.tokens[before:]]
         return written
 
     def stream(self, request):
@@ -262,64 +306,73 @@ class Engine:
                 self.cancel(ticket)
         return tickets
 
+    def _admit(self):
+        """Let those who wait run, in their order, while there are slots for all of their beams."""
+        taken = sum(ticket.request.num_beams for ticket in self.active)
+        while self.waiting and taken + self.waiting[0].request.num_beams <= self.n_slots:
+            ticket = self.waiting.popleft()
+            self.active.append(ticket)
+            self.rows += ticket.rows
+            taken += ticket.request.num_beams
+
     def _prefill(self):
         """Read about prefill_chunk tokens of what is missing, the oldest requests first: all of a
         context but its last token. Where a prompt is parted depends on the prompt alone."""
-        for ticket in self.active:
-            self._roll(ticket)
-        reading = [ticket for ticket in self.active if ticket.missing > 1]
-        reading.sort(key=lambda ticket: ticket.number)
+        for row in self.rows:
+            self._roll(row)
+        reading = [row for row in self.rows if row.missing > 1]
+        reading.sort(key=lambda row: row.ticket.number)
         if reading:
             self._read(self._together(reading))
         for ticket in list(self.active):
-            if ticket.missing == 1 and ticket.request.max_new_tokens == 0:
+            if ticket.request.max_new_tokens == 0 and ticket.rows[0].missing == 1:
                 self._end(ticket, "length")  # it only wanted its prompt's logprobs
 
-    def _roll(self, ticket):
+    def _roll(self, row):
         """Move the context on where the text has outgrown it."""
-        start = window_start(ticket.start, len(ticket.text), self.block_size)
-        if start != ticket.start:
-            ticket.start, ticket.cached, ticket.rolled = start, 0, True
+        start = window_start(row.start, len(row.text), self.block_size)
+        if start != row.start:
+            row.start, row.cached, row.ticket.rolled = start, 0, True
 
     def _together(self, reading):
-        """As many of these tickets as are read in one forward, padded to the longest of them."""
+        """As many of these rows as are read in one forward, padded to the longest of them."""
         together, longest = [], 0
-        for ticket in reading:
-            longest = max(longest, self._chunk(ticket))
+        for row in reading:
+            longest = max(longest, self._chunk(row))
             if together and (
                 self.fixed_width or longest * (len(together) + 1) > self.prefill_chunk
             ):
                 break
-            together.append(ticket)
+            together.append(row)
         return together
 
-    def _chunk(self, ticket):
+    def _chunk(self, row):
         """How many tokens of its context are read next."""
-        return min(ticket.missing - 1, self.prefill_chunk)
+        return min(row.missing - 1, self.prefill_chunk)
 
-    def _read(self, tickets):
-        """Bring the next chunk of each ticket's context into the cache."""
-        counts = [self._chunk(ticket) for ticket in tickets]
+    def _read(self, rows):
+        """Bring the next chunk of each row's context into the cache."""
+        counts = [self._chunk(row) for row in rows]
         width = self.prefill_chunk if self.fixed_width else max(counts)
         tokens, places = [], []
-        for ticket, count in zip(tickets, counts, strict=True):
-            first = ticket.start + ticket.cached
-            row = ticket.text[first : first + count]
-            at = list(range(ticket.cached, ticket.cached + count))
+        for row, count in zip(rows, counts, strict=True):
+            first = row.start + row.cached
+            read = row.text[first : first + count]
+            at = list(range(row.cached, row.cached + count))
             # The same token at the same place, again and again, leaves the same in the cache.
-            tokens.append(row + row[-1:] * (width - count))
+            tokens.append(read + read[-1:] * (width - count))
             places.append(at + at[-1:] * (width - count))
-        h = self._forward(tokens, places, [self.active.index(ticket) for ticket in tickets])
-        for ticket, count, row in zip(tickets, counts, h, strict=True):
-            if ticket.request.echo:
-                self._echo(ticket, row[:count])
-            ticket.cached += count
+        hidden = self._forward(tokens, places, [self.rows.index(row) for row in rows])
+        for row, count, h in zip(rows, counts, hidden, strict=True):
+            if row.ticket.request.echo and not row.ticket.rolled:
+                self._echo(row, h[:count])
+            row.cached += count
 
-    def _echo(self, ticket, h):
-        """Note the logprobs of the prompt's tokens that follow those of hidden states h (T, C)."""
-        following = ticket.text[ticket.start + ticket.cached + 1 :]
-        for row, token in zip(h, following, strict=False):
-            ticket.prompt_tokens.append(_with_logprobs(self._logits(row), token, ticket))
+    def _echo(self, row, hidden):
+        """Note the logprobs of the prompt's tokens that follow those of `hidden` (T, C)."""
+        ticket = row.ticket
+        for h, token in zip(hidden, row.text[row.cached + 1 :], strict=False):
+            ticket.prompt_tokens.append(_with_logprobs(self._logits(h), token, ticket))
 
     def _forward(self, tokens, places, slots):
         """Hidden states (B, T, C) of `tokens` at `places`, lists (B, T), in the cache's `slots`."""
@@ -342,17 +395,117 @@ class Engine:
             token = choose(logits, request, ticket.generator, ticket.text)
         return Token(token) if request.logprobs is None else _with_logprobs(logits, token, ticket)
 
+    def _write(self, ticket, logits, likeliest):
+        """Add the token that follows to the text, or end it."""
+        token = self._next_token(ticket, logits, likeliest)
+        if token.id in ticket.request.stop_ids:
+            self._end(ticket, "stop")
+            return
+        ticket.text.append(token.id)
+        ticket.tokens.append(token)
+        if len(ticket.tokens) == ticket.request.max_new_tokens:
+            self._end(ticket, "length")
+
+    def _grow(self, ticket, logits):
+        """Let the beams of a ticket grow by the likeliest tokens over all of them, or write its
+        text where the search is over. logits (n_rows, n_vocab)."""
+        request, n = ticket.request, ticket.request.num_beams
+        length = len(ticket.rows[0].tokens) + 1
+        growing = []
+        for rank, (score, row, token) in enumerate(_candidates(ticket, logits)):
+            stopped = token.id in request.stop_ids
+            if not stopped and length < request.max_new_tokens:
+                growing.append((score, row, token))
+            elif rank < n:  # a worse end is worth less than n beams that go on
+                tokens, reason = ([], "stop") if stopped else ([token], "length")
+                score = _per_length(score, length, request)
+                ticket.ended.append(Ended(score, [*row.tokens, *tokens], reason))
+        ticket.ended = sorted(ticket.ended, key=lambda end: -end.score)[:n]
+        if growing and not _is_over(ticket, _per_length(growing[0][0], length, request)):
+            self._branch(ticket, growing[:n])
+            return
+        best = ticket.ended[0]
+        ticket.tokens += best.tokens
+        ticket.text += [token.id for token in best.tokens]
+        self._end(ticket, best.reason)
+
+    def _branch(self, ticket, growing):
+        """Make [(score, parent, token), …] the rows of a ticket. The first child of a parent stays
+        in its slot; each other one gets a copy of its cache, in a slot that a childless row leaves
+        or in a new one."""
+        parents = {parent for _, parent, _ in growing}
+        free = [row for row in ticket.rows if row not in parents]
+        children, sources, targets = [], [], []
+        for score, parent, token in growing:
+            text, tokens = [*parent.text, token.id], [*parent.tokens, token]
+            if parent in parents:
+                parents.remove(parent)
+                row = parent
+            else:
+                row = free.pop() if free else self._new_row(ticket)
+                sources.append(self.rows.index(parent))
+                targets.append(self.rows.index(row))
+            children.append((row, text, tokens, score, parent.start, parent.cached))
+        if sources:  # no target is a source: sources have children, targets had none
+            self.cache.move(sources, targets, growing[0][1].cached)
+        for row, *what in children:  # only now: a parent's text was needed for all its children
+            row.text, row.tokens, row.score, row.start, row.cached = what
+        ticket.rows = [row for row, *_ in children]
+
+    def _new_row(self, ticket):
+        """A Row in the next slot, which was kept for this ticket."""
+        self.rows.append(Row(ticket, [], []))
+        return self.rows[-1]
+
     def _end(self, ticket, reason):
         ticket.finish_reason = reason
         self.n_ended += 1
         if ticket in self.active:
-            slot, last = self.active.index(ticket), len(self.active) - 1
-            if slot != last:  # the running requests stay side by side in the first slots
-                self.cache.move(last, slot, self.active[last].cached)
-                self.active[slot] = self.active[last]
-            self.active.pop()
+            self.active.remove(ticket)
+            for row in ticket.rows:
+                self._free(row)
         else:
             self.waiting.remove(ticket)
+        ticket.rows = []
+
+    def _free(self, row):
+        slot, last = self.rows.index(row), len(self.rows) - 1
+        if slot != last:  # the rows that run stay side by side in the first slots
+            self.cache.move(last, slot, self.rows[last].cached)
+            self.rows[slot] = self.rows[last]
+        self.rows.pop()
+
+
+def _candidates(ticket, logits):
+    """[(score, row, token), …]: by which tokens the beams of a ticket grow best, from the logits
+    (n_rows, n_vocab) of its rows; with those that end a text enough that num_beams go on."""
+    request, rows = ticket.request, ticket.rows
+    scores = logits.log_softmax(-1)
+    if request.has_penalties:
+        pairs = zip(scores, rows, strict=True)
+        scores = torch.stack([_penalised(own, request, row.text) for own, row in pairs])
+    scores = (scores + torch.tensor([[row.score] for row in rows])).flatten()
+    # Of a row at most one candidate is each stop id.
+    most = request.num_beams * (1 + len(request.stop_ids))
+    found = []
+    values, places = scores.topk(min(most, len(scores)))
+    for score, at in zip(values.tolist(), places.tolist(), strict=True):
+        row, token = divmod(at, logits.size(1))
+        found.append((score, rows[row], _with_logprobs(logits[row], token, ticket)))
+    return found
+
+
+def _per_length(score, length, request):
+    """What a beam of `length` tokens counts for beside others."""
+    return score / length**request.length_penalty
+
+
+def _is_over(ticket, best_running):
+    """Whether a search ends here, its best running beam counting for `best_running`."""
+    request, ended = ticket.request, ticket.ended
+    if len(ended) < request.num_beams:
+        return False
+    return request.early_stopping or best_running <= ended[-1].score
 
 
 def _with_logprobs(logits, token, ticket):

@@ -2,10 +2,13 @@
 the run has met the example before.
 
 A run that answers questions (prompt format "qa") gets the question and is held against the answer;
-one that continues text ("plain") gets an entry's first sentence and is held against the rest.
+one that talks ("chat") gets a conversation up to the assistant's last turn and is held against that
+turn; one that continues text ("plain") gets an entry's first sentence and is held against the rest.
 """
 
+import contextlib
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,20 +17,33 @@ import numpy as np
 from config.configurator import UserError
 from data_utils import Blocks
 from minigpt.cleaning import clean
-from minigpt.corpus import entry_of, find_files, pair_of, read_records
+from minigpt.corpus import (
+    Conversation,
+    Pair,
+    Reject,
+    conversation_of,
+    entry_of,
+    find_files,
+    instruction_of,
+    pair_of,
+    read_records,
+)
 from minigpt.cutting import ENDS
 from minigpt.engine import Request
-from minigpt.prompt import prompt_ids, stop_ids
+from minigpt.prompt import chat_ids, prompt_ids, stop_ids
 
 HELD_OUT, SEEN, OTHER = "held out", "seen in training", "others"
 
 
 class Example(NamedTuple):
-    """A prompt and the reference to hold what follows against; `id` as the file gives it."""
+    """A prompt and the reference to hold what follows against; `id` as the file gives it. Of a
+    conversation `turns` is all that stands before the reference, ((role, content), …), and `prompt`
+    what the user said last."""
 
     id: str | None
     prompt: str
     reference: str
+    turns: tuple = ()
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -50,11 +66,39 @@ def read_pairs(paths):
     return [pair for _, pair, _ in read_records(paths, pair_of)]
 
 
+def read_conversations(paths):
+    """The Conversations under `paths`, whose records may be of any format that
+    data/prepare_sft.py reads."""
+    return [conversation for _, conversation, _ in read_records(paths, _any_conversation_of)]
+
+
+def _any_conversation_of(record, source, line):
+    if "instruction" in record:
+        return instruction_of(record, source, line)
+    if "question" not in record:
+        return conversation_of(record, source, line)
+    pair = pair_of(record, source, line)
+    if isinstance(pair, Reject):
+        return pair
+    return Conversation(pair.id, (("user", pair.question), ("assistant", pair.answer)))
+
+
+def example_of(conversation):
+    """A Conversation as an Example: the assistant's last turn, and what stands before it."""
+    turns = conversation.turns
+    last = max(i for i, (role, _) in enumerate(turns) if role == "assistant")
+    asked = [content for role, content in turns[:last] if role == "user"]
+    return Example(conversation.id, asked[-1], turns[last][1], turns[:last])
+
+
 def read_examples(paths, prompt_format):
     """(examples, skipped): the Examples under `paths` for a run of this prompt format, and the
-    number of entries that have nothing after their first sentence."""
+    number of entries that have nothing after their first sentence. For "chat" the records may be
+    of any format that data/prepare_sft.py reads."""
     if prompt_format == "qa":
         return [Example(*pair) for pair in read_pairs(paths)], 0
+    if prompt_format == "chat":
+        return [example_of(conversation) for conversation in read_conversations(paths)], 0
     entries = [entry for _, entry, _ in read_records(paths, entry_of)]
     examples = []
     for entry in entries:
@@ -62,6 +106,20 @@ def read_examples(paths, prompt_format):
         if rest:
             examples.append(Example(entry.id, prompt, rest))
     return examples, len(entries) - len(examples)
+
+
+def first_held_out(dataset, prompt_format):
+    """The first Example of a dataset's val.jsonl; None where that asks nothing of a run of this
+    prompt format, or is not there."""
+    make = {"qa": pair_of, "chat": conversation_of}.get(prompt_format)
+    path = Path(dataset) / "val.jsonl"
+    made = None
+    if make:
+        with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as file:
+            made = make(json.loads(file.readline()), str(path), 1)
+    if isinstance(made, Conversation):
+        return example_of(made)
+    return Example(*made) if isinstance(made, Pair) else None
 
 
 def first_sentence(text):
@@ -91,7 +149,7 @@ def write_answers(engine, tokenizer, prompt_format, examples, seed=0, on_end=Non
     """
     requests = [
         Request(
-            prompt_ids(tokenizer, prompt_format, example.prompt),
+            example_ids(tokenizer, prompt_format, example),
             seed=seed + i,
             stop_ids=stop_ids(tokenizer),
             **sampling,
@@ -103,15 +161,24 @@ def write_answers(engine, tokenizer, prompt_format, examples, seed=0, on_end=Non
     return [(tokenizer.decode(t.ids).rstrip("\ufffd"), t.finish_reason) for t in tickets]
 
 
+def example_ids(tokenizer, prompt_format, example):
+    """The ids to continue for an example: of a conversation every turn, however long it is."""
+    if example.turns:
+        return chat_ids(tokenizer, prompt_format, example.turns, math.inf)
+    return prompt_ids(tokenizer, prompt_format, example.prompt)
+
+
 # -- seen or not -----------------------------------------------------------------------------------
 
 
 def standings(examples, dataset, tokenizer, prompt_format):
     """For each example how it stands to the run's `dataset` folder: SEEN, HELD_OUT or OTHER.
 
-    Seen is a pair that stands, token for token, in the training blocks. Held out is what is not
-    seen and stands in val.jsonl: a pair by its id (where it has none, by its question), an entry
-    by its id or its text. UserError where the folder is not there or belongs to another tokenizer.
+    Seen is a pair or a conversation that stands, token for token, in the training blocks. Held out
+    is what is not seen and stands in val.jsonl: a pair by its id (where it has none, by its
+    question), a conversation by its id (where it has none, by the turns before the reference), an
+    entry by its id or its text. UserError where the folder is not there or belongs to another
+    tokenizer.
     """
     path = Path(dataset) / "val.jsonl"
     blocks = Blocks(dataset, "train", tokenizer)
@@ -121,16 +188,22 @@ def standings(examples, dataset, tokenizer, prompt_format):
         raise UserError(f"{path}: cannot be read ({error})") from None
     if blocks.meta["prompt_format"] != prompt_format:
         raise UserError(f"{dataset}: its prompt format is not {prompt_format}, the run's")
-    is_qa = prompt_format == "qa"
-    seen = _trained_pairs(examples, blocks, tokenizer) if is_qa else set()
+    plain = prompt_format == "plain"
+    seen = set() if plain else _trained(examples, blocks, tokenizer, prompt_format)
     ids = {str(record["id"]) for record in kept if record.get("id") is not None}
-    texts = {record["question" if is_qa else "text"] for record in kept}
+    if plain:
+        asked = {record["text"] for record in kept}
+    elif prompt_format == "qa":
+        asked = {record["question"] for record in kept}
+    else:
+        asked = {example_of(conversation).turns for conversation in read_conversations(path)}
 
     def held_out(example):
-        if is_qa:
-            return example.prompt in texts if example.id is None else example.id in ids
-        text = example.prompt + example.reference
-        return example.id in ids or text in texts
+        if plain:
+            return example.id in ids or example.prompt + example.reference in asked
+        if example.id is not None:
+            return example.id in ids
+        return (example.turns or example.prompt) in asked
 
     return [
         SEEN if i in seen else HELD_OUT if held_out(example) else OTHER
@@ -138,18 +211,24 @@ def standings(examples, dataset, tokenizer, prompt_format):
     ]
 
 
-def _trained_pairs(examples, blocks, tokenizer):
-    """Numbers of the examples whose question, answer mark and answer stand in the blocks.
+def _trained(examples, blocks, tokenizer, prompt_format):
+    """Numbers of the examples that stand in the blocks with their references.
 
-    Whatever the layout, an EOT ends each pair and only PAD stands between pairs.
+    Whatever the layout, only PAD stands between pairs and between conversations. An EOT ends a
+    pair; a conversation ends with a turn behind which no line break leads to another one.
     """
     dtype = blocks.tokens.dtype
     wanted = {}
     for i, example in enumerate(examples):
-        ids = prompt_ids(tokenizer, "qa", example.prompt) + tokenizer.encode(example.reference)
+        ids = example_ids(tokenizer, prompt_format, example)
+        ids = [*ids, *tokenizer.encode(example.reference)]
         wanted.setdefault(np.asarray(ids, dtype).tobytes(), []).append(i)
     stream = np.asarray(blocks.tokens).reshape(-1)
-    ends = np.flatnonzero((stream == tokenizer.eot) | (stream == tokenizer.pad))
+    ended = stream == (tokenizer.eot if prompt_format == "qa" else tokenizer.special["IM_END"])
+    if prompt_format == "chat":
+        follows = np.append(stream[1:], tokenizer.pad)
+        ended &= (follows == tokenizer.special["IM_START"]) | (follows == tokenizer.pad)
+    ends = np.flatnonzero(ended | (stream == tokenizer.pad))
     starts = np.concatenate(([0], ends[:-1] + 1))
     found = set()
     for start, end in zip(starts, ends, strict=True):

@@ -4,8 +4,10 @@ import contextlib
 import time
 
 import torch
+from torch.nn import functional as F
 
 from config.configurator import UserError
+from model import Ends
 
 # Dense bfloat16/float16 peak with float32 accumulation, in TFLOP/s, from the makers' data sheets.
 # The first name that the device's own name contains counts.
@@ -67,6 +69,26 @@ def autocast(device, dtype):
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.split(":")[0], dtype)
+
+
+def has_varlen(device, dtype, head_dim):
+    """Whether PyTorch's attention for sequences of any length runs here, forward and backward, and
+    gives what the masked one gives."""
+    if not device.startswith("cuda") or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    generator = torch.Generator(device).manual_seed(0)  # the run's own randomness is left alone
+    shape = dict(device=device, dtype=dtype, generator=generator)
+    q, k, v = (torch.randn(1, 2, 64, head_dim, **shape, requires_grad=True) for _ in range(3))
+    ends = torch.tensor([0, 20, 64, 64], dtype=torch.int32, device=device)
+    pieces = (torch.arange(64, device=device) >= 20).int()
+    mask = (pieces[:, None] == pieces).tril()
+    try:
+        y = Ends(ends).attend(q, k, v)
+        y.float().sum().backward()
+    except (RuntimeError, NotImplementedError, ValueError):
+        return False
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    return bool(torch.allclose(y.float(), expected.float(), atol=0.05))
 
 
 def peak_flops(device):

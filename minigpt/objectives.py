@@ -11,12 +11,13 @@ from torch.autograd.function import once_differentiable
 # is done to them is quicker while they lie in its cache (8 MB), but each chunk costs a pass over
 # the weights' gradient, so it has some rows even where the vocabulary is large.
 CHUNK, CPU_CHUNK, FEWEST_ROWS = 2**24, 2**21, 256
+IGNORED = -1  # a target that counts for nothing
 
 
 class LinearCrossEntropy(torch.autograd.Function):
     """Sum of the cross-entropies of `h @ weight.T` against `targets`, a chunk of rows at a time.
 
-    h (N, C), weight (V, C), targets (N,) int64 → scalar float32. The gradient of a chunk,
+    h (N, C), weight (V, C), targets (N,) int64 or IGNORED → scalar float32. A chunk's gradient,
     softmax minus one-hot, is taken while its logits are at hand in the forward pass: (N, V) logits
     never stand in memory and no matrix product is done twice.
     """
@@ -41,17 +42,19 @@ class LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), device=h.device, dtype=torch.float32)
         rows = max(FEWEST_ROWS, (CPU_CHUNK if h.device.type == "cpu" else CHUNK) // V)
         for i in range(0, N, rows):
-            part, target = h[i : i + rows].to(dtype), targets[i : i + rows]
+            part, target = h[i : i + rows].to(dtype), targets[i : i + rows, None]
+            learned = (target != IGNORED).float()  # (rows, 1)
+            target = target.clamp(min=0)
             logits = (part @ w.T).float()  # (rows, V)
-            chosen = logits.gather(1, target[:, None])  # (rows, 1)
+            chosen = logits.gather(1, target)  # (rows, 1)
             most = logits.amax(dim=1, keepdim=True)  # taken off, so that no exp() overflows
             grad = logits.sub_(most).exp_()
             z = grad.sum(dim=1, keepdim=True)
-            total += (z.log() + most - chosen).sum()
+            total += (learned * (z.log() + most - chosen)).sum()
             if not (need_h or need_weight):
                 continue
-            grad.mul_(1 / z)
-            grad.scatter_add_(1, target[:, None], grad.new_full((len(target), 1), -1.0))
+            grad.mul_(learned / z)
+            grad.scatter_add_(1, target, -learned)
             grad = grad.to(dtype)
             if need_h:
                 grad_h[i : i + rows] = grad @ w
@@ -79,9 +82,11 @@ def next_token(model, batch):
 
     model: a GPT, compiled or not. Returns (sum, count): a scalar tensor and an int.
     """
-    h = model(batch.x, batch.pieces, batch.positions)[batch.loss_mask]  # (N, C), N = count
+    h = model(batch.x, batch.pieces, batch.positions, ends=batch.ends).flatten(0, 1)[batch.at]
+    learned = batch.loss_mask.flatten()[batch.at]
+    targets = batch.y.flatten()[batch.at].where(learned, IGNORED)  # (N,), as h is (N, C)
     weight = model.lm_head.weight
     if not torch.is_grad_enabled():
         weight = weight.detach()  # the function cannot see no_grad: it would take the gradient
-    loss = LinearCrossEntropy.apply(h, weight, batch.y[batch.loss_mask])
+    loss = LinearCrossEntropy.apply(h, weight, targets)
     return loss, batch.count

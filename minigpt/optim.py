@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from minigpt.lora import adapters
+
 # Coefficients of Newton–Schulz's quintic iteration (Jordan et al. 2024, "Muon"): they trade
 # exactness for slope at zero, so that five steps lift every singular value to between 0.7 and 1.2.
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -59,16 +61,21 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizers(model, settings, device):
-    """A list of optimizers over the weights that may move; each group has its `base_lr`."""
+    """A list of optimizers over the weights that may move; each group has its `base_lr`.
+
+    Adapters (minigpt/lora.py) always get AdamW, by which they learned faster than by Muon.
+    """
     split = {m.weight: m.split for m in model.modules() if hasattr(m, "split")}
     embeddings = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     embeddings.add(model.lm_head.weight)
-    hidden, tables, vectors = [], [], []
+    beside = set(adapters(model).values())
+    thin, hidden, tables, vectors = [], [], [], []
     for weight in model.parameters():
         if weight.requires_grad:
             kind = tables if weight in embeddings else hidden if weight.dim() == 2 else vectors
-            kind.append(weight)
+            (thin if weight in beside else kind).append(weight)
     adamw = [
+        dict(params=thin),
         dict(params=tables, lr=settings.learning_rate * settings.embedding_lr_ratio),
         dict(params=vectors, weight_decay=0.0),
     ]

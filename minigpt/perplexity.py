@@ -8,8 +8,9 @@ For that, every character is coded exactly once. The first token of a text has n
 these models (no mark stands at a text's beginning), so it costs log2(n_vocab) bits, as if every
 token were equally likely. A text longer than a block is read in windows of one block that overlap
 by half; a window scores what the one before it did not reach, so that a token has at least half a
-block before it wherever the text has. An answer is coded given its question. EOT is no character
-and costs nothing here; in the perplexity of a run's blocks it counts where it is a target.
+block before it wherever the text has. An answer is coded given its question, what the assistant
+says in a conversation given the turns before it. EOT is no character and costs nothing here; in the
+perplexity of a run's blocks it counts where it is a target.
 """
 
 import math
@@ -24,7 +25,7 @@ from data_utils import Batch, evaluation_batches
 from minigpt.blockfile import TARGET
 from minigpt.hardware import autocast
 from minigpt.objectives import next_token
-from minigpt.prompt import prompt_ids
+from minigpt.prompt import chat_ids, prompt_ids
 
 
 class Passage(NamedTuple):
@@ -50,6 +51,21 @@ def answer_passages(tokenizer, pairs):
         asked = prompt_ids(tokenizer, "qa", question)
         ids = np.asarray([*asked, *tokenizer.encode(answer)], np.int64)
         passages.append(Passage(answer, ids, len(asked)))
+    return passages
+
+
+def reply_passages(tokenizer, conversations):
+    """Conversations as Passages, one for each turn of the assistant behind a user's: what it says,
+    coded given the turns before it."""
+    passages = []
+    for conversation in conversations:
+        asked = False
+        for i, (role, content) in enumerate(conversation.turns):
+            asked = asked or role == "user"
+            if role == "assistant" and asked:
+                before = chat_ids(tokenizer, "chat", conversation.turns[:i], math.inf)
+                ids = np.asarray([*before, *tokenizer.encode(content)], np.int64)
+                passages.append(Passage(content, ids, len(before)))
     return passages
 
 

@@ -770,3 +770,120 @@ def race_figure(curves):
         axes.set_xlabel("minutes of training")
         axes.set_ylabel("held-out bits per character")
     return figure, notes
+
+
+# -- a confusion matrix ----------------------------------------------------------------------------
+
+
+def confusion_figure(panels, labels):
+    """A Figure: a confusion matrix for each panel, rows true labels and columns given ones.
+
+    panels: heading → counts (n, n + 1), lists or arrays, whose last column is "none": it is drawn
+    where any panel has something in it. A cell is the darker the greater its share of the row.
+    Returns (figure, notes) as loss_figure() does. Matrices carry gids "confusion:HEADING".
+    """
+    names, families, notes = drawable(list(labels))
+    tables = {heading: np.asarray(counts) for heading, counts in panels.items()}
+    with_none = any(counts[:, -1].any() for counts in tables.values())
+    columns = [*names, "none"] if with_none else names
+    across = min(2, len(tables))
+    down = -(-len(tables) // across)
+    cell = 0.62  # inches
+    size = across * (cell * len(columns) + 1.7), down * (cell * len(names) + 1.5)
+    with style_context(["default", STYLE, {"font.family": families}]):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(down, across, squeeze=False)
+        for axes, (heading, counts) in zip(grid.flat, tables.items(), strict=False):
+            _draw_confusion(axes, counts[:, : len(columns)], names, columns, heading)
+        for axes in grid.flat[len(tables) :]:
+            axes.remove()
+        figure.supxlabel("label given", color=QUIET, fontsize=10)
+        figure.supylabel("true label", color=QUIET, fontsize=10)
+    return figure, notes
+
+
+def _draw_confusion(axes, counts, names, columns, heading):
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal", gid=f"confusion:{heading}")
+    for row, column in np.ndindex(*counts.shape):
+        if counts[row, column]:
+            colour = "white" if shares[row, column] > 0.55 else INK
+            place = dict(ha="center", va="center", color=colour, fontsize=9.5)
+            axes.text(column, row, f"{counts[row, column]:,}", **place)
+    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    _name_panel(axes, heading)
+
+
+# -- a grid of settings ----------------------------------------------------------------------------
+
+
+def grid_figure(name, title, axes, panels, top=None):
+    """A Figure of what was measured of the run called `name` over a grid of settings.
+
+    axes: setting → values, of one setting or of two. panels: heading → measured, lists or arrays
+    with an entry for each combination. One setting: a line for each panel. Two: a heat map for
+    each, the first setting downwards. top: the scale's upper end; None takes the highest value.
+    Returns (figure, notes) as loss_figure() does. Lines and maps carry gids "grid:HEADING".
+    """
+    (name,), families, notes = drawable([name])
+    title = f"{name}\n{title}"
+    panels = {heading: np.asarray(values, float) for heading, values in panels.items()}
+    highest = max(values.max() for values in panels.values()) or 1.0
+    top = top or highest
+    with style_context(["default", STYLE, {"font.family": families}]):
+        if len(axes) == 1:
+            figure = _grid_lines(title, *axes.items(), panels, top)
+        else:
+            figure = _grid_maps(title, *axes.items(), panels, top)
+    return figure, notes
+
+
+def _grid_lines(title, setting, panels, top):
+    name, values = setting
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    order = np.argsort(values)
+    for (heading, measured), colour in zip(panels.items(), PALETTE, strict=False):
+        look = dict(color=colour, marker="o", markersize=4, linewidth=1.6, clip_on=False)
+        xs = np.asarray(values)[order]
+        axes.plot(xs, measured[order], label=heading, gid=f"grid:{heading}", **look)
+    axes.set_ylim(0, 1.04 * top)
+    axes.set_xlabel(name)
+    axes.set_xticks(sorted(values), [f"{value:g}" for value in sorted(values)])
+    figure.suptitle(title, fontsize=12, fontweight="bold")
+    figure.legend(loc="outside lower center", ncols=3, handlelength=1.6)
+    return figure
+
+
+def _grid_maps(title, down, right, panels, top):
+    across = min(3, len(panels))
+    rows = -(-len(panels) // across)
+    cell = 0.72  # inches
+    width = across * (cell * len(right[1]) + 1.1) + 0.4
+    height = rows * (0.62 * cell * len(down[1]) + 1.1) + 0.5
+    figure = Figure(figsize=(max(width, 4.6), height), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, across, squeeze=False)
+    for axes, (heading, measured) in zip(grid.flat, panels.items(), strict=False):
+        look = dict(cmap="Blues", vmin=0, vmax=top, aspect="auto", gid=f"grid:{heading}")
+        axes.imshow(measured, **look)
+        for place, value in np.ndenumerate(measured):
+            colour = "white" if value > 0.55 * top else INK
+            text = f"{value:.2f}" if top <= 1 else f"{value:.0f}"
+            axes.text(*place[::-1], text, ha="center", va="center", color=colour, fontsize=9.5)
+        axes.set_yticks(range(len(down[1])), [f"{value:g}" for value in down[1]])
+        axes.set_xticks(range(len(right[1])), [f"{value:g}" for value in right[1]])
+        axes.set_ylabel(down[0])
+        axes.set_xlabel(right[0])
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        _name_panel(axes, heading)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    figure.suptitle(title, fontsize=12, fontweight="bold")
+    return figure

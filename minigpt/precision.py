@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from config.configurator import ROOT, UserError
 from minigpt import checkpoint
+from minigpt.corpus import conversation_of
 from minigpt.hardware import pick_device, pick_dtype
 from minigpt.kernels import FEW, build
-from minigpt.perplexity import answer_passages, text_passages
+from minigpt.perplexity import answer_passages, reply_passages, text_passages
 
 LARGEST_COST = 0.01  # by which int8 may raise the perplexity
 MEASURED = 4096  # tokens on which that is measured
@@ -66,7 +67,7 @@ def _load_int8(folder, device, kernels):
 def held_out_passages(trained):
     """(where they are from, Passages) for a measurement, MEASURED tokens or a few more: of the
     run's held-out entries, or of the bundled sample where its dataset is not on this machine. Of
-    pairs the answers count."""
+    pairs the answers count, of conversations what the assistant says."""
     paths = Path(trained.meta.get("dataset", "")) / "val.jsonl", ROOT / "data/sample/wiki.jsonl"
     path = next(path for path in paths if path.is_file())
     passages, count = [], 0
@@ -75,6 +76,9 @@ def held_out_passages(trained):
             if "question" in record:
                 pair = record["question"], record["answer"]
                 passages += answer_passages(trained.tokenizer, [pair])
+            elif "messages" in record:
+                conversation = conversation_of(record, str(path), 1)
+                passages += reply_passages(trained.tokenizer, [conversation])
             else:
                 passages += text_passages(trained.tokenizer, [record["text"]])
             count += len(passages[-1].ids)

@@ -4,8 +4,8 @@
     print(table(meta))
 
 This process reads the files and writes the blocks; the workers do what takes time: JSON, cleaning,
-hashing, encoding, cutting. What is particular to plain text and to question–answer pairs is in one
-class each.
+hashing, encoding, cutting. What is particular to plain text, to question–answer pairs and to
+conversations is in one class each.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import shlex
 import sys
 from array import array
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,13 +34,16 @@ from minigpt.corpus import (
     Reject,
     Source,
     below,
+    conversation_of,
     entry_of,
     find_files,
     hash_all,
+    instruction_of,
     pair_of,
     records,
 )
 from minigpt.cutting import SMALLEST_BLOCK, Cutter
+from minigpt.prompt import conversation_ids, spelled
 from minigpt.tokenizer import load_tokenizer
 from minigpt.workers import core_count, ordered_map
 
@@ -83,19 +87,20 @@ class PlainText:
         return (entry.text,)
 
     def encode(self, entry, ids, cutter, layout):
-        """([(ids, first target, last target + 1), …], characters in them, characters left out), or
-        the reason for which the entry is dropped. ids: those of each of its texts()."""
+        """([piece, …] as Pieces.of() takes them, characters in them, characters left out), or the
+        reason for which the entry is dropped. ids: those of each of its texts()."""
         (ids,) = ids
+        text = cutter.tokenizer.normalize(entry.text)  # what the ids spell
         if layout == "pad":
-            kept = cutter.first_sentences(entry.text, ids)
+            kept = cutter.first_sentences(text, ids)
             if kept is None:
                 return "no sentence end"
             ids, characters = kept
-            return [(ids, 1, len(ids) - 1)], characters, len(entry.text) - characters
+            return [(ids, 1, len(ids) - 1)], characters, len(text) - characters
         if layout == "packed":
             ids.append(cutter.tokenizer.eot)
-            return [(ids, 0, len(ids))], len(entry.text), 0
-        return [(ids, 1, len(ids)) for ids in cutter.pieces(entry.text, ids)], len(entry.text), 0
+            return [(ids, 0, len(ids))], len(text), 0
+        return [(ids, 1, len(ids)) for ids in cutter.pieces(text, ids)], len(text), 0
 
     def as_text(self, entry):
         """An entry's line of val.jsonl."""
@@ -144,6 +149,63 @@ class QuestionAnswers:
         return {"id": pair.id, "question": pair.question, "answer": pair.answer}
 
 
+@dataclass(frozen=True)
+class Conversations:
+    """Conversations, in ChatML's marks. The targets are what the assistant says in each turn, and
+    the turn's end. Of one that is longer than a block the last turns are left out, each whole."""
+
+    parse: Callable = conversation_of  # a record → Conversation or Reject
+    prompt_format = "chat"
+    unit, held_out = "conversations", 3000
+
+    def ready(self, conversations):
+        """See PlainText: conversations need nothing more."""
+        return conversations
+
+    def content(self, conversation):
+        """See PlainText."""
+        return json.dumps(conversation.turns, ensure_ascii=False)
+
+    def source(self, conversation):
+        """See PlainText. Conversations with one id never stand on both sides."""
+        return self.content(conversation) if conversation.id is None else conversation.id
+
+    def amount(self, conversation):
+        """See PlainText."""
+        return 1
+
+    def texts(self, conversation):
+        """See PlainText."""
+        return [spelled(role, content) for role, content in conversation.turns]
+
+    def encode(self, conversation, ids, cutter, layout):
+        """See PlainText."""
+        roles = [role for role, _ in conversation.turns]
+        ids, spans = conversation_ids(cutter.tokenizer, roles, ids)
+        spans = [span for span in spans if span[1] <= cutter.block_size]
+        if not spans:
+            return "too long"
+        # It ends with the assistant's last turn that fits; without such a turn behind it, a
+        # question teaches nothing.
+        learned = [i for i, role in enumerate(roles) if role == "assistant"][: len(spans)]
+        lengths = [len(content) for _, content in conversation.turns]
+        kept = sum(lengths[: learned[-1] + 1])
+        piece = ids[: spans[-1][1]], *itertools.chain(*spans)
+        return [piece], kept, sum(lengths) - kept
+
+    def as_text(self, conversation):
+        """See PlainText."""
+        messages = [{"role": role, "content": content} for role, content in conversation.turns]
+        return {"id": conversation.id, "messages": messages}
+
+
+SFT_FORMATS = {  # what data/prepare_sft.py reads
+    "qa": QuestionAnswers(),
+    "alpaca": Conversations(instruction_of),
+    "chat": Conversations(conversation_of),
+}
+
+
 # -- the work of one process -----------------------------------------------------------------------
 
 
@@ -151,7 +213,7 @@ class QuestionAnswers:
 class Job:
     """What a worker has to know."""
 
-    kind: PlainText | QuestionAnswers
+    kind: PlainText | QuestionAnswers | Conversations
     tokenizer: str
     block_size: int
     layout: str
@@ -256,16 +318,17 @@ class Seen:
 
 def prepare(
     kind, paths, dataset, tokenizer, block_size, layout,
-    workers=0, val_fraction=None, skip_bad=False, command="",
+    workers=0, val_fraction=None, skip_bad=False, command="", facts=(),
 ):  # fmt: skip
     """Files → dataset folder; returns what its meta.json says.
 
-    kind:         PlainText() or QuestionAnswers()
+    kind:         PlainText(), or one of SFT_FORMATS
     paths:        see corpus.find_files
     workers:      processes; 0 takes every core
     val_fraction: share of the entries held out; None chooses (see automatic_fraction)
     skip_bad:     copy bad records to rejects.jsonl instead of stopping at the first
     command:      what makes the same again, for meta.json
+    facts:        more for meta.json, a dict
 
     UserError for bad input or values, and when train or val would be empty; the folder is then
     what it was.
@@ -309,6 +372,7 @@ def prepare(
             "counts": counts,
             "sources": [{"name": s.name, "bytes": s.size, "sha256": s.sha256} for s in sources],
             "command": command,
+            **dict(facts),
         }
         text = json.dumps(meta, ensure_ascii=False, indent=2) + "\n"
         Path(folder, "meta.json").write_text(text, encoding="utf-8")
@@ -319,7 +383,7 @@ class _Result:
     """Batches → the files of a dataset, and the counts."""
 
     def __init__(self, folder, layout, block_size, pad, dtype, skip_bad):
-        self.counts = {"read": 0, "kept": 0, "dropped": Counter(), "left_out": 0}
+        self.counts = {"read": 0, "kept": 0, "dropped": Counter(), "cut": 0, "left_out": 0}
         self._skip_bad, self._rejects = skip_bad, None
         self._seen, self._rejects_path = Seen(), folder / "rejects.jsonl"
         self._numbers = {split: {"entries": 0, "characters": 0} for split in ("train", "val")}
@@ -343,6 +407,7 @@ class _Result:
                 self._writers[split].add(batch.pieces.chosen(np.repeat(chosen, n_pieces)))
                 self._numbers[split]["entries"] += int(chosen.sum())
                 self._numbers[split]["characters"] += int(characters[chosen].sum())
+                self.counts["cut"] += int(np.count_nonzero(left_out[chosen]))
                 self.counts["left_out"] += int(left_out[chosen].sum())
         for index, line in batch.val.items():
             if fresh[index]:
@@ -451,7 +516,10 @@ def table(meta):
     if counts["left_out"]:
         characters = sum(counts[split]["characters"] for split in ("train", "val"))
         share = counts["left_out"] / (characters + counts["left_out"])
-        lines.append(f"    cut away behind the block: {share:.1%} of the kept entries' characters")
+        lines.append(
+            f"    cut away behind the block: {share:.1%} of the kept entries' characters, in "
+            f"{counts['cut']:,} of them"
+        )
     header = ["", "entries", "characters", "tokens", "tokens/char", "targets", "blocks", "padding"]
     rows = []
     for split in ("train", "val"):

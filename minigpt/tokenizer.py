@@ -7,6 +7,9 @@
 A trained vocabulary is two files side by side (data/train_tokenizer.py writes them):
 NAME.tiktoken holds the ranks, a line each ("base64-of-the-bytes rank"), and NAME.json the
 pre-tokenisation pattern, the special ids and what it was trained on. All encoding is tiktoken's.
+
+A vocabulary of a Hugging Face model is "hf:FOLDER" or "hf:NAME" (minigpt/hf_tokenizer.py); a run's
+copy of one is two such files, with the table of its ids in NAME.json.
 """
 
 import base64
@@ -19,9 +22,12 @@ import itertools
 import json
 import os
 import re
+import shutil
 import tempfile
+import unicodedata
 from array import array
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +35,7 @@ import tiktoken
 import tiktoken.load
 
 from config.configurator import UserError
+from minigpt.hf_tokenizer import PREFIX, TOKENIZER_FILES, read_vocabulary, source_folder
 
 FORMAT = 1  # of NAME.json
 SPECIAL_NAMES = ("EOT", "PAD", "A", "IM_START", "IM_END")  # in the order of their ids
@@ -71,30 +78,41 @@ _GROUP = 256  # texts that are joined
 class Tokenizer:
     """A byte-level BPE vocabulary with its special ids.
 
-    name       "zh", "gpt2", or the file as the caller named it
+    name       "zh", "gpt2", "hf:…", or the file as the caller named it
     hash       16 hex digits over ranks, pattern and special ids: equal hash, equal ids
     n_vocab    ids in use: the highest id + 1
     n_rows     embedding rows: n_vocab rounded up to a multiple of 64
     special    {"EOT", "PAD", "A", "IM_START", "IM_END"} → id; eot, pad, answer_mark: three of them
-    files      its .tiktoken and .json, for a run to keep a copy; () for "gpt2"
+    files      its .tiktoken and .json; () for "gpt2" and what "hf:…" names
+    imported   what a vocabulary from elsewhere has besides (an Imported), or None
 
     Text that spells a special token ("<|endoftext|>") is ordinary text: a special id comes only
     from whoever writes the id.
     """
 
-    def __init__(self, name, ranks, pattern, special, files=()):
-        """ranks: token bytes → id, 0 … len-1 in the order of merging, all 256 bytes among them."""
-        self.name, self.files = name, files
+    def __init__(self, name, ranks, pattern, special, files=(), imported=None):
+        """ranks: token bytes → rank, 0 … len-1 in the order of merging, all 256 bytes among them.
+        A rank is the id, too, unless `imported` says otherwise."""
+        self.name, self.files, self.imported = name, files, imported
+        ids = imported.ids if imported and imported.ids else range(len(ranks))
+        unwritten = imported.unwritten if imported else {}
         self.special = dict(special)
         self.eot, self.pad, self.answer_mark = special["EOT"], special["PAD"], special["A"]
-        self.hash = _hash(ranks, pattern, special)
-        self.n_vocab = max(*ranks.values(), *special.values()) + 1
+        self.hash = _hash(ranks, pattern, special, imported)
+        self.n_vocab = _n_vocab(ranks, special, imported)
         self.n_rows = -(-self.n_vocab // 64) * 64
         # A special id, or a row that only rounds the table, stands for no text: b"".
         self._bytes = [b""] * self.n_rows
         for token, rank in ranks.items():
-            self._bytes[rank] = token
-        self._byte_ids = [ranks[bytes([byte])] for byte in range(256)]
+            self._bytes[ids[rank]] = token
+        for number, token in unwritten.items():
+            self._bytes[number] = token
+        self._byte_ids = [ids[ranks[bytes([byte])]] for byte in range(256)]
+        self._ids = None  # rank → id, where they differ; what joins a batch stays as it is
+        if imported and imported.ids:
+            self._ids = np.arange(self.n_rows + 1, dtype=np.uintc)
+            self._ids[: len(ids)] = ids
+        self._nfc = bool(imported and imported.nfc)
         self.pattern, self._ranks = pattern, ranks
         self._encoding = tiktoken.Encoding(
             name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
@@ -109,11 +127,28 @@ class Tokenizer:
 
     def encode(self, text):
         """The ids of `text`, never a special one. Lone surrogates become U+FFFD."""
+        text = self.normalize(text)
         if len(text) < _LONGEST_BLANK:
-            return self._encoding.encode_ordinary(text)
-        cuts = [0, *(match.end() for match in _LONG_BLANK.finditer(text)), len(text)]
-        parts = (text[start:end] for start, end in itertools.pairwise(cuts))
-        return [i for part in parts for i in self._encoding.encode_ordinary(part)]
+            ranks = self._encoding.encode_ordinary(text)
+        else:
+            cuts = [0, *(match.end() for match in _LONG_BLANK.finditer(text)), len(text)]
+            parts = (text[start:end] for start, end in itertools.pairwise(cuts))
+            ranks = [i for part in parts for i in self._encoding.encode_ordinary(part)]
+        return ranks if self._ids is None else self._ids[ranks].tolist()
+
+    def normalize(self, text):
+        """`text` as it is encoded: in NFC where an imported vocabulary wants that, else unchanged.
+        Whoever counts characters beside ids counts those of this."""
+        return unicodedata.normalize("NFC", text) if self._nfc else text
+
+    def copy_to(self, path):
+        """Write the vocabulary's two files as `path`.tiktoken and `path`.json, for load_tokenizer;
+        of "gpt2", which every installation has, none."""
+        for file in self.files:
+            shutil.copyfile(file, f"{path}{file.suffix}")
+        if self.imported and not self.files:
+            facts = {"special": self.special, **_pattern_facts(self.pattern)}
+            _write_pair(path, self._ranks, facts | self.imported.facts(), self.hash, self.n_vocab)
 
     def encode_batch(self, texts, threads=None):
         """[encode(text), …] of many texts, each as array("I"), on `threads` threads (None: one a
@@ -127,12 +162,14 @@ class Tokenizer:
 
     def _encode_group(self, texts):
         # What prints holds no blank but " ", and no _EDGE.
-        easy = [text.isprintable() and "  " not in text for text in texts]
+        texts = [self.normalize(text) for text in texts]
+        known = self.pattern in PATTERNS.values()  # what its look-aheads decide
+        easy = [known and text.isprintable() and "  " not in text for text in texts]
         joined = _EDGE.join(itertools.compress(texts, easy))
         ids = self._joining.encode_to_numpy(joined, allowed_special="all")
         edges = np.flatnonzero(ids == self.n_rows)
         spans = zip([0, *(edges + 1).tolist()], [*edges.tolist(), len(ids)], strict=True)
-        ids = array("I", ids.tobytes())
+        ids = array("I", (ids if self._ids is None else self._ids[ids]).tobytes())
         return [
             ids[slice(*next(spans))] if is_easy else array("I", self.encode(text))
             for text, is_easy in zip(texts, easy, strict=True)
@@ -179,6 +216,34 @@ class Tokenizer:
         return StreamDecoder(self)
 
 
+@dataclass(frozen=True)
+class Imported:
+    """What a vocabulary from elsewhere has besides ranks, pattern and special ids.
+
+    ids        the id of each rank; None where they are equal
+    unwritten  id → bytes of tokens that are read and never written
+    nfc        whether text is brought to NFC before it is encoded
+    """
+
+    ids: list | None
+    unwritten: dict
+    nfc: bool
+
+    @classmethod
+    def of(cls, facts):
+        """From what facts() gave."""
+        unwritten = {int(i): base64.b64decode(token) for i, token in facts["unwritten"].items()}
+        return cls(facts["ids"], unwritten, facts["normalizer"] == "NFC")
+
+    def facts(self):
+        """For NAME.json: {"imported": …}."""
+        unwritten = {
+            str(i): base64.b64encode(t).decode() for i, t in sorted(self.unwritten.items())
+        }
+        normalizer = "NFC" if self.nfc else None
+        return {"imported": dict(ids=self.ids, unwritten=unwritten, normalizer=normalizer)}
+
+
 class StreamDecoder:
     """Ids in one by one, whole characters out: what all push() and flush() return joins to
     decode() of all ids."""
@@ -198,13 +263,15 @@ class StreamDecoder:
 
 
 def load_tokenizer(name, called=None):
-    """The tokenizer called `name`: "gpt2", a shipped one ("zh"), or the path of a trained file's
-    .tiktoken or .json. `called`: the name that it goes by, where `name` is a copy. Loaded once a
-    process, and again when the file changes. UserError says what exists when there is none, and
-    what is wrong with a file that is broken."""
+    """The tokenizer called `name`: "gpt2", a shipped one ("zh"), the path of a trained file's
+    .tiktoken or .json, or "hf:FOLDER" or "hf:NAME", a Hugging Face model's. `called`: the name that
+    it goes by, where `name` is a copy. Loaded once a process, and again when the file changes.
+    UserError says what exists when there is none, and what is wrong with a file that is broken."""
     name = os.fspath(name)
     if name == "gpt2":
         return _load_gpt2()
+    if name.startswith(PREFIX):
+        return _of_vocabulary(called or name, read_vocabulary(source_folder(name, TOKENIZER_FILES)))
     is_name = name and not set(name) & set("/\\.")
     ranks_file = SHIPPED / f"{name}.tiktoken" if is_name else Path(name)
     if ranks_file.suffix == ".json":
@@ -213,7 +280,8 @@ def load_tokenizer(name, called=None):
         shipped = ["gpt2", *sorted(path.stem for path in SHIPPED.glob("*.tiktoken"))]
         raise UserError(
             f"tokenizer={name}: there is no such tokenizer. By name: {', '.join(shipped)}; "
-            "or the path of a .tiktoken file that data/train_tokenizer.py wrote"
+            "or the path of a .tiktoken file that data/train_tokenizer.py wrote; or hf:FOLDER, a "
+            "Hugging Face model's"
         )
     about_file = ranks_file.with_suffix(".json")
     if not about_file.is_file():
@@ -232,28 +300,39 @@ def save_tokenizer(path, ranks, pattern_name, special, about):
     pattern_name: a key of PATTERNS
     about:        further facts for the .json, such as what it was trained on
     """
-    ranks_file, about_file = _pair(Path(str(path).removesuffix(".tiktoken") + ".tiktoken"))
-    pattern = PATTERNS[pattern_name]
+    facts = {"special": special, **_pattern_facts(PATTERNS[pattern_name]), **about}
+    tokenizer_hash = _hash(ranks, PATTERNS[pattern_name], special)
+    stem = str(path).removesuffix(".tiktoken")
+    _write_pair(stem, ranks, facts, tokenizer_hash, _n_vocab(ranks, special))
+    return load_tokenizer(f"{stem}.tiktoken")
+
+
+def _pattern_facts(pattern):
+    """A pattern and, where it is one of PATTERNS, its name."""
+    names = [name for name, known in PATTERNS.items() if known == pattern]
+    return {**({"pattern_name": names[0]} if names else {}), "pattern": pattern}
+
+
+def _n_vocab(ranks, special, imported=None):
+    """The highest id + 1."""
+    ids = imported.ids if imported and imported.ids else range(len(ranks))
+    return max(*ids, *special.values(), *(imported.unwritten if imported else ())) + 1
+
+
+def _write_pair(stem, ranks, facts, tokenizer_hash, n_vocab):
+    """Write `stem`.tiktoken and `stem`.json (whole, then renamed)."""
+    ranks_file, about_file = _pair(Path(f"{stem}.tiktoken"))
     lines = [
         base64.b64encode(token) + b" %d\n" % rank
         for token, rank in sorted(ranks.items(), key=lambda item: item[1])
     ]
-    facts = {
-        "format": FORMAT,
-        "hash": _hash(ranks, pattern, special),
-        "n_vocab": max(*ranks.values(), *special.values()) + 1,
-        "special": special,
-        "pattern_name": pattern_name,
-        "pattern": pattern,
-        **about,
-    }
+    facts = {"format": FORMAT, "hash": tokenizer_hash, "n_vocab": n_vocab, **facts}
     ranks_file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(facts, ensure_ascii=False, indent=2) + "\n"
     for file, data in ((about_file, text.encode()), (ranks_file, b"".join(lines))):
         unfinished = file.with_name(file.name + ".tmp")
         unfinished.write_bytes(data)
         unfinished.replace(file)
-    return load_tokenizer(ranks_file)
 
 
 def _pair(ranks_file):
@@ -261,12 +340,14 @@ def _pair(ranks_file):
     return ranks_file, ranks_file.with_suffix(".json")
 
 
-def _hash(ranks, pattern, special):
+def _hash(ranks, pattern, special, imported=None):
     """16 hex digits of SHA-256. Every part goes in with its length: nothing can shift about."""
     digest = hashlib.sha256()
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
         digest.update(b"%d %d " % (rank, len(token)) + token)
     digest.update(json.dumps([pattern, sorted(special.items())]).encode())
+    if imported:
+        digest.update(json.dumps(imported.facts()).encode())
     return digest.hexdigest()[:16]
 
 
@@ -285,22 +366,45 @@ def _load_files(name, ranks_file, stamps):
                 f"{about_file}: format {found}, but this version reads format {FORMAT}: train it "
                 "anew with data/train_tokenizer.py"
             )
-        ids = sorted(special[special_name] for special_name in SPECIAL_NAMES)
+        imported = Imported.of(about["imported"]) if "imported" in about else None
+        ids = {special[special_name] for special_name in SPECIAL_NAMES}
+        ordinary = imported.ids if imported and imported.ids else range(len(ranks))
         if (
-            ids[0] < len(ranks)
-            or len(set(ids)) != len(special)
-            or _hash(ranks, pattern, special) != recorded
+            not ids.isdisjoint(ordinary)
+            or len(ids) != len(special)
+            or len(ordinary) != len(ranks)
+            or _hash(ranks, pattern, special, imported) != recorded
         ):
             raise UserError(
                 f"{about_file}: does not belong to {ranks_file.name} (their hash is not the one it "
                 "records): copy both files again, or train anew with data/train_tokenizer.py"
             )
-        return Tokenizer(name, ranks, pattern, special, _pair(ranks_file))
+        return Tokenizer(name, ranks, pattern, special, _pair(ranks_file), imported)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{about_file}: expected the JSON that data/train_tokenizer.py writes beside a "
             f".tiktoken file ({type(error).__name__}: {error}): copy it again, or train anew"
         ) from None
+
+
+@functools.lru_cache(maxsize=2)
+def _of_vocabulary(name, vocabulary):
+    """The tokenizer of a Vocabulary. UserError where tiktoken cannot do as its source does."""
+    pattern = PATTERNS.get(vocabulary.pattern, vocabulary.pattern)
+    ids = None if vocabulary.ids == list(range(len(vocabulary.ids))) else vocabulary.ids
+    imported = Imported(ids, vocabulary.unwritten, vocabulary.nfc)
+    try:
+        tokenizer = Tokenizer(name, vocabulary.ranks, pattern, vocabulary.special, (), imported)
+    except ValueError as error:
+        raise UserError(
+            f"tokenizer={name}: tiktoken does not know its pre-tokenizer's pattern "
+            f"({str(error).splitlines()[0]}): {pattern}"
+        ) from None
+    # What a pattern does not match is no piece to tiktoken: it would be lost.
+    probe = tokenizer.normalize("".join(map(chr, [*range(0xD800), *range(0xE000, 0x11000)])))
+    if tokenizer.decode(tokenizer.encode(probe)) != probe:
+        raise UserError(f"tokenizer={name}: its pre-tokenizer's pattern leaves out text: {pattern}")
+    return tokenizer
 
 
 def _read_ranks(ranks_file):

@@ -17,6 +17,7 @@ class FakeBlocks:
     """n blocks of 4 tokens that hold their own number."""
 
     isolated = False
+    batch = Blocks.batch
 
     def __init__(self, n):
         self.tokens = np.arange(n, dtype=np.uint16)[:, None].repeat(4, 1)
@@ -119,7 +120,8 @@ def test_shift_and_mask_by_hand():
     assert batch.loss_mask.tolist() == [[False, True, False, True, False]]
     assert batch.count == 2
     assert batch.x.dtype == batch.y.dtype == torch.int64 and batch.loss_mask.dtype == torch.bool
-    assert batch.pieces is None and batch.positions is None
+    assert batch.pieces is None and batch.positions is None and batch.ends is None
+    assert batch.at.tolist() == [1, 3]
 
 
 def test_pieces_and_positions_by_hand():
@@ -130,6 +132,18 @@ def test_pieces_and_positions_by_hand():
     assert batch.positions.tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 0, 1]]
     assert batch.pieces.dtype == batch.positions.dtype == torch.int64
     assert batch.count == 3
+    # Read as one row of twelve: the first ends at 3, the last at 12.
+    assert batch.ends.tolist() == [0, 3, 5, 6, 10, 12] and batch.ends.dtype == torch.int32
+
+
+def test_targets_and_pieces_of_few_lengths():
+    mask = np.array([[2, 1, 1, 2, 1, 2], [0, 0, 0, 0, 2, 0]], np.uint8)
+    batch = Batch.of(np.zeros((2, 6), np.uint16), mask, isolated=True)
+    assert batch.at.tolist() == [0, 1, 3]
+    padded = batch.padded(multiple=4)
+    assert padded.at.tolist() == [0, 1, 3, 11]  # the last place is never a target
+    assert padded.ends.tolist() == [0, 3, 5, 6, 10, 12, 12, 12]
+    assert padded.count == 3
 
 
 @given(st.lists(st.booleans(), min_size=8, max_size=8))

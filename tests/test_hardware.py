@@ -8,6 +8,7 @@ from minigpt import hardware
 from minigpt.hardware import (
     autocast,
     fewest_threads,
+    has_varlen,
     matmul_flops,
     peak_flops,
     pick_device,
@@ -73,6 +74,11 @@ def test_measuring_counts_operations_and_leaves_the_worlds_randomness_alone(monk
     before = torch.get_rng_state()
     assert matmul_flops("cpu", size=64, rounds=2) == 2 * 64**3
     assert torch.equal(torch.get_rng_state(), before)  # it may be measured within a resumed run
+
+
+def test_the_kernel_for_pieces_is_taken_on_cuda_alone():
+    assert not has_varlen("cpu", torch.bfloat16, 64)
+    assert not has_varlen("cuda", torch.float32, 64)
 
 
 @pytest.mark.parametrize(

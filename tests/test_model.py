@@ -1,13 +1,18 @@
 """The network against Hugging Face's, and against itself: packed = padded, cached = whole."""
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+import model as model_module
+from data_utils import BEGIN, Batch
+from minigpt.hf import from_hf
 from model import GPT, GPTConfig, KVCache
 
 
@@ -18,18 +23,6 @@ def randomized(reference, seed=0):
         for weight in reference.parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
     return reference.eval()
-
-
-def copied(config, weights):
-    """Our GPT with `weights` (name → tensor); each tensor of it must be among them."""
-    model = GPT(config).eval()
-    ours = dict(model.named_parameters())
-    assert set(weights) == set(ours)
-    with torch.no_grad():
-        for name, weight in ours.items():
-            assert weight.shape == weights[name].shape, name
-            weight.copy_(weights[name])
-    return model
 
 
 def assert_same_logits(model, reference, n_tokens, block_size):
@@ -50,26 +43,7 @@ def test_equals_gpt2_of_transformers(tied):
             GPT2Config(vocab_size=70, n_positions=24, tie_word_embeddings=tied, **shape)
         )
     )
-    theirs = {name: w.detach() for name, w in reference.named_parameters()}
-    weights = {"wte.weight": theirs["transformer.wte.weight"]}
-    weights["wpe.weight"] = theirs["transformer.wpe.weight"]
-    if not tied:
-        weights["lm_head.weight"] = theirs["lm_head.weight"]
-    parts = {
-        "attn_norm": "ln_1",
-        "attn.qkv": "attn.c_attn",
-        "attn.proj": "attn.c_proj",
-        "mlp_norm": "ln_2",
-        "mlp.fc": "mlp.c_fc",
-        "mlp.proj": "mlp.c_proj",
-    }
-    for kind in ("weight", "bias"):
-        weights[f"norm.{kind}"] = theirs[f"transformer.ln_f.{kind}"]
-        for layer in range(3):
-            for ours, part in parts.items():
-                weight = theirs[f"transformer.h.{layer}.{part}.{kind}"]
-                # GPT-2's Conv1D keeps its matrices as (in, out).
-                weights[f"blocks.{layer}.{ours}.{kind}"] = weight.t() if ".c_" in part else weight
+    model = from_hf(reference.config.to_dict(), reference.state_dict())
     config = GPTConfig(
         n_rows=70,
         block_size=24,
@@ -82,7 +56,7 @@ def test_equals_gpt2_of_transformers(tied):
         tie_embeddings=tied,
         **shape,
     )
-    model = copied(config, {name: w.contiguous() for name, w in weights.items()})
+    assert model.config == config
     assert_same_logits(model, reference, 70, 24)
 
 
@@ -106,26 +80,7 @@ def test_equals_qwen3_of_transformers(tied, n_kv_head, theta):
             tie_word_embeddings=tied,
         )
     )
-    theirs = {name: w.detach() for name, w in randomized(reference).named_parameters()}
-    weights = {"wte.weight": theirs["model.embed_tokens.weight"]}
-    weights["norm.weight"] = theirs["model.norm.weight"]
-    if not tied:
-        weights["lm_head.weight"] = theirs["lm_head.weight"]
-    for layer in range(3):
-        old, new = f"model.layers.{layer}", f"blocks.{layer}"
-        for ours, part in {
-            "attn_norm": "input_layernorm",
-            "attn.q_norm": "self_attn.q_norm",
-            "attn.k_norm": "self_attn.k_norm",
-            "attn.proj": "self_attn.o_proj",
-            "mlp_norm": "post_attention_layernorm",
-            "mlp.proj": "mlp.down_proj",
-        }.items():
-            weights[f"{new}.{ours}.weight"] = theirs[f"{old}.{part}.weight"]
-        qkv = [theirs[f"{old}.self_attn.{part}_proj.weight"] for part in "qkv"]
-        weights[f"{new}.attn.qkv.weight"] = torch.cat(qkv)
-        fc = [theirs[f"{old}.mlp.{part}_proj.weight"] for part in ("gate", "up")]
-        weights[f"{new}.mlp.fc.weight"] = torch.cat(fc)
+    model = from_hf(reference.config.to_dict(), randomized(reference).state_dict())
     config = GPTConfig(
         n_rows=70,
         block_size=24,
@@ -138,7 +93,8 @@ def test_equals_qwen3_of_transformers(tied, n_kv_head, theta):
         rope_theta=theta,
         tie_embeddings=tied,
     )
-    assert_same_logits(copied(config, weights), reference, 70, 24)
+    assert model.config == config
+    assert_same_logits(model, reference, 70, 24)
 
 
 # -- sizes -----------------------------------------------------------------------------------------
@@ -229,6 +185,33 @@ def test_packed_equals_padded_piece_for_piece(model, lengths, seed):
         padded[0, : len(piece)] = piece
         alone = read_out(model, padded)[0, : len(piece)]
         torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-5)
+
+
+def varlen_reference(q, k, v, ends, ends_k, longest, longest_k, window_size, enable_gqa):
+    """What torch.nn.attention.varlen.varlen_attn computes, which runs on CUDA alone: attention of
+    each sequence in q (tokens, heads, hs), k and v by itself."""
+    assert window_size == (-1, 0) and ends is ends_k and longest == longest_k
+    out = torch.empty_like(q)
+    for start, end in itertools.pairwise(ends.tolist()):
+        part = [x[start:end].transpose(0, 1) for x in (q, k, v)]
+        if start < end:
+            y = F.scaled_dot_product_attention(*part, is_causal=True, enable_gqa=enable_gqa)
+            out[start:end] = y.transpose(0, 1)
+    return out
+
+
+@given(begins=st.lists(st.booleans(), min_size=32, max_size=32), seed=st.integers(0, 99))
+@settings(max_examples=10)
+def test_the_kernel_for_pieces_is_asked_for_what_the_mask_says(model, begins, seed):
+    x = torch.randint(64, (2, 16), generator=torch.Generator().manual_seed(seed))
+    mask = np.array(begins, np.uint8).reshape(2, 16) * BEGIN
+    batch = Batch.of(x.numpy(), mask, isolated=True).padded(multiple=8)
+    masked = read_out(model, x, batch.pieces, batch.positions)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_module, "varlen_attn", varlen_reference)
+        patch.setattr(model, "varlen", True)
+        told = read_out(model, x, batch.pieces, batch.positions, ends=batch.ends)
+    torch.testing.assert_close(told, masked, atol=1e-5, rtol=1e-5)
 
 
 @given(

@@ -147,6 +147,13 @@ def assert_same(one, two):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
+def test_places_that_only_pad_count_for_nothing(tiny_model):
+    model, batch = tiny_model(), a_batch(*some_rows())
+    padded = batch.padded(multiple=batch.count + 5)
+    assert len(padded.at) > batch.count
+    assert_same(gradient(model, [padded]), gradient(model, [batch]))
+
+
 def test_accumulation_and_padding_change_nothing(tiny_model):
     model = tiny_model()
     tokens, mask = some_rows()

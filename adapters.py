@@ -1,0 +1,55 @@
+"""Adapters of LoRA: merge them into a run of its own, give them to peft, or take them from there.
+
+    python adapters.py --out_dir=out/lora                               # out/lora/merged, a run
+    python adapters.py --out_dir=out/lora --format=peft                 # out/lora/peft, a folder
+    python adapters.py --input=PEFT_FOLDER --out_dir=out/base --output=out/lora
+
+Every script takes a run of adapters as it stands, merged in memory; a merged copy is for when its
+base is to go. peft's folder goes with the base as export.py writes it.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from config.configurator import UserError, configure, run
+from minigpt import checkpoint
+from minigpt.lora import adapters
+from minigpt.peft_adapters import load_peft, write_peft
+
+
+class Settings:
+    out_dir: str = ""  # the run; with input: the base that peft's adapters belong to
+    format: Literal["run", "peft"] = "run"  # what is written
+    input: str = ""  # a folder of peft's, to become a run of adapters
+    output: str = ""  # where it goes; "": merged/ or peft/ in out_dir
+
+
+def main():
+    settings = configure(Settings, doc=__doc__, quiet=True)
+    if not settings.out_dir:
+        raise UserError("say which run it is about, with --out_dir=…")
+    if settings.input and (settings.format == "peft" or not settings.output):
+        raise UserError("--input: peft's adapters become a run: give --output=out/…, no --format")
+    folder = Path(settings.out_dir)
+    name = "peft" if settings.format == "peft" else "merged"
+    output = Path(settings.output or folder / name)
+    if settings.format == "run" and checkpoint.exists(output):
+        raise UserError(f"{output}: already holds a run; give another --output")
+    trained = checkpoint.load(folder, merged=bool(settings.input))
+    model = trained.model
+    if settings.input:
+        load_peft(settings.input, model)
+        model.lora.base, model.lora.base_hash = folder, checkpoint.weights_hash(folder)
+        checkpoint.resave(output, trained)
+    elif not adapters(model):
+        raise UserError(f"{folder}: a run without adapters; train some with --lora_rank=8")
+    elif settings.format == "peft":
+        write_peft(output, model)
+    else:
+        checkpoint.resave(output, checkpoint.load(folder))
+    size = sum(path.stat().st_size for path in output.iterdir() if path.is_file())
+    print(f"{output}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,127 @@
+"""How fast a GPU trains, beside transformers' model of the same shape in the same run.
+
+    python bench/gpu.py                               # 124M and 350M at block 1024, compiled
+    python bench/gpu.py --shapes=124M --compile=false
+    python bench/gpu.py --device=cpu --shapes=cpu_small --block_size=64 --batch_size=2 --steps=2
+
+Whole steps on random tokens: forward, backward, clipping, optimizer, in the format that train.py
+would take. "default" is what train.py takes where nothing is said (Qwen3's shape, Muon), with rows
+of one piece, and with rows of pieces of --piece tokens, which attention keeps apart as the layout
+`concat` wants it: by PyTorch's kernel for sequences of any length where that runs, else by a mask.
+Each case is a process of its own; rounds go through all in turn, and medians are shown. MFU is
+GPT.flops_per_token() × tokens a second over the data sheet's peak (on a CPU: over the best matrix
+product that was measured).
+
+How soon a model is as good on a GPU: python bench/speedrun.py --body=config/train_config.py
+"""
+
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import torch
+
+from config.configurator import UserError, configure, run
+from minigpt.hardware import has_varlen, peak_flops, pick_device, pick_dtype
+from minigpt.report import table
+from minigpt.steps import GPT2, SHAPES, our_step, peak_memory, transformers_step
+from model import GPT, GPTConfig
+
+CASES = ("ours, default", "ours, default, pieces", "ours, GPT-2", "transformers GPT-2")
+
+
+class Settings:
+    shapes: list[str] = ["124M", "350M"]  # of cpu_small, 124M, 350M
+    block_size: int = 1024
+    n_rows: int = 50304  # of the embedding; 8256 for `zh`
+    batch_size: int = 32  # blocks a step
+    piece: int = 200  # tokens in a piece
+    steps: int = 20  # that are timed in a round
+    rounds: int = 3
+    compile: bool = True  # torch.compile, for all of them
+    case: str = ""  # one of them alone, as JSON: what the processes of this script are asked
+
+
+def main():
+    knobs = "device dtype optimizer learning_rate embedding_lr_ratio weight_decay"
+    settings = configure(Settings, shared=knobs + " beta1 beta2 muon_momentum", doc=__doc__)
+    if unknown := set(settings.shapes) - set(SHAPES):
+        raise UserError(f"shapes={','.join(unknown)}: expected some of {', '.join(SHAPES)}")
+    device = pick_device(settings.device)
+    if settings.case:
+        print(json.dumps(measure(settings, device)))
+        return
+    if settings.device == "auto" and not device.startswith("cuda"):
+        raise UserError("no GPU here (CUDA); --device=cpu tries this script, bench/train.py times")
+    dtype = pick_dtype(settings.dtype, device)
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    print(f"{name}, {dtype}, PyTorch {torch.__version__}")
+    for shape in settings.shapes:
+        found = {name: [] for name in CASES}
+        for number in range(settings.rounds):
+            for name in CASES:
+                found[name].append(in_a_process(shape, name))
+                print(f"{shape}, round {number + 1}: {name}: {found[name][-1]['rate']:,.0f} tok/s")
+        show(shape, found)
+    head_dim = SHAPES[settings.shapes[0]]["n_embd"] // SHAPES[settings.shapes[0]]["n_head"]
+    pieces = "the kernel for pieces" if has_varlen(device, dtype, head_dim) else "a mask"
+    print(f"pieces are kept apart by {pieces}")
+
+
+def in_a_process(shape, name):
+    """What measure() gives for one case, in a process of its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], f"--shapes={shape}", f"--case={name}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=False)
+    if done.returncode:
+        raise UserError(f"{shape}, {name}: its process ended with exit code {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(settings, device):
+    """One case: tokens a second, MFU, peak memory (GB)."""
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")
+    dtype = pick_dtype(settings.dtype, device)
+    shape = {**SHAPES[settings.shapes[-1]], "block_size": settings.block_size}
+    shape |= {} if "default" in settings.case else GPT2
+    config = GPTConfig(n_rows=settings.n_rows, **shape)
+    flops = GPT(config).flops_per_token()
+    settings.set("optimizer", "muon" if "default" in settings.case else "adamw", "the case")
+    if "transformers" in settings.case:
+        step = transformers_step(config, device, dtype, settings.compile)
+    else:
+        piece = settings.piece if "pieces" in settings.case else None
+        step = our_step(GPT(config), settings, device, dtype, piece, settings.compile)
+    tokens = torch.randint(0, settings.n_rows, (settings.batch_size, settings.block_size)).numpy()
+    for _ in range(5):
+        float(step(tokens))  # compiles, and warms up
+    start = time.perf_counter()
+    for _ in range(settings.steps):
+        loss = step(tokens)
+    float(loss)  # waits for the GPU
+    seconds = (time.perf_counter() - start) / settings.steps
+    rate = settings.batch_size * settings.block_size / seconds
+    peak = peak_flops(device)
+    return dict(rate=rate, mfu=rate * flops / peak if peak else None, memory=peak_memory(device))
+
+
+def show(shape, found):
+    """A table of one shape."""
+    peer = statistics.median(each["rate"] for each in found[CASES[-1]])
+    rows = []
+    for name, rounds in found.items():
+        rate = statistics.median(each["rate"] for each in rounds)
+        memory = statistics.median(each["memory"] for each in rounds)
+        mfu = [each["mfu"] for each in rounds if each["mfu"] is not None]
+        share = f"{statistics.median(mfu):.1%}" if mfu else "–"
+        rows.append([name, f"{rate:,.0f}", f"{rate / peer:.2f}", share, f"{memory:.2f} GB"])
+    print(table([shape, "tokens/s", "÷ transformers", "MFU", "memory"], rows))
+
+
+if __name__ == "__main__":
+    run(main)

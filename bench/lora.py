@@ -1,0 +1,110 @@
+"""How fast a training step is, and how much memory it takes, where only a part of a model learns.
+
+    python bench/lora.py                         # cpu_small: 4 layers of width 256
+    python bench/lora.py --shape=124M            # 12 layers of width 768; some minutes
+    python bench/lora.py --optimizer=adamw       # instead of Muon where all weights learn
+
+Whole steps on random tokens: forward, backward, clipping, optimizer. "upper half" freezes the
+embeddings and the lower half of the blocks. A frozen weight has no gradient and no optimizer state;
+of three products of matrices that a step takes for each weight, it spares one, and below the first
+weight that learns another. So LoRA cannot be more than 1.5 times as fast as training all weights,
+what the optimizer takes apart. Each case is a process of its own, for its memory's sake; rounds go
+through all in turn, and medians are shown.
+"""
+
+import multiprocessing
+import pathlib
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from types import SimpleNamespace
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import torch
+
+from config.configurator import UserError, configure, run
+from minigpt.lora import LoRA, attach
+from minigpt.report import table
+from minigpt.steps import SHAPES, our_step, peak_memory
+from model import GPT, GPTConfig
+
+CASES = ("all weights", "embeddings frozen", "upper half", "LoRA", "LoRA, attention")
+CASES += ("LoRA, upper half",)
+
+
+class Settings:
+    shape: str = "cpu_small"  # or 124M
+    n_rows: int = 8256  # of the embedding: `zh`, rounded up
+    batch_size: int = 8  # blocks a step
+    lora_rank: int = 8  # of the adapters
+    steps: int = 0  # that are timed in a round; 0: 20, or 3 at 124M
+    rounds: int = 5
+
+
+def main():
+    knobs = "optimizer learning_rate embedding_lr_ratio weight_decay beta1 beta2 muon_momentum"
+    settings = configure(Settings, shared=knobs, doc=__doc__)
+    if settings.shape not in SHAPES:
+        raise UserError(f"shape={settings.shape}: expected {' or '.join(SHAPES)}")
+    found = {case: [] for case in CASES}
+    for number in range(settings.rounds):
+        for case in CASES:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                done = process.submit(measure, case, settings.as_dict()).result()
+            found[case].append(done)
+            print(
+                f"round {number + 1}: {case}: {done['seconds'] * 1000:.0f} ms, "
+                f"{done['memory']:.2f} GB",
+                flush=True,
+            )
+    show(found)
+
+
+def measure(case, settings):
+    """One case: weights that learn, seconds a step, peak memory (GB)."""
+    settings = SimpleNamespace(**settings)
+    torch.manual_seed(0)
+    config = GPTConfig(settings.n_rows, **SHAPES[settings.shape])
+    model = GPT(config)
+    choose(model, case, settings.lora_rank)
+    step = our_step(model, settings, "cpu", torch.float32)
+    tokens = torch.randint(0, config.n_rows, (settings.batch_size, config.block_size)).numpy()
+    times = []
+    for _ in range(2 + (settings.steps or (20 if settings.shape == "cpu_small" else 3))):
+        start = time.perf_counter()
+        step(tokens)
+        times.append(time.perf_counter() - start)
+    moving = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    seconds = statistics.median(times[2:])  # the first two warm up
+    return dict(moving=moving, seconds=seconds, memory=peak_memory("cpu"))
+
+
+def choose(model, case, rank):
+    """Freeze what does not learn in this case."""
+    half = len(model.blocks) // 2
+    if case.startswith("LoRA"):
+        targets = ["attention"] if "attention" in case else ["all"]
+        attach(model, LoRA(rank, targets=targets, first_block=half if "half" in case else 0))
+    elif case != "all weights":
+        model.wte.requires_grad_(False)
+        model.blocks[: half if "half" in case else 0].requires_grad_(False)
+
+
+def show(found):
+    """The table that stands in bench/README.md."""
+    most = {case: statistics.median(each["seconds"] for each in found[case]) for case in found}
+    rows = []
+    for case, rounds in found.items():
+        memory = statistics.median(each["memory"] for each in rounds)
+        rows.append(
+            [case, f"{rounds[0]['moving'] / 1e6:.2f}M", f"{most[case] * 1000:.0f} ms"]
+            + [f"{most[CASES[0]] / most[case]:.2f}", f"{memory:.2f} GB"]
+        )
+    print(table(["what learns", "weights", "a step", "times as fast", "memory"], rows))
+    print(f"float32, {torch.get_num_threads()} threads")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,10 @@
+"""A classifier of news by LoRA: the base stays, small adapters learn. It changes config/bbc_sft.py.
+
+python train.py config/bbc_sft.py config/bbc_lora.py
+python evaluations-classification.py config/bbc_lora.py --input=data/bbc/test.jsonl
+"""
+
+out_dir = "out/bbc_lora"
+lora_rank = 16
+lora_alpha = 32.0
+learning_rate = 4e-3

@@ -1,0 +1,26 @@
+"""Preferences for config/minimind_sft.py's model by DPO: the last of its four stages.
+
+    python data/prepare_dpo.py config/minimind_dpo.py --from_qa=YOUR_PAIRS \\
+        --input=out/preferences.jsonl
+    python train.py config/minimind_dpo.py
+
+--from_qa makes preference pairs of question–answer pairs: good answers against answers spoilt on
+purpose. The arena's votes are better ones: leave it out and give them as --input.
+"""
+
+out_dir = "out/minimind_dpo"
+init_from = "out/minimind_sft"  # also the reference
+stage = "dpo"
+dataset = "data/minimind_dpo"
+dpo_guard_dataset = "data/minimind_sft"  # stops where the answers it was taught get lost
+tokenizer = "out/minimind6400.tiktoken"
+block_size = 512
+dpo_beta = 0.1
+epochs = 1
+batch_size = 8  # pairs
+gradient_accumulation_steps = 1
+optimizer = "adamw"
+learning_rate = 2e-5
+weight_decay = 0.0
+warmup_iters = 20
+eval_interval = 50

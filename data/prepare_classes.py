@@ -1,0 +1,88 @@
+"""A table of labelled texts → what is learned, and what is kept aside to test a classifier.
+
+    python data/prepare_classes.py --input=bbc_news.csv --output=data/bbc
+    python data/prepare_classes.py --input=reviews.csv --text=review --label=stars --ask=评分：
+
+Reads a CSV whose first line names its columns. Of texts that begin alike the first counts, and none
+where their labels differ. Of each class one text in five is kept aside. The folder then holds
+
+    train.jsonl     id, text, label: to pretrain on (data/prepare.py) and for examples in a prompt
+    pairs.jsonl     the same as questions and answers, to fine-tune on (data/prepare_sft.py)
+    test.jsonl      id, text, label of the others, for evaluations-classification.py alone
+    task.json       the labels, and how a text becomes a question
+
+A question is the beginning of a text and, on a line of its own, what is asked; the answer is the
+label. Nothing of a test text stands in the other files, so no tokenizer and no model has seen it.
+"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from config.configurator import UserError, configure, run
+from minigpt.classification import Task, read_table, split, without_doubles, write_task
+from minigpt.preparation import command_line
+from minigpt.report import table
+
+
+class Settings:
+    input: str = ""  # the table, FILE.csv
+    output: str = "data/classes"  # the folder to write
+    text: str = "content"  # the column with the texts
+    label: str = "category"  # the column with their labels
+    ask: str = "Category:"  # what stands between a text and its label
+    length: int = 750  # characters of a text that a question shows: some 190 English tokens
+    excerpts: int = 1  # questions made of a text to learn from: its beginning, what follows, …
+    test_fraction: float = 0.2  # of each class, kept aside
+    seed: int = 1337  # of that draw
+
+
+def main():
+    settings = configure(Settings, doc=__doc__)
+    check(settings)
+    rows, doubles, contradicted = without_doubles(
+        read_table(settings.input, settings.text, settings.label), settings.length
+    )
+    train, test = split(rows, settings.test_fraction, settings.seed)
+    labels = tuple(sorted({row.label for row in rows}))
+    task = Task(labels, settings.ask, settings.length)
+    made_by = dict(
+        source=pathlib.Path(settings.input).name,
+        test_fraction=settings.test_fraction,
+        seed=settings.seed,
+        command=command_line("data/prepare_classes.py"),
+    )
+    n_pairs = write_task(settings.output, task, train, test, settings.excerpts, made_by)
+
+    count = len(rows) + doubles + contradicted
+    print(f"read {count:,} = kept {len(rows):,} + double {doubles:,} + two labels {contradicted:,}")
+    counts = [
+        [sum(row.label == label for row in part) for part in (train, test)] for label in labels
+    ]
+    figures = [[label, *of_label] for label, of_label in zip(labels, counts, strict=True)]
+    print(table(["", "train", "test"], [*figures, ["all", len(train), len(test)]]))
+    print(f"{settings.output}: {n_pairs:,} questions to learn from, {len(test):,} texts to test")
+
+
+def check(settings):
+    """UserError with all that is wrong with the settings."""
+    rules = [
+        ("input", settings.input, "a table, FILE.csv"),
+        ("ask", settings.ask.strip(), "some text"),
+        ("length", settings.length >= 1, "1 or more"),
+        ("excerpts", settings.excerpts >= 1, "1 or more"),
+        ("test_fraction", 0 < settings.test_fraction < 1, "above 0, below 1"),
+        ("seed", settings.seed >= 0, "0 or more"),
+    ]
+    problems = [
+        f"--{name}={getattr(settings, name)}: expected {expected}"
+        for name, good, expected in rules
+        if not good
+    ]
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,91 @@
+"""Preference pairs → blocks for train.py --stage=dpo.
+
+    python data/prepare_dpo.py --input=preferences.jsonl --dataset=data/processed_dpo
+    python data/prepare_dpo.py --input=chats.jsonl --format=chat --dataset=data/chat_dpo
+    python data/prepare_dpo.py --from_qa=sft/sft_saves.jsonl --input=preferences.jsonl
+
+Read are .jsonl (an object a line) and .json (a list of objects), each also as .gz: `prompt`,
+`chosen`, `rejected`, optional `id` and `kind`. --format is the prompt format of the model that will
+be trained:
+
+    qa      `prompt` is a question
+    chat    `prompt` is a text or a list of messages, [{"role": …, "content": …}, …], the last one
+            the user's
+
+The arena's preferences.jsonl is such a file. --from_qa makes one of question–answer pairs, whose
+answers are chosen against answers that are known to be wrong: another question's, a cut one, and
+one that repeats itself.
+
+Learned are both answers, each with its end. `id` names what a pair is about: all with that id go to
+train, or all to val; where there is none, all with that prompt. Pairs that are too long for a block
+are dropped, and so are pairs of equal answers; both are counted. Blocks 2i and 2i + 1 are a pair.
+Held-out pairs stand in val.jsonl as data/prepare_sft.py would have them, `rejected` beside.
+"""
+
+import pathlib
+import sys
+from typing import Literal
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from config.configurator import UserError, configure, run
+from minigpt.examples import read_pairs
+from minigpt.preferences import FACTS, Preferences, make_preferences
+from minigpt.preparation import command_line, prepare, table
+from minigpt.report import check_writable, write_jsonl
+
+
+class Settings:
+    """The knobs of this script alone."""
+
+    input: str = ""  # files or folders, comma-separated; with from_qa, the one file to write first
+    from_qa: str = ""  # question–answer pairs, of which preference pairs are made
+    seed: int = 0  # of what from_qa draws
+    format: Literal["qa", "chat"] = "qa"  # the prompt format of the model to be trained
+    dataset: str = "data/processed_dpo"  # the folder to write
+    val_fraction: float | None = None  # share of the entries held out; none: 10 %, but no more
+    #                             than makes some 3,000 pairs
+    skip_bad: bool = False  # true: copy bad records to rejects.jsonl instead of stopping
+    workers: int = 0  # processes; 0 takes every core
+
+
+def main():
+    """Settings → dataset folder, and a table of what it holds."""
+    settings = configure(Settings, shared="tokenizer block_size", doc=__doc__)
+    if settings.from_qa:
+        write_made(settings)
+    meta = prepare(
+        Preferences(settings.format),
+        settings.input,
+        settings.dataset,
+        settings.tokenizer,
+        settings.block_size,
+        "pad",  # a pair is two blocks: nothing else may stand in them
+        workers=settings.workers,
+        val_fraction=settings.val_fraction,
+        skip_bad=settings.skip_bad,
+        command=command_line("data/prepare_dpo.py"),
+        facts=FACTS,
+    )
+    print(table(meta))
+
+
+def write_made(settings):
+    """Write the preference pairs that question–answer pairs make. UserError where --input names no
+    file of its own for them."""
+    path = pathlib.Path(settings.input)
+    if path.suffix != ".jsonl":
+        raise UserError(f"--input={settings.input}: expected FILE.jsonl, to write the pairs to")
+    if path.exists():
+        raise UserError(
+            f"{path}: is there already; leave --from_qa out to take it as it is, or give another "
+            f"--input to write the pairs to"
+        )
+    check_writable(path)
+    records = make_preferences(read_pairs(settings.from_qa), settings.seed)
+    write_jsonl(path, records)
+    print(f"{path}: {len(records):,} preference pairs, made of {settings.from_qa}")
+
+
+if __name__ == "__main__":
+    run(main)

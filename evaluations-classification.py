@@ -1,0 +1,134 @@
+"""How well a run sorts texts into classes: accuracy, precision, recall, F1, confusion matrix.
+
+    python data/prepare_classes.py --input=bbc_news.csv --output=data/bbc
+    python evaluations-classification.py --out_dir=out/bbc_sft --input=data/bbc/test.jsonl
+    python evaluations-classification.py --out_dir=out/bbc --input=data/bbc/test.jsonl --shots=1
+    python evaluations-classification.py config/bbc_sft.py --input=data/bbc/test.jsonl --tfidf=true
+
+A run that was never taught the task is asked as it is, or (--shots) with answered examples of the
+training part before the text. Each question is read in four ways: the first label in what the run
+writes, and the label that is likeliest to follow, by the sum of its tokens' log-probabilities, by
+their mean, or by its first token alone. Written are, into the run's folder, classification.json
+(all figures), classification.jsonl (a line a text) and confusion.png.
+"""
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from config.configurator import UserError, configure, run
+from minigpt import precision
+from minigpt.classification import (
+    answer_room,
+    draw_shots,
+    fitted_question,
+    predict,
+    read_labelled,
+    read_task,
+    scores,
+    tfidf_predict,
+)
+from minigpt.examples import draw
+from minigpt.plots import confusion_figure, write_figure
+from minigpt.report import check_writable, table, write_json, write_jsonl
+
+
+class Settings:
+    input: str = ""  # test.jsonl of data/prepare_classes.py; train.jsonl and task.json beside it
+    shots: int = 0  # answered examples of each class before the text; 0: none
+    limit: int | None = None  # only so many of the texts, drawn at random; none: all
+    seed: int = 1337  # of that draw and of the one of examples
+    batch_size: int = 16  # texts read at once; changes the speed, not the labels
+    tfidf: bool = False  # true: also logistic regression over TF-IDF, learned from train.jsonl
+    output: str = ""  # the folder where the files go; "": out_dir
+
+
+def main():
+    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
+    for name, least in (("batch_size", 1), ("shots", 0), ("seed", 0), ("limit", 1)):
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise UserError(f"{name}={value}: expected at least {least}")
+    task = read_task(Path(settings.input).parent)
+    rows = draw(read_labelled(settings.input, task.labels), settings.limit, settings.seed)
+    if not rows:
+        raise UserError(f"{settings.input}: no text here")
+    train = []
+    if settings.shots or settings.tfidf:
+        train = read_labelled(Path(settings.input).with_name("train.jsonl"), task.labels)
+    shots = draw_shots(train, task.labels, settings.shots, settings.seed)
+    trained = precision.load(settings.out_dir, settings.device, settings.dtype)
+    folder = Path(settings.output or trained.folder)
+    suffix = f"-{settings.shots}shot" if shots else ""
+    output, picture = folder / f"classification{suffix}.json", folder / f"confusion{suffix}.png"
+    check_writable(output)
+
+    tokenizer, prompt_format = trained.tokenizer, trained.prompt_format
+    room = trained.model.config.block_size - answer_room(task, tokenizer, prompt_format)
+    asked = [fitted_question(task, row.text, shots, tokenizer, prompt_format, room) for row in rows]
+    questions = [question for question, _ in asked]
+    shortened = sum(short for _, short in asked)
+    if shortened:
+        print(f"{shortened} of {len(rows)} questions are too long for the block: texts cut shorter")
+    with tqdm(total=len(rows), desc="texts", unit="", leave=False, disable=None) as bar:
+        found, notes = predict(trained, questions, task, settings.batch_size, bar.update)
+    if settings.tfidf:
+        by_characters = not task.ask.isascii()
+        shown = [task.question(row.text) for row in rows]
+        cut = [row._replace(text=task.question(row.text)) for row in train]
+        found["TF-IDF, as shown"] = tfidf_predict(cut, shown, by_characters)
+        found["TF-IDF, whole text"] = tfidf_predict(
+            train, [row.text for row in rows], by_characters
+        )
+    for note in notes:
+        print(note)
+
+    gold = [row.label for row in rows]
+    figures = {name: scores(gold, given, task.labels) for name, given in found.items()}
+    about = dict(
+        out_dir=str(trained.folder), step=trained.meta["step"], settings=settings.as_dict()
+    )
+    write_json(output, about | dict(labels=task.labels, shortened=shortened, readings=figures))
+    lines = [
+        dict(id=row.id, question=question, label=row.label)
+        | {name: given[i] for name, given in found.items()}
+        for i, (row, question) in enumerate(zip(rows, questions, strict=True))
+    ]
+    write_jsonl(output.with_suffix(".jsonl"), lines)
+    panels = {
+        f"{name}: {each['accuracy']:.1%}": each["confusion"] for name, each in figures.items()
+    }
+    figure, notes = confusion_figure(panels, task.labels)
+    write_figure(figure, [picture])
+    for note in notes:
+        print(note)
+    show(figures, task.labels)
+    print(f"figures: {output}, every text: {output.with_suffix('.jsonl')}, picture: {picture}")
+
+
+def show(figures, labels):
+    """A confusion matrix with each class's figures for every reading, then all readings."""
+    for name, found in figures.items():
+        header = [name, *labels, "none", "precision", "recall", "F1"]
+        rows = []
+        for label, counts in zip(labels, found["confusion"], strict=True):
+            of_class = found["classes"][label]
+            shares = [f"{of_class[key]:.3f}" for key in ("precision", "recall", "f1")]
+            rows.append([label, *counts, *shares])
+        print(table(header, rows), end="\n\n")
+    rows = [
+        [
+            name,
+            found["count"],
+            f"{found['accuracy']:.1%} [{found['low']:.1%}, {found['high']:.1%}]",
+            f"{found['macro_f1']:.3f}",
+            found["none"],
+        ]
+        for name, found in figures.items()
+    ]
+    print(table(["read by", "texts", "accuracy", "macro F1", "none"], rows))
+    print("rows: true labels, columns: given ones; [95 % interval]\n")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,68 @@
+"""Which of four sentences follows: a multiple-choice test of a run, made of any text.
+
+    python evaluations-endings.py --out_dir=out/pretrain --input=data/processed/val.jsonl
+    python evaluations-endings.py --out_dir=out/sft --input=data/processed/val.jsonl
+
+The same test before and after fine-tuning shows what fine-tuning cost. It is HellaSwag in shape: an
+entry's first sentence, the one after it, and three of other entries. Written, into --task, are its
+data and its description for lm-evaluation-harness, which scores any exported run, or any server:
+
+    python export.py --out_dir=out/sft
+    lm_eval --model=hf --model_args=pretrained=out/sft/hf --tasks=endings --include_path=out/endings
+"""
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from config.configurator import UserError, configure, run
+from minigpt import precision
+from minigpt.examples import read_examples
+from minigpt.harness import METRICS, N_ENDINGS, fitting, make_items, score, write_task
+from minigpt.report import check_writable, table, write_json
+
+
+class Settings:
+    input: str = ""  # texts that the run has not learned: files or folders, comma-separated
+    task: str = "out/endings"  # the folder where data and description go; its name is the task's
+    limit: int | None = None  # only so many of the entries, drawn at random; none: all
+    seed: int = 1337  # of the wrong endings, of their order and of that draw
+    output: str = ""  # where the figures go as JSON; "": endings.json in out_dir
+
+
+def main():
+    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
+    if settings.limit is not None and settings.limit < 1:
+        raise UserError(f"limit={settings.limit}: expected at least 1")
+    trained = precision.load(settings.out_dir, settings.device, settings.dtype)
+    output = Path(settings.output or trained.folder / "endings.json")
+    check_writable(output)
+    examples, _ = read_examples(settings.input, "plain")
+    made = make_items(examples, settings.seed, settings.limit)
+    block_size = trained.model.config.block_size
+    items = fitting(made, trained.tokenizer, block_size)
+    if not items:
+        raise UserError(f"{settings.input}: no item fits the run's block of {block_size} tokens")
+    if len(items) < len(made):
+        print(f"{len(made) - len(items)} items are longer than a block of {block_size}: left out")
+    folder = Path(settings.task)
+    name = folder.resolve().name
+    task = write_task(folder, name, items)
+    with tqdm(total=len(items), desc="items", unit="", leave=False, disable=None) as bar:
+        figures = score(trained, items, bar.update)
+    shown = [f"{figures[m]:.4f} ± {figures[f'{m}_stderr']:.4f}" for m in METRICS]
+    print(table(["run", "items", *METRICS], [[str(trained.folder), figures["items"], *shown]]))
+    print(f"chance: {1 / N_ENDINGS}")
+    write_json(output, dict(out_dir=str(trained.folder), task=str(task), **figures))
+    print(f"figures: {output}\n")
+    print(
+        "the same by lm-evaluation-harness:\n"
+        'pip install "lm_eval[hf]"\n'
+        f"python export.py --out_dir={trained.folder}\n"
+        f"lm_eval --model=hf --model_args=pretrained={trained.folder / 'hf'} "
+        f"--tasks={name} --include_path={folder}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,111 @@
+"""How much a run repeats itself, by temperature, top_p, top_k, repetition penalty and beams.
+
+    python evaluations-repetition.py --out_dir=out/sft                        # examples.csv
+    python evaluations-repetition.py --out_dir=out/pretrain --questions=starts.txt --seeds=8
+    python evaluations-repetition.py --out_dir=out/sft --temperature=0.1,0.4,0.85,1.5 --top_p=0.5,1
+    python evaluations-repetition.py --out_dir=out/sft --temperature=0 --num_beams=1,2,4
+
+Knobs with several values make a grid: the run answers every question in each cell of it. Beams draw
+nothing, and at temperature 0 top_p and top_k say nothing: what would write the same is one cell,
+written once a question. What comes out stands in the run's folder: repetition.md (the table), .csv
+and .json (all digits), .jsonl (every text, to be read), and pictures, repetition_*.png: lines where
+one knob has several values, heat maps where two or more have.
+"""
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from config.configurator import UserError, configure, run
+from minigpt import precision, repetition
+from minigpt.engine import Engine
+from minigpt.plots import grid_figure, write_figure
+from minigpt.report import check_writable, table, write_json, write_jsonl
+
+
+class Settings:
+    questions: str = "examples.csv"  # what is asked: .txt, a line each; .csv with the column prompt
+    #                                  or question; .jsonl with question, prompt or text
+    temperature: list[str] = ["0.1", "0.3", "0.5", "0.85", "1.2", "1.7"]  # 0: the likeliest token
+    top_p: list[str] = ["1"]  # draw from the likeliest tokens that make up this probability
+    top_k: list[str] = ["0"]  # draw from the k likeliest tokens; 0: from all
+    repetition_penalty: list[str] = ["1"]  # above 1: tokens that stand in the text are less likely
+    num_beams: list[str] = ["1"]  # above 1: beam search, which has no temperature
+    seeds: int = 4  # texts for each question in each cell that draws
+    max_new_tokens: int = 225  # a text ends at the latest after so many tokens
+    batch_size: int = 16  # texts written at once (a beam counts as one); changes the speed alone
+    output: str = ""  # the folder for what comes out; "": out_dir
+
+
+KINDS = dict(temperature=float, top_p=float, top_k=int, repetition_penalty=float, num_beams=int)
+SUFFIXES = (".md", ".csv", ".json", ".jsonl")
+
+
+def main():
+    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
+    values, cells = read_grid(settings)
+    trained = precision.load(settings.out_dir, settings.device, settings.dtype)
+    folder = Path(settings.output or trained.folder)
+    outputs = {suffix: folder / f"repetition{suffix}" for suffix in SUFFIXES}
+    for path in outputs.values():
+        check_writable(path)
+    tokenizer, prompt_format = trained.tokenizer, trained.prompt_format
+    questions = repetition.read_questions(settings.questions, prompt_format)
+
+    slots = max(settings.batch_size, *values["num_beams"])
+    engine = Engine(trained.model, tokenizer.n_vocab, slots)
+    seeds = settings.seeds
+    total = len(questions) * sum(seeds if cell.draws else 1 for cell in cells)
+    print(f"{len(questions)} questions, {len(cells)} cells, {total:,} texts", flush=True)
+    with tqdm(total=total, desc="texts", unit="", leave=False, disable=None) as bar:
+        rows = repetition.write_texts(
+            engine,
+            tokenizer,
+            prompt_format,
+            questions,
+            cells,
+            seeds,
+            settings.max_new_tokens,
+            on_end=bar.update,
+        )
+    figures = repetition.summaries(rows, cells)
+    header, lines = repetition.as_table(figures)
+    write_jsonl(outputs[".jsonl"], rows)
+    about = dict(out_dir=str(trained.folder), step=trained.meta["step"])
+    about |= dict(questions=questions, settings=settings.as_dict())
+    write_json(outputs[".json"], about | dict(cells=figures))
+    write_text(outputs[".csv"], repetition.as_csv(figures))
+    write_text(outputs[".md"], repetition.as_markdown(header, lines))
+    print(f"\n{table(header, lines)}\n")
+    for old in folder.glob("repetition_*.png"):  # of another grid, perhaps
+        old.unlink()
+    for name, picture in repetition.pictures(figures, values).items():
+        path = folder / f"repetition_{name}.png"
+        figure, notes = grid_figure(trained.folder.name, *picture)
+        write_figure(figure, [path])
+        print(*notes, f"picture: {path}", sep="\n")
+    print(f"table: {outputs['.md']}, texts: {outputs['.jsonl']}")
+
+
+def read_grid(settings):
+    """(values, cells) of the knobs that may have several values. UserError names all mistakes."""
+    problems, values = [], {}
+    for name in ("seeds", "batch_size", "max_new_tokens"):
+        if getattr(settings, name) < 1:
+            problems.append(f"{name}={getattr(settings, name)}: expected at least 1")
+    for name, kind in KINDS.items():
+        try:
+            values[name] = repetition.read_values(name, getattr(settings, name), kind)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return values, repetition.grid(**values)
+
+
+def write_text(path, text):
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    run(main)

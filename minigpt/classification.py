@@ -1,0 +1,427 @@
+"""Classification: which of a few labels belongs to a text, by a language model and beside it.
+
+    train, test = split(rows, 0.2, seed)                   # Labelled texts, by class
+    question = task.question(test[0].text)                 # its beginning, then "Category:"
+    found = predict(trained, questions, task)              # reading → a label for each, or None
+    scores(gold, found["generation"], task.labels)         # accuracy, precision, recall, F1
+
+A model gives its label in one of four ways (READINGS). It writes, and the first label in what it
+wrote counts; or no word is written, and the label counts that is likeliest to follow the question:
+by the sum of its tokens' log-probabilities, by their mean, or by its first token alone.
+"""
+
+import csv
+import io
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from config.configurator import UserError
+from minigpt.corpus import Reject, read_records
+from minigpt.engine import Engine
+from minigpt.examples import Example, write_answers
+from minigpt.presets import read_text
+from minigpt.prompt import prompt_ids
+from minigpt.report import check_writable, write_json, write_jsonl
+from model import KVCache
+
+READINGS = ("generation", "likelihood, sum", "likelihood, mean", "first token")
+
+
+class Labelled(NamedTuple):
+    """A text with its label; `id` says where it came from."""
+
+    id: str
+    text: str
+    label: str
+
+
+# -- from a table to texts that are learned and texts that are kept aside --------------------------
+
+
+def read_table(path, text_column, label_column):
+    """The Labelled texts of a CSV whose first line names its columns, blanks joined to one.
+
+    UserError where a column is missing, and where a line lacks its text or its label.
+    """
+    path = Path(path)
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    found = []
+    try:
+        missing = [c for c in (text_column, label_column) if c not in (rows.fieldnames or ())]
+        if missing:
+            raise UserError(
+                f"{path}: no column {', '.join(missing)}; its first line names "
+                f"{', '.join(rows.fieldnames or ['nothing'])}: say --text=COLUMN --label=COLUMN"
+            )
+        for row in rows:
+            text, label = (" ".join((row[c] or "").split()) for c in (text_column, label_column))
+            if not text or not label:
+                lacking = label_column if text else text_column
+                raise UserError(
+                    f"{path}, line {rows.line_num}: {lacking} is empty: fill or drop it"
+                )
+            found.append(Labelled(f"{path.stem}:{rows.line_num}", text, label))
+    except csv.Error as error:
+        raise UserError(f"{path}, after line {rows.line_num}: cannot be read ({error})") from None
+    return found
+
+
+def without_doubles(rows, length):
+    """(rows, doubles, contradicted): of texts that begin with the same `length` characters the
+    first, for a question shows no more of them; none of those that have different labels. The two
+    numbers are the rows left out for either reason."""
+    first, labels = {}, {}
+    for row in rows:
+        beginning = excerpts(row.text, length)[0]
+        first.setdefault(beginning, row)
+        labels.setdefault(beginning, []).append(row.label)
+    kept = [row for beginning, row in first.items() if len(set(labels[beginning])) == 1]
+    contradicted = sum(len(given) for given in labels.values() if len(set(given)) > 1)
+    return kept, len(rows) - len(kept) - contradicted, contradicted
+
+
+def split(rows, test_fraction, seed):
+    """(train, test) in the order of `rows`: of each class the same share is drawn for the test, but
+    never all of it and never none. UserError for a class with one text."""
+    generator = np.random.default_rng(seed)
+    test = set()
+    for label, count in sorted(Counter(row.label for row in rows).items()):
+        if count < 2:
+            raise UserError(f"class {label}: one text; expected two or more, to learn and to test")
+        places = [i for i, row in enumerate(rows) if row.label == label]
+        n_test = min(max(round(count * test_fraction), 1), count - 1)
+        test.update(generator.permutation(places)[:n_test].tolist())
+    return (
+        [row for i, row in enumerate(rows) if i not in test],
+        [row for i, row in enumerate(rows) if i in test],
+    )
+
+
+def excerpts(text, length):
+    """The text in parts of at most `length` characters, each ended at a blank if one stands in its
+    second half."""
+    parts = []
+    while text:
+        end = len(text)
+        if end > length:
+            blank = text.rfind(" ", 0, length + 1)
+            end = blank if blank > length // 2 else length
+        parts.append(text[:end])
+        text = text[end:].lstrip()
+    return parts
+
+
+# -- how a text becomes a question -----------------------------------------------------------------
+
+
+class Task(NamedTuple):
+    """What is asked of a text, as task.json holds it: the labels, the words that ask for one, and
+    how many characters of a text a question shows."""
+
+    labels: tuple[str, ...]
+    ask: str
+    length: int
+
+    def question(self, text):
+        """The beginning of a text and, on a line of its own, what is asked."""
+        return f"{excerpts(text, self.length)[0]}\n{self.ask}"
+
+    def answer(self, label, prompt_format):
+        """The label as it follows a question: in text that goes on, behind a blank where the script
+        has blanks; behind an answer mark as it is."""
+        return f" {label}" if prompt_format == "plain" and self.ask.isascii() else label
+
+
+def write_task(folder, task, train, test, n_excerpts, made_by):
+    """Write train.jsonl, pairs.jsonl, test.jsonl and task.json; returns the number of pairs.
+
+    n_excerpts: how many questions are made of a text, at most. made_by: more facts for task.json.
+    """
+    folder = Path(folder)
+    pairs = [
+        dict(id=row.id, question=task.question(part), answer=row.label)
+        for row in train
+        for part in excerpts(row.text, task.length)[:n_excerpts]
+    ]
+    check_writable(folder / "task.json")
+    write_jsonl(folder / "train.jsonl", [row._asdict() for row in train])
+    write_jsonl(folder / "pairs.jsonl", pairs)
+    write_jsonl(folder / "test.jsonl", [row._asdict() for row in test])
+    write_json(folder / "task.json", task._asdict() | made_by)
+    return len(pairs)
+
+
+def read_task(folder):
+    """The Task in `folder`. UserError where there is none."""
+    path = Path(folder) / "task.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        return Task(tuple(facts["labels"]), facts["ask"], facts["length"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or repr(error)
+        raise UserError(
+            f"{path}: cannot be read ({reason}); expected what data/prepare_classes.py writes "
+            "beside test.jsonl"
+        ) from None
+
+
+def read_labelled(path, labels):
+    """The Labelled texts of a .jsonl. UserError for a line that lacks one, or has another label."""
+
+    def labelled(record, source, line):
+        text, label = record.get("text"), record.get("label")
+        if not isinstance(text, str) or not text.strip():
+            reason = "field `text` is missing or empty"
+        elif label not in labels:
+            reason = f"field `label`: {label} is none of {', '.join(labels)}"
+        else:
+            return Labelled(str(record.get("id", f"{source}:{line}")), text, label)
+        return Reject(source, line, reason, json.dumps(record, ensure_ascii=False))
+
+    return [row for _, row, _ in read_records(path, labelled)]
+
+
+# -- questions that fit a block --------------------------------------------------------------------
+
+FEWEST = 16  # tokens of each text that a question must have room for
+
+
+def draw_shots(train, labels, count, seed):
+    """`count` Labelled texts of each class, drawn and shuffled. UserError where one has fewer."""
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for label in labels:
+        of_class = [row for row in train if row.label == label]
+        if len(of_class) < count:
+            raise UserError(
+                f"shots={count}: class {label} has {len(of_class)} texts to learn from; "
+                f"expected at most so many"
+            )
+        drawn += [of_class[i] for i in generator.permutation(len(of_class))[:count]]
+    return [drawn[i] for i in generator.permutation(len(drawn))]
+
+
+def fitted_question(task, text, shots, tokenizer, prompt_format, room):
+    """(question, whether it was shortened): a text's question with the Labelled `shots`, answered,
+    before it. Where that is more than `room` tokens, every text in it shows as few as will fit.
+
+    UserError where they would show fewer than FEWEST.
+    """
+    texts = [excerpts(each, task.length)[0] for each in (*(shot.text for shot in shots), text)]
+    rows = [tokenizer.encode(each) for each in texts]
+    longest = max(map(len, rows))
+    share = min(room, longest)
+
+    def written(share):
+        *before, last = (
+            each if len(ids) <= share else _whole_words(tokenizer.decode(ids[:share]))
+            for each, ids in zip(texts, rows, strict=True)
+        )
+        parts = [
+            f"{body}\n{task.ask}{task.answer(shot.label, 'plain')}\n\n"
+            for body, shot in zip(before, shots, strict=True)
+        ]
+        return "".join(parts) + f"{last}\n{task.ask}"
+
+    question = written(share)
+    while (excess := len(prompt_ids(tokenizer, prompt_format, question)) - room) > 0:
+        share -= max(1, excess // (2 * len(texts)))  # half way: short texts are left as they are
+        if share < FEWEST:
+            raise UserError(
+                f"shots={len(shots) // len(task.labels)}: {len(shots)} examples leave each text "
+                f"fewer than {FEWEST} of the {room} tokens that a question may have; give fewer"
+            )
+        question = written(share)
+    return question, share < longest
+
+
+def _whole_words(text):
+    """Without half a character or half a word at its end."""
+    text = text.rstrip("\ufffd")
+    return text[: text.rfind(" ")] if " " in text else text
+
+
+# -- what the model says ---------------------------------------------------------------------------
+
+
+def predict(trained, questions, task, batch_size=16, on_end=None):
+    """(predictions, notes): reading → for each question the label that `trained` gives it, None
+    where none is found; and a line about each reading that this model cannot be read by.
+
+    trained: a Checkpoint. questions: with room for answer_room() more tokens in the block.
+    """
+    tokenizer, prompt_format = trained.tokenizer, trained.prompt_format
+    engine = Engine(trained.model, tokenizer.n_vocab, batch_size)
+    written = write_answers(
+        engine,
+        tokenizer,
+        prompt_format,
+        [Example(None, question, "") for question in questions],
+        on_end=on_end,
+        temperature=0.0,
+        max_new_tokens=answer_room(task, tokenizer, prompt_format),
+    )
+    found = {"generation": [find_label(text, task.labels) for text, _ in written]}
+
+    prompts = [prompt_ids(tokenizer, prompt_format, question) for question in questions]
+    answers = label_ids(task, tokenizer, prompt_format)
+    logprobs = label_logprobs(trained.model, prompts, answers, tokenizer.n_vocab, batch_size)
+    by = {
+        "likelihood, sum": lambda row: row.sum(),
+        "likelihood, mean": lambda row: row.mean(),
+        "first token": lambda row: row[0],
+    }
+    notes = []
+    clash = same_beginning(task.labels, answers)
+    if clash:
+        del by["first token"]
+        notes.append(f"not read by the first token: {' and '.join(clash)} begin with the same one")
+    for reading, value in by.items():
+        best = [int(np.argmax([value(row) for row in rows])) for rows in logprobs]
+        found[reading] = [task.labels[i] for i in best]
+    return found, notes
+
+
+def find_label(text, labels):
+    """The label that stands first in `text`, whatever its case, or None. A label that another one
+    begins with gives way to the longer; a Latin one counts only as a whole word."""
+    places = []
+    for label in labels:
+        pattern = rf"(?<![A-Za-z0-9]){re.escape(label)}(?![A-Za-z0-9])"
+        if match := re.search(
+            pattern if label.isascii() else re.escape(label), text, re.IGNORECASE
+        ):
+            places.append((match.start(), -len(label), label))
+    return min(places)[2] if places else None
+
+
+def label_ids(task, tokenizer, prompt_format):
+    """The ids of each label as it follows a question."""
+    return [tokenizer.encode(task.answer(label, prompt_format)) for label in task.labels]
+
+
+def answer_room(task, tokenizer, prompt_format):
+    """How many tokens of a block are kept for the answer: the longest label and a few more."""
+    return max(map(len, label_ids(task, tokenizer, prompt_format))) + 4
+
+
+def same_beginning(labels, answers):
+    """Two or more labels whose ids begin alike, or []."""
+    groups = {}
+    for label, ids in zip(labels, answers, strict=True):
+        groups.setdefault(ids[0], []).append(label)
+    return next((group for group in groups.values() if len(group) > 1), [])
+
+
+@torch.inference_mode()
+def label_logprobs(model, prompts, answers, n_vocab, batch_size=16):
+    """For each prompt and each answer, lists of ids, the log-probabilities of the answer's tokens
+    after the prompt: [[(n_tokens,) array, …], …].
+
+    Each prompt is read once, into a cache that the answers then follow one after another. A prompt
+    and its longest answer must fit the block.
+    """
+    model.eval()
+    weight = model.wte.weight
+    device, longest = weight.device, max(map(len, answers))
+    cache = KVCache(model.config, batch_size, device, weight.dtype)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    found = [[] for _ in prompts]
+    for i in range(0, len(order), batch_size):
+        numbers = order[i : i + batch_size]
+        rows = [prompts[number] for number in numbers]
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        width = len(rows[-1])
+        layers = cache.rows(slice(0, len(rows)), width + longest)
+        # What pads a row stands behind its end, where the answers' tokens take its place.
+        x = torch.tensor([row + row[-1:] * (width - len(row)) for row in rows], device=device)
+        places = torch.arange(width, device=device).expand_as(x)
+        h = model(x, positions=places, cache=layers)  # (B, T, C)
+        last = h[torch.arange(len(rows), device=device), lengths - 1].unsqueeze(1)  # (B, 1, C)
+        for answer in answers:
+            states, n = last, len(answer) - 1
+            if n:
+                x = torch.tensor([answer[:-1]] * len(rows), device=device)  # (B, n)
+                places = lengths.unsqueeze(1) + torch.arange(n, device=device)
+                states = torch.cat([last, model(x, positions=places, cache=layers)], dim=1)
+            logprobs = model.logits(states)[..., :n_vocab].float().log_softmax(-1)
+            ids = torch.tensor(answer, device=device)
+            chosen = logprobs[:, torch.arange(n + 1, device=device), ids].cpu().numpy()
+            for number, row in zip(numbers, chosen, strict=True):
+                found[number].append(row)
+    return found
+
+
+# -- beside the model ------------------------------------------------------------------------------
+
+
+def tfidf_predict(train, texts, by_characters=False):
+    """The labels that logistic regression over TF-IDF weights gives `texts`, learned from Labelled
+    ones: what a classifier reaches that knows words (or, by_characters, pairs of characters) and
+    not their order. UserError where scikit-learn is not installed."""
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+    except ImportError:
+        raise UserError("tfidf=true: first, pip install scikit-learn") from None
+    units = dict(analyzer="char", ngram_range=(1, 2)) if by_characters else {}
+    classifier = make_pipeline(
+        TfidfVectorizer(sublinear_tf=True, **units), LogisticRegression(max_iter=1000)
+    )
+    classifier.fit([row.text for row in train], [row.label for row in train])
+    return [str(label) for label in classifier.predict(texts)]
+
+
+# -- figures ---------------------------------------------------------------------------------------
+
+
+def scores(gold, predicted, labels):
+    """How good labels are: a dict with
+
+    count, accuracy, low, high   the last two a 95 % interval of the accuracy (Wilson 1927)
+    macro_f1                     the mean of the classes' F1
+    none                         texts that got no label
+    classes                      label → {"precision", "recall", "f1", "count"}; 0.0 where nothing
+                                 was found that it could be taken of
+    confusion                    rows are the true labels, columns the given ones, and one more
+                                 column for none
+    """
+    columns = {label: i for i, label in enumerate([*labels, None])}
+    confusion = np.zeros((len(labels), len(labels) + 1), int)
+    for true, given in zip(gold, predicted, strict=True):
+        confusion[columns[true], columns[given]] += 1
+    hits, per_row, per_column = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    classes = {}
+    for i, label in enumerate(labels):
+        precision = hits[i] / per_column[i] if per_column[i] else 0.0
+        recall = hits[i] / per_row[i] if per_row[i] else 0.0
+        f1 = 2 * hits[i] / max(1, per_row[i] + per_column[i])
+        figures = dict(precision=precision, recall=recall, f1=f1)
+        classes[label] = {k: float(v) for k, v in figures.items()} | dict(count=int(per_row[i]))
+    low, high = wilson(int(hits.sum()), len(gold))
+    return dict(
+        count=len(gold),
+        accuracy=float(hits.sum() / len(gold)),
+        low=low,
+        high=high,
+        macro_f1=sum(each["f1"] for each in classes.values()) / len(labels),
+        none=int(per_column[-1]),
+        classes=classes,
+        confusion=confusion.tolist(),
+    )
+
+
+def wilson(hits, count, z=1.959964):
+    """(low, high): the 95 % interval of a share of which `hits` of `count` draws were seen."""
+    share, z2 = hits / count, z * z / count
+    middle = (share + z2 / 2) / (1 + z2)
+    half = z * math.sqrt(share * (1 - share) / count + z2 / (4 * count)) / (1 + z2)
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,0 +1,172 @@
+"""A run as one GGUF file: what llama.cpp, Ollama and LM Studio run.
+
+    write_gguf("sft.gguf", checkpoint.load("out/sft"), "q8_0", name="sft")    # pip install gguf
+
+The file holds weights, vocabulary and chat template. Its network is llama.cpp's "gpt2" or "qwen3";
+its text is cut by the pattern of a name that llama.cpp knows (tokenizer.PATTERNS).
+"""
+
+from pathlib import Path
+
+from config.configurator import UserError
+from minigpt.export import DTYPES, NAME, converted, written_whole
+from minigpt.hf_weights import to_hf
+from minigpt.tokenizer import PATTERNS
+from minigpt.vocabulary import (
+    SPECIAL_TEXTS,
+    answer_mark_text,
+    chat_template,
+    end_id,
+    end_ids,
+    merges,
+    special_texts,
+    token_texts,
+)
+
+KINDS = (*DTYPES, "q8_0")
+ARCHITECTURES = {"GPT2LMHeadModel": "gpt2", "Qwen3ForCausalLM": "qwen3"}
+_OURS = "minigpt.exported"  # a key of our own, near the beginning of the file
+_HEAD = 4096  # bytes: how near
+_TRANSPOSED = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")  # Conv1D keeps (in, out)
+
+
+def stranger(path):
+    """What at `path` is no earlier export, in words; None where it is one."""
+    path = Path(path)
+    if path.is_dir():
+        return "is a folder, and a GGUF export is a file"
+    with open(path, "rb") as file:
+        head = file.read(_HEAD)
+    return None if head.startswith(b"GGUF") and _OURS.encode() in head else "is another file"
+
+
+def need_gguf():
+    """The package gguf; UserError where it is not installed."""
+    try:
+        import gguf
+    except ImportError:
+        raise UserError("--format=gguf needs the package gguf: pip install gguf") from None
+    return gguf
+
+
+def write_gguf(path, trained, kind="float16", name="minigpt"):
+    """Write the run `trained` (a Checkpoint on the CPU) to the file `path`, its matrices as `kind`
+    (one of KINDS); vectors and learned positions stay float32. UserError where llama.cpp has no
+    such network, or no such pattern."""
+    gguf = need_gguf()
+    config, weights = to_hf(trained.model)
+    architecture = ARCHITECTURES[config["architectures"][0]]
+    patterns = {pattern: name for name, pattern in PATTERNS.items()}
+    if trained.tokenizer.pattern not in patterns:
+        raise UserError(
+            f"{trained.folder}: its tokenizer cuts text by a pattern that llama.cpp has no name "
+            f"for (it has {', '.join(PATTERNS)}): take --format=hf"
+        )
+    if not merges(trained.tokenizer):
+        raise UserError(
+            f"{trained.folder}: its tokenizer has the 256 bytes and joins nothing, which llama.cpp "
+            "does not take: take --format=hf"
+        )
+    with written_whole(path) as unfinished:
+        writer = gguf.GGUFWriter(unfinished, architecture)
+        writer.add_string(_OURS, NAME)
+        writer.add_name(name)
+        _add_shape(writer, trained.model.config, architecture)
+        writer.add_file_type(_file_type(gguf, kind))
+        writer.add_tokenizer_pre(patterns[trained.tokenizer.pattern])
+        _add_vocabulary(gguf, writer, trained)
+        layers = trained.model.config.n_layer
+        names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, architecture.upper()), layers)
+        for theirs, weight in weights.items():
+            own = names.get_name(theirs, try_suffixes=(".weight", ".bias"))
+            weight = weight.t() if theirs.endswith(_TRANSPOSED) else weight
+            _add_weight(gguf, writer, own, weight, kind)
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
+
+
+def _add_shape(writer, config, architecture):
+    writer.add_context_length(config.block_size)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_feed_forward_length(config.n_hidden)
+    writer.add_block_count(config.n_layer)
+    writer.add_head_count(config.n_head)
+    writer.add_vocab_size(config.n_rows)
+    if architecture == "gpt2":
+        writer.add_layer_norm_eps(config.norm_eps)
+    else:
+        writer.add_head_count_kv(config.n_kv_head)
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+        writer.add_layer_norm_rms_eps(config.norm_eps)
+        writer.add_rope_freq_base(config.rope_theta)
+
+
+def _add_vocabulary(gguf, writer, trained):
+    tokenizer, prompt_format = trained.tokenizer, trained.prompt_format
+    texts = list(token_texts(tokenizer))
+    types = [
+        gguf.TokenType.NORMAL if tokenizer.decode_bytes([i]) else gguf.TokenType.UNUSED
+        for i in range(len(texts))
+    ]
+    for i in special_texts(tokenizer):
+        types[i] = gguf.TokenType.CONTROL
+    for i in range(len(texts), trained.model.config.n_rows):  # of an imported model
+        texts.append(f"<|unused_{i}|>")
+        types.append(gguf.TokenType.UNUSED)
+    writer.add_tokenizer_model("gpt2")  # byte-level BPE
+    writer.add_token_list(texts)
+    writer.add_token_types(types)
+    writer.add_token_merges([" ".join(pair) for pair in merges(tokenizer)])
+    # Nothing stands before a text here; but a reader that finds no such id takes 11.
+    writer.add_bos_token_id(tokenizer.eot)
+    writer.add_add_bos_token(False)
+    writer.add_eos_token_id(end_id(tokenizer, prompt_format))
+    writer.add_array("tokenizer.ggml.eos_token_ids", end_ids(tokenizer))  # Ollama's
+    writer.add_eot_token_id(tokenizer.eot)
+    writer.add_pad_token_id(tokenizer.pad)
+    writer.add_chat_template(chat_template(tokenizer, prompt_format))
+
+
+def _file_type(gguf, kind):
+    names = dict(float32="ALL_F32", float16="MOSTLY_F16", bfloat16="MOSTLY_BF16")
+    return getattr(gguf.LlamaFileType, names.get(kind, "MOSTLY_Q8_0"))
+
+
+def _add_weight(gguf, writer, name, weight, kind):
+    if weight.dim() < 2 or name == "position_embd.weight":
+        kind = "float32"
+    elif kind == "q8_0" and weight.size(-1) % 32:
+        kind = "float16"  # Q8_0 has a scale for every 32 values of a row
+    types = dict(float32="F32", float16="F16", bfloat16="BF16", q8_0="Q8_0")
+    raw = getattr(gguf.GGMLQuantizationType, types[kind])
+    if kind in DTYPES:
+        converted(name, weight, DTYPES[kind])  # or a UserError
+    data = gguf.quants.quantize(weight.detach().float().contiguous().numpy(), raw)
+    writer.add_tensor(name, data, raw_dtype=raw)
+
+
+def modelfile(path, trained):
+    """Ollama's Modelfile beside the GGUF file `path`: it reads a Go template, not the file's
+    Jinja one."""
+    tokenizer = trained.tokenizer
+    if trained.prompt_format == "chat":
+        start, end = SPECIAL_TEXTS["IM_START"], SPECIAL_TEXTS["IM_END"]
+        turn = f"{start}{{{{ .Role }}}}\n{{{{ .Content }}}}{end}\n"
+        template = f"{{{{ range .Messages }}}}{turn}{{{{ end }}}}{start}assistant\n"
+    else:
+        mark = answer_mark_text(tokenizer) if trained.prompt_format == "qa" else ""
+        template = (
+            "{{ range $i, $_ := .Messages }}{{ if eq (len (slice $.Messages $i)) 1 }}"
+            f"{{{{ .Content }}}}{mark}{{{{ end }}}}{{{{ end }}}}"
+        )
+    return f'''FROM ./{Path(path).name}
+TEMPLATE """{template}"""
+PARAMETER num_ctx {trained.model.config.block_size}
+PARAMETER temperature 0.1
+PARAMETER top_k 20
+PARAMETER repeat_penalty 1'''

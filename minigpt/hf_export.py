@@ -1,0 +1,73 @@
+"""A run as a Hugging Face folder: what transformers, vLLM and their kin load as it stands.
+
+    write_hf("out/sft/hf", checkpoint.load("out/sft"), "bfloat16")
+    AutoModelForCausalLM.from_pretrained("out/sft/hf")       # the same logits
+    AutoTokenizer.from_pretrained("out/sft/hf")              # the same ids, and the chat template
+
+The network goes out as GPT2LMHeadModel or Qwen3ForCausalLM (minigpt/hf_weights.py).
+"""
+
+import errno
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from minigpt.export import DTYPES, NAME, converted, written_whole
+from minigpt.hf_weights import to_hf
+from minigpt.vocabulary import end_ids, tokenizer_config, tokenizer_json
+
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+
+
+def stranger(folder):
+    """What in `folder` is not of an earlier export, in words; None where all of it is."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return "is a file, and an export to Hugging Face's format is a folder"
+    names = sorted(path.name for path in folder.iterdir())
+    other = [name for name in names if name not in FILES]
+    if other:
+        return f"holds {other[0]}"
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if names else {}
+    except (OSError, ValueError):
+        return "holds files of another model"
+    return "holds another model" if names and config.get("exported_by") != NAME else None
+
+
+def write_hf(folder, trained, dtype="float32"):
+    """Write the run `trained` (a Checkpoint on the CPU) to `folder`, weights in `dtype`, a key of
+    export.DTYPES. UserError where no architecture of theirs computes what this model does."""
+    tokenizer, prompt_format = trained.tokenizer, trained.prompt_format
+    config, weights = to_hf(trained.model)
+    weights = {name: converted(name, w, DTYPES[dtype]) for name, w in weights.items()}
+    ids = dict(
+        bos_token_id=None,
+        eos_token_id=end_ids(tokenizer),
+        pad_token_id=tokenizer.pad,
+    )
+    texts = {
+        "config.json": config | ids | dict(dtype=dtype, exported_by=NAME),
+        "generation_config.json": ids,
+        "tokenizer_config.json": tokenizer_config(
+            tokenizer, prompt_format, trained.model.config.block_size
+        ),
+    }
+    with written_whole(folder) as unfinished:
+        unfinished.mkdir()
+        for name, values in texts.items():
+            text = json.dumps(values, ensure_ascii=False, indent=2) + "\n"
+            (unfinished / name).write_text(text, encoding="utf-8")
+        tokenizer_json(tokenizer).save(str(unfinished / "tokenizer.json"))
+        try:
+            save_file(weights, unfinished / "model.safetensors", {"format": "pt"})
+        except SafetensorError as error:  # this is how it says that a write failed
+            raise OSError(errno.EIO, f"is the disk full? {error}") from None

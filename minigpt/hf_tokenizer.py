@@ -1,0 +1,371 @@
+"""Vocabularies of Hugging Face models: byte-level BPE in, what tiktoken needs out.
+
+    folder = source_folder("hf:Qwen/Qwen3-0.6B", TOKENIZER_FILES)    # or "hf:FOLDER"
+    vocabulary = read_vocabulary(folder)    # of tokenizer.json, or of vocab.json and merges.txt
+
+minigpt/tokenizer.py makes a Tokenizer of it: load_tokenizer("hf:…").
+
+Hugging Face's BPE joins pairs, in the order of a list; tiktoken joins two neighbours whenever their
+bytes together are a token, the lowest rank first. Both give the same ids if a token's rank is the
+place of the pair that really makes it: the last one when the token's own bytes are joined alone.
+For a token comes about in a text only as it does alone: pairs that reach over its edges would
+have torn it. A token that no pair makes is never written, only read. Ranks then need not follow
+ids.
+"""
+
+import functools
+import itertools
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from config.configurator import UserError
+
+PREFIX = "hf:"
+TOKENIZER_FILES = (
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("vocab.json", "merges.txt", "added_tokens.json"),
+)
+# Texts that may stand for a special id of ours, the likelier first, where the files name none.
+_SPECIAL_TEXTS = {
+    "EOT": ("<|endoftext|>",),
+    "PAD": ("<|pad|>", "<pad>", "[PAD]"),
+    "A": ("<|answer|>",),  # as our own exports call it
+    "IM_START": ("<|im_start|>",),
+    "IM_END": ("<|im_end|>",),
+}
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """What encoding needs.
+
+    ranks     token bytes → rank, 0 … len-1; the 256 bytes among them
+    ids       the id of each rank
+    unwritten id → bytes of tokens that stand for text but that encoding never gives
+    special   our names → ids; those of the source where it has them, else new ones behind its last
+    pattern   how text is cut before any merge: a name in tokenizer.PATTERNS, or the regular
+              expression itself
+    nfc       whether text is brought to Unicode's NFC first
+    n_source  the source's own ids: its highest + 1
+    """
+
+    ranks: dict
+    ids: list
+    unwritten: dict
+    special: dict
+    pattern: str
+    nfc: bool
+    n_source: int
+
+
+# -- where it lies ---------------------------------------------------------------------------------
+
+
+def source_folder(name, files):
+    """The folder that `name` ("hf:FOLDER", or "hf:NAME" of a model on Hugging Face's hub) stands
+    for. Of a hub's model only `files` (names or patterns) are fetched, and where they lie in the
+    hub's cache already, nothing. UserError where there is no such folder or model, or no network.
+    """
+    place = name.removeprefix(PREFIX)
+    if Path(place).expanduser().is_dir():
+        return Path(place).expanduser()
+    if not _HUB_NAME.fullmatch(place):
+        raise UserError(
+            f"{name}: {place or 'nothing'} is no folder here, and no name of a model on the hub "
+            "(such as hf:gpt2 or hf:Qwen/Qwen3-0.6B)"
+        )
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+    except ImportError:
+        raise UserError(
+            f"{name}: no folder here; for the hub: pip install huggingface_hub"
+        ) from None
+    try:
+        return Path(snapshot_download(place, allow_patterns=list(files)))
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"{name}: neither a folder here nor a model that the hub shows you; is it spelled "
+            "right? (A gated model needs: hf auth login)"
+        ) from None
+    except (LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
+        raise UserError(
+            f"{name}: no folder here, not in the hub's cache, and the hub cannot be reached "
+            f"({reason}): download it where there is a network, and give the folder as hf:FOLDER"
+        ) from None
+
+
+# -- what is in it ---------------------------------------------------------------------------------
+
+
+def read_vocabulary(folder):
+    """The Vocabulary of a model's folder, read once a process. UserError names what is missing,
+    damaged, or of a kind that tiktoken cannot do."""
+    stamps = []
+    for name in TOKENIZER_FILES:
+        path = Path(folder) / name
+        stamps.append(path.is_file() and (path.stat().st_mtime_ns, path.stat().st_size))
+    return _read(Path(folder), tuple(stamps))
+
+
+@functools.lru_cache(maxsize=2)
+def _read(folder, stamps):
+    """See read_vocabulary; `stamps` only make a changed file a new entry of the cache."""
+    whole = folder / "tokenizer.json"
+    try:
+        description = read_json(whole) if whole.is_file() else _of_two_files(folder)
+        return _vocabulary(whole, description, _settings(folder))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{whole}: not as the tokenizers library writes it ({type(error).__name__}: {error}): "
+            "copy the file again"
+        ) from None
+
+
+def read_json(path):
+    """The object in a JSON file. UserError where it is missing or damaged."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; copy the model's whole folder") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); copy it again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def _settings(folder):
+    """What names the special tokens: special_tokens_map.json, then tokenizer_config.json."""
+    found = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            found |= read_json(folder / name)
+    return found
+
+
+def _of_two_files(folder):
+    """vocab.json and merges.txt in the form of a tokenizer.json."""
+    if not (folder / "vocab.json").is_file() or not (folder / "merges.txt").is_file():
+        raise UserError(
+            f"{folder}: no vocabulary here: expected tokenizer.json, or vocab.json and merges.txt"
+        )
+    settings = _settings(folder)
+    kind = settings.get("tokenizer_class")
+    if kind is None and (folder / "config.json").is_file():
+        kind = read_json(folder / "config.json").get("model_type", "gpt2")
+    kind = str(kind or "gpt2").lower().removesuffix("fast").removesuffix("tokenizer")
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    if kind in ("qwen2", "qwen3"):
+        cut = {
+            "type": "Split",
+            "pattern": {"Regex": "qwen2"},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+        byte_level = {"type": "Sequence", "pretokenizers": [cut, byte_level | {"use_regex": False}]}
+    elif kind != "gpt2":
+        raise UserError(
+            f"{folder}: vocab.json without tokenizer.json is read for GPT-2's and Qwen's "
+            f"tokenizers alone, and this is {kind}'s: have transformers save a tokenizer.json"
+        )
+    merges = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    merges = [
+        line.rstrip("\r") for line in merges if line.strip() and not line.startswith("#version")
+    ]
+    added = {}
+    if (folder / "added_tokens.json").is_file():
+        for content, i in read_json(folder / "added_tokens.json").items():
+            added[i] = {"id": i, "content": content, "special": False}
+    for i, token in settings.get("added_tokens_decoder", {}).items():
+        added[int(i)] = {**token, "id": int(i)}
+    return {
+        "normalizer": {"type": "NFC"} if kind.startswith("qwen") else None,
+        "pre_tokenizer": byte_level,
+        "added_tokens": list(added.values()),
+        "model": {
+            "type": "BPE",
+            "vocab": read_json(folder / "vocab.json"),
+            "merges": merges,
+        },
+    }
+
+
+def _vocabulary(path, description, settings):
+    model = description["model"]
+    _check_model(path, model)
+    pattern, nfc = _pattern(path, description), _is_nfc(path, description.get("normalizer"))
+    added = {token["content"]: token for token in description.get("added_tokens") or ()}
+    vocab = model["vocab"]
+    special = _special(path, vocab, added, settings)
+    apart = {*added, *(text for text in vocab if vocab[text] in special.values())}
+    ordinary = {_to_bytes(path, text): i for text, i in vocab.items() if text not in apart}
+    ranks, unreached = _rank(path, ordinary, _pairs(path, model["merges"]), model)
+    unwritten = {ordinary[token]: token for token in unreached}
+    taken = {*ordinary.values(), *special.values()}
+    for content, token in added.items():
+        if not token.get("special") and token["id"] not in taken:
+            unwritten[token["id"]] = content.encode()  # <think> and its like: text to a reader
+    last = max(*vocab.values(), *(token["id"] for token in added.values()), 0)
+    ids = [ordinary[token] for token in ranks]
+    return Vocabulary(ranks, ids, unwritten, special, pattern, nfc, last + 1)
+
+
+def _check_model(path, model):
+    """UserError for what is no plain byte-level BPE."""
+    kind = model.get("type", "BPE")
+    wrong = "" if kind == "BPE" else f"a model of type {kind}"
+    if model.get("byte_fallback"):
+        wrong = "byte_fallback (the BPE of SentencePiece)"
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            wrong = f"{name}={model[name]}"
+    if wrong:
+        raise UserError(f"{path}: has {wrong}; only byte-level BPE can be taken over")
+
+
+def _is_nfc(path, normalizer):
+    """Whether the normalizer is NFC (true) or none (false); UserError for any other."""
+    if normalizer and normalizer.get("type") == "Sequence" and len(normalizer["normalizers"]) < 2:
+        normalizer = next(iter(normalizer["normalizers"]), None)
+    if not normalizer:
+        return False
+    if normalizer["type"] != "NFC":
+        raise UserError(
+            f"{path}: its normalizer is {normalizer['type']}; only NFC, or none, can be taken over"
+        )
+    return True
+
+
+def _pattern(path, description):
+    """The pre-tokenizer as Vocabulary.pattern. UserError where it has none."""
+    steps = description.get("pre_tokenizer") or {"type": "none"}
+    steps = steps["pretokenizers"] if steps["type"] == "Sequence" else [steps]
+    kinds = [step["type"] for step in steps]
+    if kinds[-1:] != ["ByteLevel"]:
+        raise UserError(
+            f"{path}: its pre-tokenizer is {' + '.join(kinds) or 'empty'}, which does not end with "
+            "ByteLevel; only byte-level BPE can be taken over"
+        )
+    last = steps[-1]
+    if last.get("add_prefix_space", True):
+        raise UserError(
+            f"{path}: its pre-tokenizer puts a blank before every text (add_prefix_space); that "
+            "cannot be taken over"
+        )
+    if kinds == ["ByteLevel"] and last.get("use_regex", True):
+        return "gpt-2"  # its own regular expression
+    digits = steps[0].get("individual_digits")
+    if kinds == ["Digits", "ByteLevel"] and digits and last.get("use_regex", True):
+        return "smollm"  # every digit alone, then GPT-2's: the two cuts as one
+    if kinds == ["Split", "ByteLevel"] and not last.get("use_regex", True):
+        cut = steps[0]
+        if cut["behavior"] == "Isolated" and not cut.get("invert") and "Regex" in cut["pattern"]:
+            return cut["pattern"]["Regex"]
+    raise UserError(
+        f"{path}: its pre-tokenizer {' + '.join(kinds)} is none of those that can be taken over: "
+        "GPT-2's ByteLevel, or one isolating Split by a regular expression before it"
+    )
+
+
+def _special(path, vocab, added, settings):
+    """Our special names → ids: the source's own, each for one name, else new ones."""
+    ids = {**vocab, **{content: token["id"] for content, token in added.items()}}
+    named = {"EOT": _text(settings.get("eos_token")), "PAD": _text(settings.get("pad_token"))}
+    found = {}
+    # The chat marks come first: of a chat model <|im_end|> is often the eos, too. PAD comes last.
+    for name in ("IM_START", "IM_END", "EOT", "A", "PAD"):
+        for text in (named.get(name), *_SPECIAL_TEXTS[name]):
+            if text in ids and ids[text] not in found.values():
+                found[name] = ids[text]
+                break
+    new = max(ids.values()) + 1
+    special = {}
+    for name in _SPECIAL_TEXTS:
+        special[name] = found.get(name, new)
+        new += name not in found
+    return special
+
+
+def _text(token):
+    """A special token of tokenizer_config.json as its text: it stands there alone or in a dict."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+# -- pairs → ranks ---------------------------------------------------------------------------------
+
+
+@functools.cache
+def _byte_of():
+    """Byte-level BPE's character → byte: what Latin-1 prints is itself, the rest follows U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    shown = {chr(byte): byte for byte in printable}
+    return shown | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+def _to_bytes(path, text):
+    try:
+        return bytes([_byte_of()[character] for character in text])
+    except KeyError:
+        raise UserError(
+            f"{path}: the token {text!r} is not written in the characters of byte-level BPE; only "
+            "such vocabularies can be taken over"
+        ) from None
+
+
+def _pairs(path, merges):
+    """(left, right) in bytes → its place in the list."""
+    halves = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
+    return {
+        (_to_bytes(path, left), _to_bytes(path, right)): place
+        for place, (left, right) in enumerate(halves)
+    }
+
+
+def _rank(path, ordinary, pairs, model):
+    """(token bytes → rank, tokens that are never written) of `ordinary`, token bytes → id."""
+    missing = [byte for byte in range(256) if bytes([byte]) not in ordinary]
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} of the 256 single bytes have no token (the first is "
+            f"0x{missing[0]:02x}), so not every text could be written"
+        )
+    unknown = [left + right for left, right in pairs if left + right not in ordinary]
+    if unknown:
+        raise UserError(f"{path}: a merge makes {unknown[0]!r}, which is no token: damaged?")
+    places, alone, unreached = {}, [], []
+    for token in ordinary:
+        if len(token) == 1:
+            continue
+        parts, place = _joined(token, pairs)
+        if len(parts) == 1:
+            places[token] = place
+        elif not model.get("ignore_merges"):
+            unreached.append(token)
+        elif len(parts) == 2:
+            raise UserError(
+                f"{path}: the token {token!r} stands for itself alone (ignore_merges) although its "
+                "halves are tokens that no merge joins; tiktoken would join them"
+            )
+        else:
+            alone.append(token)
+    single = sorted((token for token in ordinary if len(token) == 1), key=ordinary.get)
+    made = sorted(places, key=places.get)
+    order = [*single, *made, *sorted(alone, key=ordinary.get)]
+    return {token: rank for rank, token in enumerate(order)}, unreached
+
+
+def _joined(token, pairs):
+    """What BPE makes of a token's bytes: (the parts that are left, the place of the last pair)."""
+    parts, place = [token[i : i + 1] for i in range(len(token))], None
+    while found := [
+        (pairs[pair], i) for i, pair in enumerate(itertools.pairwise(parts)) if pair in pairs
+    ]:
+        place, i = min(found)
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts, place

@@ -1,0 +1,329 @@
+"""Repetition: how much a run repeats itself, under which settings of sampling.
+
+    questions = read_questions("examples.csv", "qa")
+    cells = grid(temperature=[0.1, 0.85], top_p=[1.0], top_k=[0], …)      # each Cell once
+    rows = write_texts(engine, tokenizer, "qa", questions, cells, seeds=4)    # a dict a text
+    figures = summaries(rows, cells)                                      # one for each cell
+
+All measures are of a text's token ids, the prompt's not among them, so that they compare runs of
+one tokenizer.
+"""
+
+import bisect
+import csv
+import io
+import itertools
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+from config.configurator import UserError
+from minigpt.corpus import Reject, hash_all, read_records
+from minigpt.engine import Request
+from minigpt.presets import read_text
+from minigpt.prompt import prompt_ids, stop_ids
+
+WINDOW = 50  # positions within which nearby() looks
+MEASURES = ("tokens", "repeated_4", "nearby_4", "distinct_1", "distinct_2", "distinct_3")
+ENDS = ("ended", "cut")  # shares of texts, beside the means of MEASURES
+DRAWN = {  # what pictures show, and how they call it
+    "repeated_4": "repeated 4-grams",
+    "nearby_4": "4-gram repetition, weighted by distance",
+    "distinct_1": "distinct tokens",
+    "distinct_2": "distinct 2-grams",
+    "ended": "texts that end by themselves",
+    "tokens": "mean length in tokens",
+}
+
+
+# -- one text --------------------------------------------------------------------------------------
+
+
+def ngrams(ids, n):
+    """The n-grams of `ids`, in order."""
+    return list(zip(*(ids[i:] for i in range(n)), strict=False))
+
+
+def distinct(ids, n):
+    """How many different n-grams there are, as a share of all (Li et al. 2016); 1 where the text is
+    too short for any."""
+    grams = ngrams(ids, n)
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def repeated(ids, n=4):
+    """The share of n-grams that stand in the text already (Welleck et al. 2019): 1 - distinct."""
+    return 1 - distinct(ids, n)
+
+
+def nearby(ids, n=4, window=WINDOW):
+    """Repetition weighted by distance: for each n-gram how often it stands within `window`
+    positions of itself, divided by the highest such count of the text, averaged over all n-grams.
+
+    0 where nothing is repeated nearby (for that code may be long and regular), 1 where all of it
+    goes round in one loop. By hand, n = 4: in 1 2 3 4 1 2 3 4 1 2 3 4 9 the 4-gram 1234 stands
+    three times, each time with two others nearby; 2341, 3412 and 4123 stand twice, with one each;
+    2349 once. Divided by the highest, 2: 3 · 1 + 6 · ½ + 0 = 6, over ten 4-grams: 0.6.
+    """
+    places = defaultdict(list)
+    grams = ngrams(ids, n)
+    for place, gram in enumerate(grams):
+        places[gram].append(place)
+    counts = []
+    for own in places.values():
+        for place in own:
+            first = bisect.bisect_left(own, place - window)
+            behind = bisect.bisect_right(own, place + window)
+            counts.append(behind - first - 1)
+    highest = max(counts, default=0)
+    return sum(counts) / highest / len(counts) if highest else 0.0
+
+
+def measure(ids):
+    """All MEASURES of a text's ids."""
+    return dict(
+        tokens=len(ids),
+        repeated_4=repeated(ids),
+        nearby_4=nearby(ids),
+        **{f"distinct_{n}": distinct(ids, n) for n in (1, 2, 3)},
+    )
+
+
+# -- what is asked ---------------------------------------------------------------------------------
+
+
+def read_questions(path, prompt_format):
+    """What to ask a run of this prompt format, each once, in the file's order.
+
+    A .txt has one a line; a .csv the column `prompt` or `question` and, if it likes, `format`
+    (rows for another format are left out; what is for "qa" a "chat" run is asked too); a .jsonl or
+    .json the field `question`, `prompt` or `text`. UserError where there is nothing to ask.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".txt":
+        found = read_text(path).splitlines()
+    elif suffix == ".csv":
+        found = _csv_questions(path, prompt_format)
+    elif suffix in (".jsonl", ".json"):
+        found = [question for _, question, _ in read_records([path], _question_of)]
+    else:
+        raise UserError(f"{path}: expected a name that ends in .txt, .csv, .jsonl or .json")
+    questions = list(dict.fromkeys(filter(None, map(str.strip, found))))
+    if not questions:
+        raise UserError(f"{path}: nothing here to ask a run whose prompt format is {prompt_format}")
+    return questions
+
+
+def _csv_questions(path, prompt_format):
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    wanted = ("qa", "chat") if prompt_format == "chat" else (prompt_format,)
+    try:
+        columns = [name for name in ("prompt", "question") if name in (rows.fieldnames or ())]
+        if not columns:
+            raise UserError(f"{path}: its first line has no column `prompt` or `question`")
+        column = columns[0]
+        return [row[column] or "" for row in rows if (row.get("format") or wanted[0]) in wanted]
+    except csv.Error as error:
+        raise UserError(f"{path}, line {rows.line_num}: cannot be read ({error})") from None
+
+
+def _question_of(record, source, line):
+    for name in ("question", "prompt", "text"):
+        if isinstance(record.get(name), str):
+            return record[name]
+    return Reject(source, line, "expected a field `question`, `prompt` or `text`", str(record))
+
+
+# -- the grid --------------------------------------------------------------------------------------
+
+
+class Cell(NamedTuple):
+    """One combination of settings, by Request's names."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    num_beams: int
+
+    @property
+    def draws(self):
+        """Whether a seed makes a difference."""
+        return self.temperature > 0
+
+    def plainly(self):
+        """The Cell that writes the same: beams have no temperature, and nothing is drawn from what
+        top_p and top_k leave where the likeliest token is taken."""
+        if self.num_beams > 1 or self.temperature == 0:
+            return self._replace(temperature=0.0, top_p=1.0, top_k=0)
+        return self
+
+
+def grid(**values):
+    """Every combination of `values` (a list for each field of Cell), those that write the same
+    once. UserError names every value that no Request can have."""
+    problems = []
+    for name in Cell._fields:
+        problems += [f"--{name}: expected at least one value"] if not values[name] else []
+        for value in values[name]:
+            settings = {"temperature": 0, name: value}  # which beams need
+            problems += [f"--{line}" for line in Request([0], **settings).problems()]
+    if problems:
+        raise UserError("\n".join(problems))
+    cells = itertools.starmap(Cell, itertools.product(*(values[name] for name in Cell._fields)))
+    return list(dict.fromkeys(cell.plainly() for cell in cells))
+
+
+def read_values(name, words, kind):
+    """The words of a knob as numbers of `kind`, each once. UserError names those that are none."""
+    values, wrong = {}, []
+    for word in words:
+        try:
+            values[kind(word)] = None
+        except ValueError:
+            wrong.append(word)
+    if wrong:
+        raise UserError(
+            f"--{name}: {', '.join(wrong)}: expected {kind.__name__} values, commas between them"
+        )
+    return list(values)
+
+
+# -- writing and measuring -------------------------------------------------------------------------
+
+
+def write_texts(
+    engine, tokenizer, prompt_format, questions, cells, seeds=1, max_new_tokens=225, on_end=None
+):
+    """What a run writes for each question in each cell, `seeds` times where it is drawn: a dict a
+    text, with the cell's settings, its number, the text and its measures. The whole grid is one
+    list of requests. A text's draws depend on the question and its number alone: neither the order
+    of the questions nor what else is in the grid changes them. on_end() is called as each ends.
+    """
+    asked = [
+        (cell, question, number)
+        for cell in cells
+        for question in questions
+        for number in range(seeds if cell.draws else 1)
+    ]
+    ids = {question: prompt_ids(tokenizer, prompt_format, question) for question in questions}
+    stops = stop_ids(tokenizer)
+    requests = [
+        Request(
+            ids[question],
+            max_new_tokens,
+            seed=int(hash_all([f"{number} {question}"])[0]),
+            stop_ids=stops,
+            **cell._asdict(),
+        )
+        for cell, question, number in asked
+    ]
+    tickets = engine.generate(requests, lambda ticket: on_end and on_end())
+    return [
+        dict(
+            question=question,
+            **cell._asdict(),
+            number=number,
+            finish_reason=ticket.finish_reason,
+            **measure(ticket.ids),
+            text=tokenizer.decode(ticket.ids).rstrip("\ufffd"),
+        )
+        for (cell, question, number), ticket in zip(asked, tickets, strict=True)
+    ]
+
+
+def summaries(rows, cells):
+    """For each cell a dict: its settings, the number of texts, the means of MEASURES, and the
+    shares of texts that ended by themselves ("ended") and by their greatest length ("cut")."""
+    by_cell = defaultdict(list)
+    for row in rows:
+        by_cell[Cell(*(row[name] for name in Cell._fields))].append(row)
+    return [{**cell._asdict(), **_summary(by_cell[cell])} for cell in cells]
+
+
+def _summary(rows):
+    # fsum: the same to the last digit in whatever order the questions stand.
+    means = {name: math.fsum(row[name] for row in rows) / len(rows) for name in MEASURES}
+    ended = sum(row["finish_reason"] == "stop" for row in rows) / len(rows)
+    return dict(texts=len(rows), **means, ended=ended, cut=1 - ended)
+
+
+# -- tables and pictures ---------------------------------------------------------------------------
+
+
+def as_table(figures):
+    """(header, rows) of text for a table: of the settings those that differ, then the measures."""
+    varied = [name for name in Cell._fields if len({figure[name] for figure in figures}) > 1]
+    header = [*varied, "texts", *MEASURES, *ENDS]
+    return header, [[_shown(name, figure[name]) for name in header] for figure in figures]
+
+
+def _shown(name, value):
+    if name == "tokens":
+        return f"{value:.1f}"
+    return f"{value:.3f}" if name in MEASURES or name in ENDS else f"{value:g}"
+
+
+def as_markdown(header, rows):
+    """The same as a table in Markdown, figures to the right."""
+    lines = [header, ["---:"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def as_csv(figures):
+    """All figures with all digits as CSV, a line for each cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(figures[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(figures)
+    return text.getvalue()
+
+
+class Picture(NamedTuple):
+    """What minigpt.plots.grid_figure() draws."""
+
+    title: str
+    axes: dict
+    panels: dict
+    top: float | None
+
+
+def pictures(figures, values):
+    """The Pictures, name → Picture, of a grid over `values` (a list for each field of Cell).
+
+    Where one setting has several values: the shares as lines over it, and the lengths. Where two or
+    more have: a picture for each measure, a heat map over the first two for each combination of
+    the others. Where none has: nothing.
+    """
+    found = {Cell(*(figure[name] for name in Cell._fields)): figure for figure in figures}
+    varied = {name: values[name] for name in Cell._fields if len(values[name]) > 1}
+    axes = dict(itertools.islice(varied.items(), 2))
+    others = {name: varied[name] for name in varied if name not in axes}
+    first = {name: values[name][0] for name in Cell._fields}
+
+    def over(axes, measure, chosen):
+        """Nested lists with an entry for each combination of the axes' values."""
+        if not axes:
+            return found[Cell(**first | chosen).plainly()][measure]
+        name, *rest = axes
+        return [over(rest, measure, chosen | {name: value}) for value in values[name]]
+
+    if not axes:
+        return {}
+    if len(axes) == 1:
+        lines = {label: over(axes, name, {}) for name, label in DRAWN.items()}
+        length = {DRAWN["tokens"]: lines.pop(DRAWN["tokens"])}
+        return {
+            "shares": Picture("repetition", axes, lines, 1.0),
+            "tokens": Picture(DRAWN["tokens"], axes, length, None),
+        }
+    maps = {}
+    for name, label in DRAWN.items():
+        panels = {}
+        for combination in itertools.product(*others.values()):
+            chosen = dict(zip(others, combination, strict=True))
+            heading = ", ".join(f"{setting} {value:g}" for setting, value in chosen.items())
+            panels[heading] = over(axes, name, chosen)
+        maps[name] = Picture(label, axes, panels, None if name == "tokens" else 1.0)
+    return maps

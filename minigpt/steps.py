@@ -1,0 +1,96 @@
+"""Training steps to time: ours, and transformers' at the same shape (bench/train.py, gpu.py, lora.py).
+
+    step = our_step(GPT(config), settings, "cpu", torch.float32)
+    step(tokens)                    # forward, backward, clipping, optimizer
+
+Nothing here is used in training: train.py has the one training loop.
+"""
+
+import sys
+
+import numpy as np
+import torch
+
+from config.configurator import UserError
+from data_utils import Batch
+from minigpt.blockfile import BEGIN, TARGET
+from minigpt.hardware import autocast, has_varlen
+from minigpt.objectives import next_token
+from minigpt.optim import make_optimizers
+
+GPT2 = dict(position="learned", norm="layernorm", mlp="gelu", qk_norm=False, bias=True)
+SHAPES = {
+    "cpu_small": dict(n_layer=4, n_head=4, n_embd=256, block_size=256),
+    "124M": dict(n_layer=12, n_head=12, n_embd=768, block_size=512),
+    "350M": dict(n_layer=24, n_head=16, n_embd=1024, block_size=512),
+}
+
+
+def our_step(model, settings, device, dtype, piece=None, compiled=False):
+    """A function that takes one step of a GPT, moved to `device`, on tokens (B, T) of a numpy array.
+
+    settings: the optimizer's knobs. piece: tokens in each piece of a row, as `concat` has them;
+    None: a row is one piece. Returns the loss, a tensor that nobody waited for.
+    """
+    model.to(device)
+    model.varlen = has_varlen(device, dtype, model.config.head_dim)
+    optimizers = make_optimizers(model, settings, device)
+    network = torch.compile(model) if compiled else model
+
+    def step(tokens):
+        mask = np.full(tokens.shape, TARGET, np.uint8)
+        if piece:
+            mask[:, ::piece] = BEGIN
+        batch = Batch.of(tokens, mask, isolated=piece is not None).to(device)
+        with autocast(device, dtype):
+            loss, count = next_token(network, batch)
+        loss = loss / count
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return step
+
+
+def transformers_step(config, device, dtype, compiled=False):
+    """A function that takes one step of transformers' GPT2LMHeadModel of the same shape."""
+    try:
+        from transformers import GPT2Config, GPT2LMHeadModel
+    except ImportError:
+        raise UserError("transformers: not installed; first, pip install transformers") from None
+    shape = dict(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd)
+    rest = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)
+    size = dict(vocab_size=config.n_rows, n_positions=config.block_size)
+    model = GPT2LMHeadModel(GPT2Config(**shape, **size, **rest)).train().to(device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
+    network = torch.compile(model) if compiled else model
+
+    def step(tokens):
+        x = torch.from_numpy(tokens.astype(np.int64)).to(device)
+        with autocast(device, dtype):
+            loss = network(input_ids=x, labels=x).loss  # it shifts the labels itself
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        model.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return step
+
+
+def peak_memory(device):
+    """The most memory that this process has held, in GB: of the GPU, or of the machine; 0 where
+    the system does not tell."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 1e9 if sys.platform == "darwin" else most * 1024 / 1e9

@@ -1,0 +1,246 @@
+"""Hugging Face's models as ours: the logits of transformers, from folders as it writes them."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_hf_tokenizer import make, save
+from tiny_run import run_here
+
+from config.configurator import UserError
+from minigpt import checkpoint
+from minigpt.hf import from_hf, load, to_hf
+
+SIZES = dict(vocab_size=470, n_positions=40, n_layer=2, n_head=4, n_embd=32)
+
+
+def gpt2(**more):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(**{**SIZES, **more}))
+
+
+def qwen3(**more):
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    sizes = dict(vocab_size=470, hidden_size=32, num_hidden_layers=2, intermediate_size=56)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2, head_dim=12)  # 12 is not 32 / 4
+    positions = dict(max_position_embeddings=40)
+    positions["rope_parameters"] = {"rope_type": "default", "rope_theta": 500.0}
+    return Qwen3ForCausalLM(Qwen3Config(**{**sizes, **heads, **positions, **more}))
+
+
+def randomized(reference):
+    """In eval mode with every tensor at random, norms and biases too."""
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for weight in reference.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
+    return reference.eval()
+
+
+MODELS = {
+    "gpt2": gpt2,
+    "gpt2 untied, wide": lambda: gpt2(tie_word_embeddings=False, n_inner=72),
+    "qwen3": lambda: qwen3(tie_word_embeddings=True),
+    "qwen3 untied": lambda: qwen3(tie_word_embeddings=False, rms_norm_eps=1e-5),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def theirs(request):
+    return randomized(MODELS[request.param]())
+
+
+def logits(model, x):
+    with torch.no_grad():
+        return model.logits(model(x)) if hasattr(model, "blocks") else model(x).logits
+
+
+KNOWN = 421  # ids of `vocabulary`; behind them stand special ids of ours, with rows of their own
+TOKENS = torch.randint(KNOWN, (2, 24), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return make(added=["<|endoftext|>"])
+
+
+@pytest.fixture
+def folder(theirs, vocabulary, tmp_path):
+    theirs.save_pretrained(tmp_path / "source")
+    save(tmp_path / "source", vocabulary)
+    return tmp_path / "source"
+
+
+def test_the_logits_of_transformers(theirs, folder):
+    ours = load(f"hf:{folder}").model
+    found, expected = logits(ours, TOKENS), logits(theirs, TOKENS)
+    assert expected.std() > 0.1  # not all alike
+    torch.testing.assert_close(found[..., :KNOWN], expected[..., :KNOWN], atol=1e-4, rtol=0)
+    assert load(f"hf:{folder}").tokenizer.n_vocab == KNOWN + 4  # PAD, A, IM_START, IM_END
+    assert ours.config.n_rows == 512  # 470, and up to a multiple of 64
+    assert ours.config.block_size == 40
+
+
+def test_there_and_back(theirs):
+    ours = from_hf(theirs.config.to_dict(), theirs.state_dict())
+    torch.testing.assert_close(logits(ours, TOKENS), logits(theirs, TOKENS), atol=1e-4, rtol=0)
+    config, tensors = to_hf(ours)
+    again = from_hf(config, tensors)
+    assert again.config == ours.config
+    for name, weight in ours.named_parameters():
+        assert torch.equal(weight, dict(again.named_parameters())[name]), name
+
+
+def test_several_files_in_half_precision(theirs, vocabulary, tmp_path):
+    rounded = {name: w.to(torch.bfloat16) for name, w in theirs.state_dict().items()}
+    exact = type(theirs)(theirs.config).eval()
+    exact.load_state_dict(rounded)  # float32 numbers that bfloat16 has
+    half = type(theirs)(theirs.config).to(torch.bfloat16)
+    half.load_state_dict(rounded)
+    half.save_pretrained(tmp_path, max_shard_size="30KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    ours = load(save(tmp_path, vocabulary)).model
+    assert ours.wte.weight.dtype == torch.float32
+    found, expected = logits(ours, TOKENS), logits(exact, TOKENS)
+    torch.testing.assert_close(found[..., :KNOWN], expected[..., :KNOWN], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("theirs", ["gpt2"], indirect=True)
+def test_names_without_the_first_part_and_with_masks(folder, theirs):
+    """As the first GPT-2 files on the hub have them."""
+    path = folder / "model.safetensors"
+    tensors = {name.split(".", 1)[1]: t for name, t in load_file(path).items() if "lm_" not in name}
+    tensors["h.0.attn.bias"] = torch.ones(1, 1, 40, 40)
+    save_file(tensors, path)
+    found = logits(load(f"hf:{folder}").model, TOKENS)[..., :KNOWN]
+    torch.testing.assert_close(found, logits(theirs, TOKENS)[..., :KNOWN], atol=1e-4, rtol=0)
+
+
+def test_new_rows_are_near_the_mean_and_differ(folder, theirs):
+    parent = load(f"hf:{folder}")
+    ours, tokenizer = parent.model, parent.tokenizer
+    first = min(tokenizer.special[name] for name in ("PAD", "A", "IM_START", "IM_END"))
+    old = theirs.get_input_embeddings().weight.detach()
+    for table, source in ((ours.wte, old), (ours.lm_head, theirs.lm_head.weight.detach())):
+        assert torch.equal(table.weight[:first], source[:first])
+        mean = source[:first].mean(0)
+        for rows in (table.weight[first : first + 4], table.weight[470:]):  # PAD … IM_END; the rest
+            assert 0 < (rows - mean).abs().max() < 0.1 * source.std()
+    # A row of the source behind its last id, which none of ours needs, stays.
+    assert torch.equal(ours.wte.weight[first + 4 : 470], old[first + 4 :])
+    assert (ours.lm_head.weight is ours.wte.weight) == theirs.config.tie_word_embeddings
+    assert ours.lm_head.weight.shape == (512, 32) and ours.wte.num_embeddings == 512
+
+
+def test_block_size(folder, theirs):
+    shorter = load(f"hf:{folder}", 24).model
+    torch.testing.assert_close(
+        logits(shorter, TOKENS)[..., :KNOWN], logits(theirs, TOKENS)[..., :KNOWN], atol=1e-4, rtol=0
+    )
+    if theirs.config.model_type == "qwen3":
+        assert load(f"hf:{folder}", 64).model.config.block_size == 64  # rope has no end
+    else:
+        with pytest.raises(UserError, match=r"block_size=64.*at most --block_size=40"):
+            load(f"hf:{folder}", 64)
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def refused(folder, told, **facts):
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, **facts}), encoding="utf-8")
+    with pytest.raises(UserError, match=told) as error:
+        load(f"hf:{folder}")
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize("theirs", ["gpt2"], indirect=True)
+@pytest.mark.parametrize(
+    ("told", "facts"),
+    [
+        ("architecture is LlamaForCausalLM", dict(architectures=["LlamaForCausalLM"])),
+        ("architecture is model_type=opt", dict(architectures=None, model_type="opt")),
+        ("activation_function=relu", dict(activation_function="relu")),
+        ("scale_attn_by_inverse_layer_idx=True", dict(scale_attn_by_inverse_layer_idx=True)),
+        ("n_embd", dict(n_embd="wide")),
+        ("where config.json says", dict(n_embd=64)),
+        ("weights lack h.2.ln_1.weight", dict(n_layer=3)),
+        ("have besides: h.1", dict(n_layer=1)),
+    ],
+)
+def test_another_gpt2_is_refused(folder, told, facts):
+    refused(folder, told, **facts)
+
+
+@pytest.mark.parametrize("theirs", ["qwen3"], indirect=True)
+@pytest.mark.parametrize(
+    ("told", "facts"),
+    [
+        ("rope_type=yarn", dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4})),
+        ("attention_bias=True", dict(attention_bias=True)),
+        ("use_sliding_window=True", dict(use_sliding_window=True)),
+    ],
+)
+def test_another_qwen3_is_refused(folder, told, facts):
+    refused(folder, told, **facts)
+
+
+@pytest.mark.parametrize("theirs", ["gpt2"], indirect=True)
+def test_damaged_and_missing_files(folder):
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    refused(folder, "model.safetensors: cannot be read")
+    path.unlink()
+    refused(folder, "model.safetensors: missing")
+    (folder / "model.safetensors.index.json").write_text("{}")
+    refused(folder, "no weight_map")
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config\.json: missing"):
+        load(f"hf:{folder}")
+
+
+# -- the whole way ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("theirs", ["qwen3 untied"], indirect=True)
+def test_prepare_train_and_sample_without_the_source(folder, theirs, tmp_path):
+    texts = [f"第{n}年，黄河流经九个省区。e\u0301 Some words, {n * 7919}!" * 3 for n in range(60)]
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8"
+    )
+    data, out = tmp_path / "data", tmp_path / "run"
+    name = f"hf:{folder}"
+    prepare = (f"--input={tmp_path}/texts.jsonl", f"--dataset={data}", f"--tokenizer={name}")
+    code, _, told = run_here("data/prepare.py", *prepare, "--block_size=32", "--workers=1")
+    assert code == 0, told
+    common = f"--init_from={name} --dataset={data} --block_size=32 --batch_size=4 --device=cpu"
+    common += " --gradient_accumulation_steps=1 --eval_iters=2 --sample_tokens=4 --warmup_iters=0"
+    code, said, told = run_here("train.py", *common.split(), f"--out_dir={out}", "--max_iters=20")
+    assert code == 0, told
+    assert f"starting from {name}" in said.replace("hf:/", "hf:/")
+    losses = [json.loads(line).get("val_loss") for line in open(out / "log.jsonl")]
+    losses = [loss for loss in losses if loss is not None]
+    assert losses[-1] < losses[0] - 0.1
+    bare = tmp_path / "bare"  # what adapters and DPO start from: not a step taken
+    code, _, told = run_here("train.py", *common.split(), f"--out_dir={bare}", "--max_iters=0")
+    assert code == 0, told
+    found = logits(checkpoint.load(bare).model, TOKENS)[..., :KNOWN]
+    torch.testing.assert_close(found, logits(theirs, TOKENS)[..., :KNOWN], atol=1e-4, rtol=0)
+    code, _, told = run_here("train.py", *common.split(), f"--out_dir={bare}2", "--lora_rank=4")
+    assert code == 2 and "make it one first" in told
+    shutil.rmtree(folder)
+    tokenizer = checkpoint.load(out).tokenizer
+    assert tokenizer.name == name
+    assert tokenizer.decode(tokenizer.encode("黄河e\u0301")) == "黄河é"
+    words = (f"--out_dir={out}", "--start=黄河", "--max_new_tokens=6", "--device=cpu")
+    code, said, told = run_here("sample.py", *words)
+    assert code == 0 and "黄河" in said, told
+    code, _, told = run_here("train.py", f"--out_dir={out}", "--init_from=resume", "--max_iters=22")
+    assert code == 0, told
