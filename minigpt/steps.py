@@ -1,4 +1,5 @@
-"""Training steps to time: ours, and transformers' at the same shape (bench/train.py, gpu.py, lora.py).
+"""Training steps to time: ours, and transformers' at the same shape (bench/train.py, gpu.py,
+lora.py).
 
     step = our_step(GPT(config), settings, "cpu", torch.float32)
     step(tokens)                    # forward, backward, clipping, optimizer
@@ -27,7 +28,7 @@ SHAPES = {
 
 
 def our_step(model, settings, device, dtype, piece=None, compiled=False):
-    """A function that takes one step of a GPT, moved to `device`, on tokens (B, T) of a numpy array.
+    """A function that takes one step of a GPT, moved to `device`, on an array of tokens (B, T).
 
     settings: the optimizer's knobs. piece: tokens in each piece of a row, as `concat` has them;
     None: a row is one piece. Returns the loss, a tensor that nobody waited for.

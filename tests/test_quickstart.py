@@ -448,7 +448,10 @@ def test_requirements_are_pinned_once_for_every_python():
                 )
                 assert match, line
                 found.setdefault(match.group(1), []).append(match.group(2))
-        assert all(sides in ([None], [">=", "<"]) for sides in found.values()), found
+        # trl wants Python 3.11: where it is not, its test is skipped.
+        wanted = {"trl": [[">="]]}
+        for package, sides in found.items():
+            assert sides in wanted.get(package, [[None], [">=", "<"]]), package
     assert quickstart.torch_pin() in pins(RUNTIME)
     assert "-r requirements.txt" in pins(DEV)
 

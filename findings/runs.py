@@ -1,0 +1,89 @@
+"""What several findings share: the texts, the base that was pretrained on them, its fine-tuning;
+and how large all of it is at each scale."""
+
+from minigpt.experiments import Classes, Data, Run, Scale, Source, Vocabulary
+
+WIKI = Data("pretrain", Source("wiki"))
+FEW_WIKI = Data("pretrain", Source("wiki", count="few_entries"))
+BASE = Run(WIKI)
+# Few texts, read so often that the val loss has turned up long before the end.
+OVERFIT = Run(FEW_WIKI, length=1.5)
+
+QA = Data("tune", Source("qa"))
+SFT = Run(QA, BASE)
+
+VOCABULARY = Vocabulary(Classes("train"))
+NEWS = Data("bbc", Classes("train"), tokenizer=VOCABULARY)
+NEWS_BASE = Run(NEWS)
+LABELS = Data("bbc_tune", Classes("pairs"), tokenizer=VOCABULARY)
+
+QUIET = ["--sample_prompt=", "--log_interval=5"]
+
+# On two cores: some 110 steps of pretraining a minute.
+CPU = Scale(
+    name="cpu",
+    words={
+        "pretrain": ["config/cpu_small.py", "--eval_interval=24", "--eval_iters=8", *QUIET],
+        "tune": ["config/cpu_small_sft.py", "--eval_interval=10", "--eval_iters=12", *QUIET],
+        "dpo": ["config/dpo.py", "--block_size=256", "--batch_size=8", "--warmup_iters=5", *QUIET],
+        "bbc": ["config/bbc.py", *QUIET],
+        "bbc_tune": ["config/bbc_sft.py", *QUIET],
+    },
+    steps=dict(pretrain=240, tune=150, dpo=50, bbc=500, bbc_tune=128),
+    counts=dict(
+        few_entries=120,  # of wiki/: 20 steps of pretraining are a pass over them
+        few_pairs=1200,
+        vocabulary=4096,
+        answers=150,  # questions that are answered, or entries continued
+        new_tokens=225,
+        starts=8,  # texts begun, and how many are written of each
+        texts_each=4,
+        half=2,  # of the layers
+        low_rank=4,
+        high_rank=64,
+    ),
+)
+
+# The same at the 124M shape: an evening each on one GPU, by the numbers of steps; never run.
+WIDE = ["--n_layer=12", "--n_head=12", "--n_embd=768", "--learning_rate=1e-3"]
+GPU = Scale(
+    name="gpu",
+    words={
+        "pretrain": ["config/train_config.py", *QUIET],
+        "tune": ["config/train_config_sft.py", "--eval_interval=20", *QUIET],
+        "dpo": ["config/dpo.py", *QUIET],
+        "bbc": ["config/bbc.py", *WIDE, *QUIET],
+        "bbc_tune": ["config/bbc_sft.py", "--learning_rate=3e-4", *QUIET],
+    },
+    steps=dict(pretrain=2000, tune=300, dpo=100, bbc=500, bbc_tune=128),
+    counts=CPU.counts | dict(few_entries=20_000, answers=500, half=6, low_rank=16, high_rank=512),
+)
+
+# Seconds: every finding to its end, and no figure means anything.
+TINY = ["--block_size=64", "--n_layer=2", "--n_head=2", "--n_embd=16", "--batch_size=4"]
+TINY += ["--eval_interval=2", "--eval_iters=1", "--warmup_iters=1", *QUIET]
+TEST = Scale(
+    name="test",
+    words={
+        "pretrain": ["config/cpu_small.py", *TINY],
+        "tune": ["config/cpu_small_sft.py", *TINY],
+        "dpo": ["config/dpo.py", *TINY],
+        "bbc": ["config/bbc.py", *TINY],
+        "bbc_tune": ["config/bbc_sft.py", *TINY],
+    },
+    steps=dict(pretrain=6, tune=12, dpo=4, bbc=4, bbc_tune=4),
+    counts=dict(
+        most=60,  # of every source
+        few_entries=40,
+        few_pairs=30,
+        vocabulary=400,
+        answers=4,
+        new_tokens=12,
+        starts=2,
+        texts_each=1,
+        half=1,
+        low_rank=2,
+        high_rank=8,
+    ),
+)
+SCALES = {scale.name: scale for scale in (CPU, GPU, TEST)}

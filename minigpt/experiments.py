@@ -1,0 +1,441 @@
+"""Experiments: what is trained and measured to test a claim, and what the figures say of it.
+
+    wiki = Data("pretrain", Source("wiki"))                       # said, not yet made
+    arms = {"at random": Arm(Run(wiki)), "in order": Arm(Run(wiki, if_trav=True))}
+    lab = Lab("out/findings/cpu", scale, places("my_texts"))
+    folder = arms["in order"].made_of.make(lab, seed=1337)        # prepares and trains, once
+    judge(Check("bits/char", "at random", "in order"), values)    # holds, does not hold, or neither
+
+Source, Data, Run and their like are descriptions. Their names say their settings, so experiments
+that need the same run share it. make() brings one about by the project's own scripts and is free
+where that has been done; training that was killed is resumed. Beside each thing stands a note with
+the command that made it: a thing that another command made is never taken for this one.
+"""
+
+import hashlib
+import json
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from config.configurator import ROOT, UserError
+from minigpt import checkpoint
+from minigpt.corpus import read_entries
+from minigpt.examples import draw, read_pairs
+from minigpt.report import write_json, write_jsonl
+from minigpt.study import as_word, trial_name
+
+HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "too small to tell"
+
+# -- the texts -------------------------------------------------------------------------------------
+
+# kind → (where it stands in the user's folder, what stands in for it, what it is)
+KINDS = {
+    "wiki": ("wiki", "data/sample", "texts, as data/prepare.py takes them"),
+    "novels": ("novels", None, "more texts, of another kind than wiki/"),
+    "qa": ("qa", "sft/sft_saves.jsonl", "pairs about wiki/, as data/prepare_sft.py takes them"),
+    "bbc": ("bbc/bbc_news.csv", None, "a table of labelled news, columns content and category"),
+}
+HELD_OUT = 0.1  # of every source, by each entry's hash: what one data set holds out, all do
+
+
+def places(folder=""):
+    """kind → path of the texts of that kind: in the user's folder where it has them, else the
+    bundled ones; kinds of which there are none are left out. UserError for a folder that has none.
+    """
+    found = {}
+    for kind, (part, bundled, _) in KINDS.items():
+        if folder and (Path(folder) / part).exists():
+            found[kind] = _shown(Path(folder) / part)
+    if folder and not found:
+        parts = ", ".join(part for part, _, _ in KINDS.values())
+        raise UserError(f"--input={folder}: expected a folder that has some of {parts}")
+    bundled = {kind: path for kind, (_, path, _) in KINDS.items() if path}
+    return bundled | found
+
+
+def _shown(path):
+    """As the scripts are told: relative to the project where it lies in it, with /."""
+    path = Path(path).resolve()
+    return (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix()
+
+
+# -- what is made, in the order in which it is -----------------------------------------------------
+
+
+class Source:
+    """Texts or pairs of one kind, or of several; `count` names a number of Scale.counts: then only
+    so many of them, drawn at random, the same for every seed."""
+
+    def __init__(self, *kinds, count=None):
+        self.kinds, self.count = kinds, count
+        self.name = "+".join(kinds) + (f"+{count}" if count else "")
+        self.needs = set(kinds)
+
+    def make(self, lab, seed=None):
+        """What --input is told."""
+        limits = [lab.scale.counts.get(name) for name in (self.count, "most")]
+        limit = min((limit for limit in limits if limit), default=None)
+        paths = ",".join(lab.places[kind] for kind in self.kinds)
+        if limit is None:
+            return paths
+        path = lab.folder / "sources" / f"{self.name}.jsonl"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            read = read_pairs if self.kinds == ("qa",) else lambda paths: read_entries(paths, False)
+            rows = draw(list(read(paths)), limit, 0)
+            write_jsonl(path, [row._asdict() for row in rows])
+        return path.as_posix()
+
+
+class Classes:
+    """One of the files that data/prepare_classes.py makes of the labelled news."""
+
+    needs = {"bbc"}
+
+    def __init__(self, part):
+        self.part, self.name = part, f"bbc_{part}"
+
+    def make(self, lab, seed=None):
+        folder = lab.folder / "sources" / "bbc"
+        words = [f"--input={lab.places['bbc']}", f"--output={folder.as_posix()}"]
+        lab.once(folder, "data/prepare_classes.py", *words)
+        return (folder / f"{self.part}.jsonl").as_posix()
+
+
+class Vocabulary:
+    """A tokenizer that is trained on a source; its size is the scale's."""
+
+    def __init__(self, source):
+        self.source, self.needs = source, source.needs
+        self.name = f"of_{source.name}"
+
+    def make(self, lab, seed=None):
+        path = lab.folder / "sources" / f"vocabulary_{self.name}"
+        words = [f"--input={self.source.make(lab)}", f"--output={path.as_posix()}"]
+        words.append(f"--vocab_size={lab.scale.counts['vocabulary']}")
+        lab.once(path, "data/train_tokenizer.py", *words)
+        return f"{path.as_posix()}.tiktoken"
+
+
+# What a stage trains on is made by this script.
+SCRIPTS = {
+    "pretrain": "data/prepare.py",
+    "tune": "data/prepare_sft.py",
+    "dpo": "data/prepare_dpo.py",
+    "bbc": "data/prepare.py",
+    "bbc_tune": "data/prepare_sft.py",
+}
+
+
+class Data:
+    """Blocks for a stage of training: a source, prepared with these knobs."""
+
+    def __init__(self, stage, source, **knobs):
+        self.stage, self.source, self.knobs = stage, source, knobs
+        self.needs = source.needs | _needs(knobs)
+        self.name = _short(f"{stage}-{source.name}" + _named(knobs))
+
+    def make(self, lab, seed=None):
+        """The dataset folder."""
+        folder, script = lab.folder / "data" / self.name, SCRIPTS[self.stage]
+        words = [f"--input={self.source.make(lab)}"]
+        if self.stage == "dpo":  # preferences are made of pairs, and written first
+            made = lab.folder / "sources" / f"{self.name}.jsonl"
+            words = [f"--from_qa={self.source.make(lab)}", f"--input={made.as_posix()}"]
+            if not lab.finished(folder):
+                made.unlink(missing_ok=True)
+        words += [*lab.scale.data_words(self.stage), *_flags(self.knobs, lab)]
+        words += [f"--val_fraction={HELD_OUT}", f"--dataset={folder.as_posix()}"]
+        lab.once(folder, script, *words)
+        return folder
+
+
+class Run:
+    """A training of the stage of its data, `length` times as long as the scale's trainings of that
+    stage (or as long as the knob epochs says), from nothing or on a base. It is made for each seed;
+    seed s of a run starts from seed s of its base."""
+
+    def __init__(self, data, base=None, length=1, **knobs):
+        self.data, self.base, self.length, self.knobs = data, base, length, knobs
+        self.needs = data.needs | (base.needs if base else set())
+        times = f"_x{length:.3g}" if length != 1 else ""
+        self.name = _short(data.name + _named(knobs) + times + (f"_on_{base.name}" if base else ""))
+
+    def make(self, lab, seed):
+        """The run's folder."""
+        folder = lab.folder / "runs" / self.name / f"seed={seed}"
+        stage, shape = self.data.stage, ("tokenizer", "block_size")
+        of_data = {name: value for name, value in self.data.knobs.items() if name in shape}
+        words = ["train.py", *lab.scale.words[stage], *_flags(of_data | self.knobs, lab)]
+        if self.base:
+            words.append(f"--init_from={self.base.make(lab, seed).as_posix()}")
+        if "epochs" not in self.knobs:
+            words.append(f"--max_iters={max(2, round(self.length * lab.scale.steps[stage]))}")
+        words += [f"--dataset={self.data.make(lab).as_posix()}", f"--seed={seed}"]
+        resume = ["train.py", "--init_from=resume"] if checkpoint.exists(folder) else None
+        lab.once(folder, *words, f"--out_dir={folder.as_posix()}", resume=resume)
+        return folder
+
+
+class Best:
+    """A run as it was at its lowest val loss."""
+
+    def __init__(self, run):
+        self.run, self.data, self.needs = run, run.data, run.needs
+        self.name = _short(f"best_of_{run.name}")
+
+    def make(self, lab, seed):
+        return self.run.make(lab, seed) / "best"
+
+
+class Resized:
+    """A run that says its blocks are of another size: rotary positions bear it, and the project
+    refuses it otherwise, for a fine-tuning would by mistake see other lengths than its base did."""
+
+    def __init__(self, run, block_size):
+        self.run, self.data, self.needs = run, run.data, run.needs
+        self.block_size = block_size
+        self.name = _short(f"to_{block_size}_{run.name}")
+
+    def make(self, lab, seed):
+        folder = lab.folder / "runs" / self.name / f"seed={seed}"
+        base = self.run.make(lab, seed)
+        if not checkpoint.exists(folder):
+            trained = checkpoint.load(base)
+            trained.model.config.block_size = self.block_size
+            checkpoint.resave(folder, trained)
+        return folder
+
+
+def _needs(knobs):
+    return set().union(*(getattr(value, "needs", set()) for value in knobs.values()))
+
+
+def _named(knobs):
+    """Knobs as a part of a folder's name."""
+    plain = {name: getattr(value, "name", value) for name, value in knobs.items()}
+    return f"+{trial_name(plain)}" if knobs else ""
+
+
+def _short(name, most=90):
+    """A folder's name that every system takes; a long one ends in a hash of the whole."""
+    if len(name) <= most:
+        return name
+    return f"{name[: most - 9]}~{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
+
+
+def _flags(knobs, lab):
+    """Knobs as words of the command line; what has to be made first is."""
+    values = {k: v.make(lab) if hasattr(v, "make") else v for k, v in knobs.items()}
+    return [f"--{name}={as_word(value)}" for name, value in values.items()]
+
+
+# -- where it is made ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large experiments are: for each stage its recipe and flags and its steps; and counts:
+    entries, questions and the like, by the name that Source and measures ask for."""
+
+    name: str
+    words: dict
+    steps: dict
+    counts: dict
+
+    def data_words(self, stage):
+        """What of a stage's words concerns its data."""
+        of_data = ("--block_size", "--layout", "--tokenizer")
+        return [w for w in self.words[stage] if w.endswith(".py") or w.startswith(of_data)]
+
+
+class Lab:
+    """The folder in which experiments of one scale over the same texts are made, and the scripts
+    that make them. It is seen from the project's folder, which must be the working one; say(line)
+    is told every command as a person would type it."""
+
+    def __init__(self, folder, scale, found, say=print):
+        self.folder, self.scale, self.places, self.say = Path(_shown(folder)), scale, found, say
+        self._made = set()
+
+    def finished(self, made):
+        """Whether the note beside `made` says that the script ran to its end."""
+        note = _read(_note(made))
+        return bool(note and note["finished"])
+
+    def once(self, made, *words, resume=None):
+        """Run a script, unless the note beside `made`, the file or folder that it writes, says that
+        this command has run to its end. resume: the words that go on with what was ended early.
+
+        UserError where the script fails, and where the note is of another command.
+        """
+        path, words = _note(made), list(words)
+        note = _read(path)
+        if note and note["words"] != words:
+            raise UserError(
+                f"{made}: was made by another command ({path.name} has it): the experiment, its "
+                f"scale or the texts have changed since; give another --out_dir, or delete "
+                f"{made} and what was trained from it"
+            )
+        if note and note["finished"]:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, dict(words=words, finished=False))
+        going_on = [*resume, words[-1]] if resume and note else words
+        self.call(path.with_suffix(".log"), *going_on)
+        write_json(path, dict(words=words, finished=True))
+
+    def call(self, log, *words):
+        """Run a script of the project, what it prints added to the file `log`."""
+        self.say(" ".join(["$ python", *words]))
+        with (
+            open(log, "ab") as file,
+            subprocess.Popen(
+                [sys.executable, *words], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT
+            ) as child,
+        ):
+            try:
+                code = child.wait()
+            except KeyboardInterrupt:  # it has had the Ctrl-C too: let train.py save
+                child.wait()
+                raise
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        last = lines[-1] if lines else "it said nothing"
+        if code:
+            raise UserError(f"{words[0]} ended with exit code {code}: {last} (all of it: {log})")
+        if last.startswith("stopped; go on with"):  # by a signal of its own
+            raise KeyboardInterrupt
+
+    def score(self, arm, seed, name):
+        """Where a figure called `name` of an arm's run is kept, without a suffix."""
+        folder = self.folder / "scores" / arm.made_of.name / f"seed={seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / name
+
+
+def _note(made):
+    return made.with_name(f"{made.name}.made.json")
+
+
+def _read(path):
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+# -- claims ----------------------------------------------------------------------------------------
+
+
+class Arm:
+    """One of the things that are compared: a run, and what measures are to ask of it."""
+
+    def __init__(self, made_of, **asked):
+        self.made_of, self.asked = made_of, asked
+
+
+class Check(NamedTuple):
+    """What a claim says of one measure: `low` lies below `high`, each the name of an arm or a
+    number; or, where `within` is given, they are the same to that share of `high`."""
+
+    measure: str
+    low: str | float
+    high: str | float
+    within: float | None = None
+
+    def __str__(self):
+        if self.within is None:
+            return f"{self.measure}: {self.low} below {self.high}"
+        return f"{self.measure}: {self.low} within {self.within:.0%} of {self.high}"
+
+
+@dataclass
+class Finding:
+    """A claim and the experiment that tests it.
+
+    measures: what it is called → measure(lab, arm, seed), a number. checks: what the claim says of
+    them; it holds where all do. curve: the figure also shows the arms' val losses.
+    """
+
+    number: int
+    name: str
+    claim: str  # one sentence, and whose
+    run: str  # what is run, in a sentence
+    arms: dict[str, Arm]
+    measures: dict[str, Callable]
+    checks: list[Check]
+    curve: bool = field(default=False)
+
+    @property
+    def needs(self):
+        """The kinds of texts that it cannot do without."""
+        asked = [value for arm in self.arms.values() for value in arm.asked.values()]
+        things = [arm.made_of for arm in self.arms.values()] + asked
+        return set().union(*(getattr(thing, "needs", set()) for thing in things))
+
+    def measure(self, lab, seeds):
+        """measure → arm → a value for each seed. A measure that says None of an arm leaves it out.
+        UserError where texts are missing."""
+        for kind in sorted(self.needs - set(lab.places)):
+            part, _, what = KINDS[kind]
+            raise UserError(f"{self.name} needs {what}: give --input=FOLDER that has {part}")
+        values = {name: {} for name in self.measures}
+        for seed in seeds:  # seed by seed: after an interruption whole seeds are there
+            for arm_name, arm in self.arms.items():
+                for name, measure in self.measures.items():
+                    value = measure(lab, arm, seed)
+                    if value is not None:
+                        values[name].setdefault(arm_name, []).append(float(value))
+        return values
+
+
+class Judgement(NamedTuple):
+    """What the figures say of a Check: the mean over seeds of high - low, half the width of its
+    interval, and the verdict."""
+
+    difference: float
+    half: float | None  # None: one seed tells nothing
+    verdict: str
+
+
+# Student's t: 95 % of it lies below this, with 1, 2, … degrees of freedom.
+T95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833)
+MOST_SEEDS = len(T95) + 1
+
+
+def judge(check, values):
+    """The Judgement of a Check over `values`, measure → arm → a value for each seed.
+
+    Arms share seeds, so their differences are taken seed by seed, high - low. With d their mean and
+    h = t · s / √n (t: T95), d lies within h of the true difference in nine of ten experiments, and
+    beyond it on either side in one of twenty. "Below" holds where d - h > 0 and fails where
+    d + h < 0. "Within a share" (m: so much of high's mean) holds where |d| + h < m and fails where
+    |d| - h > m. Else the experiment is too small to tell.
+    """
+    of_arm = values[check.measure]
+    low, high = (
+        of_arm[side] if isinstance(side, str) else [side] * max(map(len, of_arm.values()))
+        for side in (check.low, check.high)
+    )
+    differences = [b - a for a, b in zip(low, high, strict=True)]
+    mean, n = statistics.mean(differences), len(differences)
+    if n < 2 or not all(map(math.isfinite, differences)):
+        return Judgement(mean, None, UNDECIDED)
+    half = T95[n - 2] * statistics.stdev(differences) / math.sqrt(n)
+    if check.within is None:
+        holds, fails = mean - half > 0, mean + half < 0
+    else:
+        margin = check.within * abs(statistics.mean(high))
+        holds, fails = abs(mean) + half < margin, abs(mean) - half > margin
+    return Judgement(mean, half, HOLDS if holds else FAILS if fails else UNDECIDED)
+
+
+def verdict(judgements):
+    """Of a whole claim: it holds where every part does, and fails where one fails."""
+    found = {judgement.verdict for judgement in judgements}
+    if FAILS in found:
+        return FAILS
+    return HOLDS if found == {HOLDS} else UNDECIDED
