@@ -45,6 +45,12 @@ def main():
         raise UserError(f"{folder}: a run without adapters; train some with --lora_rank=8")
     elif settings.format == "peft":
         write_peft(output, model)
+        base = model.lora.base
+        if not (base / "hf").is_dir():
+            print(
+                f"note: peft looks for the base in {base / 'hf'}; write it with: python export.py "
+                f"--out_dir={base}"
+            )
     else:
         checkpoint.resave(output, checkpoint.load(folder))
     size = sum(path.stat().st_size for path in output.iterdir() if path.is_file())

@@ -76,8 +76,8 @@ class Blocks:
         if block_size is not None and meta["block_size"] != block_size:
             raise UserError(
                 f"{name}: blocks of {meta['block_size']} tokens, the run wants {block_size}; "
-                f"prepare the data with --block_size={block_size}, or train with "
-                f"--block_size={meta['block_size']}"
+                f"prepare the data with --block_size={block_size}, or, where the run starts from "
+                f"no other, train with --block_size={meta['block_size']}"
             )
         self.block_size = meta["block_size"]
         if not isolate and meta["layout"] != "concat":

@@ -21,6 +21,8 @@ from minigpt.examples import HELD_OUT, OTHER, SEEN, draw, read_examples, standin
 from minigpt.report import check_writable, table, write_json, write_jsonl
 from minigpt.rouge import score, summary
 
+SHOWN = 200  # characters of an answer in the terminal; the file has all
+
 
 class Settings:
     input: str = ""  # files or folders with pairs, conversations or entries, comma-separated
@@ -112,10 +114,16 @@ def show_ends(rows, count):
     ends = [("best", ranked[:count]), ("worst", ranked[len(ranked) - count :])]
     for name, part in ends:
         for row in part:
-            print(f"{name} {row['rouge_l_chars']:.3f}  {row['question']}")
-            print(f"    reference   {row['reference']}")
-            print(f"    prediction  {row['prediction']}")
+            print(f"{name} {row['rouge_l_chars']:.3f}  {in_a_line(row['question'])}")
+            print(f"    reference   {in_a_line(row['reference'])}")
+            print(f"    prediction  {in_a_line(row['prediction'])}")
     print()
+
+
+def in_a_line(text):
+    """`text` without its line breaks, and not longer than a few lines of a terminal."""
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
 
 
 def show_figures(figures):

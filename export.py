@@ -56,7 +56,9 @@ def check(settings, output):
     """UserError for what cannot work, before anything is loaded."""
     is_file = settings.format == "gguf"
     if not is_file and settings.dtype == "q8_0":
-        raise UserError("--dtype=q8_0: for --format=gguf alone; expected float32 or bfloat16")
+        raise UserError(
+            "--dtype=q8_0: for --format=gguf alone; expected float32, bfloat16 or float16"
+        )
     if is_file != (output.suffix == ".gguf"):
         expected = "a file, NAME.gguf" if is_file else "a folder, not a .gguf file"
         raise UserError(f"--output={output}: --format={settings.format} writes {expected}")

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from config.configurator import UserError, configure, run
-from data_utils import Batches, Blocks, evaluation_batches
+from data_utils import Batches, Blocks, evaluation_batches, read_meta
 from minigpt import checkpoint, hf
 from minigpt.dpo import DPO, Pairs, add_reference
 from minigpt.engine import Engine, Request
@@ -108,6 +108,8 @@ def main():
     val_blocks = kind(settings.val_dataset or settings.dataset, "val", tokenizer, size)
     guard_blocks = None
     if settings.dpo_guard_dataset:
+        make = f"python data/prepare_sft.py --block_size={size} --input=PAIRS"
+        read_meta(settings.dpo_guard_dataset, make)  # which says how to make it
         guard_blocks = Blocks(settings.dpo_guard_dataset, "val", tokenizer, size)
     prompt_format = train_blocks.meta["prompt_format"]
     settings.inherit({"layout": train_blocks.meta["layout"]}, settings.dataset)

@@ -46,6 +46,11 @@ def main():
     )
     train, test = split(rows, settings.test_fraction, settings.seed)
     labels = tuple(sorted({row.label for row in rows}))
+    if len(labels) < 2:
+        raise UserError(
+            f"{settings.input}: all of column {settings.label} says {labels[0]!r}; expected two "
+            f"labels or more"
+        )
     task = Task(labels, settings.ask, settings.length)
     made_by = dict(
         source=pathlib.Path(settings.input).name,

@@ -76,6 +76,11 @@ def write_made(settings):
     path = pathlib.Path(settings.input)
     if path.suffix != ".jsonl":
         raise UserError(f"--input={settings.input}: expected FILE.jsonl, to write the pairs to")
+    if path.resolve() == pathlib.Path(settings.from_qa).resolve():
+        raise UserError(
+            f"--input={settings.input}: the pairs that --from_qa reads; --input names another "
+            f"file, to write the preferences to"
+        )
     if path.exists():
         raise UserError(
             f"{path}: is there already; leave --from_qa out to take it as it is, or give another "

@@ -3,7 +3,7 @@
     python data/train_tokenizer.py --input=wiki,novels --vocab_size=8192 --output=out/mine
     python data/prepare.py --input=wiki,novels --tokenizer=out/mine.tiktoken
 
-Reads what data/prepare.py and data/prepare_sft.py read (texts, and questions with their answers),
+Reads what data/prepare.py and data/prepare_sft.py read (texts, pairs, instructions, conversations),
 leaves out what they hold out for validation, and writes two files: OUTPUT.tiktoken, the ranks, and
 OUTPUT.json, the pattern, the special ids and what it was trained on.
 """

@@ -29,7 +29,9 @@ def _perplexity(lab, arm, seed):
 
 
 def bits_per_char(lab, arm, seed):
-    """Held-out bits per character: texts, or of pairs the answers."""
+    """Held-out bits per character: texts, or of pairs the answers; over=None: not of this arm."""
+    if arm.asked.get("over", arm) is None:
+        return None
     return _perplexity(lab, arm, seed)["text"]["bits_per_char"]
 
 

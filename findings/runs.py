@@ -41,6 +41,8 @@ CPU = Scale(
         half=2,  # of the layers
         low_rank=4,
         high_rank=64,
+        shorter_block=128,
+        longer_block=512,
     ),
 )
 
@@ -56,11 +58,13 @@ GPU = Scale(
         "bbc_tune": ["config/bbc_sft.py", "--learning_rate=3e-4", *QUIET],
     },
     steps=dict(pretrain=2000, tune=300, dpo=100, bbc=500, bbc_tune=128),
-    counts=CPU.counts | dict(few_entries=20_000, answers=500, half=6, low_rank=16, high_rank=512),
+    counts=CPU.counts
+    | dict(few_entries=20_000, answers=500, half=6, low_rank=16, high_rank=512)
+    | dict(shorter_block=256, longer_block=1024),
 )
 
 # Seconds: every finding to its end, and no figure means anything.
-TINY = ["--block_size=64", "--n_layer=2", "--n_head=2", "--n_embd=16", "--batch_size=4"]
+TINY = ["--block_size=128", "--n_layer=2", "--n_head=2", "--n_embd=16", "--batch_size=4"]
 TINY += ["--eval_interval=2", "--eval_iters=1", "--warmup_iters=1", *QUIET]
 TEST = Scale(
     name="test",
@@ -68,8 +72,8 @@ TEST = Scale(
         "pretrain": ["config/cpu_small.py", *TINY],
         "tune": ["config/cpu_small_sft.py", *TINY],
         "dpo": ["config/dpo.py", *TINY],
-        "bbc": ["config/bbc.py", *TINY],
-        "bbc_tune": ["config/bbc_sft.py", *TINY],
+        "bbc": ["config/bbc.py", *TINY, "--block_size=512"],  # a question has 750 characters
+        "bbc_tune": ["config/bbc_sft.py", *TINY, "--block_size=512"],
     },
     steps=dict(pretrain=6, tune=12, dpo=4, bbc=4, bbc_tune=4),
     counts=dict(
@@ -84,6 +88,8 @@ TEST = Scale(
         half=1,
         low_rank=2,
         high_rank=8,
+        shorter_block=64,
+        longer_block=256,
     ),
 )
 SCALES = {scale.name: scale for scale in (CPU, GPU, TEST)}

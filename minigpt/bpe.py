@@ -12,10 +12,16 @@ from dataclasses import dataclass
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from minigpt.cleaning import clean
-from minigpt.corpus import Pair, Reject, entry_of, is_val, pair_of, records
+from minigpt.corpus import Reject, is_val, records
+from minigpt.preparation import SFT_FORMATS, PlainText
 from minigpt.tokenizer import PATTERNS
 
+# What a record is, by a field that no other kind has; one with none of them is an entry.
+BY_FIELD = {
+    "question": SFT_FORMATS["qa"],
+    "instruction": SFT_FORMATS["alpaca"],
+    "messages": SFT_FORMATS["chat"],
+}
 _SENTENCE = re.compile(r".*?[。！？．…!?]+[\"')\]」』”’）】》〉］〕]*|.+", re.DOTALL)
 
 
@@ -69,16 +75,17 @@ class Tally:
     texts: int = 0
     characters: int = 0
     held_out: int = 0  # texts of the val split: left out
-    unusable: int = 0  # records with neither text nor question and answer
+    unusable: int = 0  # records that have no text
 
 
 def training_texts(source, val_fraction, tally):
     """Yield (texts, size) for each chunk of a corpus.Source: the training part alone.
 
-    texts: cleaned texts of entries; of question–answer pairs both, each a text of its own
+    texts: cleaned texts of entries; of question–answer pairs both, of conversations every turn,
+           each a text of its own
     size:  bytes of the file that they come from
     Left out is what data/prepare.py and data/prepare_sft.py hold out with the same `val_fraction`,
-    or a smaller one. Records that are neither entry nor pair are counted in `tally`, no error.
+    or a smaller one. Records that are none of these are counted in `tally`, no error.
     """
     for chunk in source.chunks():
         texts = []
@@ -97,16 +104,15 @@ def training_texts(source, val_fraction, tally):
 
 def _key_and_texts(record, source, line):
     """(what decides between train and val, [texts]) of a record; the key is None where it has no
-    text. It is what the preparation of entries and of pairs goes by, too."""
-    if not isinstance(record, Reject):
-        record = (pair_of if "question" in record else entry_of)(record, source, line)
+    text. It is read as data/prepare.py and data/prepare_sft.py read it."""
     if isinstance(record, Reject):
         return None, []
-    if isinstance(record, Pair):
-        content = record.question + record.answer
-        return (content if record.id is None else record.id), [record.question, record.answer]
-    text = clean(record.text, record.title)
-    return text or None, [text]
+    kind = next((kind for field, kind in BY_FIELD.items() if field in record), PlainText())
+    entry = kind.parse(record, source, line)
+    if isinstance(entry, Reject):
+        return None, []
+    (entry,) = kind.ready([entry])
+    return (kind.source(entry), kind.texts(entry)) if entry else (None, [])
 
 
 def sentences(text):

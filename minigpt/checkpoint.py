@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from config.configurator import UserError
+from config.configurator import ROOT, UserError
 from minigpt.lora import LoRA, adapters, attach, merge
 from minigpt.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
@@ -138,11 +138,25 @@ def discard(folder):
         (folder / name).unlink(missing_ok=True)
 
 
-def read_meta(folder, hint="python train.py config/train_config.py"):
-    """config.json as a dict; UserError says which command makes one (`hint`)."""
+def _how_to_make(folder):
+    """What helps where `folder` holds no run: the recipe that writes there, or the runs beside."""
+    name = folder.parent.name if folder.name == "best" else folder.name
+    recipe = {"pretrain": "train_config", "sft": "train_config_sft"}.get(name, name)
+    if folder.parts[:1] == ("out",) and (ROOT / "config" / f"{recipe}.py").is_file():
+        return f"make one with: python train.py config/{recipe}.py"
+    beside = sorted(str(path) for path in folder.parent.glob("*") if exists(path))
+    if beside:
+        return f"expected the folder of a run, such as {', '.join(beside[:5])}"
+    return "expected the folder of a run: train.py makes one and says where (--out_dir)"
+
+
+def read_meta(folder, hint=None):
+    """config.json as a dict; where there is none, UserError says which command makes one: `hint`,
+    or that of the recipe which writes there."""
     folder = Path(folder)
     if not exists(folder):
-        raise UserError(f"{folder}: no trained run here; make one with: {hint} --out_dir={folder}")
+        how = f"make one with: {hint} --out_dir={folder}" if hint else _how_to_make(folder)
+        raise UserError(f"{folder}: no trained run here; {how}")
     settle(folder)
     try:
         meta = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -172,7 +186,7 @@ def load(
     folder,
     device="cpu",
     dtype=torch.float32,
-    hint="python train.py config/train_config.py",
+    hint=None,
     merged=True,
 ):
     """The run in `folder` as a Checkpoint, its weights in `dtype` on `device`. Adapters are merged

@@ -51,6 +51,8 @@ def read_table(path, text_column, label_column):
     UserError where a column is missing, and where a line lacks its text or its label.
     """
     path = Path(path)
+    if path.suffix.lower() != ".csv":
+        raise UserError(f"{path}: expected a table, FILE.csv, whose first line names its columns")
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
     found = []
     try:
@@ -167,8 +169,8 @@ def read_task(folder):
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or repr(error)
         raise UserError(
-            f"{path}: cannot be read ({reason}); expected what data/prepare_classes.py writes "
-            "beside test.jsonl"
+            f"{path}: cannot be read ({reason}); --input is the test.jsonl that "
+            "data/prepare_classes.py writes, with task.json beside it"
         ) from None
 
 

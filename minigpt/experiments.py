@@ -49,7 +49,7 @@ def places(folder=""):
     bundled ones; kinds of which there are none are left out. UserError for a folder that has none.
     """
     found = {}
-    for kind, (part, bundled, _) in KINDS.items():
+    for kind, (part, _, _) in KINDS.items():
         if folder and (Path(folder) / part).exists():
             found[kind] = _shown(Path(folder) / part)
     if folder and not found:
@@ -121,6 +121,18 @@ class Vocabulary:
         words.append(f"--vocab_size={lab.scale.counts['vocabulary']}")
         lab.once(path, "data/train_tokenizer.py", *words)
         return f"{path.as_posix()}.tiktoken"
+
+
+class Count:
+    """A knob's value that is one of the scale's counts."""
+
+    needs = set()
+
+    def __init__(self, name):
+        self.name = name
+
+    def make(self, lab, seed=None):
+        return lab.scale.counts[self.name]
 
 
 # What a stage trains on is made by this script.
@@ -195,20 +207,20 @@ class Best:
 
 
 class Resized:
-    """A run that says its blocks are of another size: rotary positions bear it, and the project
-    refuses it otherwise, for a fine-tuning would by mistake see other lengths than its base did."""
+    """A run that says its blocks are of another size, a Count: train.py refuses to fine-tune on
+    other blocks than the base has seen, and rotary positions bear it."""
 
     def __init__(self, run, block_size):
         self.run, self.data, self.needs = run, run.data, run.needs
         self.block_size = block_size
-        self.name = _short(f"to_{block_size}_{run.name}")
+        self.name = _short(f"{block_size.name}_{run.name}")
 
     def make(self, lab, seed):
         folder = lab.folder / "runs" / self.name / f"seed={seed}"
         base = self.run.make(lab, seed)
         if not checkpoint.exists(folder):
             trained = checkpoint.load(base)
-            trained.model.config.block_size = self.block_size
+            trained.model.config.block_size = self.block_size.make(lab)
             checkpoint.resave(folder, trained)
         return folder
 

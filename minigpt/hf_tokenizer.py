@@ -70,8 +70,16 @@ def source_folder(name, files):
     hub's cache already, nothing. UserError where there is no such folder or model, or no network.
     """
     place = name.removeprefix(PREFIX)
-    if Path(place).expanduser().is_dir():
-        return Path(place).expanduser()
+    folder = Path(place).expanduser()
+    about = folder / "config.json"
+    if about.is_file() and '"prompt_format"' in about.read_text("utf-8", "replace"):
+        raise UserError(f"{name}: {place} is a run of this project: leave hf: out")
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise UserError(f"{name}: a file; expected the folder that holds the model's files")
+    if len(folder.parts) > 1 and Path(folder.parts[0]).is_dir():
+        raise UserError(f"{name}: no such folder")  # and no name on the hub, by the look of it
     if not _HUB_NAME.fullmatch(place):
         raise UserError(
             f"{name}: {place or 'nothing'} is no folder here, and no name of a model on the hub "

@@ -19,7 +19,6 @@ from matplotlib.style import context as style_context
 from matplotlib.ticker import (
     FixedLocator,
     FuncFormatter,
-    LogLocator,
     MaxNLocator,
     NullFormatter,
     NullLocator,
@@ -763,7 +762,8 @@ def race_figure(curves):
                 f" {label} {bits:.2f}", (minutes, bits), color=PALETTE[i], va="center", fontsize=9
             )
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ticks = [first * 10.0**n for n in range(-3, 5) for first in (1, 2, 5)]
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(x=0.12)
@@ -887,3 +887,62 @@ def _grid_maps(title, down, right, panels, top):
         axes.remove()
     figure.suptitle(title, fontsize=12, fontweight="bold")
     return figure
+
+
+# -- a finding -------------------------------------------------------------------------------------
+
+
+def finding_figure(title, panels, curves=None):
+    """A Figure: what was measured of each arm of an experiment, a dot for each seed and their mean.
+
+    panels: measure → arm → values, one for each seed; not every arm need be in every panel.
+    curves: arm → [(steps, val losses) of each seed], drawn below; None: no such panel.
+    Returns (figure, notes) as loss_figure() does. Dots carry gids "seeds:MEASURE:ARM", means
+    "mean:MEASURE:ARM", curves "curve:ARM:0", the number of the seed.
+    """
+    arms = list(dict.fromkeys(arm for of_arm in panels.values() for arm in of_arm))
+    labels, families, notes = drawable(arms)
+    colours = {arm: PALETTE[i % len(PALETTE)] for i, arm in enumerate(arms)}
+    rows = 1.2 + 0.42 * len(arms)  # inches: the panels' height
+    with style_context(["default", STYLE, {"font.family": families}]):
+        size = WIDTH, rows + 0.5 + (2.9 if curves else 0)
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        parts = figure.subfigures(2, 1, height_ratios=[rows, 2.9]) if curves else [figure]
+        row = parts[0].subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (measure, of_arm) in zip(row, panels.items(), strict=True):
+            for arm, values in of_arm.items():
+                place, mean = arms.index(arm), sum(values) / len(values)
+                look = dict(color=colours[arm], linestyle="")
+                gid = f"{measure}:{arm}"
+                axes.plot(
+                    values, [place] * len(values), "o", alpha=0.55, gid=f"seeds:{gid}", **look
+                )
+                axes.plot(mean, place, "|", ms=20, mew=2.4, gid=f"mean:{gid}", **look)
+                axes.annotate(
+                    f"{mean:.4g}",
+                    (mean, place),
+                    (0, 13),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=9,
+                    color=colours[arm],
+                )
+            axes.set_yticks(range(len(arms)), labels)
+            axes.set_ylim(len(arms) - 0.4, -0.75)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.ticklabel_format(axis="x", useOffset=False)
+            axes.margins(x=0.15)
+            axes.set_xlabel(measure)
+        if curves:
+            below = parts[1].subplots()
+            for arm, seeds in curves.items():
+                for i, (steps, losses) in enumerate(seeds):
+                    look = dict(color=colours[arm], linewidth=1.4, gid=f"curve:{arm}:{i}")
+                    name = labels[arms.index(arm)]
+                    below.plot(steps, losses, label=None if i else name, **look)
+            below.set_xlabel("step")
+            below.set_ylabel("val loss (nats per token)")
+            below.legend()
+        figure.suptitle(title, fontsize=12, fontweight="bold")
+    return figure, notes

@@ -312,17 +312,29 @@ def test_training_leaves_the_validation_part_out(tmp_path):
     entries = [{"text": f"第{i}条。", "id": str(i)} for i in range(200)]
     pairs = [{"question": f"问{i}", "answer": f"答{i}", "id": str(i)} for i in range(200)]
     nameless = [{"question": f"甲{i}", "answer": f"乙{i}"} for i in range(200)]
-    records = entries + pairs + nameless
+    told = [{"instruction": f"说{i}", "output": f"是{i}", "id": str(i)} for i in range(200)]
+    turns = [("user", "早"), ("assistant", "你好")]
+    spoken = [
+        {"messages": [{"role": r, "content": c + str(i)} for r, c in turns], "id": str(i)}
+        for i in range(200)
+    ]
+    records = entries + pairs + nameless + told + spoken
     file.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
     expected = [e["text"] for e in entries if not is_val(e["text"], 0.3)]
     expected += [p[k] for p in pairs if not is_val(p["id"], 0.3) for k in ("question", "answer")]
     for p in nameless:
         if not is_val(p["question"] + p["answer"], 0.3):
             expected += [p["question"], p["answer"]]
+    for t in told:
+        if not is_val(t["id"], 0.3):
+            expected += [f"user\n{t['instruction']}", t["output"]]
+    for s in spoken:
+        if not is_val(s["id"], 0.3):
+            expected += [f"user\n早{s['id']}", f"你好{s['id']}"]
     tally = Tally()
     found = [text for texts, _ in training_texts(Source(file), 0.3, tally) for text in texts]
     assert found == expected
-    assert 600 > tally.held_out > 120 and tally.unusable == 0
+    assert 1000 > tally.held_out > 200 and tally.unusable == 0
 
 
 def test_the_default_leaves_out_all_that_preparing_ever_holds_out(run_script):

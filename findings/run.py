@@ -1,0 +1,258 @@
+"""Repeat a finding: train what it needs, measure, draw, and write its row of README.md.
+
+    python findings/run.py                                  # all findings, and how each stands
+    python findings/run.py layouts in_order --input=TEXTS   # these two, on two cores
+    python findings/run.py --all --input=TEXTS              # every one: a night
+    python findings/run.py layouts --scale=gpu              # the same at the 124M shape
+
+TEXTS is a folder with wiki/, qa/, novels/ and bbc/bbc_news.csv, or some of them; the bundled sample
+stands in for wiki/ and qa/. Runs lie in OUT_DIR/SCALE and are shared by the findings that need the
+same. Whatever stops it, the same command goes on: what is finished is not made again, a training
+under way is resumed. Figures of each scale are kept in REPORT/results.json, from which the tables
+of REPORT/README.md are made, and a picture REPORT/NAME.png (at scale gpu NAME_gpu.png) is drawn.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import sys
+from typing import Literal
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from config.configurator import ROOT, UserError, configure, run
+from findings import fine_tuning, generation, pretraining
+from findings.runs import SCALES
+from minigpt.experiments import MOST_SEEDS, Lab, judge, places, verdict
+from minigpt.plots import finding_figure, write_figure
+from minigpt.report import duration, table, write_json
+from minigpt.runlog import read_runlog
+
+FINDINGS = [*pretraining.FINDINGS, *fine_tuning.FINDINGS, *generation.FINDINGS]
+BEGIN, END = "<!-- written by findings/run.py -->", "<!-- end -->"
+HEADER = ["", "claim", "what was run", "figures", "verdict"]
+
+
+class Settings:
+    all: bool = False  # true: every finding for which there are texts
+    input: str = ""  # a folder with wiki/, qa/, novels/, bbc/bbc_news.csv; "": the bundled sample
+    scale: Literal["cpu", "gpu", "test"] = "cpu"  # cpu: 4 layers of width 256, two cores; gpu: the
+    #                             124M shape; test: seconds, figures that mean nothing
+    seeds: int = 3  # runs of every arm, from seed 1337 on
+    out_dir: str = "out/findings"  # data, runs and scores
+    report: str = ""  # where README.md, results.json and pictures go; "": findings, at scale test
+    #                             OUT_DIR
+
+
+def main():
+    names = [word for word in sys.argv[1:] if not word.startswith("-") and not word.endswith(".py")]
+    words = [word for word in sys.argv[1:] if word not in names]
+    settings = configure(Settings, doc=__doc__, argv=words, quiet=True)
+    chosen = choose(names, settings)
+    found = places(settings.input)
+    report = settings.report or (settings.out_dir if settings.scale == "test" else "findings")
+    report = pathlib.Path(report).resolve()
+    folder = pathlib.Path(settings.out_dir).resolve() / settings.scale
+    os.chdir(ROOT)  # whose recipes and bundled texts are meant
+    results = read_results(report)
+    if not chosen:
+        show(results, settings.scale, found)
+        return
+    lab = Lab(folder, SCALES[settings.scale], found, say=lambda line: print(line, flush=True))
+    seeds = range(1337, 1337 + settings.seeds)
+    ended = []
+    for finding in chosen:
+        missing = finding.needs - set(found)
+        if settings.all and missing:
+            print(f"{finding.name}: left out, there is no {', '.join(sorted(missing))}")
+            continue
+        print(f"{finding.number}. {finding.name}: {finding.claim}", flush=True)
+        result = experiment(finding, lab, seeds)
+        results.setdefault(settings.scale, {})[finding.name] = result
+        report.mkdir(parents=True, exist_ok=True)
+        draw(finding, lab, seeds, result, report)
+        write_json(report / "results.json", results)
+        write_readme(report / "README.md", results)
+        print(f"{finding.name}: {result['verdict']}\n", flush=True)
+        ended.append(finding)
+    for finding in ended:
+        tell(finding, results[settings.scale][finding.name])
+
+
+def choose(names, settings):
+    """The findings that are to be run. UserError with all that is wrong with the choice."""
+    known = {finding.name: finding for finding in FINDINGS}
+    problems = [
+        f"{name}: no such finding; expected some of {', '.join(known)}"
+        for name in names
+        if name not in known
+    ]
+    if names and settings.all:
+        problems.append("--all and names: expected one of them")
+    if not 1 <= settings.seeds <= MOST_SEEDS:
+        problems.append(f"--seeds={settings.seeds}: expected 1 to {MOST_SEEDS}")
+    if problems:
+        raise UserError("\n".join(problems))
+    return FINDINGS if settings.all else [known[name] for name in dict.fromkeys(names)]
+
+
+# -- one finding -----------------------------------------------------------------------------------
+
+
+def experiment(finding, lab, seeds):
+    """Run it: its entry of results.json."""
+    values = finding.measure(lab, seeds)
+    judgements = [judge(check, values) for check in finding.checks]
+    checks = [
+        dict(says=str(check), **judgement._asdict())
+        for check, judgement in zip(finding.checks, judgements, strict=True)
+    ]
+    return dict(
+        claim=finding.claim,
+        run=finding.run,
+        texts={kind: lab.places[kind] for kind in sorted(finding.needs)},
+        seeds=list(seeds),
+        minutes=minutes(finding, lab, seeds),
+        runs=runs_of(finding),
+        values=values,
+        checks=checks,
+        verdict=verdict(judgements),
+    )
+
+
+def runs_of(finding):
+    """arm → the name of its run, which says all its settings."""
+    return {name: arm.made_of.name for name, arm in finding.arms.items()}
+
+
+def logs(finding, lab, seeds):
+    """arm → the log of its run for each seed; of arms that share a run the first."""
+    arms = {arm.made_of.name: name for name, arm in reversed(finding.arms.items())}
+    runs = {name: finding.arms[name].made_of for name in arms.values()}
+    return {
+        name: [read_runlog(getattr(made, "run", made).make(lab, seed)) for seed in seeds]
+        for name, made in reversed(runs.items())
+    }
+
+
+def minutes(finding, lab, seeds):
+    """Minutes of training in the arms' own runs, those of their bases left out."""
+    return sum(
+        log.end("minutes") for of_arm in logs(finding, lab, seeds).values() for log in of_arm
+    )
+
+
+def draw(finding, lab, seeds, result, folder):
+    """The finding's picture."""
+    curves = None
+    if finding.curve:
+        curves = {
+            name: [(log.val["step"], log.val["val_loss"]) for log in of_arm]
+            for name, of_arm in logs(finding, lab, seeds).items()
+        }
+    title = f"Finding {finding.number}, {finding.name}: {result['verdict']}"
+    figure, notes = finding_figure(title, result["values"], curves)
+    path = folder / picture_name(finding, lab.scale.name)
+    write_figure(figure, [path])
+    print(*notes, f"picture: {path}", sep="\n")
+
+
+def picture_name(finding, scale):
+    return f"{finding.name}_gpu.png" if scale == "gpu" else f"{finding.name}.png"
+
+
+# -- what is told ----------------------------------------------------------------------------------
+
+
+def read_results(folder):
+    """results.json: scale → finding → its figures."""
+    path = folder / "results.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:
+        raise UserError(f"{path}: is not JSON; mend it, or delete it and run again") from None
+
+
+def show(results, scale, found):
+    """All findings, and how each stands at this scale."""
+    rows = []
+    for finding in FINDINGS:
+        result, missing = results.get(scale, {}).get(finding.name), finding.needs - set(found)
+        state = result["verdict"] if result else "not run yet"
+        if result and (result["claim"], result["runs"]) != (finding.claim, runs_of(finding)):
+            state += ", but the experiment has changed since"
+        if missing and not result:
+            state += f"; needs --input with {', '.join(sorted(missing))}"
+        rows.append([str(finding.number), finding.name, state])
+    print(table(["", f"finding (scale {scale})", "state"], rows))
+    print("python findings/run.py NAME …, or --all")
+
+
+def tell(finding, result):
+    """What was measured, and what was made of it."""
+    arms = list(finding.arms)
+    rows = [
+        [arm, *(spread(of_arm.get(arm)) for of_arm in result["values"].values())] for arm in arms
+    ]
+    print(table([f"{finding.number}. {finding.name}", *result["values"]], rows))
+    for check in result["checks"]:
+        half = "" if check["half"] is None else f" ± {check['half']:.3g}"
+        print(f"{check['says']}: {check['verdict']} (difference {check['difference']:.3g}{half})")
+    print(f"{finding.name}: {result['verdict']}\n")
+
+
+def spread(values):
+    """The mean of the seeds, and their standard deviation."""
+    if not values:
+        return "–"
+    if len(values) == 1:
+        return f"{values[0]:.3g}"
+    digits = 4 if abs(statistics.mean(values)) >= 1 else 3
+    return f"{statistics.mean(values):.{digits}g} ± {statistics.stdev(values):.2g}"
+
+
+def row(finding, result, scale):
+    """The cells of a finding in README.md."""
+    name = f"{finding.number} `{finding.name}`"
+    if not result:
+        return [name, finding.claim, finding.run, "–", "not run yet"]
+    figures = [
+        f"{measure}: {' · '.join(f'{arm} → {spread(of_arm[arm])}' for arm in of_arm)}"
+        for measure, of_arm in result["values"].items()
+    ]
+    seeds = len(result["seeds"])
+    texts = ", ".join(
+        f"{kind}{' (bundled)' if place in BUNDLED else ''}"
+        for kind, place in result["texts"].items()
+    )
+    ran = f"{result['run']} {seeds} seed{'s' if seeds > 1 else ''}; {texts}"
+    ran += f"; {duration(60 * result['minutes'])} of training"
+    figures = f"{'<br>'.join(figures)} ([picture]({picture_name(finding, scale)}))"
+    return [name, result["claim"], ran, figures, f"**{result['verdict']}**"]
+
+
+BUNDLED = set(places().values())
+
+
+def write_readme(path, results):
+    """Rewrite the tables of README.md, which stand between two marks, from all results."""
+    parts = []
+    for scale in ("cpu", "gpu", "test"):
+        of_scale = results.get(scale, {})
+        if scale != "cpu" and not of_scale:
+            continue
+        rows = [row(finding, of_scale.get(finding.name), scale) for finding in FINDINGS]
+        lines = [HEADER, ["---"] * len(HEADER), *rows]
+        parts.append(f"### --scale={scale}\n")
+        parts += [f"| {' | '.join(cells)} |" for cells in lines] + [""]
+    text = path.read_text(encoding="utf-8") if path.exists() else f"# Findings\n\n{BEGIN}\n{END}\n"
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise UserError(f"{path}: expected one line {BEGIN} and after it one {END}")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    text = f"{before}{BEGIN}\n\n" + "\n".join(parts) + f"\n{END}{after}"
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    run(main)
