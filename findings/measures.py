@@ -40,7 +40,6 @@ def perplexity(lab, arm, seed):
     return _perplexity(lab, arm, seed)["tokens"]["perplexity"]
 
 
-@torch.inference_mode()
 def token_errors(lab, arm, seed):
     """The share of held-out tokens that are not the one which the run holds likeliest, given the
     text before them: of tokens with a digit in them (`of` "digits"), or of the others."""
@@ -54,8 +53,9 @@ def token_errors(lab, arm, seed):
     wrong, wanted = [], []
     for batch in window_batches(passages, all_windows(passages, model.config.block_size), 8):
         y = batch.y.flatten()[batch.at]
-        h = model(batch.x).flatten(0, 1)[batch.at]
-        guess = model.logits(h)[..., : tokenizer.n_vocab].argmax(-1)
+        with torch.inference_mode():
+            h = model(batch.x).flatten(0, 1)[batch.at]
+            guess = model.logits(h)[..., : tokenizer.n_vocab].argmax(-1)
         wrong.append(guess != y)
         wanted.append(digits[y] == (arm.asked["of"] == "digits"))
     wrong, wanted = torch.cat(wrong), torch.cat(wanted)

@@ -277,7 +277,7 @@ def load_tokenizer(name, called=None):
     if ranks_file.suffix == ".json":
         ranks_file = ranks_file.with_suffix(".tiktoken")
     if ranks_file.suffix != ".tiktoken" or not ranks_file.is_file():
-        if ranks_file.suffix == ".tiktoken":
+        if not is_name and ranks_file.suffix == ".tiktoken":
             raise UserError(
                 f"tokenizer={name}: no such file; make it with: python data/train_tokenizer.py "
                 f"--input=TEXTS --output={ranks_file.with_suffix('')}"

@@ -273,10 +273,18 @@ def change_config(folder, **facts):
     path.write_text(json.dumps({**about, **facts}), encoding="utf-8")
 
 
-def test_no_run_there_says_which_command_makes_one(folder, tmp_path):
+def test_no_run_there_says_what_makes_one(folder, model, byte_tokenizer, tmp_path, monkeypatch):
     assert not checkpoint.exists(folder)
     text = complaint(checkpoint.load, folder)
-    assert str(folder) in text and "python train.py config/train_config.py --out_dir=" in text
+    assert str(folder) in text and "--out_dir" in text
+    monkeypatch.chdir(tmp_path)
+    made_by = {"out/pretrain": "train_config", "out/bbc_sft/best": "bbc_sft"}
+    for run, recipe in made_by.items():  # these write there
+        text = complaint(checkpoint.load, run)
+        assert text.endswith(f"make one with: python train.py config/{recipe}.py")
+    save(tmp_path / "out" / "mine", model, byte_tokenizer, 1)
+    text = complaint(checkpoint.load, "out/typo")
+    assert text.endswith(f"such as {Path('out', 'mine')}")
     text = complaint(checkpoint.load, tmp_path, hint="python train.py config/x.py")
     assert f"python train.py config/x.py --out_dir={tmp_path}" in text
 

@@ -29,6 +29,7 @@ from minigpt.experiments import (
     Check,
     Judgement,
     Lab,
+    Resized,
     Run,
     judge,
     places,
@@ -203,7 +204,8 @@ def test_every_training_is_one_that_train_py_can_have(scale, tmp_path, monkeypat
     seen = {}
     for finding in FINDINGS:
         for made in trained_things(finding):
-            if isinstance(made, Run):
+            # A Resized base has to be there before it is resized: other_blocks is run through.
+            if isinstance(made, Run) and not isinstance(made.base, Resized):
                 lab = Recorder(tmp_path, scale)
                 folder = made.make(lab, 1)
                 words = lab.commands[folder.as_posix()]
@@ -212,7 +214,7 @@ def test_every_training_is_one_that_train_py_can_have(scale, tmp_path, monkeypat
                 assert settings.out_dir == folder.as_posix()
                 assert seen.setdefault(made.name, words) == words, made.name
                 assert re.fullmatch(r"[^/\\:*?\"<>|,]{1,90}", made.name), made.name
-    assert len(seen) > 40
+    assert len(seen) == 40
 
 
 @pytest.mark.parametrize(
@@ -404,7 +406,8 @@ def lab(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name", ["numbers", "temperature", "epochs", "tuning_layouts", "dpo", "classification"]
+    "name",
+    ["numbers", "temperature", "epochs", "tuning_layouts", "other_blocks", "dpo", "classification"],
 )
 def test_a_finding_runs_through(name, lab):
     """Every measure gives a number for each of its arms; all shares lie between 0 and 1."""
@@ -471,7 +474,7 @@ def test_a_finding_is_run_once_and_its_row_says_what_was_measured(tmp_path, run_
     (tmp_path / "README.md").write_text(
         "# Mine\n<!-- written by findings/run.py -->\nold\n<!-- end -->\nkept\n", encoding="utf-8"
     )
-    first = run_script("findings/run.py", *words)
+    first = run_script("findings/run.py", *words, timeout=1200)
     assert first.returncode == 0, first.stderr
     assert "$ python train.py config/cpu_small.py" in first.stdout
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
@@ -486,7 +489,7 @@ def test_a_finding_is_run_once_and_its_row_says_what_was_measured(tmp_path, run_
     assert "**too small to tell** |" in row and "wiki (bundled)" in row
     assert (tmp_path / "in_order.png").read_bytes().startswith(b"\x89PNG")
 
-    again = run_script("findings/run.py", *words)
+    again = run_script("findings/run.py", *words, timeout=1200)
     assert again.returncode == 0 and "$ python" not in again.stdout
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == readme
 

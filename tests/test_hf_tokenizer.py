@@ -290,8 +290,16 @@ def test_what_cannot_be_taken_over_is_named(tmp_path, text, told):
 def test_where_nothing_lies(tmp_path):
     with pytest.raises(UserError, match="no vocabulary here"):
         read_vocabulary(tmp_path)
-    with pytest.raises(UserError, match="is no folder here, and no name"):
+    with pytest.raises(UserError, match="no such folder"):
         source_folder(f"hf:{tmp_path}/absent", [])
+    with pytest.raises(UserError, match="is no folder here, and no name"):
+        source_folder("hf:two words", [])
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="a file; expected the folder"):
+        source_folder(f"hf:{tmp_path}/file", [])
+    (tmp_path / "config.json").write_text('{"prompt_format": "qa"}')
+    with pytest.raises(UserError, match="a run of this project: leave hf: out"):
+        source_folder(f"hf:{tmp_path}", [])
     pytest.importorskip("huggingface_hub")
     with pytest.raises(UserError, match="hub cannot be reached") as error:
         source_folder("hf:nobody/nothing-of-this-name", ["config.json"])  # conftest.py: offline
