@@ -57,8 +57,9 @@ def main():
         hint = f"python train.py --dataset={settings.dataset}"
         parent = checkpoint.load(out_dir, hint=hint, merged=False)
         adopt(settings, parent, SHAPE + ["tokenizer"] + ORDER)
+        now = settings.as_dict()
         for name, value in parent.meta["settings"].items():
-            if name in settings.as_dict() and settings.origin(name) == "default":
+            if name in now and settings.origin(name) == "default" and value != now[name]:
                 settings.set(name, value, f"resumed from {out_dir}")
         settings.set("init_from", "resume", "--init_from")
         state = checkpoint.load_state(out_dir)
