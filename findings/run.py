@@ -111,7 +111,11 @@ def experiment(finding, lab, seeds):
     return dict(
         claim=finding.claim,
         run=finding.run,
-        texts={kind: lab.places[kind] for kind in sorted(finding.needs)},
+        # Not where they lie: the file goes from machine to machine.
+        texts={
+            kind: "bundled" if lab.places[kind] in BUNDLED else "given"
+            for kind in sorted(finding.needs)
+        },
         seeds=list(seeds),
         minutes=minutes(finding, lab, seeds),
         runs=runs_of(finding),
@@ -223,8 +227,8 @@ def row(finding, result, scale):
     ]
     seeds = len(result["seeds"])
     texts = ", ".join(
-        f"{kind}{' (bundled)' if place in BUNDLED else ''}"
-        for kind, place in result["texts"].items()
+        f"{kind}{' (bundled)' if whose == 'bundled' else ''}"
+        for kind, whose in result["texts"].items()
     )
     ran = f"{result['run']} {seeds} seed{'s' if seeds > 1 else ''}; {texts}"
     ran += f"; {duration(60 * result['minutes'])} of training"
