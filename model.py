@@ -112,7 +112,7 @@ class Ends:
         B, nh, T, hs = q.shape
         flat = [x.transpose(1, 2).flatten(0, 1).to(v.dtype) for x in (q, k, v)]
         past = dict(window_size=(-1, 0), enable_gqa=k.size(1) != nh)  # no later token is seen
-        return varlen_attn(*flat, self.ends, self.ends, T, T, **past).view(B, T, nh * hs)
+        return varlen_attn(*flat, self.ends, self.ends, T, T, **past).reshape(B, T, nh * hs)
 
 
 class Attention(nn.Module):

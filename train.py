@@ -162,7 +162,8 @@ def main():
     freeze(model, settings)
     optimizers = make_optimizers(model, settings, device)
     scaler = torch.amp.GradScaler(device.split(":")[0], enabled=dtype == torch.float16)
-    model.varlen = has_varlen(device, dtype, model.config.head_dim)
+    if not settings.deterministic:  # the kernel for pieces sums gradients in no fixed order
+        model.varlen = has_varlen(device, dtype, model.config.head_dim)
     compiled = torch.compile(model) if settings.compile else model
 
     # -- where it stands ---------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from minigpt.corpus import Reject, is_val, records
+from minigpt.hf_tokenizer import byte_characters
 from minigpt.preparation import SFT_FORMATS, PlainText
 from minigpt.tokenizer import PATTERNS
 
@@ -50,22 +51,11 @@ def train_bpe(texts, n_ranks, pattern_name, min_frequency=2):
 
 def token_ranks(tokenizer):
     """Token bytes → rank of a trained `tokenizers.Tokenizer`: the ids that it gives itself."""
-    to_byte = {character: byte for byte, character in enumerate(_byte_characters())}
+    to_byte = {character: byte for byte, character in enumerate(byte_characters())}
     return {
         bytes(to_byte[character] for character in token): rank
         for token, rank in tokenizer.get_vocab().items()
     }
-
-
-def _byte_characters():
-    """The character by which byte-level BPE writes each of the 256 bytes.
-
-    A byte that Latin-1 prints is that character; the others are, in turn, the characters from
-    U+0100 on (GPT-2's table; `tokenizers` has no function that gives it).
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
 @dataclass

@@ -307,13 +307,21 @@ def _text(token):
 # -- pairs → ranks ---------------------------------------------------------------------------------
 
 
+def byte_characters():
+    """The character by which byte-level BPE writes each of the 256 bytes.
+
+    A byte that Latin-1 prints is that character; the others are, in turn, the characters from
+    U+0100 on (GPT-2's table; `tokenizers` has no function that gives it).
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
 @functools.cache
 def _byte_of():
-    """Byte-level BPE's character → byte: what Latin-1 prints is itself, the rest follows U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    shown = {chr(byte): byte for byte in printable}
-    return shown | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+    """character → byte."""
+    return {character: byte for byte, character in enumerate(byte_characters())}
 
 
 def _to_bytes(path, text):

@@ -18,7 +18,7 @@ import json
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from minigpt.bpe import _byte_characters
+from minigpt.hf_tokenizer import byte_characters
 
 SPECIAL_TEXTS = {
     "EOT": "<|endoftext|>",
@@ -62,7 +62,7 @@ def special_texts(tokenizer):
 def token_texts(tokenizer):
     """A text for each of the n_rows ids, no two alike: an ordinary token's bytes in the characters
     of byte-level BPE, a special id's text, "<|unused_N|>" for a row that only rounds the table."""
-    characters, special = _byte_characters(), special_texts(tokenizer)
+    characters, special = byte_characters(), special_texts(tokenizer)
     return tuple(
         "".join([characters[byte] for byte in tokenizer.decode_bytes([i])])
         or special.get(i, f"<|unused_{i}|>")

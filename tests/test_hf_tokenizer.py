@@ -170,9 +170,9 @@ def test_any_list_of_pairs(tmp_path_factory, merges, texts):
 def gpt2_files():
     """vocab.json and merges.txt of GPT-2 as texts, from our own "gpt2"."""
     gpt2 = load_tokenizer("gpt2")
-    from minigpt.bpe import _byte_characters
+    from minigpt.hf_tokenizer import byte_characters
 
-    shown = _byte_characters()
+    shown = byte_characters()
     text = {i: "".join(shown[b] for b in gpt2.decode_bytes([i])) for i in range(50256)}
     ranks = {gpt2.decode_bytes([i]): i for i in range(50256)}
     merges = []

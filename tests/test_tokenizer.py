@@ -21,7 +21,8 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from config.configurator import UserError
 from minigpt import tokenizer as module
-from minigpt.bpe import _byte_characters, sentences, token_ranks, train_bpe
+from minigpt.bpe import sentences, token_ranks, train_bpe
+from minigpt.hf_tokenizer import byte_characters
 from minigpt.tokenizer import (
     PATTERNS,
     SPECIAL_NAMES,
@@ -60,7 +61,7 @@ def trainer_library(path):
     looking up of whole words. What a .gguf would hold, too."""
     tokenizer = load_tokenizer(path)
     ranks = ranks_of(tokenizer)
-    characters = _byte_characters()
+    characters = byte_characters()
     spelled = {token: "".join(characters[byte] for byte in token) for token in ranks}
     merges = [
         tuple(spelled[part] for part in pair_of(token, ranks))
