@@ -434,6 +434,7 @@ def test_prepared_classes_keep_the_test_apart(prepared):
     ("words", "message"),
     [
         ([], "--input=: expected a table"),
+        (["--input={csv}x"], "expected a table, FILE.csv"),
         (["--input=nowhere.csv"], "nowhere.csv: cannot be read"),
         (["--input={csv}", "--text=body"], "no column body"),
         (["--input={csv}", "--test_fraction=1"], "--test_fraction=1.0: expected above 0"),
@@ -445,6 +446,15 @@ def test_mistakes_in_preparing(prepared, words, message):
     words = [word.format(csv=prepared.with_suffix(".csv")) for word in words]
     code, _, err = run_here("data/prepare_classes.py", *words)
     assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_one_label_is_none(tmp_path):
+    table = tmp_path / "one.csv"
+    table.write_text("category,content\n" + "".join(f"art,text {i}\n" for i in range(9)))
+    words = [f"--input={table}", f"--output={tmp_path / 'made'}"]
+    code, _, err = run_here("data/prepare_classes.py", *words)
+    assert code == 2 and "expected two labels or more" in err and err.count("\n") == 1
+    assert not (tmp_path / "made").exists()
 
 
 def evaluate(prepared, run, *words):

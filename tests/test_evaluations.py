@@ -199,6 +199,19 @@ def test_rouge_of_a_run_that_knows_one_answer(tmp_path, dataset, byte_tokenizer)
     assert "best 1.000  几？" in out and "worst 0.000  新？" in out
 
 
+def test_what_is_shown_of_an_answer_stays_in_its_line(tmp_path, dataset, byte_tokenizer):
+    run = save_scripted_run(tmp_path / "run", byte_tokenizer, "黄河", "qa", dataset("qa"))
+    pairs = [
+        {"question": "几？", "answer": "黄\n\n河" * 100},
+        {"question": "新？", "answer": "黄河"},
+    ]
+    qa = write_jsonl(tmp_path / "qa.jsonl", pairs)
+    code, out, err = rouge(f"--out_dir={run}", f"--input={qa}")
+    assert (code, err) == (0, "")
+    (line,) = [line for line in out.splitlines() if "reference" in line and "…" in line]
+    assert line.strip() == "reference   " + " ".join(["黄"] + ["河黄"] * 66 + ["河"])[:200] + "…"
+
+
 def test_rouge_of_a_sample_is_seeded_and_batches_change_nothing(tmp_path, random_run):
     run, _ = random_run("qa")
     pairs = [{"question": f"{i}？", "answer": "黄河很长，流过很多地方"} for i in range(12)]

@@ -225,5 +225,7 @@ def test_the_command_makes_and_prepares(tmp_path):
     assert len(Pairs(folder, "train", load_tokenizer("zh"), 32)) > 30
     code, _, err = run_here("data/prepare_dpo.py", *words)
     assert code == 2 and "is there already" in err and err.count("\n") == 1
+    code, _, err = run_here("data/prepare_dpo.py", f"--from_qa={source}", f"--input={source}")
+    assert code == 2 and "--input names another file" in err and err.count("\n") == 1
     code, _, err = run_here("data/prepare_dpo.py", f"--from_qa={source}", "--input=qa/")
     assert code == 2 and "expected FILE.jsonl" in err
