@@ -136,11 +136,11 @@ def _texts(lab, arm, seed):
     held-out texts, or held-out questions."""
     texts, name = _held_out(lab, arm)
     starts = lab.folder / "sources" / f"starts_{name}.txt"
-    if not starts.exists():
-        rows = _rows(texts)[: lab.scale.counts["starts"]]
-        lines = [row.get("question") or first_sentence(row["text"])[0] for row in rows]
-        starts.parent.mkdir(parents=True, exist_ok=True)
-        starts.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with lab.alone(starts):
+        if not starts.exists():
+            rows = _rows(texts)[: lab.scale.counts["starts"]]
+            lines = [row.get("question") or first_sentence(row["text"])[0] for row in rows]
+            starts.write_text("\n".join(lines) + "\n", encoding="utf-8")
     knobs = {k: arm.asked[k] for k in ("temperature", "top_p") if k in arm.asked}
     folder = lab.score(arm, seed, f"texts_{trial_name(knobs)}")
     words = [f"--{knob}={value:g}" for knob, value in knobs.items()]

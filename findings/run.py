@@ -7,9 +7,10 @@
 
 TEXTS is a folder with wiki/, qa/, novels/ and bbc/bbc_news.csv, or some of them; the bundled sample
 stands in for wiki/ and qa/. Runs lie in OUT_DIR/SCALE and are shared by the findings that need the
-same. Whatever stops it, the same command goes on: what is finished is not made again, a training
-under way is resumed. Figures of each scale are kept in REPORT/results.json, from which the tables
-of REPORT/README.md are made, and a picture REPORT/NAME.png (at scale gpu NAME_gpu.png) is drawn.
+same, also by several of these commands at a time. Whatever stops it, the same command goes on: what
+is finished is not made again, a training under way is resumed. Figures of each scale are kept in
+REPORT/results.json, from which the tables of REPORT/README.md are made, and a picture
+REPORT/NAME.png (at scale gpu NAME_gpu.png) is drawn.
 """
 
 import json
@@ -69,11 +70,13 @@ def main():
             continue
         print(f"{finding.number}. {finding.name}: {finding.claim}", flush=True)
         result = experiment(finding, lab, seeds)
-        results.setdefault(settings.scale, {})[finding.name] = result
-        report.mkdir(parents=True, exist_ok=True)
+        with lab.alone(folder / "report"):  # others at work in this folder write it too
+            results = read_results(report)
+            results.setdefault(settings.scale, {})[finding.name] = result
+            report.mkdir(parents=True, exist_ok=True)
+            write_json(report / "results.json", results)
+            write_readme(report / "README.md", results)
         draw(finding, lab, seeds, result, report)
-        write_json(report / "results.json", results)
-        write_readme(report / "README.md", results)
         print(f"{finding.name}: {result['verdict']}\n", flush=True)
         ended.append(finding)
     for finding in ended:

@@ -9,9 +9,11 @@
 Source, Data, Run and their like are descriptions. Their names say their settings, so experiments
 that need the same run share it. make() brings one about by the project's own scripts and is free
 where that has been done; training that was killed is resumed. Beside each thing stands a note with
-the command that made it: a thing that another command made is never taken for this one.
+the command that made it: a thing that another command made is never taken for this one. Several
+processes may share a Lab's folder: each thing is made by one of them, while the others wait for it.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -22,6 +24,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+from filelock import FileLock, Timeout
 
 from config.configurator import ROOT, UserError
 from minigpt import checkpoint
@@ -85,12 +89,16 @@ class Source:
         if limit is None:
             return paths
         path = lab.folder / "sources" / f"{self.name}.jsonl"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            read = read_pairs if self.kinds == ("qa",) else lambda paths: read_entries(paths, False)
-            rows = draw(list(read(paths)), limit, 0)
-            write_jsonl(path, [row._asdict() for row in rows])
+        with lab.alone(path):
+            if not path.exists():
+                read = read_pairs if self.kinds == ("qa",) else _raw_entries
+                rows = draw(list(read(paths)), limit, 0)
+                write_jsonl(path, [row._asdict() for row in rows])
         return path.as_posix()
+
+
+def _raw_entries(paths):
+    return read_entries(paths, False)
 
 
 class Classes:
@@ -156,15 +164,13 @@ class Data:
     def make(self, lab, seed=None):
         """The dataset folder."""
         folder, script = lab.folder / "data" / self.name, SCRIPTS[self.stage]
-        words = [f"--input={self.source.make(lab)}"]
+        words, written = [f"--input={self.source.make(lab)}"], None
         if self.stage == "dpo":  # preferences are made of pairs, and written first
-            made = lab.folder / "sources" / f"{self.name}.jsonl"
-            words = [f"--from_qa={self.source.make(lab)}", f"--input={made.as_posix()}"]
-            if not lab.finished(folder):
-                made.unlink(missing_ok=True)
+            written = lab.folder / "sources" / f"{self.name}.jsonl"
+            words = [f"--from_qa={self.source.make(lab)}", f"--input={written.as_posix()}"]
         words += [*lab.scale.data_words(self.stage), *_flags(self.knobs, lab)]
         words += [f"--val_fraction={HELD_OUT}", f"--dataset={folder.as_posix()}"]
-        lab.once(folder, script, *words)
+        lab.once(folder, script, *words, afresh=written)
         return folder
 
 
@@ -218,10 +224,11 @@ class Resized:
     def make(self, lab, seed):
         folder = lab.folder / "runs" / self.name / f"seed={seed}"
         base = self.run.make(lab, seed)
-        if not checkpoint.exists(folder):
-            trained = checkpoint.load(base)
-            trained.model.config.block_size = self.block_size.make(lab)
-            checkpoint.resave(folder, trained)
+        with lab.alone(folder):
+            if not checkpoint.exists(folder):
+                trained = checkpoint.load(base)
+                trained.model.config.block_size = self.block_size.make(lab)
+                checkpoint.resave(folder, trained)
         return folder
 
 
@@ -276,32 +283,47 @@ class Lab:
         self.folder, self.scale, self.places, self.say = Path(_shown(folder)), scale, found, say
         self._made = set()
 
-    def finished(self, made):
-        """Whether the note beside `made` says that the script ran to its end."""
-        note = _read(_note(made))
-        return bool(note and note["finished"])
+    @contextlib.contextmanager
+    def alone(self, made):
+        """While it lasts no other process makes `made`; where one does, it is waited for. The
+        system lets go of the lock of a process that was killed."""
+        path = _note(made).with_suffix(".lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            self.say(f"{made}: another process is at it; waiting")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
-    def once(self, made, *words, resume=None):
+    def once(self, made, *words, resume=None, afresh=None):
         """Run a script, unless the note beside `made`, the file or folder that it writes, says that
         this command has run to its end. resume: the words that go on with what was ended early.
+        afresh: a file that the script writes too, and would not write over.
 
         UserError where the script fails, and where the note is of another command.
         """
-        path, words = _note(made), list(words)
-        note = _read(path)
-        if note and note["words"] != words:
-            raise UserError(
-                f"{made}: was made by another command ({path.name} has it): the experiment, its "
-                f"scale or the texts have changed since; give another --out_dir, or delete "
-                f"{made} and what was trained from it"
-            )
-        if note and note["finished"]:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, dict(words=words, finished=False))
-        going_on = [*resume, words[-1]] if resume and note else words
-        self.call(path.with_suffix(".log"), *going_on)
-        write_json(path, dict(words=words, finished=True))
+        with self.alone(made):
+            path, words = _note(made), list(words)
+            note = _read(path)
+            if note and note["words"] != words:
+                raise UserError(
+                    f"{made}: was made by another command ({path.name} has it): the experiment, "
+                    f"its scale or the texts have changed since; give another --out_dir, or delete "
+                    f"{made} and what was trained from it"
+                )
+            if note and note["finished"]:
+                return
+            if afresh:
+                afresh.unlink(missing_ok=True)
+            write_json(path, dict(words=words, finished=False))
+            going_on = [*resume, words[-1]] if resume and note else words
+            self.call(path.with_suffix(".log"), *going_on)
+            write_json(path, dict(words=words, finished=True))
 
     def call(self, log, *words):
         """Run a script of the project, what it prints added to the file `log`."""

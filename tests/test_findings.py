@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -165,7 +166,7 @@ class Recorder(Lab):
         super().__init__(folder, scale, stand_ins | places())
         self.commands = {}
 
-    def once(self, made, *words, resume=None):
+    def once(self, made, *words, resume=None, afresh=None):
         self.commands[Path(made).as_posix()] = words
 
 
@@ -317,12 +318,46 @@ def test_what_failed_is_told_and_what_was_ended_early_goes_on(tmp_path, script):
     words = [script(3), "--out_dir=x"]
     with pytest.raises(UserError, match=r"exit code 3: it said nothing"):
         lab.once(tmp_path / "made", *words, resume=[words[0], "again"])  # nothing to resume yet
-    assert not lab.finished(tmp_path / "made")
     script(0)
-    lab.once(tmp_path / "made", *words, resume=[words[0], "again"])
-    assert lab.finished(tmp_path / "made")
+    for _ in range(2):  # the second time it is finished
+        lab.once(tmp_path / "made", *words, resume=[words[0], "again"])
     lines = (tmp_path / "ran.txt").read_text().splitlines()
     assert lines == ["--out_dir=x", "again --out_dir=x"]
+
+
+def test_what_a_script_would_not_write_over_is_removed_before_it_runs(tmp_path, script):
+    lab, other = Lab(tmp_path, TEST, {}, say=lambda line: None), tmp_path / "pairs.jsonl"
+    other.write_text("of a run that was killed")
+    lab.once(tmp_path / "made", script(0), afresh=other)
+    assert not other.exists()
+    other.write_text("made")
+    lab.once(tmp_path / "made", script(0), afresh=other)
+    assert other.read_text() == "made"
+
+
+def test_one_process_makes_it_and_the_others_wait(tmp_path):
+    """Two at once: the script runs once, and the second has waited for its end."""
+    at_work, may_end, ran, told = threading.Event(), threading.Event(), [], []
+
+    class Slow(Lab):
+        def call(self, log, *words):
+            ran.append(words)
+            at_work.set()
+            assert may_end.wait(30)
+
+    def say(line):
+        told.append(line)
+        may_end.set()
+
+    first = threading.Thread(
+        target=lambda: Slow(tmp_path, TEST, {}).once(tmp_path / "made", "s.py", "--a=1")
+    )
+    first.start()
+    assert at_work.wait(30)
+    Slow(tmp_path, TEST, {}, say=say).once(tmp_path / "made", "s.py", "--a=1")
+    first.join()
+    assert ran == [("s.py", "--a=1")]
+    assert len(told) == 1 and "made: another process is at it; waiting" in told[0]
 
 
 # -- measures --------------------------------------------------------------------------------------

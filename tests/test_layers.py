@@ -15,7 +15,7 @@ LOW = (
     *("config.configurator", "config.train_config"),
     *("minigpt.tokenizer", "minigpt.hf_tokenizer", "minigpt.blockfile", "model", "data_utils"),
 )
-FOLDERS = ("", "config", "minigpt", "data", "sft", "bench")
+FOLDERS = ("", "config", "minigpt", "data", "sft", "bench", "findings")
 
 
 def sources():
@@ -30,7 +30,9 @@ def sources():
 
 SOURCES = sources()
 RECIPES = {name for name in SOURCES if name.startswith("config.")} - set(LOW) - {"config.__init__"}
-SHARED = {name for name in SOURCES if name.startswith("minigpt.")} - set(LOW)
+# findings/ is a script and what it alone consists of.
+FINDINGS = {name for name in SOURCES if name.startswith("findings.")} - {"findings.run"}
+SHARED = {name for name in SOURCES if name.startswith("minigpt.")} - set(LOW) | FINDINGS
 SCRIPTS = set(SOURCES) - set(LOW) - RECIPES - SHARED - {"config.__init__"}
 
 
@@ -78,6 +80,11 @@ def test_the_lower_layers_know_nothing_of_the_upper():
     }
     for name, lower in allowed.items():
         assert project_imports(name) <= lower, name
+
+
+def test_only_findings_know_the_findings():
+    for name in set(SOURCES) - FINDINGS - {"findings.run"}:
+        assert not project_imports(name) & FINDINGS, name
 
 
 def test_recipes_import_nothing():
@@ -148,7 +155,8 @@ def test_quickstart_needs_the_standard_library_alone():
 
 # -- scripts in folders ----------------------------------------------------------------------------
 
-NESTED = sorted(name for name in SCRIPTS if name.startswith(("data.", "sft.", "bench.")))
+FOLDERS_OF_SCRIPTS = ("data.", "sft.", "bench.", "findings.")
+NESTED = sorted(name for name in SCRIPTS if name.startswith(FOLDERS_OF_SCRIPTS))
 
 
 def bootstrap_of(name):

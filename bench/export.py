@@ -1,0 +1,85 @@
+"""Does an export read text as we do? Ids by transformers' library and by llama.cpp, beside ours.
+
+    python bench/export.py --input=TEXTS                       # `zh`
+    python bench/export.py --input=TEXTS --tokenizer=gpt2
+
+Exports an untrained model of the smallest size as a Hugging Face folder and as a GGUF file, cuts
+every file of --input into pieces of --length characters, and counts the pieces that have other ids
+there. llama.cpp's part is left out, and said so, where llama-cpp-python is not installed.
+"""
+
+import pathlib
+import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from tokenizers import Tokenizer
+
+from config.configurator import UserError, configure, run
+from minigpt import checkpoint
+from minigpt.gguf_export import write_gguf
+from minigpt.hf_export import write_hf
+from minigpt.report import table
+from minigpt.tokenizer import load_tokenizer
+from model import GPT, GPTConfig
+
+
+class Settings:
+    input: str = ""  # a file, or a folder that is walked; UTF-8
+    length: int = 2000  # characters of a piece
+
+
+def main():
+    settings = configure(Settings, shared="tokenizer", doc=__doc__)
+    files = [pathlib.Path(settings.input)]
+    if files[0].is_dir():
+        files = sorted(path for path in files[0].rglob("*") if path.is_file())
+    texts = [path.read_text(encoding="utf-8") for path in files if path.is_file()]
+    if not texts:
+        raise UserError(f"--input={settings.input}: expected a file, or a folder that has some")
+    ours = load_tokenizer(settings.tokenizer)
+    with tempfile.TemporaryDirectory() as folder:
+        readers = read_back(exported(pathlib.Path(folder), ours), pathlib.Path(folder))
+    pieces = [
+        text[start : start + settings.length]
+        for text in texts
+        for start in range(0, len(text), settings.length)
+    ]
+    others = dict.fromkeys(readers, 0)
+    for piece in pieces:
+        ids = ours.encode(piece)
+        for name, encode in readers.items():
+            others[name] += encode(piece) != ids
+    rows = [[name, f"{len(pieces):,}", f"{count:,}"] for name, count in others.items()]
+    print(table([ours.name, "pieces", "with other ids"], rows))
+
+
+def exported(folder, tokenizer):
+    """The Checkpoint of an untrained run in `folder`."""
+    shape = dict(n_layer=1, n_head=1, n_embd=64, block_size=16)
+    model = GPT(GPTConfig(n_rows=tokenizer.n_rows, **shape))
+    meta = dict(prompt_format="plain", step=0, settings={})
+    checkpoint.save(folder / "run", model, tokenizer, meta)
+    return checkpoint.load(folder / "run")
+
+
+def read_back(trained, folder):
+    """name → text → ids, of each program that reads an export of `trained`."""
+    write_hf(folder / "hf", trained, "float32")
+    theirs = Tokenizer.from_file(str(folder / "hf" / "tokenizer.json"))
+    readers = {"tokenizers (transformers)": lambda text: theirs.encode(text).ids}
+    try:
+        import llama_cpp
+    except ImportError:
+        print("llama.cpp: left out; pip install llama-cpp-python gguf")
+        return readers
+    write_gguf(folder / "run.gguf", trained, "float32")
+    model = llama_cpp.Llama(str(folder / "run.gguf"), vocab_only=True, verbose=False)
+    words = dict(add_bos=False, special=False)
+    readers["llama.cpp"] = lambda text: model.tokenize(text.encode(), **words)
+    return readers
+
+
+if __name__ == "__main__":
+    run(main)
