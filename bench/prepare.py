@@ -4,10 +4,11 @@
     python bench/prepare.py --input=wiki/ --megabytes=300
     python bench/prepare.py --memory=true --megabytes=1000      # peak of all its processes
 
-The input is made by recombining the sentences of --input at random into entries of 5 to 20, so it
-is as large as wanted and holds no duplicates. Bare tiktoken encodes the same texts, cleaned and in
-memory, in one process; data/prepare.py is timed as a user runs it, start and writing included.
-Rounds alternate; medians are shown.
+The input is made of clauses of --input that are cut out at random places, two to five a sentence, 5
+to 20 sentences an entry: as large as wanted, no entry twice and hardly a clause, for the encoder
+keeps what it has seen, and repeated sentences would flatter it. Bare tiktoken encodes the same
+texts, cleaned and in memory, in one process; data/prepare.py is timed as a user runs it, start and
+writing included. Rounds alternate; medians are shown.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import statistics
 import subprocess
@@ -24,7 +26,6 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import UserError, configure, run
-from minigpt.bpe import sentences
 from minigpt.corpus import read_entries
 from minigpt.report import table
 from minigpt.tokenizer import load_tokenizer
@@ -35,7 +36,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 class Settings:
     """The knobs of this script alone."""
 
-    input: str = "data/sample"  # files or folders whose sentences are recombined
+    input: str = "data/sample"  # files or folders whose clauses are recombined
     megabytes: float = 200.0  # size of the file that is made of them
     workers: int = 2  # processes of data/prepare.py
     rounds: int = 3  # of bare tiktoken and data/prepare.py, in turn
@@ -61,20 +62,25 @@ def main():
 
 def recombined(paths, megabytes, path):
     """Write so many MB of entries, in the shape of wiki dumps, to `path`; returns it."""
-    parts = [part for entry in read_entries(paths) for part in sentences(entry.text)]
-    if len(parts) < 100:
-        raise UserError(f"--input={paths}: {len(parts)} sentences; expected 100 at least")
+    text = re.sub(r"[\W_]+", "", "".join(entry.text for entry in read_entries(paths)))
+    if len(text) < 1000:
+        raise UserError(f"--input={paths}: {len(text)} letters; expected 1,000 at least")
     chance, size, number = random.Random(0), 0, 0
+
+    def sentence():
+        starts = [chance.randrange(len(text) - 16) for _ in range(chance.randint(2, 5))]
+        return "，".join(text[start : start + chance.randint(4, 16)] for start in starts) + "。"
+
     with open(path, "w", encoding="utf-8") as file:
         while size < megabytes * 1e6:
             number += 1
             title = f"题{number}"
-            text = "".join(chance.choices(parts, k=chance.randint(5, 20)))
-            record = {"id": str(number), "title": title, "text": f"{title}\n\n{text}"}
+            body = "".join(sentence() for _ in range(chance.randint(5, 20)))
+            record = {"id": str(number), "title": title, "text": f"{title}\n\n{body}"}
             line = json.dumps(record, ensure_ascii=False) + "\n"
             size += len(line.encode())
             file.write(line)
-    print(f"{path}: {size / 1e6:.0f} MB, {number:,} entries of {len(parts):,} sentences")
+    print(f"{path}: {size / 1e6:.0f} MB, {number:,} entries, of {len(text):,} letters")
     return path
 
 

@@ -11,6 +11,7 @@ from minigpt import checkpoint
 from minigpt.corpus import read_entries
 from minigpt.examples import SEEN, first_sentence, read_texts
 from minigpt.experiments import Classes
+from minigpt.hardware import pick_device
 from minigpt.perplexity import all_windows, text_passages, window_batches
 from minigpt.rouge import score as rouge
 from minigpt.runlog import read_runlog
@@ -43,15 +44,19 @@ def perplexity(lab, arm, seed):
 def token_errors(lab, arm, seed):
     """The share of held-out tokens that are not the one which the run holds likeliest, given the
     text before them: of tokens with a digit in them (`of` "digits"), or of the others."""
-    trained = checkpoint.load(arm.made_of.make(lab, seed))
+    device = pick_device("auto")
+    trained = checkpoint.load(arm.made_of.make(lab, seed), device)
     texts = read_texts(str(arm.made_of.data.make(lab) / "val.jsonl"))
+    texts = texts[: lab.scale.counts.get("error_texts")]
     tokenizer, model = trained.tokenizer, trained.model.eval()
     digits = torch.tensor(
-        [any(c.isdecimal() for c in tokenizer.decode([i])) for i in range(tokenizer.n_vocab)]
+        [any(c.isdecimal() for c in tokenizer.decode([i])) for i in range(tokenizer.n_vocab)],
+        device=device,
     )
     passages = text_passages(tokenizer, texts)
     wrong, wanted = [], []
     for batch in window_batches(passages, all_windows(passages, model.config.block_size), 8):
+        batch = batch.to(device)
         y = batch.y.flatten()[batch.at]
         with torch.inference_mode():
             h = model(batch.x).flatten(0, 1)[batch.at]
@@ -69,6 +74,8 @@ def same_ending(lab, arm, seed):
     words = [f"--out_dir={arm.made_of.make(lab, seed).as_posix()}"]
     words += [f"--input={(data / 'val.jsonl').as_posix()}"]
     words += [f"--task={path.with_suffix('').as_posix()}", f"--output={path.as_posix()}"]
+    if limit := lab.scale.counts.get("endings"):
+        words.append(f"--limit={limit}")
     lab.once(path, "evaluations-endings.py", *words)
     return _json(path)["acc_norm"]
 
@@ -162,9 +169,11 @@ def known(lab, arm, seed):
     """The share of what is written, three characters at a time, that stands in the texts which the
     run was pretrained on: what makes no sense to a reader seldom does."""
     _, rows = _texts(lab, arm, seed)
+    held_out = {row["text"] for row in _rows(arm.made_of.data.make(lab) / "val.jsonl")}
     read = set()
     for entry in read_entries(arm.made_of.data.source.make(lab)):
-        read |= _triples(entry.text)
+        if entry.text not in held_out:
+            read |= _triples(entry.text)
     written = [triple for row in rows for triple in _triples(row["text"])]
     return sum(triple in read for triple in written) / max(1, len(written))
 

@@ -11,7 +11,7 @@ from findings.measures import (
     token_errors,
 )
 from findings.runs import BASE, OVERFIT, QA, WIKI
-from minigpt.experiments import Arm, Best, Check, Data, Finding, Run, Source
+from minigpt.experiments import Arm, Best, BlocksAStep, Check, Data, Finding, Run, Source
 
 TEXTS = Source("wiki")
 
@@ -59,7 +59,8 @@ MORE_TEXT = Finding(
     name="more_text",
     claim="More text than the subset that the questions are about, in pretraining, makes "
     "fine-tuning better (A).",
-    run="Pretraining on wiki/ alone and with novels/, as many steps; both fine-tuned on qa/.",
+    run="Pretraining on wiki/ alone and with novels/, as many steps, so that wiki/ is read less "
+    "often there; both fine-tuned on qa/.",
     arms={
         "wiki": Arm(Run(QA, BASE)),
         "wiki and novels": Arm(Run(QA, Run(Data("pretrain", Source("wiki", "novels"))))),
@@ -72,7 +73,7 @@ OVER_TRAINED = Finding(
     number=5,
     name="over_trained",
     claim="Past its best val loss a model's perplexity and its Rouge-L get worse (A).",
-    run="Pretraining on few texts, 18 passes; at the best val loss and at the end.",
+    run="Pretraining on few texts, some 15 passes; at the best val loss and at the end.",
     arms={"best": Arm(Best(OVERFIT), over=WIKI), "last": Arm(OVERFIT, over=WIKI)},
     measures={"perplexity": perplexity, "Rouge-L, held out": rouge_held_out},
     checks=[Check("perplexity", "best", "last"), Check("Rouge-L, held out", "last", "best")],
@@ -82,7 +83,7 @@ OVER_TRAINED = Finding(
 def blocks_of(size, length=1):
     """Blocks of `size` tokens, as many tokens a step whatever the size."""
     data = Data("pretrain", TEXTS, block_size=size)
-    return Arm(Run(data, length=length, batch_size=2048 // size), over=WIKI)
+    return Arm(Run(data, length=length, batch_size=BlocksAStep(size)), over=WIKI)
 
 
 BLOCK_SIZES = Finding(

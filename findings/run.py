@@ -16,6 +16,7 @@ REPORT/NAME.png (at scale gpu NAME_gpu.png) is drawn.
 import json
 import os
 import pathlib
+import signal
 import statistics
 import sys
 from typing import Literal
@@ -31,6 +32,8 @@ from minigpt.report import duration, table, write_json
 from minigpt.runlog import read_runlog
 
 FINDINGS = [*pretraining.FINDINGS, *fine_tuning.FINDINGS, *generation.FINDINGS]
+FOLDER = pathlib.Path(__file__).resolve().parent
+CHANGED = ", but the experiment has changed since"
 BEGIN, END = "<!-- written by findings/run.py -->", "<!-- end -->"
 HEADER = ["", "claim", "what was run", "figures", "verdict"]
 
@@ -52,7 +55,7 @@ def main():
     settings = configure(Settings, doc=__doc__, argv=words, quiet=True)
     chosen = choose(names, settings)
     found = places(settings.input)
-    report = settings.report or (settings.out_dir if settings.scale == "test" else "findings")
+    report = settings.report or (settings.out_dir if settings.scale == "test" else FOLDER)
     report = pathlib.Path(report).resolve()
     folder = pathlib.Path(settings.out_dir).resolve() / settings.scale
     os.chdir(ROOT)  # whose recipes and bundled texts are meant
@@ -60,17 +63,23 @@ def main():
     if not chosen:
         show(results, settings.scale, found)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the script under way ends with it
     lab = Lab(folder, SCALES[settings.scale], found, say=lambda line: print(line, flush=True))
     seeds = range(1337, 1337 + settings.seeds)
-    ended = []
+    ended, problems = [], []
     for finding in chosen:
         missing = finding.needs - set(found)
         if settings.all and missing:
             print(f"{finding.name}: left out, there is no {', '.join(sorted(missing))}")
             continue
         print(f"{finding.number}. {finding.name}: {finding.claim}", flush=True)
-        result = experiment(finding, lab, seeds)
-        with lab.alone(folder / "report"):  # others at work in this folder write it too
+        try:
+            result = experiment(finding, lab, seeds)
+        except UserError as problem:  # the next one may do well
+            problems.append(f"{finding.name}: {problem}")
+            print(problems[-1], flush=True)
+            continue
+        with lab.alone(folder.parent / "report"):  # others at work in this folder write it too
             results = read_results(report)
             results.setdefault(settings.scale, {})[finding.name] = result
             report.mkdir(parents=True, exist_ok=True)
@@ -81,6 +90,8 @@ def main():
         ended.append(finding)
     for finding in ended:
         tell(finding, results[settings.scale][finding.name])
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def choose(names, settings):
@@ -128,6 +139,12 @@ def experiment(finding, lab, seeds):
     )
 
 
+def changed(finding, result):
+    """Whether the experiment is another one than that of which a result was kept."""
+    then = result["claim"], result["runs"], [check["says"] for check in result["checks"]]
+    return then != (finding.claim, runs_of(finding), list(map(str, finding.checks)))
+
+
 def runs_of(finding):
     """arm → the name of its run, which says all its settings."""
     return {name: arm.made_of.name for name, arm in finding.arms.items()}
@@ -135,11 +152,13 @@ def runs_of(finding):
 
 def logs(finding, lab, seeds):
     """arm → the log of its run for each seed; of arms that share a run the first."""
-    arms = {arm.made_of.name: name for name, arm in reversed(finding.arms.items())}
-    runs = {name: finding.arms[name].made_of for name in arms.values()}
+    runs = {}
+    for name, arm in finding.arms.items():
+        made = getattr(arm.made_of, "run", arm.made_of)
+        if made.name not in {run.name for run in runs.values()}:
+            runs[name] = made
     return {
-        name: [read_runlog(getattr(made, "run", made).make(lab, seed)) for seed in seeds]
-        for name, made in reversed(runs.items())
+        name: [read_runlog(made.make(lab, seed)) for seed in seeds] for name, made in runs.items()
     }
 
 
@@ -187,8 +206,8 @@ def show(results, scale, found):
     for finding in FINDINGS:
         result, missing = results.get(scale, {}).get(finding.name), finding.needs - set(found)
         state = result["verdict"] if result else "not run yet"
-        if result and (result["claim"], result["runs"]) != (finding.claim, runs_of(finding)):
-            state += ", but the experiment has changed since"
+        if result and changed(finding, result):
+            state += CHANGED
         if missing and not result:
             state += f"; needs --input with {', '.join(sorted(missing))}"
         rows.append([str(finding.number), finding.name, state])
@@ -236,7 +255,8 @@ def row(finding, result, scale):
     ran = f"{result['run']} {seeds} seed{'s' if seeds > 1 else ''}; {texts}"
     ran += f"; {duration(60 * result['minutes'])} of training"
     figures = f"{'<br>'.join(figures)} ([picture]({picture_name(finding, scale)}))"
-    return [name, result["claim"], ran, figures, f"**{result['verdict']}**"]
+    found = f"**{result['verdict']}**{CHANGED if changed(finding, result) else ''}"
+    return [name, result["claim"], ran, figures, found]
 
 
 BUNDLED = set(places().values())

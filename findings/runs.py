@@ -30,6 +30,7 @@ CPU = Scale(
         "bbc_tune": ["config/bbc_sft.py", *QUIET],
     },
     steps=dict(pretrain=240, tune=150, dpo=50, bbc=500, bbc_tune=128),
+    warmup=dict(pretrain=100),
     counts=dict(
         few_entries=120,  # of wiki/: 20 steps of pretraining are a pass over them
         few_pairs=1200,
@@ -42,25 +43,31 @@ CPU = Scale(
         low_rank=4,
         high_rank=64,
         shorter_block=128,
+        shorter_batch=16,
         longer_block=512,
+        longer_batch=4,
+        tokens_a_step=2048,
     ),
 )
 
-# The same at the 124M shape: an evening each on one GPU, by the numbers of steps; never run.
+# The same at the 124M shape: an evening each on one GPU, by the numbers of steps; never run. One
+# pass a step, so that a batch is what a finding says it is.
 WIDE = ["--n_layer=12", "--n_head=12", "--n_embd=768", "--learning_rate=1e-3"]
 GPU = Scale(
     name="gpu",
     words={
-        "pretrain": ["config/train_config.py", *QUIET],
+        "pretrain": ["config/train_config.py", "--gradient_accumulation_steps=1", *QUIET],
         "tune": ["config/train_config_sft.py", "--eval_interval=20", *QUIET],
         "dpo": ["config/dpo.py", *QUIET],
         "bbc": ["config/bbc.py", *WIDE, *QUIET],
         "bbc_tune": ["config/bbc_sft.py", "--learning_rate=3e-4", *QUIET],
     },
-    steps=dict(pretrain=2000, tune=300, dpo=100, bbc=500, bbc_tune=128),
+    steps=dict(pretrain=8000, tune=300, dpo=100, bbc=500, bbc_tune=128),
+    warmup=dict(pretrain=200),
     counts=CPU.counts
     | dict(few_entries=20_000, answers=500, half=6, low_rank=16, high_rank=512)
-    | dict(shorter_block=256, longer_block=1024),
+    | dict(shorter_block=256, shorter_batch=64, longer_block=1024, longer_batch=16)
+    | dict(tokens_a_step=16_384, endings=2000, error_texts=2000),
 )
 
 # Seconds: every finding to its end, and no figure means anything.
@@ -76,6 +83,7 @@ TEST = Scale(
         "bbc_tune": ["config/bbc_sft.py", *TINY, "--block_size=512"],
     },
     steps=dict(pretrain=6, tune=12, dpo=4, bbc=4, bbc_tune=4),
+    warmup=dict(pretrain=1),
     counts=dict(
         most=60,  # of every source
         few_entries=40,
@@ -89,7 +97,10 @@ TEST = Scale(
         low_rank=2,
         high_rank=8,
         shorter_block=64,
+        shorter_batch=8,
         longer_block=256,
+        longer_batch=2,
+        tokens_a_step=2048,
     ),
 )
 SCALES = {scale.name: scale for scale in (CPU, GPU, TEST)}

@@ -143,6 +143,18 @@ class Count:
         return lab.scale.counts[self.name]
 
 
+class BlocksAStep:
+    """batch_size: so many blocks of `size` tokens as make the scale's tokens_a_step."""
+
+    needs = set()
+
+    def __init__(self, size):
+        self.size, self.name = size, f"of_{size}"
+
+    def make(self, lab, seed=None):
+        return lab.scale.counts["tokens_a_step"] // self.size
+
+
 # What a stage trains on is made by this script.
 SCRIPTS = {
     "pretrain": "data/prepare.py",
@@ -195,6 +207,8 @@ class Run:
             words.append(f"--init_from={self.base.make(lab, seed).as_posix()}")
         if "epochs" not in self.knobs:
             words.append(f"--max_iters={max(2, round(self.length * lab.scale.steps[stage]))}")
+        if self.length < 1:  # else a short run would hardly leave its warmup
+            words.append(f"--warmup_iters={round(self.length * lab.scale.warmup[stage])}")
         words += [f"--dataset={self.data.make(lab).as_posix()}", f"--seed={seed}"]
         resume = ["train.py", "--init_from=resume"] if checkpoint.exists(folder) else None
         lab.once(folder, *words, f"--out_dir={folder.as_posix()}", resume=resume)
@@ -260,12 +274,14 @@ def _flags(knobs, lab):
 
 @dataclass(frozen=True)
 class Scale:
-    """How large experiments are: for each stage its recipe and flags and its steps; and counts:
-    entries, questions and the like, by the name that Source and measures ask for."""
+    """How large experiments are: for each stage its recipe and flags, its steps and how many of
+    them are warmup; and counts: entries, questions and the like, by the name that Source and
+    measures ask for."""
 
     name: str
     words: dict
     steps: dict
+    warmup: dict
     counts: dict
 
     def data_words(self, stage):
@@ -314,7 +330,7 @@ class Lab:
                 raise UserError(
                     f"{made}: was made by another command ({path.name} has it): the experiment, "
                     f"its scale or the texts have changed since; give another --out_dir, or delete "
-                    f"{made} and what was trained from it"
+                    f"{made}, {path.name} beside it, and what was trained or measured from it"
                 )
             if note and note["finished"]:
                 return
@@ -337,6 +353,10 @@ class Lab:
             try:
                 code = child.wait()
             except KeyboardInterrupt:  # it has had the Ctrl-C too: let train.py save
+                child.wait()
+                raise
+            except SystemExit:  # a signal to this process alone
+                child.terminate()
                 child.wait()
                 raise
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()

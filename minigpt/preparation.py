@@ -12,6 +12,7 @@ import contextlib
 import gc
 import itertools
 import json
+import os
 import shlex
 import sys
 from array import array
@@ -76,7 +77,14 @@ class PlainText:
         """What makes two entries duplicates."""
         return entry.text
 
-    source = content  # what decides between train and val
+    @property
+    def source(self):
+        """What decides between train and val: the cleaned text, so that cleaned and raw data of the
+        same files hold out the same entries."""
+        return self.content if self.clean else self.cleaned
+
+    def cleaned(self, entry):
+        return clean_all([entry.text], [entry.title])[0] or entry.text
 
     def amount(self, entry):
         """How much of `held_out` an entry is."""
@@ -243,6 +251,7 @@ class ChunkWorker:
 
     def __init__(self, job):
         self.job = job
+        os.environ.setdefault("RAYON_NUM_THREADS", "1")  # the workers are the threads
         tokenizer = load_tokenizer(job.tokenizer)
         self.cutter = Cutter(tokenizer, job.block_size)
         self.dtype = token_dtype(tokenizer.n_vocab)
@@ -255,7 +264,7 @@ class ChunkWorker:
         kept, numbers, pieces = [], [], []
         ready = kind.ready(entries)
         texts = [kind.texts(entry) if entry else () for entry in ready]
-        rows = iter(self.cutter.tokenizer.encode_batch(itertools.chain(*texts), threads=1))
+        rows = iter(self.cutter.tokenizer.encode_batch(itertools.chain(*texts)))
         for entry, parts in zip(ready, texts, strict=True):
             ids = [next(rows) for _ in parts]
             encoded = kind.encode(entry, ids, self.cutter, layout) if entry else "empty"

@@ -87,7 +87,7 @@ def test_any_text_has_the_ids_of_tokenizers(both, text):
     theirs, ours, copy = both
     ids = theirs.encode(text, add_special_tokens=False).ids
     assert ours.encode(text) == copy.encode(text) == ids
-    assert [list(row) for row in copy.encode_batch([text, "a b", text], 1)][::2] == [ids, ids]
+    assert [list(row) for row in copy.encode_batch([text, "a b", text])][::2] == [ids, ids]
     assert ours.decode(ids) == theirs.decode(ids)
     assert ours.encode_bytes(text.encode()) == ids
 
