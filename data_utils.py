@@ -187,15 +187,16 @@ class Batch:
         tensors = [None if a is None else torch.from_numpy(a) for a in arrays]
         return cls(*tensors, count=len(at), rows=rows)
 
-    def padded(self, multiple=1024):
-        """The batch with `at` and `ends` of few lengths, so that compiled code meets few shapes: to
-        `at` comes the last place, which is never a target; to `ends` pieces of no length."""
+    def padded(self, targets=1024, pieces=256):
+        """The batch with `at` and `ends` of lengths that are multiples of these two, so that
+        compiled code meets few shapes: to `at` comes the last place, which is never a target; to
+        `ends` pieces of no length, fewer, for the attention kernel goes to each of them."""
 
-        def longer(tensor, value):
+        def longer(tensor, multiple, value):
             return F.pad(tensor, (0, -len(tensor) % multiple), value=value)
 
-        ends = None if self.ends is None else longer(self.ends, self.x.numel())
-        return replace(self, at=longer(self.at, self.x.numel() - 1), ends=ends)
+        ends = None if self.ends is None else longer(self.ends, pieces, self.x.numel())
+        return replace(self, at=longer(self.at, targets, self.x.numel() - 1), ends=ends)
 
     def to(self, device):
         """The batch on `device`; to CUDA by asynchronous copies from pinned memory."""
@@ -219,16 +220,26 @@ class Batches:
 
     At random (a permutation for each epoch, from `seed`) or, with in_order, as they stand. Of each
     global batch of world × batch_size blocks, process `rank` gets its own batch_size. The next
-    batch is read by a thread while the present one is used.
+    `ahead` batches are read by a thread while the present one is used.
     """
 
-    def __init__(self, blocks, batch_size, seed=0, in_order=False, rank=0, world=1, device="cpu"):
+    def __init__(
+        self,
+        blocks,
+        batch_size,
+        seed=0,
+        in_order=False,
+        rank=0,
+        world=1,
+        device="cpu",
+        ahead=1,
+    ):
         self.blocks, self.batch_size, self.seed, self.in_order = blocks, batch_size, seed, in_order
         self.rank, self.world, self.device = rank, world, device
         self.per_epoch = len(blocks) / (batch_size * world)  # batches in an epoch, a fraction too
         self._epoch, self._order = -1, None
         self._reader = ThreadPoolExecutor(1)  # also keeps _order to one thread
-        self._ahead = None, None
+        self._ahead, self._coming = ahead, {}  # number → its future
 
     def rows(self, i):
         """Numbers of the blocks in batch i of this process: (batch_size,) int64."""
@@ -248,10 +259,12 @@ class Batches:
         return self.blocks.batch(self.rows(i)).to(self.device)
 
     def __getitem__(self, i):
-        number, future = self._ahead
-        batch = future.result() if number == i else self._reader.submit(self._read, i).result()
-        self._ahead = i + 1, self._reader.submit(self._read, i + 1)
-        return batch
+        wanted = range(i, i + 1 + self._ahead)
+        self._coming = {
+            number: self._coming.get(number) or self._reader.submit(self._read, number)
+            for number in wanted
+        }
+        return self._coming.pop(i).result()
 
 
 def evaluation_batches(blocks, batch_size, n_batches=None, rank=0, world=1, device="cpu"):

@@ -88,10 +88,11 @@ def main():
 
     # -- the machine -------------------------------------------------------------------------------
     device = pick_device(settings.device)
+    if world > 1 and device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
     if world > 1:
-        if device == "cuda":
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
-            torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -114,6 +115,7 @@ def main():
         guard_blocks = Blocks(settings.dpo_guard_dataset, "val", tokenizer, size)
     prompt_format = train_blocks.meta["prompt_format"]
     settings.inherit({"layout": train_blocks.meta["layout"]}, settings.dataset)
+    accumulation = settings.gradient_accumulation_steps
     batches = Batches(
         train_blocks,
         settings.batch_size,
@@ -122,8 +124,8 @@ def main():
         rank,
         world,
         device,
+        ahead=accumulation,
     )
-    accumulation = settings.gradient_accumulation_steps
     if settings.epochs is not None:
         steps = math.ceil(settings.epochs * batches.per_epoch / accumulation)
         settings.set("max_iters", max(1, steps), f"epochs={settings.epochs:g}")
@@ -164,6 +166,8 @@ def main():
     scaler = torch.amp.GradScaler(device.split(":")[0], enabled=dtype == torch.float16)
     if not settings.deterministic:  # the kernel for pieces sums gradients in no fixed order
         model.varlen = has_varlen(device, dtype, model.config.head_dim)
+        if first and train_blocks.isolated and device.startswith("cuda") and not model.varlen:
+            print("attention inside pieces by a mask: PyTorch has no quicker kernel that fits here")
     compiled = torch.compile(model) if settings.compile else model
 
     # -- where it stands ---------------------------------------------------------------------------
@@ -262,7 +266,7 @@ def main():
 
     # -- the loop ------------------------------------------------------------------------------
     model.train()
-    started = time.perf_counter()
+    begun, started = step, time.perf_counter()
     last_log = started, tokens
     while True:
         before = time.perf_counter()
@@ -316,6 +320,7 @@ def main():
                 loss, _ = objective(compiled, batch)
                 # Each micro-batch gives its share of the mean over all the step's targets.
                 loss = loss / count.clamp(min=1).item()
+            with oom_advice():
                 scaler.scale(loss).backward()
             losses.append(loss.detach())  # read when all are under way: reading waits for the GPU
         losses = torch.stack(losses).tolist()
@@ -332,19 +337,22 @@ def main():
         finite = math.isfinite(norm)
         if not finite and not scaler.is_enabled():
             raise not_finite(f"step {step}: the norm of the gradient is {norm}", settings)
-        for optimizer in optimizers if finite else ():  # where not, the scaler tries a lower scale
-            scaler.step(optimizer)
+        with oom_advice():  # the first step makes the optimizers' state
+            for optimizer in optimizers if finite else ():  # else the scaler tries a lower scale
+                scaler.step(optimizer)
         scaler.update()
         model.zero_grad(set_to_none=True)
 
         step += 1
         tokens += tokens_per_step
         now = time.perf_counter()
+        if settings.compile and step == begun + 1:
+            started, last_log = now, (now, tokens)  # compiling is no training time
         minutes, started = minutes + (now - started) / 60, now
         clock = torch.tensor(minutes if first else 0.0, dtype=torch.float64)
         minutes = float(summed(clock, device))  # one clock for all: they must end at the same step
         if first and (step % settings.log_interval == 0 or step == 1):
-            rate = (tokens - last_log[1]) / (now - last_log[0])
+            rate = (tokens - last_log[1]) / max(now - last_log[0], 1e-9)
             last_log = now, tokens
             mfu = rate * flops / peak / world if peak else None
             left = minutes * 60 * (1 / max(progress(), 1e-9) - 1) if progress() < 1 else 0

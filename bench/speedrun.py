@@ -37,7 +37,7 @@ GPT2 = ["--position=learned", "--norm=layernorm", "--mlp=gelu", "--qk_norm=false
 BODIES = {
     # Learning rates of the others are for 124M parameters; at this size AdamW's best is near 1e-3.
     "cpu_small": (["config/cpu_small.py"], "--learning_rate=1e-3", "--learning_rate=2e-3"),
-    "124M": ([], "--learning_rate=6e-4", "--learning_rate=6e-4"),
+    "124M": (["--compile=true"], "--learning_rate=6e-4", "--learning_rate=6e-4"),
 }
 
 

@@ -127,7 +127,8 @@ def target_logprobs(model, batch):
     Logits stand in memory a chunk at a time, as in objectives.LinearCrossEntropy; the backward pass
     makes each chunk anew.
     """
-    h = model(batch.x, batch.pieces, batch.positions, ends=batch.ends).flatten(0, 1)[batch.at]
+    h = model(batch.x, batch.pieces, batch.positions, ends=batch.ends).flatten(0, 1)
+    h = h.index_select(0, batch.at)
     targets, weight = batch.y.flatten()[batch.at], model.lm_head.weight
     chunk = objectives.CPU_CHUNK if h.device.type == "cpu" else objectives.CHUNK
     rows = max(objectives.FEWEST_ROWS, chunk // weight.size(0))

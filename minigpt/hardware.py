@@ -14,6 +14,7 @@ from model import Ends
 PEAK_TFLOPS = {
     "H200": 989,
     "H100 PCIe": 756,
+    "H100 NVL": 835,
     "H100": 989,
     "A100": 312,
     "L40S": 362,
@@ -30,6 +31,9 @@ PEAK_TFLOPS = {
 
 def pick_device(name="auto"):
     """ "auto" → cuda, then mps, then cpu; other names are checked. UserError names what exists."""
+    # PyTorch's first choice of attention on an H100 makes a plan for every new shape, half a second
+    # each, and generation has a new one with every token; the others read any shape at once.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if name == "auto":
         if torch.cuda.is_available():
             return "cuda"
@@ -95,7 +99,8 @@ def varlen_agrees(device, dtype, head_dim):
         return False  # this PyTorch, or this card, has no such kernel: the mask serves
     wanted = expected, *torch.autograd.grad(expected, (q, k, v), weights)
     return all(
-        torch.allclose(a.float(), b.float(), atol=0.05) for a, b in zip(found, wanted, strict=True)
+        torch.allclose(a.float(), b.float(), rtol=0.02, atol=0.05)
+        for a, b in zip(found, wanted, strict=True)
     )
 
 

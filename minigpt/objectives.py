@@ -7,10 +7,10 @@ accumulation nor padding nor the number of GPUs changes the gradient.
 import torch
 from torch.autograd.function import once_differentiable
 
-# Logits that stand in memory at once. A GPU wants large products (64 MB of float32); on a CPU what
+# Logits that stand in memory at once. A GPU wants large products (256 MB of float32); on a CPU what
 # is done to them is quicker while they lie in its cache (8 MB), but each chunk costs a pass over
 # the weights' gradient, so it has some rows even where the vocabulary is large.
-CHUNK, CPU_CHUNK, FEWEST_ROWS = 2**24, 2**21, 256
+CHUNK, CPU_CHUNK, FEWEST_ROWS = 2**26, 2**21, 256
 IGNORED = -1  # a target that counts for nothing
 
 
@@ -82,7 +82,8 @@ def next_token(model, batch):
 
     model: a GPT, compiled or not. Returns (sum, count): a scalar tensor and an int.
     """
-    h = model(batch.x, batch.pieces, batch.positions, ends=batch.ends).flatten(0, 1)[batch.at]
+    h = model(batch.x, batch.pieces, batch.positions, ends=batch.ends).flatten(0, 1)
+    h = h.index_select(0, batch.at)  # its gradient is a sum; that of h[at] a GPU would sort for
     learned = batch.loss_mask.flatten()[batch.at]
     targets = batch.y.flatten()[batch.at].where(learned, IGNORED)  # (N,), as h is (N, C)
     weight = model.lm_head.weight

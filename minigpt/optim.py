@@ -12,18 +12,17 @@ NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NS_STEPS = 5
 
 
-def orthogonalize(matrix, dtype=torch.float32, eps=1e-7):
-    """The nearest matrix with singular values near 1, for `matrix` (m, n), computed in `dtype`."""
+def orthogonalize(matrices, eps=1e-7):
+    """The nearest matrices with singular values near 1, for `matrices` (N, m, n), m ≤ n."""
     a, b, c = NS_COEFFICIENTS
-    x = matrix.to(dtype)
-    tall = x.size(0) > x.size(1)
-    if tall:
-        x = x.T
-    x = x / x.norm().clamp(min=eps)  # singular values into [0, 1], where the iteration converges
+    norms = torch.linalg.matrix_norm(matrices, keepdim=True)
+    x = matrices / norms.clamp(
+        min=eps
+    )  # singular values into [0, 1], where the iteration converges
     for _ in range(NS_STEPS):
-        gram = x @ x.T
-        x = a * x + torch.addmm(gram, gram, gram, beta=b, alpha=c) @ x
-    return x.T if tall else x
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
 
 
 class Muon(torch.optim.Optimizer):
@@ -32,8 +31,9 @@ class Muon(torch.optim.Optimizer):
     As torch.optim.Muon with adjust_lr_fn="match_rms_adamw" (the step has the size of AdamW's, so
     they share a learning rate), with two changes: the iteration runs in float32 where the hardware
     has no bfloat16 (torch's takes seconds a step there), and a matrix that is several in one
-    (qkv; gate and up) is made orthogonal part by part. params: a list of (weight, split) pairs,
-    split a tuple of row counts or None.
+    (qkv; gate and up) is made orthogonal part by part. Parts of one shape are iterated together: a
+    GPU would wait for the launch of so many small products. params: a list of (weight, split)
+    pairs, split a tuple of row counts or None.
     """
 
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.1, dtype=torch.float32):
@@ -43,6 +43,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
+        alike = {}  # (shape, rate) → [(rows of a weight, their update)], each lying down
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:
@@ -55,9 +56,14 @@ class Muon(torch.optim.Optimizer):
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 split = group["split"] or (len(weight),)
                 for rows, part in zip(weight.split(split), update.split(split), strict=True):
-                    size = 0.2 * math.sqrt(max(part.shape))  # AdamW's usual RMS (Liu et al. 2025)
-                    direction = orthogonalize(part, self.dtype).to(rows.dtype)
-                    rows.add_(direction, alpha=-group["lr"] * size)
+                    if len(part) > part.size(1):
+                        rows, part = rows.T, part.T
+                    alike.setdefault((part.shape, group["lr"]), []).append((rows, part))
+        for (shape, lr), pairs in alike.items():
+            size = 0.2 * math.sqrt(max(shape))  # AdamW's usual RMS (Liu et al. 2025)
+            parts = torch.stack([part for _, part in pairs]).to(self.dtype)
+            for (rows, _), direction in zip(pairs, orthogonalize(parts), strict=True):
+                rows.add_(direction.to(rows.dtype), alpha=-lr * size)
 
 
 def make_optimizers(model, settings, device):

@@ -140,7 +140,7 @@ def test_targets_and_pieces_of_few_lengths():
     mask = np.array([[2, 1, 1, 2, 1, 2], [0, 0, 0, 0, 2, 0]], np.uint8)
     batch = Batch.of(np.zeros((2, 6), np.uint16), mask, isolated=True)
     assert batch.at.tolist() == [0, 1, 3]
-    padded = batch.padded(multiple=4)
+    padded = batch.padded(targets=4, pieces=4)
     assert padded.at.tolist() == [0, 1, 3, 11]  # the last place is never a target
     assert padded.ends.tolist() == [0, 3, 5, 6, 10, 12, 12, 12]
     assert padded.count == 3

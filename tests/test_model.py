@@ -205,7 +205,7 @@ def varlen_reference(q, k, v, ends, ends_k, longest, longest_k, window_size, ena
 def test_the_kernel_for_pieces_is_asked_for_what_the_mask_says(model, begins, seed):
     x = torch.randint(64, (2, 16), generator=torch.Generator().manual_seed(seed))
     mask = np.array(begins, np.uint8).reshape(2, 16) * BEGIN
-    batch = Batch.of(x.numpy(), mask, isolated=True).padded(multiple=8)
+    batch = Batch.of(x.numpy(), mask, isolated=True).padded(8, 8)
     masked = read_out(model, x, batch.pieces, batch.positions)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_module, "varlen_attn", varlen_reference)

@@ -149,7 +149,7 @@ def assert_same(one, two):
 
 def test_places_that_only_pad_count_for_nothing(tiny_model):
     model, batch = tiny_model(), a_batch(*some_rows())
-    padded = batch.padded(multiple=batch.count + 5)
+    padded = batch.padded(targets=batch.count + 5)
     assert len(padded.at) > batch.count
     assert_same(gradient(model, [padded]), gradient(model, [batch]))
 

@@ -23,18 +23,19 @@ def by_svd(matrix):
     return (u * s @ v).float()
 
 
-@pytest.mark.parametrize("shape", [(6, 6), (4, 11), (11, 4), (1, 5), (5, 1), (32, 8)])
+@pytest.mark.parametrize("shape", [(6, 6), (4, 11), (1, 5), (8, 32)])
 def test_orthogonalize_acts_on_singular_values(shape):
-    matrix = random_matrix(*shape)
-    result = orthogonalize(matrix)
-    torch.testing.assert_close(result, by_svd(matrix), atol=1e-4, rtol=0)
-    torch.testing.assert_close(orthogonalize(1e4 * matrix), result, atol=1e-4, rtol=0)
+    matrices = torch.stack([random_matrix(*shape), 3 * random_matrix(*shape, seed=1)])
+    result = orthogonalize(matrices)
+    expected = torch.stack([by_svd(matrix) for matrix in matrices])
+    torch.testing.assert_close(result, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(orthogonalize(1e4 * matrices), result, atol=1e-4, rtol=0)
     assert torch.linalg.svdvals(result).min() > 0.3  # of matrices as well-conditioned as these
     assert torch.linalg.svdvals(result).max() < 1.3
 
 
 def test_orthogonalize_of_nothing_is_nothing():
-    assert orthogonalize(torch.zeros(3, 4)).abs().max() == 0
+    assert orthogonalize(torch.zeros(1, 3, 4)).abs().max() == 0
 
 
 def run_steps(make, shapes, steps=4):
@@ -86,10 +87,11 @@ def test_muon_in_float32_by_hand():
 
 def test_a_step_has_the_size_of_adamws():
     """Its root mean square is about 0.2 of the learning rate, whatever the shape."""
-    for shape in ((64, 64), (32, 128), (128, 32)):
-        weight = torch.nn.Parameter(torch.zeros(shape))
-        weight.grad = random_matrix(*shape)
-        Muon([(weight, None)], lr=1.0, weight_decay=0.0).step()
+    weights = [torch.nn.Parameter(torch.zeros(s)) for s in ((64, 64), (32, 128), (128, 32))]
+    for weight in weights:
+        weight.grad = random_matrix(*weight.shape)
+    Muon([(weight, None) for weight in weights], lr=1.0, weight_decay=0.0).step()
+    for weight in weights:
         assert 0.12 < weight.detach().pow(2).mean().sqrt() < 0.25
 
 
