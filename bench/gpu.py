@@ -93,6 +93,7 @@ def measure(settings, device):
     flops = GPT(config).flops_per_token()
     settings.set("optimizer", "muon" if "default" in settings.case else "adamw", "the case")
     if "transformers" in settings.case:
+        torch.backends.cuda.enable_cudnn_sdp(True)  # as it comes; pick_device() has taken it away
         step = transformers_step(config, device, dtype, settings.compile)
     else:
         piece = settings.piece if "pieces" in settings.case else None

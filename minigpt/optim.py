@@ -15,10 +15,8 @@ NS_STEPS = 5
 def orthogonalize(matrices, eps=1e-7):
     """The nearest matrices with singular values near 1, for `matrices` (N, m, n), m ≤ n."""
     a, b, c = NS_COEFFICIENTS
-    norms = torch.linalg.matrix_norm(matrices, keepdim=True)
-    x = matrices / norms.clamp(
-        min=eps
-    )  # singular values into [0, 1], where the iteration converges
+    # Singular values into [0, 1], where the iteration converges.
+    x = matrices / torch.linalg.matrix_norm(matrices, keepdim=True).clamp(min=eps)
     for _ in range(NS_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
