@@ -4,11 +4,12 @@
     python bench/prepare.py --input=wiki/ --megabytes=300
     python bench/prepare.py --memory=true --megabytes=1000      # peak of all its processes
 
-The input is made of clauses of --input that are cut out at random places, two to five a sentence, 5
-to 20 sentences an entry: as large as wanted, no entry twice and hardly a clause, for the encoder
-keeps what it has seen, and repeated sentences would flatter it. Bare tiktoken encodes the same
-texts, cleaned and in memory, in one process; data/prepare.py is timed as a user runs it, start and
-writing included. Rounds alternate; medians are shown.
+The input is made by recombining the sentences of --input at random into entries of 5 to 20, so it
+is as large as wanted and holds no duplicates. The encoder keeps words that it has seen, and whole
+sentences that come again flatter it a little; with --fresh=true they are made of clauses that are
+cut out at random places, hardly one of which comes twice: no text of people is as strange. Bare
+tiktoken encodes the same texts, cleaned and in memory, in one process; data/prepare.py is timed as
+a user runs it, start and writing included. Rounds alternate; medians are shown.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import UserError, configure, run
+from minigpt.bpe import sentences
 from minigpt.corpus import read_entries
 from minigpt.report import table
 from minigpt.tokenizer import load_tokenizer
@@ -36,8 +38,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 class Settings:
     """The knobs of this script alone."""
 
-    input: str = "data/sample"  # files or folders whose clauses are recombined
+    input: str = "data/sample"  # files or folders whose sentences are recombined
     megabytes: float = 200.0  # size of the file that is made of them
+    fresh: bool = False  # true: of clauses that hardly come twice
     workers: int = 2  # processes of data/prepare.py
     rounds: int = 3  # of bare tiktoken and data/prepare.py, in turn
     memory: bool = False  # true: measure memory instead of time
@@ -50,7 +53,8 @@ def main():
     folder = pathlib.Path(settings.out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        path = recombined(settings.input, settings.megabytes, folder / "input.jsonl")
+        path = folder / "input.jsonl"
+        recombined(settings.input, settings.megabytes, path, settings.fresh)
         command = [sys.executable, ROOT / "data/prepare.py", f"--input={path}"]
         command += [f"--dataset={folder / 'processed'}", f"--workers={settings.workers}"]
         for name in ("tokenizer", "block_size", "layout"):
@@ -60,28 +64,29 @@ def main():
         shutil.rmtree(folder)
 
 
-def recombined(paths, megabytes, path):
-    """Write so many MB of entries, in the shape of wiki dumps, to `path`; returns it."""
-    text = re.sub(r"[\W_]+", "", "".join(entry.text for entry in read_entries(paths)))
-    if len(text) < 1000:
-        raise UserError(f"--input={paths}: {len(text)} letters; expected 1,000 at least")
+def recombined(paths, megabytes, path, fresh=False):
+    """Write so many MB of entries, in the shape of wiki dumps, to `path`."""
+    texts = [entry.text for entry in read_entries(paths)]
+    parts = [part for text in texts for part in sentences(text)]
+    letters = re.sub(r"[\W_]+", "", "".join(texts))
+    if len(parts) < 100:
+        raise UserError(f"--input={paths}: {len(parts)} sentences; expected 100 at least")
     chance, size, number = random.Random(0), 0, 0
 
-    def sentence():
-        starts = [chance.randrange(len(text) - 16) for _ in range(chance.randint(2, 5))]
-        return "，".join(text[start : start + chance.randint(4, 16)] for start in starts) + "。"
+    def clauses():
+        starts = [chance.randrange(len(letters) - 16) for _ in range(chance.randint(2, 5))]
+        return "，".join(letters[start : start + chance.randint(4, 16)] for start in starts) + "。"
 
     with open(path, "w", encoding="utf-8") as file:
         while size < megabytes * 1e6:
             number += 1
-            title = f"题{number}"
-            body = "".join(sentence() for _ in range(chance.randint(5, 20)))
-            record = {"id": str(number), "title": title, "text": f"{title}\n\n{body}"}
+            title, n = f"题{number}", chance.randint(5, 20)
+            text = "".join((clauses() for _ in range(n)) if fresh else chance.choices(parts, k=n))
+            record = {"id": str(number), "title": title, "text": f"{title}\n\n{text}"}
             line = json.dumps(record, ensure_ascii=False) + "\n"
             size += len(line.encode())
             file.write(line)
-    print(f"{path}: {size / 1e6:.0f} MB, {number:,} entries, of {len(text):,} letters")
-    return path
+    print(f"{path}: {size / 1e6:.0f} MB, {number:,} entries of {len(parts):,} sentences")
 
 
 def speed(settings, path, command):

@@ -251,7 +251,8 @@ class ChunkWorker:
 
     def __init__(self, job):
         self.job = job
-        os.environ.setdefault("RAYON_NUM_THREADS", "1")  # the workers are the threads
+        # The workers are the threads: fastokens is to start none of its own.
+        os.environ.update(FASTOKENS_BPE_THREADS="1", RAYON_NUM_THREADS="1")
         tokenizer = load_tokenizer(job.tokenizer)
         self.cutter = Cutter(tokenizer, job.block_size)
         self.dtype = token_dtype(tokenizer.n_vocab)
