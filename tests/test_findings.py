@@ -5,9 +5,12 @@ python -m pytest tests/test_findings.py
 
 import json
 import math
+import os
 import re
+import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -360,6 +363,37 @@ def test_one_process_makes_it_and_the_others_wait(tmp_path):
     assert len(told) == 1 and "made: another process is at it; waiting" in told[0]
 
 
+ENDED = """
+import sys
+sys.path.insert(0, {root!r})
+import pathlib, signal
+from findings.runs import TEST
+from minigpt.experiments import Lab
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+Lab({folder!r}, TEST, {{}}).once(pathlib.Path({folder!r}) / "made", {script!r})
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without a word")
+def test_the_script_under_way_ends_with_the_experiment(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import os, pathlib, time\npathlib.Path({str(tmp_path / 'pid')!r}).write_text("
+        "str(os.getpid()))\ntime.sleep(300)",
+        encoding="utf-8",
+    )
+    code = ENDED.format(root=str(ROOT), folder=str(tmp_path), script=str(script))
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL) as run:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        run.terminate()
+        assert run.wait(60) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
 # -- measures --------------------------------------------------------------------------------------
 
 
@@ -505,13 +539,15 @@ def test_a_mistake_is_one_line(words, message, tmp_path):
 
 
 def test_a_finding_is_run_once_and_its_row_says_what_was_measured(tmp_path, run_script):
-    """in_order, in processes of its own; then the same again, which runs nothing."""
+    """in_order, in processes of its own, after one that cannot be run; then the same again, which
+    runs nothing."""
     words = ["in_order", "--scale=test", "--seeds=1", f"--out_dir={tmp_path}"]
     (tmp_path / "README.md").write_text(
         "# Mine\n<!-- written by findings/run.py -->\nold\n<!-- end -->\nkept\n", encoding="utf-8"
     )
-    first = run_script("findings/run.py", *words, timeout=1200)
-    assert first.returncode == 0, first.stderr
+    first = run_script("findings/run.py", "more_text", *words, timeout=1200)
+    assert first.returncode == 2, first.stderr
+    assert first.stderr.count("\n") == 1 and "more_text needs more texts" in first.stderr
     assert "$ python train.py config/cpu_small.py" in first.stdout
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     values = results["test"]["in_order"]["values"]["bits/char"]
@@ -528,6 +564,11 @@ def test_a_finding_is_run_once_and_its_row_says_what_was_measured(tmp_path, run_
     again = run_script("findings/run.py", *words, timeout=1200)
     assert again.returncode == 0 and "$ python" not in again.stdout
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == readme
+
+    results["test"]["in_order"]["checks"][0]["says"] = "bits/char: as it was once tested"
+    (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    _, told, _ = run_here("findings/run.py", "--scale=test", f"--report={tmp_path}")
+    assert re.search(r"in_order +too small to tell, but the experiment has changed since", told)
 
 
 def test_a_readme_without_its_marks_is_left_alone(tmp_path):
