@@ -90,10 +90,14 @@ class Source:
             return paths
         path = lab.folder / "sources" / f"{self.name}.jsonl"
         with lab.alone(path):
+            note, drawn = _read(_note(path)), dict(paths=paths, limit=limit)
+            if note and note != drawn:
+                raise lab.of_another_time(path)
             if not path.exists():
                 read = read_pairs if self.kinds == ("qa",) else _raw_entries
                 rows = draw(list(read(paths)), limit, 0)
                 write_jsonl(path, [row._asdict() for row in rows])
+            write_json(_note(path), drawn)
         return path.as_posix()
 
 
@@ -327,11 +331,7 @@ class Lab:
             path, words = _note(made), list(words)
             note = _read(path)
             if note and note["words"] != words:
-                raise UserError(
-                    f"{made}: was made by another command ({path.name} has it): the experiment, "
-                    f"its scale or the texts have changed since; give another --out_dir, or delete "
-                    f"{made}, {path.name} beside it, and what was trained or measured from it"
-                )
+                raise self.of_another_time(made)
             if note and note["finished"]:
                 return
             if afresh:
@@ -340,6 +340,15 @@ class Lab:
             going_on = [*resume, words[-1]] if resume and note else words
             self.call(path.with_suffix(".log"), *going_on)
             write_json(path, dict(words=words, finished=True))
+
+    def of_another_time(self, made):
+        """The UserError for a thing whose note tells of something else than what is wanted."""
+        note = _note(made).name
+        return UserError(
+            f"{made}: was made otherwise ({note} beside it says how): the experiment, its scale or "
+            f"the texts have changed since; give another --out_dir, or delete {made}, {note} and "
+            f"what was trained or measured from it"
+        )
 
     def call(self, log, *words):
         """Run a script of the project, what it prints added to the file `log`."""

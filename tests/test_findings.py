@@ -35,6 +35,7 @@ from minigpt.experiments import (
     Lab,
     Resized,
     Run,
+    Source,
     judge,
     places,
     verdict,
@@ -156,6 +157,18 @@ def test_a_finding_says_what_it_lacks(name, tmp_path):
     message = f"{name} needs .*give --input=FOLDER that has {KINDS[kind][0]}"
     with pytest.raises(UserError, match=message):
         BY_NAME[name].measure(Lab(tmp_path, TEST, places()), [1])
+
+
+def test_some_texts_are_drawn_once_and_never_taken_for_others(tmp_path):
+    for name in ("a", "b"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"text": f"{name}{i}。"} for i in range(90)])
+    labs = [Lab(tmp_path / "lab", TEST, {"wiki": str(tmp_path / f"{n}.jsonl")}) for n in "ab"]
+    source = Source("wiki", count="few_entries")
+    drawn = Path(source.make(labs[0])).read_text(encoding="utf-8")
+    assert drawn.count("\n") == TEST.counts["few_entries"]
+    assert Path(source.make(labs[0])).read_text(encoding="utf-8") == drawn
+    with pytest.raises(UserError, match=r"wiki\+few_entries\.jsonl: was made otherwise"):
+        source.make(labs[1])
 
 
 # -- what the findings run -------------------------------------------------------------------------
@@ -312,7 +325,7 @@ def test_what_is_finished_is_not_made_again(tmp_path, script):
         lab.once(tmp_path / "made", script(0), "--a=1")
     assert (tmp_path / "ran.txt").read_text().split() == ["--a=1"]
     assert told == [f"$ python {tmp_path / 'script.py'} --a=1"]
-    with pytest.raises(UserError, match="was made by another command"):
+    with pytest.raises(UserError, match="was made otherwise"):
         lab.once(tmp_path / "made", script(0), "--a=2")
 
 
