@@ -307,7 +307,10 @@ class GPT(nn.Module):
         return self.norm(h)
 
     def logits(self, h):
-        """Hidden states (…, C) → logits (…, n_rows)."""
+        """Hidden states (…, C) → logits (…, n_rows); of a model in half precision in float32, for
+        in bfloat16 a logit near 16 is rounded to eighths, and the likeliest tokens tie."""
+        if h.dtype in (torch.bfloat16, torch.float16):
+            return F.linear(h.float(), self.lm_head.weight.float())
         return self.lm_head(h)
 
     def n_params(self, positions=True):

@@ -294,3 +294,13 @@ def test_rotary_angles_stay_float32():
     assert model.wte.weight.dtype == torch.bfloat16
     # bfloat16 keeps 8 bits: its cosine of position 500 would be off in the third digit.
     assert torch.equal(model.rotary.cos, exact.cos) and torch.equal(model.rotary.sin, exact.sin)
+
+
+def test_logits_of_half_precision_are_not_rounded_to_it(tiny_model):
+    model = tiny_model().to(torch.bfloat16)
+    h = 3 * torch.randn(5, 32, generator=torch.Generator().manual_seed(1)).bfloat16()
+    logits = model.logits(h)
+    exact = h.double() @ model.lm_head.weight.double().T
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits.double(), exact, rtol=1e-5, atol=1e-5)
+    assert (exact.bfloat16().double() - exact).abs().max() > 1e-2  # what rounding would cost
