@@ -347,12 +347,12 @@ def main():
         tokens += tokens_per_step
         now = time.perf_counter()
         if settings.compile and step == begun + 1:
-            started, last_log = now, (now, tokens)  # compiling is no training time
+            started = now  # compiling is no training time
         minutes, started = minutes + (now - started) / 60, now
         clock = torch.tensor(minutes if first else 0.0, dtype=torch.float64)
         minutes = float(summed(clock, device))  # one clock for all: they must end at the same step
         if first and (step % settings.log_interval == 0 or step == 1):
-            rate = (tokens - last_log[1]) / max(now - last_log[0], 1e-9)
+            rate = (tokens - last_log[1]) / (now - last_log[0])
             last_log = now, tokens
             mfu = rate * flops / peak / world if peak else None
             left = minutes * 60 * (1 / max(progress(), 1e-9) - 1) if progress() < 1 else 0

@@ -32,12 +32,7 @@ class Settings:
 
 def main():
     settings = configure(Settings, shared="tokenizer", doc=__doc__)
-    files = [pathlib.Path(settings.input)]
-    if files[0].is_dir():
-        files = sorted(path for path in files[0].rglob("*") if path.is_file())
-    texts = [path.read_text(encoding="utf-8") for path in files if path.is_file()]
-    if not texts:
-        raise UserError(f"--input={settings.input}: expected a file, or a folder that has some")
+    texts = read_texts(settings.input)
     ours = load_tokenizer(settings.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         readers = read_back(exported(pathlib.Path(folder), ours), pathlib.Path(folder))
@@ -53,6 +48,19 @@ def main():
             others[name] += encode(piece) != ids
     rows = [[name, f"{len(pieces):,}", f"{count:,}"] for name, count in others.items()]
     print(table([ours.name, "pieces", "with other ids"], rows))
+
+
+def read_texts(place):
+    """The texts of a file, or of all files in a folder. UserError where there are none."""
+    path = pathlib.Path(place)
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [file for file in files if file.is_file()]
+    if not place or not files:
+        raise UserError(f"--input={place}: expected a file of text, or a folder that has some")
+    try:
+        return [(file := each).read_text(encoding="utf-8") for each in files]
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: is not UTF-8; expected text alone under --input") from None
 
 
 def exported(folder, tokenizer):
