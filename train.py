@@ -453,11 +453,17 @@ def share_steps(settings, before, world):
 
 def adapt(model, settings, parent):
     """Give the model adapters beside its weights, which freeze; UserError where there is no run
-    that these are from."""
+    that these are from, and for a rank above their own."""
     if parent is None:
         raise UserError(
             f"{settings.origin('lora_rank')}: lora_rank={settings.lora_rank}: adapters are trained "
             f"beside the weights of a run: say which with --init_from=out/…"
+        )
+    width = model.config.n_embd
+    if settings.lora_rank > width:
+        raise UserError(
+            f"{settings.origin('lora_rank')}: lora_rank={settings.lora_rank}: expected at most "
+            f"{width}, the model's width: its matrices have no higher rank"
         )
     lora = LoRA(
         settings.lora_rank,

@@ -459,6 +459,8 @@ def test_what_training_refuses(tmp_path, train, tiny, base):
     assert len(text.splitlines()) == 3 and "lora_alpha=0" in text
     text = complaint(train, *words, "--lora_rank=4", "--freeze_layers=2")
     assert "freeze_layers=2" in text
+    text = complaint(train, *words, "--lora_rank=4096")
+    assert "--lora_rank: lora_rank=4096: expected at most" in text
     train(*words, "--lora_rank=4", "--max_iters=1")
     text = complaint(train, f"--out_dir={tmp_path / 'run'}", "--init_from=resume", "--lora_rank=8")
     assert "--lora_rank" in text and "4" in text
