@@ -13,6 +13,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -31,7 +32,7 @@ from minigpt.lora import LoRA, attach
 from minigpt.objectives import next_token
 from minigpt.optim import lr_scale, make_optimizers, set_lr
 from minigpt.prompt import stop_ids
-from minigpt.report import duration
+from minigpt.report import check_writable, duration
 from minigpt.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 
@@ -141,23 +142,25 @@ def main():
         if config.problems():
             raise UserError("\n".join(config.problems()))
         model = GPT(config)
-    model.to(device)
+    with oom_advice():
+        model.to(device)
     objective, figures, reference = next_token, lambda summed: {}, {}
     if settings.stage == "dpo":
         check_prompts(settings, parent, prompt_format)
         objective = DPO(settings.dpo_beta, settings.dpo_average, settings.dpo_label_smoothing)
         figures, reference = objective.figures, refer(parent, resume)
         for pairs in (train_blocks, val_blocks):
-            add_reference(
-                pairs,
-                reference["reference_hash"],
-                dtype,
-                lambda: load_reference(reference, device) if resume else model,
-                device,
-                rank,
-                world,
-                lambda totals: summed(totals, device),
-            )
+            with oom_advice():
+                add_reference(
+                    pairs,
+                    reference["reference_hash"],
+                    dtype,
+                    lambda: load_reference(reference, device) if resume else model,
+                    device,
+                    rank,
+                    world,
+                    lambda totals: summed(totals, device),
+                )
     if settings.lora_rank and not resume:  # a resumed run has its adapters
         adapt(model, settings, parent)
     torch.manual_seed(settings.seed + rank)  # and each has a dropout of its own
@@ -173,7 +176,7 @@ def main():
     # -- where it stands ---------------------------------------------------------------------------
     step, best, stale, minutes, tokens = 0, float("inf"), 0, 0.0, 0
     val_loss, evaluated = None, -1  # the last evaluation, and the step at which it was
-    guard_start = None  # the guard's loss at the first evaluation
+    guard_start, forgetting = None, 1.0  # the guard's loss at first; its perplexity beside that now
     if resume:
         if state["blocks"] != len(train_blocks):
             raise UserError(
@@ -194,7 +197,7 @@ def main():
         step, best, stale = state["step"], state["best"], state["stale"]
         val_loss, evaluated = state["val_loss"], state["evaluated"]
         minutes, tokens = state["minutes"], state["tokens"]
-        guard_start = state.get("guard_start")
+        guard_start, forgetting = state.get("guard_start"), state.get("forgetting", 1.0)
     log = Log(out_dir, step, settings, fresh=not resume) if first else None
     flops = model.flops_per_token(train_blocks.share_of_targets)
     peak = peak_flops(device) if first else None
@@ -216,7 +219,7 @@ def main():
         for batch in evaluation_batches(
             blocks, settings.batch_size, settings.eval_iters, rank, world, device
         ):
-            with torch.no_grad(), autocast(device, dtype):
+            with torch.no_grad(), oom_advice(), autocast(device, dtype):
                 loss, count = objective(compiled, batch)
             total += torch.tensor([float(loss), count], dtype=torch.float64)
         model.train()
@@ -253,6 +256,7 @@ def main():
             val_loss=val_loss,
             evaluated=evaluated,
             guard_start=guard_start,
+            forgetting=forgetting,
             minutes=minutes,
             tokens=tokens,
         )
@@ -266,6 +270,7 @@ def main():
 
     # -- the loop ------------------------------------------------------------------------------
     model.train()
+    most_forgetting = settings.dpo_max_forgetting or math.inf
     begun, started = step, time.perf_counter()
     last_log = started, tokens
     while True:
@@ -277,32 +282,33 @@ def main():
             val_loss, evaluated = evaluate(val_blocks, objective), step
             if not math.isfinite(val_loss):
                 raise not_finite(f"step {step}: the val loss is {val_loss}", settings)
-            told, forgotten = figures(lambda totals: summed(totals, device)), False
+            told = figures(lambda totals: summed(totals, device))
             if guard_blocks:
                 guard = evaluate(guard_blocks, next_token)
                 if not math.isfinite(guard):
                     raise not_finite(f"step {step}: the guard's loss is {guard}", settings)
                 guard_start = guard if guard_start is None else guard_start
-                told["guard_perplexity"] = math.exp(min(guard, 99))
-                told["forgetting"] = math.exp(min(guard - guard_start, 99))
-                forgotten = told["forgetting"] > (settings.dpo_max_forgetting or math.inf)
-            better = val_loss < best and not forgotten
+                forgetting = math.exp(min(guard - guard_start, 99))
+                told |= dict(guard_perplexity=math.exp(min(guard, 99)), forgetting=forgetting)
+            better = val_loss < best and forgetting <= most_forgetting
             best, stale = val_loss if better else best, 0 if better else stale + 1
             if better:
                 save(out_dir / "best", with_state=False)
             if first:
                 log.evaluation(step, tokens, minutes, val_loss, better, told)
                 log.sample(step, write_sample(model, tokenizer, prompt_format, settings))
-            tired = settings.patience and stale >= settings.patience
-            if tired and first:
+        if settings.patience and stale >= settings.patience:  # also where it is resumed
+            ended = True
+            if first:
                 print(f"no better val loss in {stale} evaluations: stopping early")
-            if forgotten and first:
+        if forgetting > most_forgetting:
+            ended = True
+            if first:
                 print(
-                    f"perplexity over {settings.dpo_guard_dataset} is {told['forgetting']:.3f} "
-                    f"times what it was, more than dpo_max_forgetting="
-                    f"{settings.dpo_max_forgetting:g}: stopping; best/ is the last good one"
+                    f"perplexity over {settings.dpo_guard_dataset} is {forgetting:.3f} times what "
+                    f"it was, more than dpo_max_forgetting={most_forgetting:g}: stopping; best/ is "
+                    "the last good one"
                 )
-            ended = ended or tired or forgotten
         if due or stopping or ended:
             save(out_dir, with_state=True)
             pause = time.perf_counter() - before  # evaluating is no training time
@@ -403,6 +409,10 @@ def check_ranges(settings):
         given = [name for name in settings.as_dict() if name.startswith("dpo_")]
         given = [name for name in given if settings.origin(name) != "default"]
         rules += [(name, False, "--stage=dpo with it") for name in given]
+    if settings.origin("lora_rank") == "default" and settings.init_from != "resume":
+        beside = ("lora_alpha", "lora_dropout", "lora_targets")
+        given = [name for name in beside if settings.origin(name) != "default"]
+        rules += [(name, False, "--lora_rank=8 or so with it") for name in given]
     problems = [
         f"{settings.origin(name)}: {name}={getattr(settings, name)}: expected {expected}"
         for name, good, expected in rules
@@ -628,7 +638,7 @@ def lost_process():
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
             f"another process of this run has ended ({reason}); the last checkpoint stands: go on "
-            "with --init_from=resume, with as many processes as there are"
+            "with --init_from=resume, on any number of processes that share a step's batches evenly"
         ) from None
 
 
@@ -676,21 +686,27 @@ class Log:
     def __init__(self, folder, step, settings, fresh):
         self.max_iters, self.board = settings.max_iters, None
         self.path, self.samples = folder / "log.jsonl", folder / "samples.txt"
+        check_writable(self.path)
         if fresh:
             checkpoint.discard(folder)  # what --overwrite=true gave up
-        folder.mkdir(parents=True, exist_ok=True)
+        # What stands after the checkpoint belongs to steps that are taken again.
         if self.path.exists():
-            # Lines after the checkpoint belong to steps that are taken again.
             lines = self.path.read_text(encoding="utf-8").splitlines()
             lines = [line for line in lines if line.endswith("}")]  # the last may be torn
             kept = [line for line in lines if json.loads(line)["step"] <= step]
             self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        if self.samples.exists():
+            texts = re.split(
+                r"^(?=step \d+: )", self.samples.read_text(encoding="utf-8"), flags=re.M
+            )
+            kept = [text for text in texts if text and int(text[5:].split(":")[0]) <= step]
+            self.samples.write_text("".join(kept), encoding="utf-8")
         if settings.tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 raise UserError("tensorboard=true: first, pip install tensorboard") from None
-            self.board = SummaryWriter(folder, purge_step=step)
+            self.board = SummaryWriter(folder, purge_step=0 if fresh else step + 1)
 
     def _write(self, record):
         with open(self.path, "a", encoding="utf-8") as file:

@@ -5,8 +5,8 @@
 
 Read are .jsonl (an object a line), .json (a list of objects) and .txt (split into entries of about
 2,000 characters at chapter or paragraph ends), each also as .gz, in UTF-8 with or without BOM, or
-in GB18030. A file is read as chunks, which other processes can turn into records; so memory does
-not grow with the file.
+in GB18030; and files called wiki_00, wiki_01 …, as WikiExtractor's --json writes them. A file is
+read as chunks, which other processes can turn into records; so memory does not grow with the file.
 """
 
 import codecs
@@ -27,6 +27,7 @@ from config.configurator import UserError
 from minigpt.cleaning import clean as clean_text
 
 SUFFIXES = (".jsonl", ".json", ".txt")
+_EXTRACTED = re.compile(r"wiki_\d+")  # WikiExtractor's --json, an object a line, has no suffix
 CHUNK = 2**18  # bytes of text in a chunk: some 60 ms of work for the process that encodes it
 LONGEST = 2**26  # bytes in a line or an item of a list; longer is not a record but a mistake
 ENTRY = 2000  # characters, about, in an entry of a .txt
@@ -131,6 +132,8 @@ def _walk(folder):
 
 def _kind(file):
     """ "jsonl", "json" or "txt", or None."""
+    if _EXTRACTED.fullmatch(file.name):
+        return "jsonl"
     suffix = file.with_suffix("").suffix if file.suffix.lower() == ".gz" else file.suffix
     return suffix.lower()[1:] if suffix.lower() in SUFFIXES else None
 
@@ -260,7 +263,8 @@ _BETWEEN_ITEMS = re.compile(r"[\s,]*")
 
 
 def _list_items(name, blocks):
-    """Blocks of a JSON list → chunks of items, each with the number of its first line."""
+    """Blocks of a JSON list, or of several one after the other → chunks of items, each with the
+    number of its first line."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     scan = json.JSONDecoder().raw_decode
     buffer, at, line, items, size = "", 0, 1, [], 0
@@ -270,10 +274,10 @@ def _list_items(name, blocks):
         skipped = _BETWEEN_ITEMS.match(buffer, at).end()
         line += buffer.count("\n", at, skipped)
         at = skipped
-        if not inside and buffer.startswith("[", at):
-            inside, at = True, at + 1
+        if buffer.startswith("]" if inside else "[", at):
+            inside, at = not inside, at + 1
             continue
-        if buffer.startswith("]", at):
+        if not inside and at < len(buffer):
             break
         whole = False
         try:
@@ -297,9 +301,11 @@ def _list_items(name, blocks):
             buffer, at = buffer[at:] + decoder.decode(block or b"", final=ended), 0
     if items:
         yield Chunk(name, "items", items[0][0], items)
-    if not buffer.startswith("]", at):
-        rest = buffer[at : at + 200]
+    rest = buffer[at : at + 200]
+    if inside or rest:
         reason = "no JSON from here on" if rest else "the list ends without ]"
+        if not inside:
+            reason = "text behind the end of the list"
         yield Chunk(name, "reject", line, Reject(name, line, reason, rest))
 
 
@@ -431,7 +437,8 @@ def _whole_lines(data):
     lines = data.rstrip(b"\r\n")
     try:
         # No string of JSON holds a line break: each one stands between two lines.
-        found = json.loads(b"[%b]" % lines.replace(b"\n", b","))
+        # Strictly: json.loads() takes half characters in bytes (CESU-8) for good ones.
+        found = json.loads((b"[%b]" % lines.replace(b"\n", b",")).decode())
     except (ValueError, RecursionError):
         return None
     good = len(found) == lines.count(b"\n") + 1 and all(type(item) is dict for item in found)

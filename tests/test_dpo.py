@@ -568,6 +568,9 @@ def test_a_run_that_forgets_is_stopped(tmp_path, train, flags, guard_folder):
     assert judged[-1]["guard_perplexity"] == pytest.approx(found["perplexity"], rel=1e-4)
     ratio = judged[-1]["guard_perplexity"] / judged[0]["guard_perplexity"]
     assert judged[-1]["forgetting"] == pytest.approx(ratio, rel=1e-6)
+    told = train(f"--out_dir={out}", "--init_from=resume")  # it stays stopped
+    assert "more than dpo_max_forgetting=1.05: stopping" in told
+    assert [line for line in log_of(out) if "val_loss" in line] == judged
 
 
 def test_without_a_limit_it_only_measures(tmp_path, train, flags, guard_folder):

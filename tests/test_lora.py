@@ -453,6 +453,8 @@ def test_what_training_refuses(tmp_path, train, tiny, base):
     assert "lora_rank=4" in (text := complaint(train, *words, "--lora_rank=4"))
     assert "--init_from" in text and not (tmp_path / "run").exists()
     words += [f"--init_from={base}"]
+    text = complaint(train, *words, "--lora_alpha=32")
+    assert text == "--lora_alpha: lora_alpha=32.0: expected --lora_rank=8 or so with it"
     text = complaint(train, *words, "--lora_rank=4", "--lora_targets=q,fc")
     assert "fc is no part of this model; it has q, k" in text
     text = complaint(train, *words, "--lora_rank=-1", "--lora_alpha=0", "--lora_dropout=1")

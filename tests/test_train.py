@@ -384,6 +384,35 @@ def test_patience(tmp_path, train, tiny, capsys):
     assert [r["step"] for r in log_of(tmp_path / "run") if "val_loss" in r] == [0, 3, 6]
     assert "stopping early" in capsys.readouterr().out
     assert checkpoint.read_meta(tmp_path / "run" / "best")["step"] == 0
+    before = log_of(tmp_path / "run")
+    train(f"--out_dir={tmp_path}/run", "--init_from=resume")  # it has ended, and says so again
+    assert "stopping early" in capsys.readouterr().out
+    assert log_of(tmp_path / "run") == before
+    train(f"--out_dir={tmp_path}/run", "--init_from=resume", "--patience=3")
+    assert [r["step"] for r in log_of(tmp_path / "run") if "val_loss" in r] == [0, 3, 6, 9]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, train, tiny):
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match="cannot be written"):
+            train(*tiny, f"--out_dir={place}")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_samples_of_steps_that_are_taken_again_go(tmp_path, train, tiny):
+    """A crash between an evaluation and its checkpoint leaves a sample of a later step."""
+    run = tmp_path / "run"
+    train(*tiny, f"--out_dir={run}", "--max_iters=2", "--eval_interval=2", "--sample_prompt=黄河")
+    whole = (run / "samples.txt").read_text(encoding="utf-8")
+    assert [line[:7] for line in whole.splitlines() if line.startswith("step")] == [
+        "step 0:",
+        "step 2:",
+    ]
+    with open(run / "samples.txt", "a", encoding="utf-8") as file:
+        file.write("step 4: 黄河 → 大\n\n海\n\n")
+    train(f"--out_dir={run}", "--init_from=resume")
+    assert (run / "samples.txt").read_text(encoding="utf-8") == whole
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype")  # only says that it is slow
