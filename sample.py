@@ -163,6 +163,8 @@ def converse(writer):
             if terminal:
                 print()  # the shell's prompt begins its own line
             start = ""
+        except UnicodeDecodeError as error:
+            raise UserError(f"the input is not {error.encoding}: convert it first") from None
         if not start:
             return
         try:

@@ -34,12 +34,12 @@ from fastapi.responses import Response
 
 from minigpt import cards, checkpoint, precision
 from minigpt.addresses import DEFAULT as OWN_NETWORKS
-from minigpt.addresses import Allowed
+from minigpt.addresses import Allowed, lan_address
 from minigpt.arena import MOST_SIDES, Arena
 from minigpt.battle import Shown
 from minigpt.endpoints import Endpoint, EndpointError, Endpoints, LocalRun, read_presets
 from minigpt.engine import Engine
-from minigpt.host import Host, set_threads
+from minigpt.host import Host, Limits, set_threads
 from minigpt.presets import read_prompts
 from minigpt.ratings import ratings, win_rates
 from minigpt.votes import Ledger, jsonl, markdown, preference_pairs
@@ -47,6 +47,7 @@ from minigpt.wording import CHINESE, ENGLISH, words
 
 REFRESH = 0.12  # seconds between two looks at what is being written
 WATCH_SECONDS = 30.0  # between two looks at how the endpoints are
+KEPT_SECONDS = 3600.0  # that what stands on a page can be voted on after the page was lost
 COOKIE = "minigpt_voter"
 # Nothing of the page may come from, or go to, anywhere else.
 CONTENT_POLICY = (
@@ -109,15 +110,18 @@ def check(settings):
     for name in ("slots", "most_battles", "deadline"):
         if getattr(settings, name) < 1:
             problems.append(f"--{name}={getattr(settings, name)}: expected at least 1")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except (OSError, OverflowError) as error:
-            problems.append(
-                f"--host={settings.host} --port={settings.port}: cannot listen there ({error}): "
-                "another program may have the port; take another one, such as --port=7861"
-            )
+    try:
+        family, *_, place = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except (OSError, OverflowError) as error:
+        problems.append(
+            f"--host={settings.host} --port={settings.port}: cannot listen there ({error}): "
+            "another program may have the port; take another one, such as --port=7861"
+        )
     if problems:
         raise UserError("\n".join(problems))
 
@@ -135,7 +139,13 @@ def local_runs(settings):
         loaded[name] = trained
         hashes[name] = checkpoint.weights_hash(folder)[:16]
     set_threads(engines)
-    host = Host(engines) if engines else None
+    # A side's deadline counts the waiting, too; nobody is refused who may battle.
+    limits = Limits(
+        max_waiting=MOST_SIDES * settings.most_battles,
+        queue_seconds=settings.deadline,
+        total_seconds=max(Limits.total_seconds, settings.deadline),
+    )
+    host = Host(engines, limits) if engines else None
     entries = [
         LocalRun(host, name, each.tokenizer, each.prompt_format, each.model.config.block_size)
         for name, each in loaded.items()
@@ -153,8 +163,12 @@ def welcome(settings, arena):
     """What its owner reads."""
     names = arena.endpoints.names()
     lines = [f"{len(names)} models: {', '.join(names)}" if names else ENGLISH["no_models"]]
-    shown = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0") else settings.host
+    anywhere = settings.host in ("0.0.0.0", "::")
+    shown = "localhost" if anywhere or settings.host == "127.0.0.1" else settings.host
+    shown = f"[{shown}]" if ":" in shown else shown
     lines.append(f"open http://{shown}:{settings.port}; Ctrl-C stops it")
+    if anywhere:
+        lines.append(f"others in this network open http://{lan_address()}:{settings.port}")
     if settings.host not in ("127.0.0.1", "::1", "localhost") and not settings.auth:
         lines.append(
             "WARNING: everyone who reaches this machine over the network can use the page: "
@@ -247,6 +261,7 @@ class Session:
     def __init__(self):
         self.bout = None  # its last battle
         self.side = None  # what writes in its chat
+        self.left = None  # when the page was closed, or lost its connection
 
 
 class Page:
@@ -300,15 +315,23 @@ class Page:
 
     def session(self, request):
         """The Session of a request."""
-        return self.sessions.setdefault(request.session_hash, Session())
+        session = self.sessions.setdefault(request.session_hash, Session())
+        session.left = None
+        return session
 
     def leave(self, request: gr.Request):
-        """The page was closed: nobody reads what is being written."""
-        session = self.sessions.pop(request.session_hash, None)
-        if session and session.side:
-            session.side.close()
-        if session and session.bout:
-            session.bout.battle.stop()
+        """The page was closed: nobody reads what is being written. Or its connection was lost for a
+        moment (a telephone that sleeps): then what has been written can still be voted on."""
+        session = self.sessions.get(request.session_hash)
+        if session:
+            session.left = time.monotonic()
+            if session.side:
+                session.side.close()
+            if session.bout:
+                session.bout.battle.stop()
+        for key, other in list(self.sessions.items()):
+            if other.left is not None and time.monotonic() - other.left > KEPT_SECONDS:
+                self.sessions.pop(key, None)
 
     def names(self, chosen=None, several=()):
         """The models to choose from, for the chat and for open battles; what is chosen stays."""
@@ -422,18 +445,22 @@ class Page:
                     break
                 if time.monotonic() - shown > REFRESH:
                     shown = time.monotonic()
-                    yield [*talk, turn("assistant", answer.text)], "", cards.note(said["writing"])
+                    growing = [*talk, turn("assistant", answer.text)]
+                    # What is being typed meanwhile stays.
+                    yield growing, gr.skip(), cards.note(said["writing"])
         except EndpointError as error:
             note = error.message
         finally:
             side.close()
+        if session.side is not side:  # it was cleared, or something else was asked
+            return
         seconds = time.monotonic() - began
         written = (side.usage or {}).get("completion_tokens") or n_pieces
         parts = [note, said["speed"].format(rate=f"{written / max(seconds, 1e-3):.0f}")]
         parts.append(said["took"].format(seconds=f"{seconds:.1f} s"))
         yield (
             [*talk, turn("assistant", answer.text or "…")],
-            "",
+            gr.skip(),
             cards.note(" · ".join(filter(None, parts))),
         )
 
@@ -446,6 +473,7 @@ class Page:
     def clear_chat(self, request: gr.Request):
         """Begin anew."""
         self.stop_chat(request)
+        self.session(request).side = None  # or the answer under way would come back
         return [], "", ""
 
     # -- arena --
@@ -525,9 +553,13 @@ class Page:
                 yield self._drawn(said, bout)
                 bout.battle.wait(REFRESH)
             self.arena.record(bout)
+            drawn = self._drawn(said, bout)
+        except UserError as error:  # the ledger cannot be written
+            drawn = self._drawn(said, bout)
+            drawn[MOST_SIDES] = cards.note(str(error))
         finally:
             bout.battle.stop()  # where the page was left
-        yield self._drawn(said, bout)
+        yield drawn
 
     def stop_battle(self, request: gr.Request):
         """End all sides where they are."""
@@ -540,7 +572,8 @@ class Page:
             said = words(request.headers.get("accept-language"))
             bout = self.session(request).bout
             if bout is None:
-                return [gr.skip()] * (2 * MOST_SIDES + 3)
+                lost = cards.note(said["no_battle"])
+                return [gr.skip()] * MOST_SIDES + [lost] + [gr.skip()] * (MOST_SIDES + 2)
             try:
                 self.arena.vote(bout, choice)
             except UserError as error:
@@ -706,10 +739,12 @@ class Page:
 
 
 def read_settings(sliders, said):
-    """The sliders' values by name; UserError for a seed that is no number."""
+    """The sliders' values by name; UserError for a seed that is no number of 64 bits."""
     temperature, top_k, top_p, penalty, tokens, seed = sliders
     try:
         number = int(seed) if str(seed or "").strip() else secrets.randbits(31)
+        if not -(2**63) <= number < 2**63:
+            raise ValueError
     except ValueError:
         raise UserError(said["bad_seed"]) from None
     return dict(

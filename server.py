@@ -11,11 +11,9 @@ GET / says how to use it, /openapi.json in full. Ctrl-C or SIGTERM: no new reque
 are finished first, and a second one ends at once.
 """
 
-import contextlib
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from pathlib import Path
@@ -24,6 +22,7 @@ import torch
 
 from config.configurator import UserError, configure, run
 from minigpt import checkpoint, precision
+from minigpt.addresses import lan_address
 from minigpt.api import Options, Served, Service, make_app
 from minigpt.engine import Engine, Request
 from minigpt.host import Host, set_threads
@@ -213,14 +212,6 @@ def welcome(settings, service, port):
             "lets in only those who have it"
         )
     return "\n".join([*lines, "Ctrl-C stops it"])
-
-
-def lan_address():
-    """This machine's address in its network; "this-machine" where it has none."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # sends nothing: it only asks which way such a packet goes
-        return probe.getsockname()[0]
-    return "this-machine"
 
 
 def drain(settings, service, server):

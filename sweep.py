@@ -57,6 +57,7 @@ class Settings:
 
 OWN = set(Settings.__annotations__)
 DATA = ("tokenizer", "block_size", "layout")  # what a dataset is prepared for
+DPO = ("dpo_beta", "dpo_average", "dpo_label_smoothing")  # what its loss is made of
 HEADS = {"bits_per_char": "bits/char", "val_loss": "val loss"}
 LONGER = 10  # times as long as a trial: the run that is proposed at the end
 
@@ -134,6 +135,16 @@ def check_metric(settings, plan):
             f"--metric=val_loss: does not compare trials that differ in {', '.join(other)}; "
             f"take bits_per_char"
         )
+    if "dpo" in (settings.stage, *plan.grid.get("stage", ())):
+        if settings.metric == "bits_per_char":
+            raise UserError(
+                "--metric=bits_per_char: preferences hold no text to judge by; take val_loss"
+            )
+        if changed := [name for name in DPO if name in plan.names]:
+            raise UserError(
+                f"{', '.join(changed)}: changes what the val loss of stage=dpo means, so no metric "
+                f"compares the trials; train such runs one by one, and compare their answers"
+            )
     if "block_size" in plan.ranges:
         raise UserError(
             "--range: block_size: each value needs a dataset of its own; name some by --grid"
@@ -415,10 +426,17 @@ def show(trials, settings, trainer, picture):
 
 
 def budget(settings, values):
-    """The flags that make a run LONGER times as long."""
-    names = ["epochs" if settings.epochs is not None else "max_iters"]
-    names += ["max_minutes"] if settings.max_minutes is not None else []
-    return [f"--{name}={LONGER * values.get(name, getattr(settings, name)):.12g}" for name in names]
+    """The flags that make a run LONGER times as long. As in train.py, steps that are asked for by
+    hand go before a recipe's epochs."""
+
+    def value(name):
+        return values.get(name, getattr(settings, name))
+
+    by_hand = {n for n in ("epochs", "max_iters") if n in values or settings.origin(n) == f"--{n}"}
+    by_steps = value("epochs") is None or by_hand == {"max_iters"}
+    names = ["max_iters" if by_steps else "epochs"]
+    names += ["max_minutes"] if value("max_minutes") is not None else []
+    return [f"--{name}={LONGER * value(name):.12g}" for name in names]
 
 
 if __name__ == "__main__":

@@ -380,7 +380,8 @@ def _read_recipe(word, knobs, values, problems):
         recipes = [f"config/{p.name}" for p in sorted((ROOT / "config").glob("*.py"))]
         recipes = [r for r in recipes if "__init__" not in r and "configurator" not in r]
         close = difflib.get_close_matches(word, recipes, 1)
-        hint = f"; did you mean {close[0]}?" if close else "; recipes are in config/"
+        here = Path() if Path.cwd() == ROOT else ROOT  # from elsewhere the name alone finds nothing
+        hint = f"; did you mean {here / close[0]}?" if close else "; recipes are in config/"
         problems.append(f"{word}: no such recipe{hint}")
         return
     except (SyntaxError, ValueError) as error:

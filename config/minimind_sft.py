@@ -3,8 +3,9 @@
     python data/prepare_sft.py config/minimind_sft.py --input=YOUR_PAIRS
     python train.py config/minimind_sft.py
 
-For conversations add --format=chat (OpenAI's `messages`) or --format=alpaca to the first command,
-and to minimind_lora.py's and minimind_dpo.py's --format=chat: a run keeps its prompt format.
+For conversations add --format=chat (OpenAI's `messages`) or --format=alpaca to the first command. A
+run keeps its prompt format: minimind_lora.py then wants conversations or instructions too, in place
+of the bundled pairs, and minimind_dpo.py's first command --format=chat.
 """
 
 out_dir = "out/minimind_sft"

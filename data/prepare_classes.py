@@ -46,6 +46,11 @@ def main():
     )
     train, test = split(rows, settings.test_fraction, settings.seed)
     labels = tuple(sorted({row.label for row in rows}))
+    if not rows:
+        raise UserError(
+            f"{settings.input}: no text is left to learn from: {doubles:,} stand there twice, "
+            f"{contradicted:,} have two labels; expected a row for each text"
+        )
     if len(labels) < 2:
         raise UserError(
             f"{settings.input}: all of column {settings.label} says {labels[0]!r}; expected two "

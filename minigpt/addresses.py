@@ -205,3 +205,11 @@ class CheckedConnection(http.client.HTTPConnection):
             if self._handle:
                 self._handle.close()
                 self._handle = None
+
+
+def lan_address():
+    """This machine's address in its network; "this-machine" where it has none."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing: it only asks which way such a packet goes
+        return probe.getsockname()[0]
+    return "this-machine"

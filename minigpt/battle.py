@@ -80,9 +80,10 @@ class SideState(NamedTuple):
 
     @property
     def tokens_per_second(self):
-        """After the first; pieces stand for tokens where those are not known. None: too few."""
+        """After the first; pieces stand for tokens where those are not known. None: too few, or all
+        in one piece, which tells nothing of how they were written."""
         written = self.pieces if self.tokens is None else self.tokens
-        if self.first_token_seconds is None or written < 2:
+        if self.first_token_seconds is None or written < 2 or self.pieces < 2:
             return None
         seconds = self.elapsed - self.first_token_seconds
         return (written - 1) / seconds if seconds > 0 else None

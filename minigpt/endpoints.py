@@ -44,6 +44,7 @@ PROBE_SECONDS = 5.0
 _PIECE = 1 << 16  # bytes that one read asks for
 _ERROR_BYTES = 1 << 16  # of an HTTP error's body, which may be of any kind
 _SHOWN = 300  # characters of a message
+_MOST_MODELS = 100  # of which a server's list shows the names
 
 
 class EndpointError(Exception):
@@ -409,6 +410,7 @@ class Endpoint:
         message = ""
         if self.model and self.model not in models:
             message = f"{self.name}: {self.model} is not among its models: {', '.join(models)}"
+        models = tuple(_shown(model, 80) for model in models[:_MOST_MODELS])
         return Health("slow" if latency > SLOW_MS else "ok", models, latency, _shown(message))
 
     def _models(self, caps, stoppable=False):

@@ -88,7 +88,9 @@ class TopicTasks:
     """
 
     def __init__(self, paths, rounds, memory, limit=None):
-        self._topics = list(read_entries(paths, clean=False))
+        topics = list(read_entries(paths, clean=False))
+        # One that stands there twice is one: a topic's rounds must come in turn.
+        self._topics = list({(topic.title, topic.text): topic for topic in topics}.values())
         self._rounds, self._memory = rounds, memory
         self.read = self.begun = 0
         self.total = len(self._topics) * rounds

@@ -246,6 +246,8 @@ class OpenAIRequest(Sampling):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict | None = None
 
     @model_validator(mode="after")
     def _options_of_a_stream(self):

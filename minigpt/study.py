@@ -121,7 +121,7 @@ def read_plan(grid, ranges, trials, read, seed=1337, barred=None):
                 problems.append(f"{name}: stands behind --grid and --range; leave one out")
             else:
                 try:
-                    values = tuple(read(name, text, where) for text in texts)
+                    values = tuple(_plain(read(name, text, where)) for text in texts)
                 except UserError as error:
                     problems.append(str(error))
                     continue
@@ -142,6 +142,11 @@ def read_plan(grid, ranges, trials, read, seed=1337, barred=None):
     plan = Plan(plan["--grid"], plan["--range"], trials, seed)
     _check_names(plan)
     return plan
+
+
+def _plain(value):
+    """A value as Optuna may have it: a list as the word it was."""
+    return ",".join(value) if isinstance(value, list) else value
 
 
 def _by_name(words, where, problems):

@@ -78,7 +78,8 @@ ENGLISH = {
     "too_long": "cut: it was too long",
     "deadline": "this answer took too long",
     "stopped": "stopped",
-    "bad_seed": "Seed: expected a whole number, or nothing.",
+    "bad_seed": "Seed: expected a whole number of at most 18 digits, or nothing.",
+    "no_battle": "This battle is no longer known here: send the question again.",
 }
 CHINESE = {
     "chat": "对话",
@@ -158,7 +159,8 @@ CHINESE = {
     "too_long": "太长，已截断",
     "deadline": "这个回答超时了",
     "stopped": "已停止",
-    "bad_seed": "随机种子：应为整数，或留空。",
+    "bad_seed": "随机种子：应为不超过 18 位的整数，或留空。",
+    "no_battle": "这场对局已经不在这里了：请重新发送问题。",
 }
 
 

@@ -188,7 +188,9 @@ def stop_on_signal():
 
 def show_prompt(settings, template, rules):
     """Print what the first entry would be asked, and its length; nobody is asked."""
-    task = next(find_tasks(settings, template, Memory(1)).missing(log=()))
+    task = next(find_tasks(settings, template, Memory(1)).missing(log=()), None)
+    if task is None:
+        raise UserError(f"--input={settings.input}: no entry has text in it once it is cleaned")
     messages = Interviewer(None, template, rules).messages(task)
     for message in messages:
         print(f"-- {message['role']} --\n{message['content']}\n")
@@ -207,6 +209,8 @@ def check(settings):
     for name in ("n_min", "workers", "rounds", "question_max", "answer_max", "text_max"):
         if getattr(settings, name) < 1:
             problems.append(f"{name}={getattr(settings, name)}: expected at least 1")
+    if settings.limit is not None and settings.limit < 1:
+        problems.append(f"limit={settings.limit}: expected at least 1, or none")
     for name in ("retries", "temperature"):
         if getattr(settings, name) < 0:
             problems.append(f"{name}={getattr(settings, name):g}: expected 0 or more")

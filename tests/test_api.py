@@ -476,6 +476,7 @@ def test_what_a_completion_may_not_say(api, more, name):
 
 def test_what_changes_no_answer_is_accepted(api):
     more = dict(user="me", metadata={"a": "b"}, store=True, service_tier="auto", tools=[])
+    more |= dict(prompt_cache_retention="24h", prompt_cache_options={"mode": "implicit"})
     more |= dict(parallel_tool_calls=True, response_format={"type": "text"}, logit_bias={}, n=None)
     answer = api.post("/v1/chat/completions", chat(**more))
     assert answer.json()["choices"][0]["message"]["content"] == "北京。"

@@ -179,6 +179,7 @@ def test_tokens_per_second():
     assert state._replace(tokens=None).tokens_per_second == 5
     assert state._replace(tokens=1).tokens_per_second is None
     assert state._replace(elapsed=0.5).tokens_per_second is None
+    assert state._replace(pieces=1).tokens_per_second is None  # all came at once
 
 
 # -- sides that misbehave --------------------------------------------------------------------------

@@ -454,6 +454,9 @@ def test_one_label_is_none(tmp_path):
     words = [f"--input={table}", f"--output={tmp_path / 'made'}"]
     code, _, err = run_here("data/prepare_classes.py", *words)
     assert code == 2 and "expected two labels or more" in err and err.count("\n") == 1
+    table.write_text("category,content\nart,the same\nsport,the same\n")
+    code, _, err = run_here("data/prepare_classes.py", *words)
+    assert code == 2 and "no text is left to learn from" in err and err.count("\n") == 1
     assert not (tmp_path / "made").exists()
 
 

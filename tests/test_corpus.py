@@ -151,9 +151,15 @@ items = st.recursive(
 
 
 @settings(deadline=None)
-@given(st.lists(items, max_size=6), st.sampled_from([None, 1]), st.integers(1, 40))
-def test_a_list_in_parts_is_the_list(found, indent, size):
-    data = json.dumps(found, indent=indent, ensure_ascii=False).encode()
+@given(
+    st.lists(st.lists(items, max_size=6), min_size=1, max_size=3),
+    st.sampled_from([None, 1]),
+    st.integers(1, 40),
+)
+def test_lists_in_parts_are_the_lists(lists, indent, size):
+    """Several stand one after the other where files were joined, or where each line is a list."""
+    data = "\n".join(json.dumps(a, indent=indent, ensure_ascii=False) for a in lists).encode()
+    found = list(itertools.chain(*lists))
     blocks = (data[i : i + size] for i in range(0, len(data), size))
     chunks = list(corpus._list_items("a.json", blocks))
     read = [pair for chunk in chunks for pair in chunk.data]
@@ -180,6 +186,13 @@ def test_a_list_in_parts_is_the_list(found, indent, size):
         ("a.jsonl", '{"text": "甲"}\n{"text": "'.encode() + b'\xff"}\n', 2, "neither UTF-8 nor"),
         ("a.json", b'[{"text": "a"},\n\n {"text": "b"} x]', 3, 'no JSON from here on.*"x\\]"'),
         ("a.json", b'[{"text": "a"}\n', 2, "the list ends without ]"),
+        ("a.json", b'[{"text": "a"}]\n{"text": "b"}', 2, "text behind the end of the list"),
+        (  # CESU-8: a character as two halves of three bytes each
+            "a.jsonl",
+            '{"text": "天下大势"}\n{"text": "'.encode() + b'\xed\xa0\xbd\xed\xb8\x80"}\n',
+            2,
+            "neither UTF-8 nor",
+        ),
         ("a.json", b'[{"text": "a"},\n 5]', 2, 'expected a JSON object.*"5"'),
         ("a.json", b'[\n{"text": "a"},\n{"title": "b"}]', 3, "`text` is missing"),
         ("a.json", b'{"text": "a",\n "b": 1}', 1, "no JSON"),
@@ -262,6 +275,15 @@ def test_folders_are_walked_in_order(tmp_path):
     odd = tmp_path / "a, b.txt"
     odd.write_text("")
     assert find_files(str(odd)) == [odd]
+
+
+def test_what_wikiextractor_writes(tmp_path):
+    """Its files have no suffix: an article a line, with --json."""
+    (tmp_path / "AA").mkdir()
+    line = {"id": "13", "revid": "7", "url": "…", "title": "数学", "text": "数学是研究数量的学科。"}
+    (tmp_path / "AA" / "wiki_00").write_text(as_lines([line]), encoding="utf-8")
+    (tmp_path / "AA" / "wiki_list").write_text("no text of it")
+    assert list(read_entries(tmp_path)) == [Entry("13", "数学", "数学是研究数量的学科。")]
 
 
 def test_files_that_are_not_there(tmp_path):

@@ -615,6 +615,13 @@ def test_takes_is_learned_from_the_description(serve):
     assert server.requests[-1][1] == expected
 
 
+def test_what_a_server_calls_its_models_is_shown_with_care(serve):
+    """Half a character would break the page for all, and a name may have any length."""
+    server = serve(answer({"data": [{"id": "\ud800a\nb" + "c" * 500}]}))
+    (name,) = endpoint(server).probe().models
+    assert name == "a b" + "c" * 77 + "…"
+
+
 def test_the_only_model(serve):
     def script(sock, path):
         listed = {"data": [{"id": name} for name in names]}

@@ -23,8 +23,11 @@ import torch
 from conftest import ROOT
 from tiny_run import save_run, save_scripted_run
 
+import sample_gradio
+from config.configurator import UserError
 from minigpt import checkpoint
 from minigpt.votes import Ledger
+from minigpt.wording import ENGLISH
 from model import GPT
 
 INSTALL = "needs a browser: pip install playwright; apt-get install chromium"
@@ -136,7 +139,7 @@ class Tap:
     """Another port of a server, which keeps all that goes through it, uncompressed."""
 
     def __init__(self, port):
-        self._port, self._kept = port, []
+        self._port, self._kept, self._open = port, [], []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -145,6 +148,7 @@ class Tap:
         while True:
             here, _ = self._listener.accept()
             there = socket.create_connection(("127.0.0.1", self._port))
+            self._open += [here, there]
             for pair in ((here, there), (there, here)):
                 threading.Thread(target=self._carry, args=pair, daemon=True).start()
 
@@ -158,6 +162,12 @@ class Tap:
                 sink.sendall(data)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
+
+    def cut(self):
+        """End all connections, as a telephone does that goes to sleep."""
+        while self._open:
+            with contextlib.suppress(OSError):
+                self._open.pop().shutdown(socket.SHUT_RDWR)
 
     def forget(self):
         for kept in list(self._kept):
@@ -360,6 +370,22 @@ def test_an_answer_grows_before_one_s_eyes(visit):
     assert len(steps) > 2 and all(b.startswith(a) for a, b in itertools.pairwise(steps))
 
 
+def test_what_is_typed_while_an_answer_grows_stays(visit, served):
+    """And what is cleared meanwhile does not come back."""
+    page = visit()
+    choose_model(page, "lab-slow")
+    say(page, "天为什么？")
+    expect(answers(page)).to_contain_text("天")
+    page.fill("#chat-ask textarea", "下一个问题")
+    length = len(answers(page).inner_text())
+    until(lambda: len(answers(page).inner_text()) > length)
+    expect(page.locator("#chat-ask textarea")).to_have_value("下一个问题")
+    page.click("#chat-clear")
+    until(lambda: running(served) == 0)
+    page.wait_for_timeout(1000)
+    expect(answers(page)).to_have_count(0)
+
+
 def test_stop_ends_the_server_s_writing(visit, served, home):
     page = visit()
     choose_model(page, "lab-slow")
@@ -471,6 +497,26 @@ def test_a_vote_moves_the_leaderboard_and_outlives_a_reload(visit, served, home)
     (line,) = [line for line in download(served, "battles.jsonl").splitlines() if "第一个" in line]
     assert json.loads(line)["choice"] == 1
     assert winner in download(served, "leaderboard.csv")
+
+
+def test_a_vote_after_the_connection_was_lost(visit, tap, served):
+    page = visit()
+    battle(page, "断线以前的问题？")
+    page.locator("#vote-1").wait_for()
+    tap.cut()
+    page.wait_for_timeout(2000)  # the server hears of it
+    page.click("#vote-0")
+    expect(page.locator("#arena-status")).to_contain_text("Your vote is saved")
+    (line,) = [line for line in download(served, "battles.jsonl").splitlines() if "断线" in line]
+    assert json.loads(line)["choice"] == 0
+
+
+def test_a_seed_that_no_ledger_holds():
+    sliders = [0.7, 50, 1, 1.05, 200]
+    assert sample_gradio.read_settings([*sliders, str(2**63 - 1)], ENGLISH)["seed"] == 2**63 - 1
+    for seed in (str(2**63), "-" + "9" * 30, "x"):
+        with pytest.raises(UserError, match="Seed"):
+            sample_gradio.read_settings([*sliders, seed], ENGLISH)
 
 
 def download(served, name):

@@ -57,6 +57,19 @@ def test_lines_from_a_pipe_are_answered_until_an_empty_one(tmp_path, byte_tokeni
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to a whole console")
+def test_lines_that_are_not_utf_8_are_no_traceback(tmp_path, byte_tokenizer):
+    save_scripted_run(tmp_path / "run", byte_tokenizer, "北京。")
+    ran = subprocess.run(
+        [sys.executable, str(ROOT / "sample.py"), f"--out_dir={tmp_path / 'run'}"],
+        input="黄河发源于哪里？\n".encode("gb18030"),
+        env={**os.environ, "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        timeout=120,
+    )
+    assert ran.returncode == 2 and b"the input is not utf-8" in ran.stderr
+    assert b"Traceback" not in ran.stderr
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_program(tmp_path, byte_tokenizer):
     run = save_scripted_run(tmp_path / "run", byte_tokenizer, "黄河", cycle=True)
     process = subprocess.Popen(

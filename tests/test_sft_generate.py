@@ -661,6 +661,7 @@ def test_our_own_server(work, byte_tokenizer):
     ("word", "told"),
     [
         ("--n_min=0", "n_min=0: expected at least 1"),
+        ("--limit=-1", "limit=-1: expected at least 1, or none"),
         ("--n_max=2", "n_max=2: is below n_min=3"),
         ("--retries=-1", "retries=-1: expected 0 or more"),
         ("--min_success=1.5", "min_success=1.5: expected a share"),
@@ -889,6 +890,13 @@ def test_rounds_of_a_topic_wait_for_one_another(tmp_path):
     log.add(second.entry)
     assert next(stream).id == "乙#2" and next(stream, "end") == "end"
     assert made.total == 4
+
+
+def test_a_topic_that_stands_there_twice_is_one(tmp_path):
+    """Asked twice at once, its pairs would stand in the file out of turn."""
+    topics = write_jsonl(tmp_path / "t.jsonl", [dict(title=t, text="例") for t in "甲乙甲"])
+    made = TopicTasks(topics, 1, Memory(2))
+    assert [task.id for task in made.missing(set())] == ["甲#1", "乙#1"] and made.total == 2
 
 
 def test_only_new_pairs_are_finished():

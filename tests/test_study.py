@@ -47,6 +47,7 @@ def test_a_grid_is_read_by_the_knobs_own_types():
     assert rows[:3] == [(0.001, 2, None, True), (0.001, 2, 2.0, True), (0.001, 4, None, True)]
     assert len(rows) == len(set(rows)) == 8 and plan.places() == plan.combinations()
     assert plan.combinations(["n_layer", "seed"]) == [{"n_layer": 2}, {"n_layer": 4}]
+    assert planned(["lora_targets=q", "mlp"]).grid == dict(lora_targets=("q", "mlp"))
 
 
 def test_a_range_is_two_numbers_of_the_knobs_type():

@@ -190,6 +190,14 @@ def test_what_is_free_to_change(finished, monkeypatch, recipe, module):
         (["--grid", "seed=1,2", "--seeds=2"], "--seeds and a sweep over seed"),
         (["--grid", "block_size=32,64", "--metric=val_loss"], "take bits_per_char"),
         (["--range", "block_size=32,64", "--trials=2"], "name some by --grid"),
+        (
+            [str(ROOT / "config/dpo.py"), *RATES],
+            "preferences hold no text to judge by; take val_loss",
+        ),
+        (
+            [str(ROOT / "config/dpo.py"), "--grid", "dpo_beta=0.1,1.0", "--metric=val_loss"],
+            "dpo_beta: changes what the val loss of stage=dpo means",
+        ),
         (["--grid", "block_size=32,64"], "block_size=64: "),
         (["--grid", "layout=pad,concat"], "layout=pad: "),
         (["--grid", "tokenizer=zh"], "tokenizer=zh: "),
@@ -420,6 +428,12 @@ def test_how_a_run_may_end(tmp_path, module, capsys, code, last, error, told):
         (["--epochs=3"], {}, ["--epochs=30"]),
         (["--max_iters=123456"], {}, ["--max_iters=1234560"]),
         (["--max_minutes=1.5"], {"max_iters": 70}, ["--max_iters=700", "--max_minutes=15"]),
+        (["config/cpu_small_sft.py"], {}, ["--epochs=40"]),
+        (["config/cpu_small_sft.py", "--max_iters=100"], {}, ["--max_iters=1000"]),
+        (["config/cpu_small_sft.py"], {"max_iters": 100}, ["--max_iters=1000"]),
+        (["config/cpu_small_sft.py", "--max_iters=7"], {"epochs": 2.0}, ["--epochs=20"]),
+        (["config/cpu_small_sft.py", "--max_iters=7"], {"epochs": None}, ["--max_iters=70"]),
+        (["--max_minutes=2"], {"max_minutes": None, "epochs": 1.5}, ["--epochs=15"]),
     ],
 )
 def test_what_makes_a_run_longer(module, words, values, flags):
