@@ -5,9 +5,9 @@
     python quickstart.py --test     # install, then lint and run the whole test suite
     python quickstart.py --help     # this text
 
-It needs Python 3.10 or newer (64 bit) and nothing else. Packages go into .venv beside this file:
+It needs Python 3.10 to 3.14 (64 bit) and nothing else. Packages go into .venv beside this file:
 some 250 MB to fetch and 1.2 GB on the disk, on Linux with an NVIDIA GPU several GB. The pipeline
-then takes about five minutes on two CPU cores and prints every command before it runs it.
+then takes three to six minutes on two CPU cores and prints every command before it runs it.
 """
 
 # The syntax of this file is kept to what Python 3.6 reads, so that an old Python can say what it

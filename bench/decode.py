@@ -1,6 +1,7 @@
 """How fast tokens are written, beside peers in the same run.
 
     python bench/decode.py                       # GPT-2's 124M shape, random weights
+    pip install transformers ninja               # the peer, and what builds our kernels
     pip install llama-cpp-python gguf            # then llama.cpp takes part too
 
 Everyone continues the same 32 ids greedily by --tokens more. Ours writes for 1, 4, 8 and 16 readers

@@ -12,7 +12,7 @@ Each case is a process of its own; rounds go through all in turn, and medians ar
 GPT.flops_per_token() × tokens a second over the data sheet's peak (on a CPU: over the best matrix
 product that was measured).
 
-How soon a model is as good on a GPU: python bench/speedrun.py --body=config/train_config.py
+How soon a model is as good on a GPU: python bench/speedrun.py --body=124M
 """
 
 import json

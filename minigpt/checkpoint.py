@@ -142,11 +142,13 @@ def _how_to_make(folder):
     """What helps where `folder` holds no run: the recipe that writes there, or the runs beside."""
     name = folder.parent.name if folder.name == "best" else folder.name
     recipe = {"pretrain": "train_config", "sft": "train_config_sft"}.get(name, name)
-    if folder.parts[:1] == ("out",) and (ROOT / "config" / f"{recipe}.py").is_file():
-        return f"make one with: python train.py config/{recipe}.py"
     beside = sorted(str(path) for path in folder.parent.glob("*") if exists(path))
+    beside = f"the folder of a run, such as {', '.join(beside[:5])}" if beside else ""
+    if folder.parts[:1] == ("out",) and (ROOT / "config" / f"{recipe}.py").is_file():
+        made = f"make one with: python train.py config/{recipe}.py"
+        return f"{made}; or name {beside}" if beside else made
     if beside:
-        return f"expected the folder of a run, such as {', '.join(beside[:5])}"
+        return f"expected {beside}"
     return "expected the folder of a run: train.py makes one and says where (--out_dir)"
 
 

@@ -284,7 +284,11 @@ def test_no_run_there_says_what_makes_one(folder, model, byte_tokenizer, tmp_pat
         assert text.endswith(f"make one with: python train.py config/{recipe}.py")
     save(tmp_path / "out" / "mine", model, byte_tokenizer, 1)
     text = complaint(checkpoint.load, "out/typo")
-    assert text.endswith(f"such as {Path('out', 'mine')}")
+    assert text.endswith(f"expected the folder of a run, such as {Path('out', 'mine')}")
+    text = complaint(checkpoint.load, "out/pretrain")  # a laptop has another one
+    assert text.endswith(
+        f"train_config.py; or name the folder of a run, such as {Path('out/mine')}"
+    )
     text = complaint(checkpoint.load, tmp_path, hint="python train.py config/x.py")
     assert f"python train.py config/x.py --out_dir={tmp_path}" in text
 
