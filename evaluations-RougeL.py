@@ -41,7 +41,7 @@ class Settings:
 
 def main():
     settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
-    for name, least in (("batch_size", 1), ("show", 0), ("limit", 1)):
+    for name, least in (("batch_size", 1), ("show", 0), ("limit", 1), ("seed", 0)):
         value = getattr(settings, name)
         if value is not None and value < least:
             raise UserError(f"{name}={value}: expected at least {least}")

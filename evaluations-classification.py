@@ -73,7 +73,8 @@ def main():
     with tqdm(total=len(rows), desc="texts", unit="", leave=False, disable=None) as bar:
         found, notes = predict(trained, questions, task, settings.batch_size, bar.update)
     if settings.tfidf:
-        by_characters = not task.ask.isascii()
+        letters = "".join(row.text[:1000] for row in train)  # Chinese writes no blanks
+        by_characters = 2 * sum(map(str.isascii, letters)) < len(letters)
         shown = [task.question(row.text) for row in rows]
         cut = [row._replace(text=task.question(row.text)) for row in train]
         found["TF-IDF, as shown"] = tfidf_predict(cut, shown, by_characters)
@@ -98,11 +99,11 @@ def main():
     panels = {
         f"{name}: {each['accuracy']:.1%}": each["confusion"] for name, each in figures.items()
     }
+    show(figures, task.labels)
     figure, notes = confusion_figure(panels, task.labels)
     write_figure(figure, [picture])
     for note in notes:
         print(note)
-    show(figures, task.labels)
     print(f"figures: {output}, every text: {output.with_suffix('.jsonl')}, picture: {picture}")
 
 

@@ -32,8 +32,10 @@ class Settings:
 
 def main():
     settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
-    if settings.limit is not None and settings.limit < 1:
-        raise UserError(f"limit={settings.limit}: expected at least 1")
+    for name, least in (("limit", 1), ("seed", 0)):
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise UserError(f"{name}={value}: expected at least {least}")
     trained = precision.load(settings.out_dir, settings.device, settings.dtype)
     output = Path(settings.output or trained.folder / "endings.json")
     check_writable(output)

@@ -77,8 +77,8 @@ def main():
     write_text(outputs[".csv"], repetition.as_csv(figures))
     write_text(outputs[".md"], repetition.as_markdown(header, lines))
     print(f"\n{table(header, lines)}\n")
-    for old in folder.glob("repetition_*.png"):  # of another grid, perhaps
-        old.unlink()
+    for name in ("shares", *repetition.DRAWN):  # of another grid, perhaps
+        (folder / f"repetition_{name}.png").unlink(missing_ok=True)
     for name, picture in repetition.pictures(figures, values).items():
         path = folder / f"repetition_{name}.png"
         figure, notes = grid_figure(trained.folder.name, *picture)

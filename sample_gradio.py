@@ -209,6 +209,8 @@ def make_app(page, auth=""):
         app.add_api_route(f"/download/{path}", _download(path, kind, made), methods=["GET"])
     blocks = page.build()
     blocks.queue(default_concurrency_limit=64, max_size=256, api_open=False)
+    # Each chat holds a thread while it waits for the next piece; votes and Stop want theirs.
+    blocks.max_threads = 40 + page.writing["concurrency_limit"]
     return gr.mount_gradio_app(
         app,
         blocks,

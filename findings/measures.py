@@ -57,9 +57,10 @@ def token_errors(lab, arm, seed):
     wrong, wanted = [], []
     for batch in window_batches(passages, all_windows(passages, model.config.block_size), 8):
         batch = batch.to(device)
-        y = batch.y.flatten()[batch.at]
+        at = batch.at[: batch.count]  # on a GPU places that count for nothing follow
+        y = batch.y.flatten()[at]
         with torch.inference_mode():
-            h = model(batch.x).flatten(0, 1)[batch.at]
+            h = model(batch.x).flatten(0, 1)[at]
             guess = model.logits(h)[..., : tokenizer.n_vocab].argmax(-1)
         wrong.append(guess != y)
         wanted.append(digits[y] == (arm.asked["of"] == "digits"))
@@ -166,8 +167,8 @@ def repeated(lab, arm, seed):
 
 
 def known(lab, arm, seed):
-    """The share of what is written, three characters at a time, that stands in the texts which the
-    run was pretrained on: what makes no sense to a reader seldom does."""
+    """Of three characters in a row, each such sequence of a text counted once, the share that
+    stands in the texts which the run was pretrained on: what makes no sense seldom does."""
     _, rows = _texts(lab, arm, seed)
     held_out = {row["text"] for row in _rows(arm.made_of.data.make(lab) / "val.jsonl")}
     read = set()

@@ -13,13 +13,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from config.configurator import UserError
 from minigpt.corpus import pair_of, read_entries, read_records
 from minigpt.interviews import ROUND
 from minigpt.pairs_log import beside, entry_hash
 from minigpt.report import table
 from minigpt.tally import Tally, rules_table
 
-# What a question asks for, by its first such word; the longer of two that begin alike stands first.
+# What a question asks for, by its last such word; the longer of two that begin alike stands first.
 KINDS = (
     ("为什么 why", "为什么|为何|何故|何以|為什麼|為何"),
     ("怎么 how", "怎么|怎样|怎麼|怎樣|如何"),
@@ -111,11 +112,17 @@ def _progress(path):
         return None
     tally = Tally()
     with open(progress, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if line.endswith("\n"):  # a run may be writing the last one
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n") or line.isspace():  # a run may be writing the last one
+                continue
+            try:
                 record = json.loads(line)
-                if "entry" in record:
-                    tally.add(record)
+            except ValueError as error:
+                raise UserError(
+                    f"{progress}, line {number}: no JSON ({error}); take the line out"
+                ) from None
+            if "entry" in record:
+                tally.add(record)
     return tally
 
 

@@ -177,13 +177,14 @@ def standings(examples, dataset, tokenizer, prompt_format):
     Seen is a pair or a conversation that stands, token for token, in the training blocks. Held out
     is what is not seen and stands in val.jsonl: a pair by its id (where it has none, by its
     question), a conversation by its id (where it has none, by the turns before the reference), an
-    entry by its id or its text. UserError where the folder is not there or belongs to another
-    tokenizer.
+    entry by its text, as entries are held out. UserError where the folder is not there or belongs
+    to another tokenizer.
     """
     path = Path(dataset) / "val.jsonl"
     blocks = Blocks(dataset, "train", tokenizer)
     try:
-        kept = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with open(path, encoding="utf-8") as file:  # str.splitlines() would cut at U+2028 as well
+            kept = [json.loads(line) for line in file]
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     if blocks.meta["prompt_format"] != prompt_format:
@@ -192,7 +193,8 @@ def standings(examples, dataset, tokenizer, prompt_format):
     seen = set() if plain else _trained(examples, blocks, tokenizer, prompt_format)
     ids = {str(record["id"]) for record in kept if record.get("id") is not None}
     if plain:
-        asked = {record["text"] for record in kept}
+        cleaned = (clean(record["text"], record.get("title") or "") for record in kept)
+        asked = set(map(first_sentence, cleaned))
     elif prompt_format == "qa":
         asked = {record["question"] for record in kept}
     else:
@@ -200,7 +202,7 @@ def standings(examples, dataset, tokenizer, prompt_format):
 
     def held_out(example):
         if plain:
-            return example.id in ids or example.prompt + example.reference in asked
+            return (example.prompt, example.reference) in asked
         if example.id is not None:
             return example.id in ids
         return (example.turns or example.prompt) in asked

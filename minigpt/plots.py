@@ -7,6 +7,7 @@ asked for, and no global state is left behind.
 import contextlib
 import io
 import logging
+import math
 import os
 from pathlib import Path
 
@@ -221,7 +222,7 @@ def _set_x(axes, runs, x, log_x):
         )
         axes.set_xscale("symlog", linthresh=first, linscale=0.3)
         axes.set_xlim(-0.15 * first, 1.1 * max(end, 10 * first))
-        axes.xaxis.set_major_locator(FixedLocator([0, *_log_ticks(first, end, "x")]))
+        axes.xaxis.set_major_locator(FixedLocator([0, *_log_ticks(first, max(end, first), "x")]))
         axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _show_count(value)))
 
@@ -482,7 +483,7 @@ def drawable(names):
     there is none, a name with such characters becomes "run 2", and a note says so.
     """
     own = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
-    names = [_shortened(name) for name in names]
+    names = _apart(names)
     lacking = {c for name in names for c in name if not own.get_char_index(ord(c))}
     if not lacking:
         return names, ["DejaVu Sans"], []
@@ -529,6 +530,22 @@ def _has(path, characters):
 def _shortened(name):
     half = NAME_LENGTH // 2
     return name if len(name) <= NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"
+
+
+def _apart(names):
+    """Names shortened, but so that different ones stay different: where their middle tells them
+    apart, what they begin with alike goes."""
+    short = {name: _shortened(name) for name in names}
+    for alike in {short[name] for name in names}:
+        group = [name for name in short if short[name] == alike]
+        if len(group) > 1:
+            # To four characters before the first place where they are not all the same.
+            columns = enumerate(zip(*group, strict=False))
+            shared = max(0, next((i for i, column in columns if len(set(column)) > 1), 0) - 4)
+            tails = [f"…{name[shared:]}" for name in group]
+            tails = [t if len(t) <= NAME_LENGTH else f"{t[: NAME_LENGTH - 1]}…" for t in tails]
+            short |= zip(group, tails if len(set(tails)) == len(tails) else group, strict=True)
+    return [short[name] for name in names]
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -774,6 +791,9 @@ def race_figure(curves):
 
 # -- a confusion matrix ----------------------------------------------------------------------------
 
+MATRIX = 15.0  # inches, at most, that the cells of a matrix take
+WRITTEN_CELLS = 30  # classes, at most, of a matrix in whose cells the counts are written
+
 
 def confusion_figure(panels, labels):
     """A Figure: a confusion matrix for each panel, rows true labels and columns given ones.
@@ -788,7 +808,7 @@ def confusion_figure(panels, labels):
     columns = [*names, "none"] if with_none else names
     across = min(2, len(tables))
     down = -(-len(tables) // across)
-    cell = 0.62  # inches
+    cell = min(0.62, MATRIX / len(columns))  # inches
     size = across * (cell * len(columns) + 1.7), down * (cell * len(names) + 1.5)
     with style_context(["default", STYLE, {"font.family": families}]):
         figure = Figure(figsize=size, layout="constrained")
@@ -807,12 +827,14 @@ def _draw_confusion(axes, counts, names, columns, heading):
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal", gid=f"confusion:{heading}")
     for row, column in np.ndindex(*counts.shape):
-        if counts[row, column]:
+        if counts[row, column] and len(columns) <= WRITTEN_CELLS:
             colour = "white" if shares[row, column] > 0.55 else INK
             place = dict(ha="center", va="center", color=colour, fontsize=9.5)
             axes.text(column, row, f"{counts[row, column]:,}", **place)
-    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), names)
+    look = dict(fontsize=max(3.0, min(10.0, 72 * 0.9 * MATRIX / len(columns))))  # a line a cell
+    rotated = dict(rotation=40 if len(columns) <= WRITTEN_CELLS else 90, ha="right", va="center")
+    axes.set_xticks(range(len(columns)), columns, rotation_mode="anchor", **rotated, **look)
+    axes.set_yticks(range(len(names)), names, **look)
     axes.grid(False)
     axes.spines[:].set_visible(False)
     _name_panel(axes, heading)
@@ -847,14 +869,18 @@ def _grid_lines(title, setting, panels, top):
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    order = np.argsort(values)
+    xs, order = np.asarray(values, float), np.argsort(values)
+    labels = [f"{value:g}" for value in values]
+    if name == "top_k":  # 1, 5, 50 …; 0 takes all, which is the most
+        order = np.argsort([value or math.inf for value in values])
+        labels = [label if label != "0" else "0 (all)" for label in labels]
+        xs = np.argsort(order).astype(float)  # places, evenly spaced
     for (heading, measured), colour in zip(panels.items(), PALETTE, strict=False):
         look = dict(color=colour, marker="o", markersize=4, linewidth=1.6, clip_on=False)
-        xs = np.asarray(values)[order]
-        axes.plot(xs, measured[order], label=heading, gid=f"grid:{heading}", **look)
+        axes.plot(xs[order], measured[order], label=heading, gid=f"grid:{heading}", **look)
     axes.set_ylim(0, 1.04 * top)
     axes.set_xlabel(name)
-    axes.set_xticks(sorted(values), [f"{value:g}" for value in sorted(values)])
+    axes.set_xticks(xs, labels)
     figure.suptitle(title, fontsize=12, fontweight="bold")
     figure.legend(loc="outside lower center", ncols=3, handlelength=1.6)
     return figure

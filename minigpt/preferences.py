@@ -149,10 +149,12 @@ def _no_preference(record, prompt_format):
 def make_preferences(pairs, seed=0):
     """Question–answer Pairs as records that Preferences reads, three for each: the right answer is
     chosen; rejected are, by `kind`, the answer to `another` question, its first half (`cut`), and
-    that half three times over (`loop`). What would be no other answer is left out."""
+    that half three times over (`loop`). What would be no other answer is left out. A pair without
+    an id gets what stands for it in data/prepare_sft.py, so that both hold out the same pairs."""
     generator = np.random.default_rng(seed)
     records = []
     for pair in pairs:
+        id_ = pair.question + pair.answer if pair.id is None else pair.id
         half = pair.answer[: len(pair.answer) // 2].strip()
         rejected = {
             "another": pairs[generator.integers(len(pairs))].answer,
@@ -160,7 +162,7 @@ def make_preferences(pairs, seed=0):
             "loop": 3 * half,
         }
         records += [
-            dict(id=pair.id, prompt=pair.question, chosen=pair.answer, rejected=text, kind=kind)
+            dict(id=id_, prompt=pair.question, chosen=pair.answer, rejected=text, kind=kind)
             for kind, text in rejected.items()
             if text and text != pair.answer
         ]

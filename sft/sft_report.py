@@ -3,8 +3,9 @@
     python sft/sft_report.py sft/my_pairs.jsonl
     python sft/sft_report.py sft/my_pairs.jsonl --input=wiki/ --png=pairs.png
 
-Any file that data/prepare_sft.py reads will do. Of one that sft/sft_generate.py is writing, or has
-written, the progress file beside it is counted as well: entries and broken rules.
+Any file of pairs that data/prepare_sft.py reads (--format=qa) will do. Of one that
+sft/sft_generate.py is writing, or has written, the progress file beside it is counted as well:
+entries and broken rules.
 """
 
 import pathlib
@@ -22,7 +23,7 @@ class Settings:
     """The knobs of this script alone."""
 
     input: str = ""  # what the pairs were made of, comma-separated: how many entries have pairs
-    png: str = ""  # where the picture goes, .png or .svg; "": FILE.png beside FILE.jsonl
+    png: str = ""  # where the picture goes, .png or .svg or both; "": FILE.png beside FILE.jsonl
     doubles: bool = True  # look for duplicates within the file, which takes the longest
 
 
@@ -37,16 +38,16 @@ def main():
             f"{len(files)} files given, expected one: python sft/sft_report.py FILE.jsonl"
         )
     path = pathlib.Path(files[0])
-    (picture,) = output_paths(settings.png or str(path.with_suffix(".png")))[:1]
+    pictures = output_paths(settings.png or str(path.with_suffix(".png")))
     census = take_census(path, Doubles() if settings.doubles else None, settings.input)
     if not census.pairs:
         raise UserError(f"{path}: no pairs in it yet")
     print(describe(census))
     figure, notes = census_figure(census)
-    write_figure(figure, [picture])
+    write_figure(figure, pictures)
     for note in notes:
         print(note)
-    print(f"\nwrote {picture}")
+    print(f"\nwrote {', '.join(map(str, pictures))}")
 
 
 if __name__ == "__main__":

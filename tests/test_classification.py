@@ -397,6 +397,13 @@ def test_the_picture_has_every_count_in_its_place(none, columns):
     np.testing.assert_allclose(shares[:, :2], [[5 / 6, 1 / 6], [0, 1]])
 
 
+def test_a_picture_of_many_classes_stays_a_picture():
+    labels = [f"class {i}" for i in range(119)]
+    figure, _ = confusion_figure({"one": np.eye(119, 120)}, labels)
+    assert max(figure.get_size_inches()) < 20 and not figure.axes[0].texts
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == labels
+
+
 # -- the scripts -----------------------------------------------------------------------------------
 
 ROWS = [("art", f"a picture, number {i}") for i in range(10)]

@@ -259,6 +259,7 @@ def test_rouge_of_a_pretrained_run(tmp_path, byte_tokenizer):
         (["--input=nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--input={qa}"], "qa.jsonl, line 2: field `answer` is missing"),
         (["--input={qa}", "--limit=0"], "limit=0: expected at least 1"),
+        (["--input={qa}", "--seed=-1"], "seed=-1: expected at least 0"),
         (["--input={qa}", "--output=a.json"], "expected a name that ends in .jsonl"),
         (["--input={good}", "--top_p=0"], "top_p=0.0: expected above 0"),
     ],

@@ -152,16 +152,18 @@ def test_pairs_seen_and_held_out_are_told_apart(tmp_path, byte_tokenizer, write_
     assert standings(list(examples), folder, byte_tokenizer, "qa") == list(examples.values())
 
 
-def test_entries_held_out_are_found_by_text_or_id(tmp_path, byte_tokenizer, write_blocks):
+def test_entries_held_out_are_found_by_their_text(tmp_path, byte_tokenizer, write_blocks):
     blocks = pack(byte_tokenizer, [[([*b"river"], 1)]])
     folder = write_blocks(tmp_path / "data", byte_tokenizer, blocks, blocks)
-    write_jsonl(folder / "val.jsonl", [{"id": "a", "title": "", "text": "长江很长。它在中国。"}])
+    kept = ["长江很长。它在中国。", "It is\u2028long. It is late."]
+    write_jsonl(folder / "val.jsonl", [{"id": "001:1", "title": "", "text": t} for t in kept])
     examples = [
-        Example("a", "什么？", "。"),
+        Example("001:1", "黄河。", "黄。"),  # of another file 001.txt
         Example("x", "长江很长。", "它在中国。"),
-        Example("x", "黄河。", "黄。"),
+        *read_examples(folder / "val.jsonl", "plain")[0],
     ]
-    assert standings(examples, folder, byte_tokenizer, "plain") == [HELD_OUT, HELD_OUT, OTHER]
+    found = standings(examples, folder, byte_tokenizer, "plain")
+    assert found == [OTHER, HELD_OUT, HELD_OUT, HELD_OUT]
     with pytest.raises(UserError, match="prompt format is not qa"):
         standings(examples, folder, byte_tokenizer, "qa")
     (folder / "val.jsonl").unlink()

@@ -177,6 +177,7 @@ def test_the_script_writes_task_and_figures(tmp_path, run_folder):
         ({"question": "谁？", "answer": "我。"}, "--seed=1", "field `text` is missing"),
         ({"id": "1", "text": "山高。水长。"}, "--seed=1", "at least 4: give more text"),
         ({"id": "1", "text": "山高。水长。"}, "--limit=0", "limit=0: expected at least 1"),
+        ({"id": "1", "text": "山高。水长。"}, "--seed=-1", "seed=-1: expected at least 0"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(tmp_path, run_folder, record, flag, says):

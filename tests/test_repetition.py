@@ -237,6 +237,16 @@ def test_one_setting_gives_lines():
     assert lengths.panels == {"mean length in tokens": [0, 10, 20]}
 
 
+def test_all_tokens_are_the_most_of_top_k():
+    values = ONE | dict(top_k=[50, 0, 1])
+    figure, _ = grid_figure("run", *pictures(figures_of(values), values)["shares"])
+    (axes,) = figure.axes
+    lines = {line.get_gid(): line.get_xydata().tolist() for line in axes.get_lines()}
+    assert lines["grid:repeated 4-grams"] == [[0, 0.02], [1, 0], [2, 0.01]]
+    shown = dict(zip(axes.get_xticks(), axes.get_xticklabels(), strict=True))
+    assert {x: label.get_text() for x, label in shown.items()} == {0: "1", 1: "50", 2: "0 (all)"}
+
+
 def test_two_settings_give_maps_and_a_third_panels():
     values = ONE | dict(temperature=[0.0, 0.5], top_p=[0.5, 0.9, 1.0], num_beams=[1, 2])
     found = pictures(figures_of(values), values)
@@ -307,6 +317,7 @@ def test_a_grid_of_a_random_run_is_drawn(tmp_path, byte_tokenizer, tiny_model):
     model = tiny_model(n_rows=320, block_size=32)
     run = save_run(tmp_path / "run", model, byte_tokenizer)
     (run / "repetition_shares.png").touch()  # of a grid before
+    (run / "repetition_shares_kept.png").touch()  # somebody's own
     words = ["--temperature=0.5,1.5", "--top_p", "0.5,1", "--num_beams=1,3", "--batch_size=2"]
     words += ["--questions=examples.csv", "--seeds=1", "--max_new_tokens=8"]
     code, out, err = repetition(f"--out_dir={run}", *words)
@@ -314,7 +325,8 @@ def test_a_grid_of_a_random_run_is_drawn(tmp_path, byte_tokenizer, tiny_model):
     assert "6 questions, 5 cells, 30 texts" in out
     drawn = {path.name for path in run.glob("repetition_*.png")}
     assert "repetition_repeated_4.png" in drawn and "repetition_tokens.png" in drawn
-    assert len(drawn) == 6 and "repetition_shares.png" not in drawn
+    assert len(drawn) == 7 and "repetition_shares.png" not in drawn
+    assert "repetition_shares_kept.png" in drawn
 
 
 @pytest.mark.parametrize(

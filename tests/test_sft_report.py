@@ -81,6 +81,9 @@ def test_a_run_may_be_writing_its_progress(written):
     progress = beside(written)[0]
     progress.write_bytes(progress.read_bytes() + b'{"entry": "0')
     assert take_census(written).tally.entries == 3
+    progress.write_text("\n" + progress.read_text("utf-8") + "\n", "utf-8")
+    with pytest.raises(UserError, match=r"progress.jsonl, line \d+: no JSON"):
+        take_census(written)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from matplotlib.image import imread
 from config.configurator import UserError
 from minigpt import plots
 from minigpt.plots import (
+    NAME_LENGTH,
     choose_scales,
     drawable,
     loss_figure,
@@ -167,6 +168,21 @@ def test_lines_of_other_kinds_are_passed_over(tmp_path):
         tmp_path / "run", progress(1, 2.0), {"event": "pause"}, [1], progress(2, 1.0)
     )
     assert read_runlog(folder).train["step"].tolist() == [1, 2]
+
+
+def test_a_run_that_has_just_begun_over_logarithms(tmp_path):
+    """Only the evaluation before the first step is logged."""
+    folder = write_log(tmp_path / "run", evaluation(0, 9.0))
+    figure, _ = loss_figure([read_runlog(folder)], log="both")
+    assert figure.axes[0].get_xscale() == "symlog"
+
+
+def test_names_that_the_middle_tells_apart_stay_different():
+    long = "experiment-with-a-name-lr={}-batch=8-seed=1337-cosine"
+    names, _, _ = drawable([long.format(lr) for lr in ("1e-3", "3e-4", "3e-5")] + ["short"])
+    assert [name[-1] if i < 3 else name for i, name in enumerate(names)] == [*"…" * 3, "short"]
+    assert [name[5:9] for name in names[:3]] == ["1e-3", "3e-4", "3e-5"]
+    assert all(len(name) <= NAME_LENGTH for name in names)
 
 
 def test_run_names_are_as_short_as_they_can_be():
