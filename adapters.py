@@ -40,7 +40,7 @@ def main():
     if settings.input:
         load_peft(settings.input, model)
         model.lora.base, model.lora.base_hash = folder, checkpoint.weights_hash(folder)
-        checkpoint.resave(output, trained)
+        resave(output, trained)
     elif not adapters(model):
         raise UserError(f"{folder}: a run without adapters; train some with --lora_rank=8")
     elif settings.format == "peft":
@@ -52,9 +52,18 @@ def main():
                 f"--out_dir={base}"
             )
     else:
-        checkpoint.resave(output, checkpoint.load(folder))
+        resave(output, checkpoint.load(folder))
     size = sum(path.stat().st_size for path in output.iterdir() if path.is_file())
     print(f"{output}: {size / 1e6:.1f} MB")
+
+
+def resave(output, trained):
+    """checkpoint.resave(), or UserError."""
+    try:
+        checkpoint.resave(output, trained)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{output}: cannot be written ({reason}); give another --output") from None
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ vocabulary and chat template are all there, and the commands that run them are p
 ids are the same as here. A model of a shape that neither GPT-2 nor Qwen3 has is refused by name.
 """
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -100,7 +101,7 @@ def hf_commands(folder, name, trained):
   turns = [{{"role": "user", "content": "{QUESTION}"}}]
   print(ask(turns, max_new_tokens={length(trained)}, do_sample=False)[0]["generated_text"][-1])
 vLLM:
-  vllm serve {folder} --served-model-name {name} \\
+  vllm serve {quoted(folder)} --served-model-name {name} \\
     --override-generation-config '{{"temperature": 0.1, "top_k": 20}}'"""
 
 
@@ -109,20 +110,25 @@ def gguf_commands(path, name, trained):
     size = trained.model.config.block_size
     modelfile = path.parent / "Modelfile"
     return f"""llama.cpp:
-  llama-server -m {path} -c {size} --jinja --temp 0.1 --top-k 20
+  llama-server -m {quoted(path)} -c {size} --jinja --temp 0.1 --top-k 20
 llama.cpp, in Python (pip install llama-cpp-python):
   from llama_cpp import Llama
   model = Llama("{path.as_posix()}", n_ctx={size}, verbose=False)
   turns = [{{"role": "user", "content": "{QUESTION}"}}]
   print(model.create_chat_completion(turns, max_tokens={length(trained)}, temperature=0))
 LM Studio:
-  lms import --copy {path}
+  lms import --copy {quoted(path)}
 Ollama:
-  ollama create {name} -f {modelfile}
+  ollama create {name} -f {quoted(modelfile)}
   ollama run {name}
 where {modelfile} has these lines:
 
 {gguf_export.modelfile(path, trained)}"""
+
+
+def quoted(path):
+    """A path as a person types it, in any shell."""
+    return str(path) if re.fullmatch(r"[\w./\\:-]*", str(path)) else f'"{path}"'
 
 
 def length(trained):

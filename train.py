@@ -400,6 +400,7 @@ def check_ranges(settings):
     for name in ("epochs", "max_minutes", "rope_theta", "lora_alpha", "dpo_beta"):
         value = getattr(settings, name)
         rules.append((name, value is None or value > 0, "more than 0"))
+    rules.append(("seed", settings.seed < 2**63, "below 2**63"))
     limit = settings.dpo_max_forgetting
     rules.append(("dpo_max_forgetting", limit is None or limit > 1, "more than 1, or none"))
     rules.append(("dpo_label_smoothing", 0 <= settings.dpo_label_smoothing < 0.5, "0 to below 0.5"))

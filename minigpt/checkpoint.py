@@ -319,7 +319,9 @@ def model_names(folders):
     folder's own name; where two would have the same, the later ones get a number."""
     names = []
     for folder in folders:
-        parts = [part for part in re.split(r"[/\\]+", folder) if part not in ("", ".")]
+        whole = str(Path(folder).resolve())  # "." has no name of its own
+        split = (re.split(r"[/\\]+", text) for text in (folder, whole, "model"))
+        parts = next(filter(None, ([p for p in each if p not in ("", ".")] for each in split)))
         if "out" in parts[:-1]:
             parts = parts[len(parts) - parts[::-1].index("out") :]
         else:

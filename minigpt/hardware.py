@@ -1,6 +1,7 @@
 """The machine: which device and number format, and how fast it multiplies matrices."""
 
 import contextlib
+import re
 import time
 
 import torch
@@ -10,7 +11,7 @@ from config.configurator import UserError
 from model import Ends
 
 # Dense bfloat16/float16 peak with float32 accumulation, in TFLOP/s, from the makers' data sheets.
-# The first name that the device's own name contains counts.
+# The first name that the device's own name contains, as words of its own, counts.
 PEAK_TFLOPS = {
     "H200": 989,
     "H100 PCIe": 756,
@@ -18,6 +19,7 @@ PEAK_TFLOPS = {
     "H100": 989,
     "A100": 312,
     "L40S": 362,
+    "L40": 181,
     "L4": 121,
     "A10": 125,
     "V100": 125,
@@ -40,6 +42,9 @@ def pick_device(name="auto"):
         return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.empty(1, device=name)
+        kind = torch.device(name).type
+        if kind == "meta":  # which holds no numbers
+            raise NotImplementedError
     except (RuntimeError, AssertionError, NotImplementedError):
         there = ["cpu"]
         there += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
@@ -47,7 +52,7 @@ def pick_device(name="auto"):
         raise UserError(
             f"device={name}: not on this machine, which has {', '.join(there)}"
         ) from None
-    return name
+    return "cpu" if kind == "cpu" else name  # there is one, whatever its number
 
 
 def pick_dtype(name, device):
@@ -109,7 +114,8 @@ def peak_flops(device):
     the best of a few float32 matrix products measured now (a tenth of a second)."""
     if device.startswith("cuda"):
         name = torch.cuda.get_device_name(device)
-        return next((1e12 * peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+        fits = (p for part, p in PEAK_TFLOPS.items() if re.search(rf"\b{part}\b", name))
+        return next((1e12 * peak for peak in fits), None)
     return matmul_flops(device) if device == "cpu" else None
 
 

@@ -35,7 +35,7 @@ _SPECIAL_TEXTS = {
     "IM_START": ("<|im_start|>",),
     "IM_END": ("<|im_end|>",),
 }
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,20 +80,27 @@ def source_folder(name, files):
         raise UserError(f"{name}: a file; expected the folder that holds the model's files")
     if len(folder.parts) > 1 and Path(folder.parts[0]).is_dir():
         raise UserError(f"{name}: no such folder")  # and no name on the hub, by the look of it
+    no_name = (
+        f"{name}: {place or 'nothing'} is no folder here, and no name of a model on the hub "
+        "(such as hf:gpt2 or hf:Qwen/Qwen3-0.6B)"
+    )
     if not _HUB_NAME.fullmatch(place):
-        raise UserError(
-            f"{name}: {place or 'nothing'} is no folder here, and no name of a model on the hub "
-            "(such as hf:gpt2 or hf:Qwen/Qwen3-0.6B)"
-        )
+        raise UserError(no_name)
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+        from huggingface_hub.errors import (
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+        )
     except ImportError:
         raise UserError(
             f"{name}: no folder here; for the hub: pip install huggingface_hub"
         ) from None
     try:
         return Path(snapshot_download(place, allow_patterns=list(files)))
+    except HFValidationError:
+        raise UserError(no_name) from None
     except RepositoryNotFoundError:
         raise UserError(
             f"{name}: neither a folder here nor a model that the hub shows you; is it spelled "

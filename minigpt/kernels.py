@@ -13,8 +13,11 @@ Each number of a result is one sum in one order, whatever N: neighbours change n
 """
 
 import functools
+import hashlib
 import os
 import platform
+import shlex
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -28,6 +31,8 @@ FEW = 16  # rows up to which linear() is faster than PyTorch's own; linear_int8(
 def build():
     """The compiled module, from PyTorch's cache of extensions where it has been built before.
     UserError where that cannot be."""
+    if not sys.platform.startswith("linux"):
+        raise UserError("kernels=true: they are built on Linux alone so far; leave kernels out")
     # With -fopenmp they share PyTorch's threads (its libgomp is loaded already).
     flags = ["-O3", "-march=native", "-fopenmp"]
     if platform.machine() in ("x86_64", "AMD64"):
@@ -35,12 +40,22 @@ def build():
     scripts = sysconfig.get_path("scripts")  # where pip puts ninja, in whose PATH or not
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), scripts])
     try:
-        from torch.utils.cpp_extension import load
+        from torch.utils import cpp_extension
 
-        return load("minigpt_kernels", [str(SOURCE)], extra_cflags=flags)
-    except (ImportError, OSError, RuntimeError) as error:
+        # It stands in the linker's command as it is, with the blanks of its folders' names.
+        cpp_extension.TORCH_LIB_PATH = shlex.quote(cpp_extension.TORCH_LIB_PATH)
+        return cpp_extension.load(_name(), [str(SOURCE)], extra_cflags=flags)
+    except Exception as error:  # of PyTorch, of the compiler, of what cannot be written
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"kernels=true: the C++ kernels cannot be built ({reason}): they need a C++ compiler "
             "such as g++, and ninja (pip install ninja); or leave kernels out"
         ) from None
+
+
+def _name():
+    """The module's name, by which PyTorch keeps it: another one for every kind of processor, for
+    machines may share a home folder, and none can run what -march=native made for another."""
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        told = sorted({line for line in file if line.startswith(("flags", "Features"))})
+    return f"minigpt_kernels_{hashlib.sha256(''.join(told).encode()).hexdigest()[:8]}"

@@ -15,11 +15,11 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from config.configurator import UserError
-from minigpt.export import check_target, written_whole
+from minigpt.export import NAME, check_target, written_whole
 from minigpt.hf_weights import architecture
 from minigpt.lora import PARTS, LoRA, LoRALinear, attach
 
@@ -82,7 +82,7 @@ def write_peft(folder, model):
         text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
         (unfinished / CONFIG).write_text(text, encoding="utf-8")
         try:
-            save_file(tensors, unfinished / WEIGHTS, {"format": "pt"})
+            save_file(tensors, unfinished / WEIGHTS, {"format": "pt", "exported_by": NAME})
         except SafetensorError as error:  # this is how it says that a write failed
             raise OSError(errno.EIO, f"is the disk full? {error}") from None
 
@@ -92,8 +92,18 @@ def stranger(folder):
     folder = Path(folder)
     if not folder.is_dir():
         return "is a file, and adapters of peft are a folder"
-    others = sorted({path.name for path in folder.iterdir()} - {CONFIG, WEIGHTS})
-    return f"holds {others[0]}" if others else None
+    there = {path.name for path in folder.iterdir()}
+    if others := sorted(there - {CONFIG, WEIGHTS}):
+        return f"holds {others[0]}"
+    return "holds adapters from elsewhere" if there and not _is_ours(folder / WEIGHTS) else None
+
+
+def _is_ours(path):
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("exported_by") == NAME
+    except (OSError, SafetensorError):
+        return False
 
 
 def _pairs(linear, path, names):

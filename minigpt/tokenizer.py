@@ -23,7 +23,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import tempfile
 import unicodedata
 from array import array
@@ -93,6 +92,8 @@ class Tokenizer:
         """ranks: token bytes → rank, 0 … len-1 in the order of merging, all 256 bytes among them.
         A rank is the id, too, unless `imported` says otherwise."""
         self.name, self.files, self.imported = name, files, imported
+        # As they are now: they may be another run's, and be gone or changed when they are copied.
+        self._contents = [(file.suffix, file.read_bytes()) for file in files]
         ids = imported.ids if imported and imported.ids else range(len(ranks))
         unwritten = imported.unwritten if imported else {}
         self.special = dict(special)
@@ -143,8 +144,8 @@ class Tokenizer:
     def copy_to(self, path):
         """Write the vocabulary's two files as `path`.tiktoken and `path`.json, for load_tokenizer;
         of "gpt2", which every installation has, none."""
-        for file in self.files:
-            shutil.copyfile(file, f"{path}{file.suffix}")
+        for suffix, content in self._contents:
+            Path(f"{path}{suffix}").write_bytes(content)
         if self.imported and not self.files:
             facts = {"special": self.special, **_pattern_facts(self.pattern)}
             _write_pair(path, self._ranks, facts | self.imported.facts(), self.hash, self.n_vocab)

@@ -1025,7 +1025,10 @@ def test_mistakes_of_its_owner_are_told_at_once(start, runs):
         assert f"{name}=" in told
 
 
-def test_names_of_runs():
+def test_names_of_runs(tmp_path, monkeypatch):
+    (tmp_path / "out" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "out" / "mine")
+    assert checkpoint.model_names([".", "/"]) == ["mine", "model"]
     assert checkpoint.model_names(["out/sft"]) == ["sft"]
     assert checkpoint.model_names(["/home/me/out/sft/best", "out/b/"]) == ["sft/best", "b"]
     assert checkpoint.model_names(["runs/a", "elsewhere/a", "runs/a/best"]) == [

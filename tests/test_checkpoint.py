@@ -102,6 +102,15 @@ def test_a_run_is_complete_in_itself(folder, model, byte_tokenizer, tmp_path):
     assert version_of(moved) == 2
 
 
+def test_a_vocabulary_outlives_the_run_it_came_from(folder, model, byte_tokenizer, tmp_path):
+    """A run that starts from another one saves its vocabulary at every checkpoint."""
+    save(tmp_path / "base", model, byte_tokenizer, 1)
+    found = checkpoint.load(tmp_path / "base")
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    save(folder, found.model, found.tokenizer, 2)
+    assert checkpoint.load(folder).tokenizer.hash == byte_tokenizer.hash
+
+
 def test_which_tokenizers_a_run_keeps(folder, tiny_model):
     """zh, whose shipped file may change with a version; not gpt2, which never does."""
     zh = load_tokenizer("zh")

@@ -27,8 +27,8 @@ def test_auto_takes_cuda_then_mps_then_cpu(monkeypatch):
 
 
 def test_a_device_that_is_not_there_names_those_that_are():
-    assert pick_device("cpu") == "cpu"
-    for name in ("cuda:99", "gpu", "toaster"):
+    assert pick_device("cpu") == pick_device("cpu:0") == "cpu"
+    for name in ("cuda:99", "gpu", "toaster", "meta"):
         with pytest.raises(UserError) as caught:
             pick_device(name)
         assert f"device={name}" in str(caught.value) and "cpu" in str(caught.value)
@@ -62,7 +62,10 @@ def test_autocast_runs_products_in_the_format():
         ("NVIDIA GeForce RTX 4070 Ti", 80e12),
         ("NVIDIA L40S", 362e12),
         ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", 181e12),
         ("Tesla T4", 65e12),
+        ("NVIDIA T400 4GB", None),
+        ("NVIDIA RTX A1000", None),
         ("Quite Another Card", None),
     ],
 )

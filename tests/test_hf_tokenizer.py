@@ -294,6 +294,9 @@ def test_where_nothing_lies(tmp_path):
         source_folder(f"hf:{tmp_path}/absent", [])
     with pytest.raises(UserError, match="is no folder here, and no name"):
         source_folder("hf:two words", [])
+    for name in ("hf:gpt2-", "hf:my--model", "hf:my模型"):  # the hub's own rules
+        with pytest.raises(UserError, match="no name of a model on the hub"):
+            source_folder(name, [])
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="a file; expected the folder"):
         source_folder(f"hf:{tmp_path}/file", [])

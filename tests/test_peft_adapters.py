@@ -190,6 +190,11 @@ def test_nothing_but_adapters_is_overwritten(folder, model):
     (folder / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(UserError, match=r"holds notes.txt"):
         write_peft(folder, model)
+    (folder / "notes.txt").unlink()
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})  # as others do
+    with pytest.raises(UserError, match="holds adapters from elsewhere"):
+        write_peft(folder, model)
 
 
 # -- adapters.py -----------------------------------------------------------------------------------
@@ -229,6 +234,7 @@ def test_the_script(tmp_path, kind, tiny_model, byte_tokenizer):
         (): "--out_dir",
         (f"--input={lora / 'peft'}", f"--out_dir={base}"): "--output=",
         (f"--out_dir={tmp_path / 'none'}",): "no trained run here",
+        (f"--out_dir={lora}", f"--output={base / 'config.json'}"): "cannot be written",
     }.items():
         code, text = run(*words)
         assert code == 2 and expected in text
