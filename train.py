@@ -697,11 +697,10 @@ class Log:
             kept = [line for line in lines if json.loads(line)["step"] <= step]
             self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         if self.samples.exists():
-            texts = re.split(
-                r"^(?=step \d+: )", self.samples.read_text(encoding="utf-8"), flags=re.M
-            )
-            kept = [text for text in texts if text and int(text[5:].split(":")[0]) <= step]
-            self.samples.write_text("".join(kept), encoding="utf-8")
+            told = self.samples.read_bytes()  # as bytes: a model may write any kind of line break
+            texts = re.split(rb"^(?=step \d+: )", told, flags=re.M)
+            kept = [text for text in texts if text and int(text[5:].split(b":")[0]) <= step]
+            self.samples.write_bytes(b"".join(kept))
         if settings.tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
