@@ -545,9 +545,7 @@ class Page:
             names = chosen if mode == "open" else None
             bout = self.arena.begin(voter, prompt, settings, names, pairing)
         except UserError as error:
-            yield (
-                [gr.skip()] * MOST_SIDES + [cards.note(str(error))] + [gr.skip()] * (MOST_SIDES + 2)
-            )
+            yield _status_alone(str(error))
             return
         session.bout = bout
         try:
@@ -574,8 +572,7 @@ class Page:
             said = words(request.headers.get("accept-language"))
             bout = self.session(request).bout
             if bout is None:
-                lost = cards.note(said["no_battle"])
-                return [gr.skip()] * MOST_SIDES + [lost] + [gr.skip()] * (MOST_SIDES + 2)
+                return _status_alone(said["no_battle"])
             try:
                 self.arena.vote(bout, choice)
             except UserError as error:
@@ -738,6 +735,11 @@ class Page:
             except UserError as error:
                 message = str(error)
         return cards.note(message), self.endpoint_table(request)
+
+
+def _status_alone(text):
+    """Updates for the arena, as Page._drawn() has them, that change the status alone."""
+    return [gr.skip()] * MOST_SIDES + [cards.note(text)] + [gr.skip()] * (MOST_SIDES + 2)
 
 
 def read_settings(sliders, said):

@@ -319,9 +319,8 @@ def model_names(folders):
     folder's own name; where two would have the same, the later ones get a number."""
     names = []
     for folder in folders:
-        whole = str(Path(folder).resolve())  # "." has no name of its own
-        split = (re.split(r"[/\\]+", text) for text in (folder, whole, "model"))
-        parts = next(filter(None, ([p for p in each if p not in ("", ".")] for each in split)))
+        # "." has no name of its own, and "/" has none at all.
+        parts = _parts(folder) or _parts(str(Path(folder).resolve())) or ["model"]
         if "out" in parts[:-1]:
             parts = parts[len(parts) - parts[::-1].index("out") :]
         else:
@@ -333,3 +332,7 @@ def model_names(folders):
             name = f"{base}-{number}"
         names.append(name)
     return names
+
+
+def _parts(path):
+    return [part for part in re.split(r"[/\\]+", path) if part not in ("", ".")]

@@ -303,9 +303,8 @@ def _list_items(name, blocks):
         yield Chunk(name, "items", items[0][0], items)
     rest = buffer[at : at + 200]
     if inside or rest:
-        reason = "no JSON from here on" if rest else "the list ends without ]"
-        if not inside:
-            reason = "text behind the end of the list"
+        broken = "no JSON from here on" if rest else "the list ends without ]"
+        reason = broken if inside else "text behind the end of the list"
         yield Chunk(name, "reject", line, Reject(name, line, reason, rest))
 
 

@@ -40,18 +40,15 @@ def pick_device(name="auto"):
         if torch.cuda.is_available():
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
+    kind = None
+    with contextlib.suppress(RuntimeError, AssertionError, NotImplementedError):
         torch.empty(1, device=name)
         kind = torch.device(name).type
-        if kind == "meta":  # which holds no numbers
-            raise NotImplementedError
-    except (RuntimeError, AssertionError, NotImplementedError):
+    if kind in (None, "meta"):  # the latter holds no numbers
         there = ["cpu"]
         there += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         there += ["mps"] if torch.backends.mps.is_available() else []
-        raise UserError(
-            f"device={name}: not on this machine, which has {', '.join(there)}"
-        ) from None
+        raise UserError(f"device={name}: not on this machine, which has {', '.join(there)}")
     return "cpu" if kind == "cpu" else name  # there is one, whatever its number
 
 

@@ -43,8 +43,12 @@ def build():
         from torch.utils import cpp_extension
 
         # It stands in the linker's command as it is, with the blanks of its folders' names.
-        cpp_extension.TORCH_LIB_PATH = shlex.quote(cpp_extension.TORCH_LIB_PATH)
-        return cpp_extension.load(_name(), [str(SOURCE)], extra_cflags=flags)
+        folder = cpp_extension.TORCH_LIB_PATH
+        cpp_extension.TORCH_LIB_PATH = shlex.quote(folder)
+        try:
+            return cpp_extension.load(_name(), [str(SOURCE)], extra_cflags=flags)
+        finally:
+            cpp_extension.TORCH_LIB_PATH = folder
     except Exception as error:  # of PyTorch, of the compiler, of what cannot be written
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
