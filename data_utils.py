@@ -58,7 +58,8 @@ class Blocks:
     where they hold another kind of data, and for isolate=False where nothing is to be kept apart.
     """
 
-    kind = unit = "blocks"  # what meta.json says where it says no kind; what is drawn and counted
+    kind = "blocks"  # as meta.json has it; where it names none, this
+    unit = "blocks"  # what train.py calls what it draws
 
     def __init__(self, folder, split, tokenizer=None, block_size=None, isolate=True):
         self.folder, self.split = Path(folder), split

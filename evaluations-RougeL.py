@@ -41,10 +41,8 @@ class Settings:
 
 def main():
     settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
-    for name, least in (("batch_size", 1), ("show", 0), ("limit", 1), ("seed", 0)):
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            raise UserError(f"{name}={value}: expected at least {least}")
+    if problems := settings.below(batch_size=1, show=0, limit=1, seed=0):
+        raise UserError("\n".join(problems))
     trained = precision.load(settings.out_dir, settings.device, settings.dtype)
     tokenizer, prompt_format = trained.tokenizer, trained.prompt_format
     output = Path(settings.output or trained.folder / "rouge.jsonl")

@@ -45,10 +45,8 @@ class Settings:
 
 def main():
     settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
-    for name, least in (("batch_size", 1), ("shots", 0), ("seed", 0), ("limit", 1)):
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            raise UserError(f"{name}={value}: expected at least {least}")
+    if problems := settings.below(batch_size=1, shots=0, seed=0, limit=1):
+        raise UserError("\n".join(problems))
     task = read_task(Path(settings.input).parent)
     rows = draw(read_labelled(settings.input, task.labels), settings.limit, settings.seed)
     if not rows:

@@ -32,10 +32,8 @@ class Settings:
 
 def main():
     settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
-    for name, least in (("limit", 1), ("seed", 0)):
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            raise UserError(f"{name}={value}: expected at least {least}")
+    if problems := settings.below(limit=1, seed=0):
+        raise UserError("\n".join(problems))
     trained = precision.load(settings.out_dir, settings.device, settings.dtype)
     output = Path(settings.output or trained.folder / "endings.json")
     check_writable(output)

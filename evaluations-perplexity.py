@@ -39,8 +39,8 @@ class Settings:
 
 def main():
     settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
-    if settings.batch_size < 1:
-        raise UserError(f"batch_size={settings.batch_size}: expected at least 1")
+    if problems := settings.below(batch_size=1):
+        raise UserError("\n".join(problems))
     if settings.text and settings.dataset:
         raise UserError("--text and --dataset: expected one of them")
     device = pick_device(settings.device)

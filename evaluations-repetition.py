@@ -20,7 +20,7 @@ from config.configurator import UserError, configure, run
 from minigpt import precision, repetition
 from minigpt.engine import Engine
 from minigpt.plots import grid_figure, write_figure
-from minigpt.report import check_writable, table, write_json, write_jsonl
+from minigpt.report import check_writable, table, write_json, write_jsonl, write_text
 
 
 class Settings:
@@ -89,10 +89,7 @@ def main():
 
 def read_grid(settings):
     """(values, cells) of the knobs that may have several values. UserError names all mistakes."""
-    problems, values = [], {}
-    for name in ("seeds", "batch_size", "max_new_tokens"):
-        if getattr(settings, name) < 1:
-            problems.append(f"{name}={getattr(settings, name)}: expected at least 1")
+    problems, values = settings.below(seeds=1, batch_size=1, max_new_tokens=1), {}
     for name, kind in KINDS.items():
         try:
             values[name] = repetition.read_values(name, getattr(settings, name), kind)
@@ -101,10 +98,6 @@ def read_grid(settings):
     if problems:
         raise UserError("\n".join(problems))
     return values, repetition.grid(**values)
-
-
-def write_text(path, text):
-    path.write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -236,7 +236,8 @@ class KVCache:
         return [LayerCache(k, v, slots, length, self.kernels) for k, v in layers]
 
     def move(self, source, target, length):
-        """Copy the first `length` positions of slot `source` over those of slot `target`."""
+        """Copy the first `length` positions of slots `source` over those of slots `target`: two
+        numbers, or two lists of as many."""
         for part in (self.k, self.v):
             part[:, target, :, :length] = part[:, source, :, :length]
 

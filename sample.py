@@ -31,9 +31,7 @@ class Settings:
     top_p: float = 1.0  # draw from the likeliest tokens that make up this probability; 1: from all
     min_p: float = 0.0  # drop tokens less likely than this share of the likeliest; 0: none
     repetition_penalty: float = 1.0  # above 1: tokens that stand in the text become less likely
-    num_beams: int = (
-        1  # above 1: beam search, which draws nothing; a text is shown when it is whole
-    )
+    num_beams: int = 1  # above 1: beam search, which draws nothing; shown when the text is whole
     length_penalty: float = 1.0  # of beam search: above 0 favours long texts, below 0 short ones
     kernels: bool = False  # on a CPU: C++ kernels, built once (g++, ninja); twice as fast or more
     seed: int | None = None  # the same seed writes the same text; none: another one every time
@@ -44,8 +42,8 @@ def main():
     if settings.num_beams > 1:
         draw_nothing(settings)
     print(settings.describe(), file=sys.stderr)
-    if settings.num_samples < 1:
-        raise UserError(f"num_samples={settings.num_samples}: expected at least 1")
+    if problems := settings.below(num_samples=1):
+        raise UserError("\n".join(problems))
     start = read_start(settings.start)
     problems = request_of([0], settings).problems()  # before the model is loaded
     if problems:

@@ -42,6 +42,7 @@ from minigpt.engine import Engine
 from minigpt.host import Host, Limits, set_threads
 from minigpt.presets import read_prompts
 from minigpt.ratings import ratings, win_rates
+from minigpt.urls import address, is_everywhere, is_local
 from minigpt.votes import Ledger, jsonl, markdown, preference_pairs
 from minigpt.wording import CHINESE, ENGLISH, words
 
@@ -65,13 +66,13 @@ for (const kind of ["keydown", "keypress"])
 
 
 class Settings:
-    runs: str = ""  # folders of local runs, with commas between; "": every run in out/
+    runs: list[str] = []  # folders of local runs; none: every run in out/
     endpoints: str = ""  # a .csv of servers: name,base_url,model,api_key_env
     host: str = "127.0.0.1"  # 0.0.0.0: whoever reaches this machine over the network
-    port: int = 7860
+    port: int = 7860  # of the page
     auth: str = ""  # NAME:PASSWORD for the whole page
     admin_password: str = ""  # lets its owner add and remove endpoints on the page
-    networks: str = ""  # further networks that endpoints may be in, such as 203.0.113.0/24
+    networks: list[str] = []  # further ones that endpoints may be in, such as 203.0.113.0/24
     ledger: str = "out/arena.sqlite"  # battles and votes
     examples: str = "examples.csv"  # preset prompts: prompt,format
     slots: int = 8  # texts that a local run writes at once
@@ -84,7 +85,7 @@ def main():
     check(settings)
     ledger = Ledger(settings.ledger)
     entries, checkpoints = local_runs(settings)
-    allowed = allowed_networks(settings.networks)
+    allowed = Allowed((*OWN_NETWORKS, *settings.networks))
     if settings.endpoints:
         entries += [Endpoint(*row, allowed=allowed) for row in read_presets(settings.endpoints)]
     arena = Arena(
@@ -104,12 +105,9 @@ def main():
 
 def check(settings):
     """UserError with all that is wrong with the settings."""
-    problems = []
+    problems = settings.below(slots=1, most_battles=1, deadline=1)
     if settings.auth and ":" not in settings.auth:
         problems.append("--auth: expected NAME:PASSWORD")
-    for name in ("slots", "most_battles", "deadline"):
-        if getattr(settings, name) < 1:
-            problems.append(f"--{name}={getattr(settings, name)}: expected at least 1")
     try:
         family, *_, place = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM
@@ -128,10 +126,7 @@ def check(settings):
 
 def local_runs(settings):
     """([LocalRun], name → hash of its weights) of the runs' folders."""
-    if settings.runs:
-        folders = [folder.strip() for folder in settings.runs.split(",") if folder.strip()]
-    else:
-        folders = sorted(str(p) for p in Path("out").glob("*") if checkpoint.exists(p))
+    folders = settings.runs or sorted(str(p) for p in Path("out").glob("*") if checkpoint.exists(p))
     engines, loaded, hashes = {}, {}, {}
     for name, folder in zip(checkpoint.model_names(folders), folders, strict=True):
         trained = precision.load(folder, settings.device, settings.dtype)
@@ -153,23 +148,17 @@ def local_runs(settings):
     return entries, hashes
 
 
-def allowed_networks(more):
-    """Where endpoints may be: the machine's own and private networks, and those of --networks."""
-    extra = tuple(network.strip() for network in more.split(",") if network.strip())
-    return Allowed((*OWN_NETWORKS, *extra)) if extra else Allowed()
-
-
 def welcome(settings, arena):
     """What its owner reads."""
     names = arena.endpoints.names()
     lines = [f"{len(names)} models: {', '.join(names)}" if names else ENGLISH["no_models"]]
-    anywhere = settings.host in ("0.0.0.0", "::")
-    shown = "localhost" if anywhere or settings.host == "127.0.0.1" else settings.host
-    shown = f"[{shown}]" if ":" in shown else shown
-    lines.append(f"open http://{shown}:{settings.port}; Ctrl-C stops it")
-    if anywhere:
-        lines.append(f"others in this network open http://{lan_address()}:{settings.port}")
-    if settings.host not in ("127.0.0.1", "::1", "localhost") and not settings.auth:
+    everywhere = is_everywhere(settings.host)
+    here = "localhost" if everywhere or settings.host == "127.0.0.1" else settings.host
+    lines.append(f"open http://{address(here, settings.port)}; Ctrl-C stops it")
+    if everywhere:
+        others = address(lan_address(), settings.port)
+        lines.append(f"others in this network open http://{others}")
+    if not is_local(settings.host) and not settings.auth:
         lines.append(
             "WARNING: everyone who reaches this machine over the network can use the page: "
             "--auth=NAME:PASSWORD lets in only those who know it"

@@ -29,20 +29,19 @@ from minigpt.host import Host, set_threads
 from minigpt.host import Limits as HostLimits
 from minigpt.listener import flush, listen
 from minigpt.protocol import Limits
+from minigpt.urls import address, is_everywhere, is_key, is_local
 from model import GPT, GPTConfig
-
-PUBLIC = "0.0.0.0"
 
 
 class Settings:
     # -- what is served --
-    out_dir: str = "out/sft"  # the run's folder; several with commas between
+    out_dir: list[str] = ["out/sft"]  # the run's folder, or several
     host: str = "127.0.0.1"  # this machine alone; 0.0.0.0: whoever reaches it over the network
     port: int = 5000  # 0: any free one
     api_key: str | None = None  # clients must send it; or the variable MINIGPT_API_KEY, unseen by
     #                             whoever lists this machine's processes
     api_key_file: str | None = None  # a file whose only line is the key
-    cors_origins: str = ""  # web pages that may call this server: origins with commas between, or *
+    cors_origins: list[str] = []  # web pages that may call this server: their origins, or *
 
     threads: int = 0  # of the processor, for the models; 0: as many as pay, for HTTP needs some too
     kernels: bool = False  # on a CPU: C++ kernels, built once (g++, ninja); twice as fast or more
@@ -76,7 +75,9 @@ class Stopped(BaseException):
 def main():
     settings = configure(Settings, shared="device dtype", doc=__doc__, quiet=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    options, folders = options_of(settings), folders_of(settings)
+    options, folders = options_of(settings), settings.out_dir
+    if not folders:
+        raise UserError("--out_dir: expected a run's folder, or several with commas between")
     if settings.api_key is not None:
         settings.set("api_key", "(not shown)", settings.origin("api_key"))
     print(settings.describe(), flush=True)
@@ -106,17 +107,11 @@ def stop(number, frame):
 
 def options_of(settings):
     """The settings as the API's Options; UserError with all that is wrong."""
-    whole = ("slots", "max_body_kb", "max_tokens", "default_max_tokens", "max_n")
-    problems = [
-        f"{name}={getattr(settings, name)}: expected at least 1"
-        for name in whole
-        if getattr(settings, name) < 1
-    ]
-    if settings.max_prompt_tokens is not None and settings.max_prompt_tokens < 1:
-        problems.append(f"max_prompt_tokens={settings.max_prompt_tokens}: expected at least 1")
-    for name in ("threads", "max_waiting", "queue_seconds", "total_seconds", "drain_seconds"):
-        if getattr(settings, name) < 0:
-            problems.append(f"{name}={getattr(settings, name)}: expected 0 or more")
+    problems = settings.below(
+        **dict(slots=1, max_body_kb=1, max_n=1),
+        **dict(max_prompt_tokens=1, max_tokens=1, default_max_tokens=1),
+        **dict(threads=0, max_waiting=0, queue_seconds=0, total_seconds=0, drain_seconds=0),
+    )
     if not 0 <= settings.port < 65536:
         problems.append(f"port={settings.port}: expected 0 to 65535")
     if settings.default_max_tokens > settings.max_tokens:
@@ -133,7 +128,7 @@ def options_of(settings):
         settings.default_max_tokens,
         settings.max_n,
     )
-    origins = tuple(each.strip() for each in settings.cors_origins.split(",") if each.strip())
+    origins = tuple(settings.cors_origins)
     return Options(key_of(settings), origins, settings.log_text, limits, defaults)
 
 
@@ -149,17 +144,9 @@ def key_of(settings):
             raise UserError(f"--api_key_file={settings.api_key_file}: cannot be read") from None
         if not key:
             raise UserError(f"--api_key_file={settings.api_key_file}: the file is empty")
-    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+    if key and not is_key(key):
         raise UserError("the key: expected ASCII letters, digits and signs, without spaces")
     return key or None
-
-
-def folders_of(settings):
-    """The runs' folders."""
-    folders = [folder.strip() for folder in settings.out_dir.split(",") if folder.strip()]
-    if not folders:
-        raise UserError("--out_dir: expected a run's folder, or several with commas between")
-    return folders
 
 
 def load(settings, folders):
@@ -194,18 +181,17 @@ def welcome(settings, service, port):
     example = "prompt=中国的首都是&model=" + next(iter(service.models))
 
     def reach(host):
-        host = f"[{host}]" if ":" in host else host
-        return f'curl -N{key} "http://{host}:{port}/generate?{example}"'
+        return f'curl -N{key} "http://{address(host, port)}/generate?{example}"'
 
     lines = [f"serving {', '.join(service.models)}"]
-    if settings.host in (PUBLIC, "::"):
-        lines += [f"  here:       {reach('localhost')}", f"  teammates:  {reach(lan_address())}"]
-        lines.append(f"  any OpenAI client: base_url http://{lan_address()}:{port}/v1")
+    host = settings.host
+    if is_everywhere(host):
+        host = lan_address()
+        lines += [f"  here:       {reach('localhost')}", f"  teammates:  {reach(host)}"]
     else:
-        lines += [f"  {reach(settings.host)}"]
-        lines.append(f"  any OpenAI client: base_url http://{settings.host}:{port}/v1")
-    local = settings.host in ("127.0.0.1", "::1", "localhost")
-    if not local and service.options.api_key is None:
+        lines += [f"  {reach(host)}"]
+    lines.append(f"  any OpenAI client: base_url http://{address(host, port)}/v1")
+    if not is_local(settings.host) and service.options.api_key is None:
         lines.append(
             "WARNING: no key is set: everyone who reaches this machine over the network can use "
             "the models;\n         --api_key=…, the variable MINIGPT_API_KEY or --api_key_file=… "

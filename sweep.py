@@ -34,7 +34,7 @@ from data_utils import read_meta
 from minigpt import checkpoint
 from minigpt.plots import sweep_figure, write_figure
 from minigpt.report import table, write_json
-from minigpt.runlog import read_runlog
+from minigpt.runlog import STOPPED, read_runlog
 from minigpt.study import Study, TrialFailed, TrialStopped, as_word, read_plan, trial_name
 from minigpt.tokenizer import load_tokenizer
 
@@ -110,11 +110,7 @@ def main():
 
 def check(settings):
     """UserError names all of the sweep's own knobs that are wrong."""
-    problems = [
-        f"--{name}={getattr(settings, name)}: expected at least {least}"
-        for name, least in (("trials", 0), ("seeds", 1), ("heartbeat", 1))
-        if getattr(settings, name) < least
-    ]
+    problems = settings.below(trials=0, seeds=1, heartbeat=1)
     if settings.overwrite:
         problems.append("overwrite: a sweep throws no run away; give another --study=NAME")
     if settings.init_from == "resume":
@@ -251,7 +247,7 @@ class Trainer:
         figures = dict(
             val_loss=statistics.mean(run["val_loss"] for run in runs),
             minutes=sum(run["minutes"] for run in runs),
-            tokens=runs[0]["tokens"],
+            tokens=sum(run["tokens"] for run in runs),
             curves=[run["curve"] for run in runs],
         )
         if len(runs) > 1:
@@ -300,7 +296,7 @@ class Trainer:
             last = f"killed by signal {-code}; where memory runs out the system does that"
         if code:
             raise self.failed(last)
-        if last.startswith("stopped; go on with"):
+        if last.startswith(STOPPED):
             print("  stopped by another; it goes on later")
             raise TrialStopped
 

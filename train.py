@@ -27,12 +27,14 @@ from minigpt import checkpoint, hf
 from minigpt.dpo import DPO, Pairs, add_reference
 from minigpt.engine import Engine, Request
 from minigpt.examples import Example, example_ids, first_held_out
+from minigpt.files import written_whole
 from minigpt.hardware import autocast, has_varlen, matmul_flops, peak_flops, pick_device, pick_dtype
 from minigpt.lora import LoRA, attach
-from minigpt.objectives import next_token
+from minigpt.objectives import next_token, total_loss
 from minigpt.optim import lr_scale, make_optimizers, set_lr
 from minigpt.prompt import stop_ids
-from minigpt.report import check_writable, duration
+from minigpt.report import check_writable, duration, write_text
+from minigpt.runlog import STOPPED
 from minigpt.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 
@@ -169,8 +171,10 @@ def main():
     scaler = torch.amp.GradScaler(device.split(":")[0], enabled=dtype == torch.float16)
     if not settings.deterministic:  # the kernel for pieces sums gradients in no fixed order
         model.varlen = has_varlen(device, dtype, model.config.head_dim)
-        if first and train_blocks.isolated and device.startswith("cuda") and not model.varlen:
-            print("attention inside pieces by a mask: PyTorch has no quicker kernel that fits here")
+        slow = settings.dropout > 0 or not model.varlen
+        if first and train_blocks.isolated and device.startswith("cuda") and slow:
+            why = "has no dropout" if model.varlen else "does not fit here"
+            print(f"attention inside pieces by a mask: PyTorch's quicker kernel {why}")
     compiled = torch.compile(model) if settings.compile else model
 
     # -- where it stands ---------------------------------------------------------------------------
@@ -203,7 +207,8 @@ def main():
     peak = peak_flops(device) if first else None
     if first:
         introduce(model, settings, train_blocks, val_blocks, parent, resume)
-        warn_if_long(settings, device, flops * tokens_per_step * (settings.max_iters - step), dtype)
+        left = tokens_per_step / world * (settings.max_iters - step)  # tokens for this device
+        warn_if_long(settings, device, flops * left, dtype)
     stop = StopOnSignal()
 
     def progress():
@@ -214,17 +219,15 @@ def main():
 
     def evaluate(blocks, objective):
         """Mean loss a target (or a pair), over the same batches every time, without dropout."""
-        model.eval()
-        total = torch.zeros(2, dtype=torch.float64, device="cpu")
-        for batch in evaluation_batches(
+        batches = evaluation_batches(
             blocks, settings.batch_size, settings.eval_iters, rank, world, device
-        ):
-            with torch.no_grad(), oom_advice(), autocast(device, dtype):
-                loss, count = objective(compiled, batch)
-            total += torch.tensor([float(loss), count], dtype=torch.float64)
+        )
+        model.eval()
+        with oom_advice():
+            total = total_loss(objective, compiled, batches, device, dtype)
         model.train()
-        total = summed(total, device)
-        return float(total[0] / total[1].clamp(min=1))
+        loss, count = summed(torch.tensor(total, dtype=torch.float64), device).tolist()
+        return loss / max(count, 1)
 
     def save(folder, with_state):
         rng = gathered(torch.get_rng_state(), world)
@@ -370,7 +373,7 @@ def main():
         if val_loss is not None:
             print(f"{out_dir}: step {step}, val loss {val_loss:.4f}, the best {best:.4f} in best/")
         if stopping:
-            print(f"stopped; go on with: python train.py --out_dir={out_dir} --init_from=resume")
+            print(f"{STOPPED}: python train.py --out_dir={out_dir} --init_from=resume")
     if world > 1:
         dist.destroy_process_group()
 
@@ -387,11 +390,7 @@ SHARES = "min_lr_ratio decay_fraction dropout lora_dropout beta1 beta2 muon_mome
 
 def check_ranges(settings):
     """Values that no run can have: UserError names all of them."""
-    rules = [
-        (name, getattr(settings, name) >= least, f"at least {least}")
-        for least, names in AT_LEAST.items()
-        for name in names.split()
-    ]
+    rules = []
     for name in SHARES.split():
         value = getattr(settings, name)
         below_one = name not in ("min_lr_ratio", "decay_fraction")
@@ -414,7 +413,8 @@ def check_ranges(settings):
         beside = ("lora_alpha", "lora_dropout", "lora_targets")
         given = [name for name in beside if settings.origin(name) != "default"]
         rules += [(name, False, "--lora_rank=8 or so with it") for name in given]
-    problems = [
+    least = {name: bound for bound, names in AT_LEAST.items() for name in names.split()}
+    problems = settings.below(**least) + [
         f"{settings.origin(name)}: {name}={getattr(settings, name)}: expected {expected}"
         for name, good, expected in rules
         if not good
@@ -662,7 +662,7 @@ class oom_advice:
 
 
 def write_sample(model, tokenizer, prompt_format, settings):
-    """A short greedy-ish text, to see how the model writes; "" where no prompt is set."""
+    """A short text, to see how the model writes; "" where no prompt is set."""
     asked = Example(None, settings.sample_prompt, "")
     if settings.origin("sample_prompt") == "default":
         asked = first_held_out(settings.dataset, prompt_format) or asked
@@ -695,12 +695,13 @@ class Log:
             lines = self.path.read_text(encoding="utf-8").splitlines()
             lines = [line for line in lines if line.endswith("}")]  # the last may be torn
             kept = [line for line in lines if json.loads(line)["step"] <= step]
-            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            write_text(self.path, "".join(line + "\n" for line in kept))
         if self.samples.exists():
             told = self.samples.read_bytes()  # as bytes: a model may write any kind of line break
             texts = re.split(rb"^(?=step \d+: )", told, flags=re.M)
             kept = [text for text in texts if text and int(text[5:].split(b":")[0]) <= step]
-            self.samples.write_bytes(b"".join(kept))
+            with written_whole(self.samples) as partial:
+                partial.write_bytes(b"".join(kept))
         if settings.tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter

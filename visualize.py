@@ -16,7 +16,7 @@ from minigpt.runlog import read_runlogs, run_names
 
 
 class Settings:
-    runs: str = "out/pretrain"  # folders of runs, comma-separated
+    runs: list[str] = ["out/pretrain"]  # folders of runs
     output: str = "loss.png"  # .png or .svg, or both, comma-separated
     x: Literal["steps", "tokens", "minutes"] = "steps"  # what the curves run over
     smooth: float = 0.9  # weight of the past in the train loss's moving average, below 1; 0: none
@@ -29,8 +29,7 @@ def main():
     if not 0 <= settings.smooth < 1:
         raise UserError(f"--smooth={settings.smooth:g}: expected 0 (none) up to but not 1, as 0.9")
     paths = output_paths(settings.output)
-    folders = [Path(part.strip()) for part in settings.runs.split(",") if part.strip()]
-    folders = list({folder.resolve(): folder for folder in folders}.values())
+    folders = list({Path(folder).resolve(): Path(folder) for folder in settings.runs}.values())
     if not folders:
         raise UserError("--runs: names no run; write --runs=out/pretrain,out/sft")
     logs = read_runlogs(folders)

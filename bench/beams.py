@@ -22,9 +22,9 @@ from config.configurator import UserError, configure, run
 from minigpt import precision
 from minigpt.engine import Engine, Request
 from minigpt.report import table
+from minigpt.steps import GPT2, transformers_gpt2
 from model import GPT, GPTConfig
 
-SHAPE = dict(position="learned", norm="layernorm", mlp="gelu", qk_norm=False, bias=True)
 PROMPT = 32
 
 
@@ -40,11 +40,14 @@ class Settings:
 
 def main():
     settings = configure(Settings, doc=__doc__)
+    problems = settings.below(rounds=1)
     if not 1 <= settings.tokens <= 1023 - PROMPT:
-        raise UserError(f"tokens={settings.tokens}: expected 1 to {1023 - PROMPT}")
+        problems.append(f"tokens={settings.tokens}: expected 1 to {1023 - PROMPT}")
+    if problems:
+        raise UserError("\n".join(problems))
     torch.manual_seed(0)
     shape = {name: getattr(settings, name) for name in ("n_rows", "n_layer", "n_head", "n_embd")}
-    model = GPT(GPTConfig(block_size=1024, **shape, **SHAPE)).eval()
+    model = GPT(GPTConfig(block_size=1024, **shape, **GPT2)).eval()
     print(f"{model.n_params() / 1e6:.1f}M parameters, {torch.get_num_threads()} threads")
     prompt = torch.randint(0, settings.n_rows, (PROMPT,)).tolist()
     peer = peer_of(model)
@@ -77,13 +80,8 @@ def with_engine(model):
 
 
 def peer_of(model):
-    """transformers' own model of this shape, its weights as random."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = model.config
-    shape = dict(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd)
-    shape |= dict(vocab_size=config.n_rows, n_positions=1024, bos_token_id=None, eos_token_id=None)
-    return GPT2LMHeadModel(GPT2Config(**shape)).eval()
+    """transformers' own model of this shape, its weights as random; no token ends a text."""
+    return transformers_gpt2(model.config, bos_token_id=None, eos_token_id=None).eval()
 
 
 def with_peer(peer):

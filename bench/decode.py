@@ -30,9 +30,9 @@ from minigpt import precision
 from minigpt.engine import Engine, Request
 from minigpt.kernels import build
 from minigpt.report import table
+from minigpt.steps import GPT2, transformers_gpt2
 from model import GPT, GPTConfig
 
-SHAPE = dict(position="learned", norm="layernorm", mlp="gelu", qk_norm=False, bias=True)
 PROMPT = 32
 
 
@@ -49,11 +49,14 @@ class Settings:
 
 def main():
     settings = configure(Settings, doc=__doc__)
+    problems = settings.below(rounds=1, tokens=1)
     if settings.tokens + PROMPT > 1024:
-        raise UserError(f"tokens={settings.tokens}: expected at most {1024 - PROMPT}")
+        problems.append(f"tokens={settings.tokens}: expected at most {1024 - PROMPT}")
+    if problems:
+        raise UserError("\n".join(problems))
     torch.manual_seed(0)
     shape = {name: getattr(settings, name) for name in ("n_rows", "n_layer", "n_head", "n_embd")}
-    model = GPT(GPTConfig(block_size=1024, **shape, **SHAPE)).eval()
+    model = GPT(GPTConfig(block_size=1024, **shape, **GPT2)).eval()
     millions = model.n_params() / 1e6
     print(f"{millions:.1f}M parameters, {torch.get_num_threads()} threads", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -125,22 +128,17 @@ def with_engine(model, n_streams, tokens):
             engine.submit(Request(prompt(number), tokens, temperature=0))
         while len(engine.step()) < n_streams:
             pass
-        steps, start = 0, time.perf_counter()
-        while engine.active:
-            engine.step()
-            steps += len(engine.active) == n_streams
-        return n_streams * steps / (time.perf_counter() - start)
+        written, start = 0, time.perf_counter()
+        while len(engine.active) == n_streams:  # until the first has ended
+            written += len(engine.step())
+        return written / (time.perf_counter() - start)
 
     return case
 
 
 def with_transformers(model, tokens):
     """transformers' own model of this shape and its generate(), with its cache."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = model.config
-    shape = dict(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd)
-    peer = GPT2LMHeadModel(GPT2Config(vocab_size=config.n_rows, n_positions=1024, **shape)).eval()
+    peer = transformers_gpt2(model.config).eval()
     x = torch.tensor([prompt()])
     words = dict(do_sample=False, attention_mask=torch.ones_like(x), pad_token_id=0)
 
@@ -236,10 +234,10 @@ def show(rates, n_bytes, bandwidth):
         alone = "at once" not in name or name.endswith(" 1 at once")
         weights = n_bytes / 4 if "int8" in name else n_bytes * 34 / 128 if "q8" in name else n_bytes
         share = f"{rate * weights / bandwidth:.0%}" if alone and "loop" not in name else ""
-        first = medians[f"{name.rsplit(',', 1)[0]}, 1 at once"] if "ours" in name else rate
+        first = medians.get(f"{name.rsplit(',', 1)[0]}, 1 at once")
         rows.append(
             [name, f"{rate:.1f}", f"{rate / peer:.2f}", f"{rate / slow:.1f}"]
-            + [f"{rate / first:.2f}" if not alone else "", share]
+            + [f"{rate / first:.2f}" if first and not alone else "", share]
         )
     header = ["", "tokens/s", "÷ transformers", "÷ no cache", "÷ one reader", "of the bound"]
     print(table(header, rows))

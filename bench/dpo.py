@@ -20,17 +20,16 @@ each run, not its best.
 """
 
 import json
-import os
 import pathlib
-import subprocess
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from config.configurator import ROOT, UserError, configure, run
+from config.configurator import UserError, configure, run
 from minigpt import checkpoint
 from minigpt.dpo import Pairs, answer_logprobs
 from minigpt.report import table
+from minigpt.scripts import call
 
 
 class Settings:
@@ -63,7 +62,7 @@ def main():
     words = [f"--from_qa={settings.pairs}", f"--input={made}", f"--dataset={data}"]
     tokenizer = checkpoint.read_meta(base)["tokenizer"]
     words += [f"--block_size={block_size}", f"--tokenizer={tokenizer}"]
-    call(folder, "data/prepare_dpo.py", *words)
+    call("data/prepare_dpo.py", *words, log=folder / "dpo.log")
 
     rows = [row_of(settings, folder, "before", base, data, sft_data)]
     for beta in settings.betas:
@@ -74,7 +73,7 @@ def main():
             words += [f"--out_dir={out}", "--overwrite=true", f"--dpo_beta={beta}"]
             words += [f"--learning_rate={rate}", f"--dpo_guard_dataset={sft_data}"]
             words += ["--eval_iters=20", "--sample_prompt=", "--warmup_iters=5"]
-            call(folder, "train.py", *words, "--dpo_max_forgetting=none")
+            call("train.py", *words, "--dpo_max_forgetting=none", log=folder / "dpo.log")
             rows.append(row_of(settings, folder, f"β {beta}, lr {rate}", out, data, sft_data))
     header = ["", *KINDS, "margin", "kl", "perplexity", "Rouge-L", "length"]
     print(markdown(header, rows))
@@ -85,17 +84,17 @@ def fine_tuned(settings, folder):
     if settings.init_from:
         meta = checkpoint.read_meta(settings.init_from)
         return pathlib.Path(settings.init_from), settings.sft_data or meta["dataset"]
-    texts, pairs = folder / "texts", folder / "sft_data"
+    texts, pairs, log = folder / "texts", folder / "sft_data", folder / "dpo.log"
     size = "--block_size=128"
-    call(folder, "data/prepare.py", f"--input={settings.texts}", f"--dataset={texts}", size)
-    call(folder, "data/prepare_sft.py", f"--input={settings.pairs}", f"--dataset={pairs}", size)
+    call("data/prepare.py", f"--input={settings.texts}", f"--dataset={texts}", size, log=log)
+    call("data/prepare_sft.py", f"--input={settings.pairs}", f"--dataset={pairs}", size, log=log)
     limits = [f"--max_minutes={settings.minutes}", "--max_iters=1000000", "--overwrite=true"]
     base, tuned = folder / "base", folder / "sft"
     words = ["config/cpu_small.py", *SMALL, *limits, f"--dataset={texts}", f"--out_dir={base}"]
-    call(folder, "train.py", *words)
+    call("train.py", *words, log=log)
     words = ["config/cpu_small_sft.py", "--block_size=128", "--sample_prompt=", *limits]
     words += [f"--dataset={pairs}", f"--init_from={base}", f"--out_dir={tuned}"]
-    call(folder, "train.py", *words)
+    call("train.py", *words, log=log)
     return tuned / "best", pairs
 
 
@@ -119,11 +118,11 @@ def row_of(settings, folder, name, run_folder, data, sft_data):
 
     figures, answers = folder / "perplexity.json", folder / "answers.jsonl"
     words = [f"--out_dir={run_folder}", f"--dataset={sft_data}", f"--output={figures}"]
-    call(folder, "evaluations-perplexity.py", *words)
+    call("evaluations-perplexity.py", *words, log=folder / "dpo.log")
     questions = pathlib.Path(sft_data) / "val.jsonl"
     words = [f"--out_dir={run_folder}", f"--input={questions}", f"--limit={settings.limit}"]
     words += [f"--output={answers}", "--show=0", "--max_new_tokens=48"]
-    call(folder, "evaluations-RougeL.py", *words)
+    call("evaluations-RougeL.py", *words, log=folder / "dpo.log")
     perplexity = json.loads(figures.read_text(encoding="utf-8"))["tokens"]["perplexity"]
     rouge = json.loads(answers.with_suffix(".json").read_text(encoding="utf-8"))["all"]
     cells += [f"{perplexity:.0f}", f"{rouge['rouge_l_chars']['mean']:.3f}"]
@@ -135,16 +134,6 @@ def row_of(settings, folder, name, run_folder, data, sft_data):
 def markdown(header, rows):
     lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def call(folder, *words):
-    """Run one of the project's scripts, shown as a person would type it."""
-    print("$ python", *words, flush=True)
-    command = [sys.executable, *map(str, words)]
-    with open(folder / "dpo.log", "a", encoding="utf-8") as log:
-        ran = subprocess.run(command, cwd=ROOT, env=os.environ, stdout=log, stderr=log)
-    if ran.returncode:
-        raise UserError(f"{words[0]}: failed; {folder / 'dpo.log'} says why")
 
 
 if __name__ == "__main__":

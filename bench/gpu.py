@@ -18,7 +18,6 @@ How soon a model is as good on a GPU: python bench/speedrun.py --body=124M
 import json
 import pathlib
 import statistics
-import subprocess
 import sys
 import time
 
@@ -29,6 +28,7 @@ import torch
 from config.configurator import UserError, configure, run
 from minigpt.hardware import has_varlen, peak_flops, pick_device, pick_dtype
 from minigpt.report import table
+from minigpt.scripts import figures_of
 from minigpt.steps import GPT2, SHAPES, our_step, peak_memory, transformers_step
 from model import GPT, GPTConfig
 
@@ -48,11 +48,13 @@ class Settings:
 
 
 def main():
-    knobs = "device dtype optimizer learning_rate embedding_lr_ratio weight_decay"
+    knobs = "device dtype learning_rate embedding_lr_ratio weight_decay"
     settings = configure(Settings, shared=knobs + " beta1 beta2 muon_momentum", doc=__doc__)
     if unknown := set(settings.shapes) - set(SHAPES):
         raise UserError(f"shapes={','.join(unknown)}: expected some of {', '.join(SHAPES)}")
     device = pick_device(settings.device)
+    if problems := settings.below(rounds=1, steps=1, batch_size=1):
+        raise UserError("\n".join(problems))
     if settings.case:
         print(json.dumps(measure(settings, device)))
         return
@@ -65,21 +67,13 @@ def main():
         found = {name: [] for name in CASES}
         for number in range(settings.rounds):
             for name in CASES:
-                found[name].append(in_a_process(shape, name))
+                words = [*sys.argv[1:], f"--shapes={shape}", f"--case={name}"]
+                found[name].append(figures_of(__file__, *words))
                 print(f"{shape}, round {number + 1}: {name}: {found[name][-1]['rate']:,.0f} tok/s")
         show(shape, found)
     head_dim = SHAPES[settings.shapes[0]]["n_embd"] // SHAPES[settings.shapes[0]]["n_head"]
     pieces = "the kernel for pieces" if has_varlen(device, dtype, head_dim) else "a mask"
     print(f"pieces are kept apart by {pieces}")
-
-
-def in_a_process(shape, name):
-    """What measure() gives for one case, in a process of its own."""
-    command = [sys.executable, __file__, *sys.argv[1:], f"--shapes={shape}", f"--case={name}"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=False)
-    if done.returncode:
-        raise UserError(f"{shape}, {name}: its process ended with exit code {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(settings, device):
@@ -91,7 +85,7 @@ def measure(settings, device):
     shape |= {} if "default" in settings.case else GPT2
     config = GPTConfig(n_rows=settings.n_rows, **shape)
     flops = GPT(config).flops_per_token()
-    settings.set("optimizer", "muon" if "default" in settings.case else "adamw", "the case")
+    settings.optimizer = "muon" if "default" in settings.case else "adamw"
     if "transformers" in settings.case:
         torch.backends.cuda.enable_cudnn_sdp(True)  # as it comes; pick_device() has taken it away
         step = transformers_step(config, device, dtype, settings.compile)
@@ -103,8 +97,7 @@ def measure(settings, device):
         float(step(tokens))  # compiles, and warms up
     start = time.perf_counter()
     for _ in range(settings.steps):
-        loss = step(tokens)
-    float(loss)  # waits for the GPU
+        float(step(tokens))  # waits for the GPU, as train.py does once a step
     seconds = (time.perf_counter() - start) / settings.steps
     rate = settings.batch_size * settings.block_size / seconds
     peak = peak_flops(device)

@@ -17,18 +17,18 @@ that moment; where something else runs beside it, only the losses count.
 import json
 import pathlib
 import statistics
-import subprocess
 import sys
 from typing import NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from config.configurator import ROOT, UserError, configure, run
+from config.configurator import configure, run
 from minigpt import checkpoint
 from minigpt.corpus import is_val
 from minigpt.examples import read_conversations
 from minigpt.preparation import SFT_FORMATS, PlainText, prepare
 from minigpt.report import table, write_jsonl
+from minigpt.scripts import call
 
 # name → layout, isolate
 CASES = {
@@ -158,14 +158,7 @@ class Bench:
         print(f"val loss before the first step: {before:.4f}; {entries} held-out conversations")
 
     def call(self, *words):
-        """Run one of the project's scripts, shown as a person would type it."""
-        print("$ python", *words, flush=True)
-        path = self.folder / "bench.log"
-        with open(path, "a", encoding="utf-8") as log:
-            command = [sys.executable, *words]
-            done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=False)
-        if done.returncode:
-            raise UserError(f"{words[0]} failed; the end of {path} says why")
+        call(*words, log=self.folder / "bench.log")
 
 
 def shown(values):

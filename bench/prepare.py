@@ -18,10 +18,10 @@ import os
 import pathlib
 import random
 import re
-import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
@@ -44,15 +44,17 @@ class Settings:
     workers: int = 2  # processes of data/prepare.py
     rounds: int = 3  # of bare tiktoken and data/prepare.py, in turn
     memory: bool = False  # true: measure memory instead of time
-    out_dir: str = "out/bench_prepare"  # input and dataset; removed at the end
+    out_dir: str = "out"  # in which input and dataset lie for a while
 
 
 def main():
     """Make the input, then measure."""
     settings = configure(Settings, shared="tokenizer block_size layout", doc=__doc__)
-    folder = pathlib.Path(settings.out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
+    if problems := settings.below(rounds=1):
+        raise UserError("\n".join(problems))
+    pathlib.Path(settings.out_dir).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench_prepare_", dir=settings.out_dir) as name:
+        folder = pathlib.Path(name)
         path = folder / "input.jsonl"
         recombined(settings.input, settings.megabytes, path, settings.fresh)
         command = [sys.executable, ROOT / "data/prepare.py", f"--input={path}"]
@@ -60,8 +62,6 @@ def main():
         for name in ("tokenizer", "block_size", "layout"):
             command.append(f"--{name}={getattr(settings, name)}")
         (memory if settings.memory else speed)(settings, path, list(map(str, command)))
-    finally:
-        shutil.rmtree(folder)
 
 
 def recombined(paths, megabytes, path, fresh=False):
@@ -101,7 +101,9 @@ def speed(settings, path, command):
             encode(text)
         bare.append(time.perf_counter() - start)
         start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+        if done.returncode:
+            raise UserError(f"data/prepare.py: {done.stderr.strip()}")
         ours.append(time.perf_counter() - start)
         print(f"bare tiktoken {bare[-1]:.2f} s, data/prepare.py {ours[-1]:.2f} s", flush=True)
     rows = [

@@ -10,16 +10,15 @@ bench/README.md, and draws the loss curves.
 """
 
 import json
-import os
 import pathlib
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from config.configurator import ROOT, configure, run
+from config.configurator import configure, run
 from minigpt.report import table
+from minigpt.scripts import call
 
 
 class Settings:
@@ -32,10 +31,11 @@ class Settings:
 
 
 # Learning rates: classic.py's are for 124M parameters; at this size AdamW's best is near 1e-3.
+ONE_RATE = "--embedding_lr_ratio=1"  # cpu_small.py has another one, for the default recipe
 RECIPES = {
     "default": (["config/cpu_small.py"], ["config/cpu_small_sft.py"]),
     "classic": (
-        ["config/classic.py", "config/cpu_small.py", "--learning_rate=1e-3"],
+        ["config/classic.py", "config/cpu_small.py", "--learning_rate=1e-3", ONE_RATE],
         ["config/classic_sft.py", "config/cpu_small_sft.py", "--learning_rate=3e-4"],
     ),
 }
@@ -104,12 +104,9 @@ class Way:
         ]
 
     def call(self, *words):
-        """Run one of the project's scripts, shown as a person would type it."""
-        print("$ python", *words, flush=True)
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.settings.threads)}
-        command = [sys.executable, *words]
-        with open(self.folder / f"{self.name}.log", "a", encoding="utf-8") as log:
-            subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=log, stderr=log)
+        """Run one of the project's scripts on this recipe's core."""
+        threads = str(self.settings.threads)
+        call(*words, log=self.folder / f"{self.name}.log", OMP_NUM_THREADS=threads)
 
 
 def read(path):

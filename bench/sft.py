@@ -14,7 +14,6 @@ same wherever the layout keeps pairs apart.
 
 import pathlib
 import statistics
-import subprocess
 import sys
 import time
 
@@ -23,12 +22,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from config.configurator import ROOT, configure, run
+from config.configurator import configure, run
 from data_utils import Batch, Blocks
 from minigpt.blockfile import TARGET
 from minigpt.objectives import next_token
 from minigpt.optim import make_optimizers
 from minigpt.report import table
+from minigpt.scripts import call
 from model import GPT, GPTConfig
 
 CASES = {"pad": "pad", "sorted": "pad", "concat": "concat", "packed": "packed"}  # name → layout
@@ -70,8 +70,7 @@ def epoch(settings, name):
     if not folder.exists():
         words = [f"--input={settings.input}", f"--dataset={folder}", f"--layout={CASES[name]}"]
         words.append(f"--block_size={settings.block_size}")
-        command = [sys.executable, "data/prepare_sft.py", *words]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        call("data/prepare_sft.py", *words)
     blocks = Blocks(folder, "train")
     tokens, mask = np.array(blocks.tokens), np.array(blocks.mask)
     lengths = lengths_of(mask)

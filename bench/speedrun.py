@@ -2,7 +2,7 @@
 
     python bench/speedrun.py --input=TEXTS                                # 10 minutes, three seeds
     python bench/speedrun.py --input=TEXTS --minutes=30 --seeds=1337,1338,1339
-    python bench/speedrun.py --input=TEXTS --body=124M --out_dir=out/speedrun_gpu
+    python bench/speedrun.py --input=TEXTS --body=124M
 
 Three recipes of one body (config/cpu_small.py, or the 124M of config/train_config.py) learn the
 same texts on the same cores, one after the other, each for --minutes of training:
@@ -13,11 +13,12 @@ same texts on the same cores, one after the other, each for --minutes of trainin
 
 A run is stopped a few times on the way (train.py saves, and goes on to the bit), scored over the
 same held-out characters, and resumed, so that scoring takes none of its time. Prints when each
-reached the others' last values, and draws the curves to OUT_DIR/speedrun.png. Finished runs are
-kept: the same command again goes on where it was ended.
+reached the others' last values, and draws the curves to OUT_DIR/BODY/speedrun.png. Finished runs
+are kept: the same command again goes on where it was ended.
 """
 
 import json
+import math
 import pathlib
 import shutil
 import signal
@@ -29,15 +30,22 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import ROOT, UserError, configure, run
+from minigpt import checkpoint
 from minigpt.plots import race_figure, write_figure
 from minigpt.report import table, write_json
 from minigpt.runlog import read_runlog
+from minigpt.scripts import call, show
 
 GPT2 = ["--position=learned", "--norm=layernorm", "--mlp=gelu", "--qk_norm=false", "--bias=true"]
+# What the body's recipe changes; the flags of the classic recipe beside it, and of AdamW.
 BODIES = {
-    # Learning rates of the others are for 124M parameters; at this size AdamW's best is near 1e-3.
-    "cpu_small": (["config/cpu_small.py"], "--learning_rate=1e-3", "--learning_rate=2e-3"),
-    "124M": (["--compile=true"], "--learning_rate=6e-4", "--learning_rate=6e-4"),
+    "cpu_small": (
+        ["config/cpu_small.py"],
+        # The other recipes' rates are for 124M parameters; at this size AdamW's best is near 1e-3.
+        ["--learning_rate=1e-3", "--embedding_lr_ratio=1"],
+        ["--learning_rate=2e-3"],  # and the embeddings' as the body has it: LOG.md
+    ),
+    "124M": (["--compile=true"], ["--learning_rate=6e-4"], ["--learning_rate=6e-4"]),
 }
 
 
@@ -45,68 +53,101 @@ class Settings:
     input: str = ""  # texts, as data/prepare.py takes them
     minutes: float = 10.0  # of training a run
     default_minutes: float | None = None  # of the default recipe; none: as many
-    seeds: str = "1337,1338,1339"
-    marks: str = "0.05,0.1,0.2,0.35,0.5,0.7,0.85,1"  # shares of a run at which it is scored
-    recipes: str = "classic,adamw,default"
+    seeds: list[str] = ["1337", "1338", "1339"]
+    marks: list[str] = ["0.05", "0.1", "0.2", "0.35", "0.5", "0.7", "0.85", "1"]  # shares of a run
+    #                                                             at which it is scored
+    recipes: list[str] = ["classic", "adamw", "default"]
     body: str = "cpu_small"  # or 124M
     adamw: str | None = None  # flags for it; none: what the sweep found
-    out_dir: str = "out/speedrun"  # data and runs
+    out_dir: str = "out/speedrun"  # data and runs, in a folder for each body
 
 
 def main():
     settings = configure(Settings, doc=__doc__)
-    names = settings.recipes.split(",")
-    if settings.body not in BODIES:
-        raise UserError(f"body={settings.body}: expected {' or '.join(BODIES)}")
-    body, classic, adamw = BODIES[settings.body]
-    adamw = (adamw if settings.adamw is None else settings.adamw).split()
-    recipes = {
-        "classic": ["config/classic.py", *body, classic],
-        "adamw": [*body, *GPT2, "--optimizer=adamw", "--layout=split", *adamw],
-        "default": body,
-    }
-    if unknown := set(names) - set(recipes):
-        raise UserError(f"recipes: {', '.join(unknown)}: expected some of {', '.join(recipes)}")
-    folder = pathlib.Path(settings.out_dir)
-    for name in {"default", *names}:  # the default's held-out entries judge all
-        if not (folder / f"data_{name}").exists():
-            words = [word for word in recipes[name] if not word.startswith("--")]
-            words += [word for word in recipes[name] if word.startswith("--layout")]
-            words += [f"--input={settings.input}", f"--dataset={folder}/data_{name}"]
+    recipes, marks = check(settings)
+    folder = pathlib.Path(settings.out_dir) / settings.body
+    for name in {"default", *settings.recipes}:  # the default's held-out entries judge all
+        words = [word for word in recipes[name] if not word.startswith("--")]
+        words += [word for word in recipes[name] if word.startswith("--layout")]
+        words += [f"--input={settings.input}", f"--dataset={folder}/data_{name}"]
+        if is_new(folder / f"data_{name}.json", words):
             call("data/prepare.py", *words)
-    curves = {name: [] for name in names}
-    for seed in settings.seeds.split(","):
-        for name in names:
+            write_json(folder / f"data_{name}.json", dict(words=words))
+    curves = {name: [] for name in settings.recipes}
+    for seed in settings.seeds:
+        for name in settings.recipes:
             minutes = settings.minutes
             if name == "default" and settings.default_minutes:
                 minutes = settings.default_minutes
             out_dir = folder / f"{name}_{minutes:g}_{seed}"
-            curves[name].append(race(settings, name, recipes[name], seed, minutes, out_dir))
+            words = [*recipes[name], f"--dataset={folder}/data_{name}", f"--seed={seed}"]
+            curves[name].append(race(words, minutes, marks, out_dir))
     report(curves)
     figure, _ = race_figure(curves)
     write_figure(figure, [folder / "speedrun.png"])
 
 
-def race(settings, name, recipe, seed, minutes, out_dir):
+def check(settings):
+    """(name → the words of a recipe, the marks). UserError with all that is wrong."""
+    problems = []
+    if settings.body not in BODIES:
+        raise UserError(f"body={settings.body}: expected {' or '.join(BODIES)}")
+    body, classic, adamw = BODIES[settings.body]
+    adamw = adamw if settings.adamw is None else settings.adamw.split()
+    recipes = {
+        "classic": ["config/classic.py", *body, *classic],
+        "adamw": [*body, *GPT2, "--optimizer=adamw", "--layout=split", *adamw],
+        "default": body,
+    }
+    if unknown := set(settings.recipes) - set(recipes):
+        problems.append(f"recipes: {', '.join(unknown)}: expected some of {', '.join(recipes)}")
+    try:
+        marks = list(map(float, settings.marks))
+    except ValueError:
+        marks = []
+    if not marks or marks != sorted(set(marks)) or marks[0] <= 0 or marks[-1] != 1:
+        problems.append(f"marks={','.join(settings.marks)}: expected rising shares that end with 1")
+    if problems:
+        raise UserError("\n".join(problems))
+    return recipes, marks
+
+
+def is_new(note, words):
+    """Whether a note is still to be written. UserError where it tells of other words."""
+    if not note.exists():
+        return True
+    before = json.loads(note.read_text(encoding="utf-8"))["words"]
+    if before != words:
+        raise UserError(
+            f"{note}: made by {' '.join(before)}, asked for {' '.join(words)}: "
+            "give another --out_dir, or remove what lies there"
+        )
+    return False
+
+
+def race(words, minutes, marks, out_dir):
     """[(minutes of training, bits per character)] of one run, trained and scored mark by mark."""
+    words = [*words, f"--max_minutes={minutes:g}", "--max_iters=1000000", "--log_interval=1"]
+    words += ["--eval_interval=1000000", "--overwrite=true"]  # it is scored here
     note = out_dir / "speedrun.json"
-    points = json.loads(note.read_text()) if note.exists() else []
-    for mark in [float(mark) for mark in settings.marks.split(",")][len(points) :]:
-        words = [*recipe, f"--dataset={settings.out_dir}/data_{name}", f"--seed={seed}"]
-        words += [f"--max_minutes={minutes:g}", "--max_iters=1000000", "--log_interval=1"]
-        words += ["--eval_interval=1000000", "--overwrite=true"]  # it is scored here
-        if points:
-            words = ["--init_from=resume"]
-        else:
-            shutil.rmtree(out_dir, ignore_errors=True)  # what a killed run had left
+    told, points = [*words, f"marks={','.join(map(str, marks))}"], []
+    if is_new(note, told):
+        shutil.rmtree(out_dir, ignore_errors=True)  # what a killed run had left
+    else:
+        points = json.loads(note.read_text(encoding="utf-8"))["points"]
+    for mark in marks[len(points) :]:
         until = mark * minutes if mark < 1 else None
-        train_until(until, [*words, f"--out_dir={out_dir}"], out_dir)
-        texts = f"--text={settings.out_dir}/data_default/val.jsonl"
+        if (
+            until is None or saved_minutes(out_dir) < until
+        ):  # else it was killed while it was scored
+            again = ["--init_from=resume"] if points else words
+            train_until(until, [*again, f"--out_dir={out_dir}"], out_dir)
+        texts = f"--text={out_dir.parent}/data_default/val.jsonl"
         call("evaluations-perplexity.py", f"--out_dir={out_dir}", texts)
         score = json.loads((out_dir / "perplexity.json").read_text(encoding="utf-8"))
-        points.append((minutes_of(out_dir), score["text"]["bits_per_char"]))
-        print(f"{name}, seed {seed}: {points[-1][0]:.2f} min, {points[-1][1]:.3f} bits/char")
-        write_json(note, points)
+        points.append((saved_minutes(out_dir), score["text"]["bits_per_char"]))
+        print(f"{out_dir.name}: {points[-1][0]:.2f} min, {points[-1][1]:.3f} bits/char", flush=True)
+        write_json(note, dict(words=told, points=points))
     return [tuple(point) for point in points]
 
 
@@ -125,22 +166,22 @@ def train_until(minutes, words, out_dir):
         raise UserError(f"{out_dir}: train.py ended with exit code {running.returncode}")
 
 
-def minutes_of(out_dir):
-    """Minutes of training that a run's log tells of."""
+def minutes_of(out_dir, step=math.inf):
+    """Minutes of training up to a step, as a run's log tells; 0 before its first."""
     try:
-        return read_runlog(out_dir).end("minutes")
-    except UserError:  # no step yet
+        told = read_runlog(out_dir).train
+    except UserError:
         return 0.0
+    return float(told["minutes"][told["step"] <= step].max(initial=0))
 
 
-def call(*words):
-    """Run one of the project's scripts, shown as a person would type it."""
-    show(*words)
-    subprocess.run([sys.executable, *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-
-
-def show(*words):
-    print("$ python", *words, flush=True)
+def saved_minutes(out_dir):
+    """Minutes of training that are in a run's weights."""
+    return (
+        minutes_of(out_dir, checkpoint.read_meta(out_dir)["step"])
+        if checkpoint.exists(out_dir)
+        else 0.0
+    )
 
 
 # -- what it tells ---------------------------------------------------------------------------------

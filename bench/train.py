@@ -14,7 +14,6 @@ really compute; the peak is the best of the float32 matrix products measured bes
 import json
 import pathlib
 import statistics
-import subprocess
 import sys
 import time
 
@@ -25,6 +24,7 @@ import torch
 from config.configurator import UserError, configure, run
 from minigpt.hardware import matmul_flops
 from minigpt.report import table
+from minigpt.scripts import figures_of
 from minigpt.steps import GPT2, SHAPES, our_step, peak_memory, transformers_step
 from model import GPT, GPTConfig
 
@@ -41,29 +41,22 @@ class Settings:
 
 
 def main():
-    knobs = "optimizer learning_rate embedding_lr_ratio weight_decay beta1 beta2 muon_momentum"
+    knobs = "learning_rate embedding_lr_ratio weight_decay beta1 beta2 muon_momentum"
     settings = configure(Settings, shared=knobs, doc=__doc__)
     if settings.shape not in SHAPES:
         raise UserError(f"shape={settings.shape}: expected {' or '.join(SHAPES)}")
+    if problems := settings.below(rounds=1, steps=0, batch_size=0):
+        raise UserError("\n".join(problems))
     if settings.case:
         print(json.dumps(measure(settings)))
         return
     found = {name: [] for name in CASES}
     for number in range(settings.rounds):
         for name in CASES:
-            found[name].append(in_a_process(name))
+            found[name].append(figures_of(__file__, *sys.argv[1:], f"--case={name}"))
             rate, memory = found[name][-1]["rate"], found[name][-1]["memory"]
             print(f"round {number + 1}: {name}: {rate:,.0f} tokens/s, {memory:.2f} GB", flush=True)
     show(found)
-
-
-def in_a_process(name):
-    """What measure() gives for one case, in a process of its own."""
-    command = [sys.executable, __file__, *sys.argv[1:], f"--case={name}"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=False)
-    if done.returncode:
-        raise UserError(f"{name}: its process ended with exit code {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(settings):
@@ -73,7 +66,7 @@ def measure(settings):
     shape = {**SHAPES[settings.shape], **({} if "default" in settings.case else GPT2)}
     ours = GPTConfig(n_rows=settings.n_rows, **shape)
     flops = GPT(ours).flops_per_token()
-    settings.set("optimizer", "muon" if "default" in settings.case else "adamw", "the case")
+    settings.optimizer = "muon" if "default" in settings.case else "adamw"
     if "transformers" in settings.case:
         step = transformers_step(ours, "cpu", torch.float32)
     else:

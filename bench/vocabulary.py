@@ -5,14 +5,13 @@
 For each size: train a tokenizer on the training part of the texts, cut them into blocks, train
 config/cpu_small.py's model, and score the held-out characters. The budget is processor time (12
 minutes are 6 on two cores), measured a step before the training, on one thread; the schedule ends
-with the steps that fit. So other work on the machine changes how long the bench takes and not what
-it finds. Prints the table that stands in bench/README.md; a finished
-size is not trained again.
+with the steps that fit. So other work on the machine changes how long the bench takes, and what it
+finds by little. Prints the table that stands in bench/README.md; a finished size is not trained
+again: another --input or budget wants another --out_dir.
 """
 
 import json
 import pathlib
-import subprocess
 import sys
 import time
 
@@ -25,6 +24,7 @@ from data_utils import Batches, Blocks, read_meta
 from minigpt.objectives import next_token
 from minigpt.optim import make_optimizers
 from minigpt.report import table
+from minigpt.scripts import call
 from minigpt.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 
@@ -133,12 +133,6 @@ def seconds_a_step(settings, tokenizer_path, data):
         model.zero_grad()
         times.append(time.process_time() - start)
     return sorted(times)[len(times) // 2], model.n_params()
-
-
-def call(*words):
-    """Run one of the project's scripts, shown as a person would type it."""
-    print("$ python", *words, flush=True)
-    subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
 
 
 if __name__ == "__main__":

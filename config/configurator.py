@@ -106,6 +106,19 @@ class Settings:
                 return value
         raise UserError("\n".join(problems))
 
+    def below(self, **least):
+        """What is wrong with values that must be at least so large (knob → the least), a line each;
+        a knob that is none is well."""
+        lines = []
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                none = ", or none" if type(None) in typing.get_args(self._knobs[name].type) else ""
+                lines.append(
+                    f"{self._origin[name]}: {name}={_show(value)}: expected at least {bound}{none}"
+                )
+        return lines
+
     def inherit(self, values, source):
         """Take over `values` (name → value) from a checkpoint called `source`.
 

@@ -21,7 +21,8 @@ from werkzeug.exceptions import HTTPException
 from config.configurator import UserError
 from minigpt.choices import Generation, Reader
 from minigpt.engine import Request
-from minigpt.forms import EOS_NAME, PAD_NAME, ChatForm, CompletionForm
+from minigpt.forms import ChatForm, CompletionForm
+from minigpt.hf_tokenizer import SPECIAL_TEXTS
 from minigpt.prompt import TooLong, chat_ids, prompt_ids, stop_ids
 from minigpt.protocol import (
     ChatRequest,
@@ -290,7 +291,7 @@ class Routes:
         asked = parse(TokenizeRequest, self._json_body())
         served = self._tokenizing(asked.model)
         tokenizer = served.tokenizer
-        names = {EOS_NAME: tokenizer.eot, PAD_NAME: tokenizer.pad}
+        names = {SPECIAL_TEXTS["EOT"]: tokenizer.eot, SPECIAL_TEXTS["PAD"]: tokenizer.pad}
         special = names.get(asked.prompt)
         ids = tokenizer.encode(asked.prompt) if special is None else [special]
         return _json(dict(tokens=ids, count=len(ids), max_model_len=served.block_size))
@@ -310,9 +311,9 @@ class Routes:
                 tokenizer=_bare(tokenizer.name),
                 hash=tokenizer.hash,
                 n_vocab=tokenizer.n_vocab,
-                eos_token=EOS_NAME,
+                eos_token=SPECIAL_TEXTS["EOT"],
                 bos_token=None,
-                pad_token=PAD_NAME,
+                pad_token=SPECIAL_TEXTS["PAD"],
                 chat_template=None,
             )
         )

@@ -12,7 +12,6 @@ data_utils.py reads what is written here: {train,val}.bin, rows of block_size id
 import contextlib
 import errno
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from config.configurator import UserError
 from minigpt.blockfile import BEGIN, TARGET
+from minigpt.files import beside, written_whole
 
 FILES = (
     *(f"{split}.{kind}" for split in ("train", "val") for kind in ("bin", "mask")),
@@ -202,44 +202,21 @@ class SplitWriter:
 
 @contextlib.contextmanager
 def replacing(folder):
-    """A folder to write into, beside `folder`, whose place it takes when all has gone well.
-
-    Whatever stops the writing (an error, Ctrl-C, kill -9, a full disk), `folder` keeps what it
-    held; what was half written is removed at once, or by the next run. UserError where `folder`
-    holds other files than a dataset's: they would be lost.
-    """
+    """A folder to write into, beside `folder`, whose place it takes when all has gone well, as
+    files.written_whole() has it. UserError where nothing can be written, and where `folder` holds
+    other files than a dataset's: they would be lost."""
     folder = Path(folder).resolve()  # through a link: the folder itself is replaced
-    partial, old = (folder.with_name(folder.name + end) for end in (".partial", ".old"))
-    for place in (folder, partial, old):
+    for place in (folder, *beside(folder)):
         _check_only_ours(place)
     try:
-        if old.exists() and not folder.exists():
-            old.rename(folder)  # a run was killed between the two renames below
-        for leftover in (partial, old):
-            if leftover.exists():
-                shutil.rmtree(leftover)
-        partial.mkdir(parents=True)
-        yield partial
-        _swap(folder, partial, old)
+        with written_whole(folder) as partial:
+            partial.mkdir()
+            yield partial
     except OSError as error:
         full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
         remedy = "make room, or choose another disk with --dataset=…" if full else "is it in use?"
         kept = "; the data that was there is untouched" if folder.exists() else ""
         raise UserError(f"{folder}: cannot be written ({error.strerror}){kept}: {remedy}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _swap(folder, partial, old):
-    if folder.exists():
-        folder.rename(old)
-    try:
-        partial.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_only_ours(folder):

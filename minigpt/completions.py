@@ -29,13 +29,14 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from config.configurator import UserError
+from minigpt.report import one_line
+from minigpt.urls import is_local
 
 CONNECT_SECONDS = 10.0
 MODELS_SECONDS = 30.0  # to tell what it serves
 MAX_BYTES = 8 << 20  # of one answer, what a model thinks beforehand included
 _PIECE = 1 << 16  # bytes that one read asks for
-_SHOWN = 300  # characters of what a server says, in a message
-_READ = 1 << 14  # characters of it that are looked at
+_READ = 1 << 14  # characters of what a server says that are looked at
 _NAMES = 20  # of models, in a message
 
 
@@ -109,7 +110,8 @@ class Client:
         # The environment is read once and in part: a password in ~/.netrc would replace the key.
         # The proxies that many people's variables name are for other machines than this one.
         session.trust_env = False
-        session.proxies = {} if is_local(url) else requests.utils.get_environ_proxies(url)
+        local = is_local(urlsplit(url).hostname or "")
+        session.proxies = {} if local else requests.utils.get_environ_proxies(url)
         session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
         session.headers.update({"Accept": "application/json", "Content-Type": "application/json"})
         if key is not None:
@@ -237,17 +239,9 @@ class Client:
         except _Garbage as error:
             raise Failure("garbage", self._shown(str(error))) from None
 
-    def _shown(self, text, most=_SHOWN):
+    def _shown(self, text, *most):
         """What is told of a server's words: without the key, should it repeat it."""
-        return one_line(text if self._key is None else text.replace(self._key, "(the key)"), most)
-
-
-def is_local(url):
-    """Whether it is this very machine's."""
-    with suppress(ValueError):
-        host = urlsplit(url).hostname or ""
-        return host in ("localhost", "::1") or bool(re.fullmatch(r"127(\.\d+){3}", host))
-    return False
+        return one_line(text if self._key is None else text.replace(self._key, "(the key)"), *most)
 
 
 def _without(question, left_out):
@@ -435,12 +429,6 @@ def _retry_after(text):
     with suppress(ValueError, OverflowError, TypeError):
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     return None
-
-
-def one_line(text, most=_SHOWN):
-    """One printable line of `text`."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= most else line[:most] + "…"
 
 
 def listed(names):

@@ -26,6 +26,7 @@ from config.configurator import UserError
 from data_utils import Batch, Blocks
 from minigpt import objectives
 from minigpt.blockfile import TARGET
+from minigpt.files import written_whole
 from minigpt.hardware import autocast
 from minigpt.preferences import FACTS
 
@@ -275,13 +276,10 @@ def _read(path, n_targets):
 
 
 def _write(path, values):
-    unfinished = path.with_name(path.name + ".tmp")
     try:
-        with open(unfinished, "wb") as file:
+        with written_whole(path) as partial, open(partial, "wb") as file:
             np.save(file, values)
-        unfinished.replace(path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); the reference's log-probabilities "
             f"belong beside the blocks: make room, or prepare them in a folder you may write to"

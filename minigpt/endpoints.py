@@ -18,7 +18,6 @@ import http.client
 import io
 import json
 import os
-import re
 import ssl
 import threading
 import time
@@ -33,6 +32,8 @@ from minigpt.host import Busy, Closed
 from minigpt.presets import read_text
 from minigpt.prompt import chat_ids, stop_ids
 from minigpt.protocol import Sampling
+from minigpt.report import one_line
+from minigpt.urls import api_path, is_key, is_variable, problem_of_url, root_path
 
 SETTINGS = frozenset(Sampling.model_fields)  # what a setting may be called
 PRIVATE = Allowed()  # this machine and private networks
@@ -43,7 +44,6 @@ SLOW_MS = 1000.0  # a server that takes longer to say what it serves is called s
 PROBE_SECONDS = 5.0
 _PIECE = 1 << 16  # bytes that one read asks for
 _ERROR_BYTES = 1 << 16  # of an HTTP error's body, which may be of any kind
-_SHOWN = 300  # characters of a message
 _MOST_MODELS = 100  # of which a server's list shows the names
 
 
@@ -135,7 +135,7 @@ def _read_part(data, field):
         reason, usage = choice.get("finish_reason"), answer.get("usage")
         if not isinstance(text, str) or not isinstance(reason, str | None):
             raise TypeError
-        return Part(text, reason and _shown(reason, 40), _counts(usage) if usage else None)
+        return Part(text, reason and one_line(reason, 40), _counts(usage) if usage else None)
     except (AttributeError, KeyError, IndexError, TypeError):
         raise EndpointError("garbage", f"it sent no answer: {data}") from None
 
@@ -161,12 +161,6 @@ def _complaint(answer):
         return None
     message = error.get("message") if isinstance(error, dict) else error
     return message if isinstance(message, str) else json.dumps(error, ensure_ascii=False)
-
-
-def _shown(text, most=_SHOWN):
-    """One printable line of `text`."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= most else line[:most] + "…"
 
 
 def _pairs():
@@ -262,7 +256,7 @@ class Endpoint:
     def _only_model(self):
         models = self._models(self._caps, stoppable=True)
         if len(models) != 1:
-            there_is = _shown(", ".join(models)) or "none"
+            there_is = one_line(", ".join(models)) or "none"
             raise EndpointError("which model", f"{self.name}: say which model; it has {there_is}")
         return models[0]
 
@@ -309,8 +303,7 @@ class Endpoint:
     @property
     def _api(self):
         """The path of the API: with its version, which is /v1 where the address has none."""
-        path = self._url.path.rstrip("/")
-        return path if re.search(r"/v\d+$", path) else path + "/v1"
+        return api_path(self.base_url)
 
     @property
     def _key(self):
@@ -318,7 +311,7 @@ class Endpoint:
         if self._preset.api_key_env is None:
             return None
         key = os.environ.get(self._preset.api_key_env, "").strip()
-        if not (key and key.isascii() and key.isprintable() and " " not in key):
+        if not is_key(key):
             variable = self._preset.api_key_env
             how = "is not set" if not key else "holds no key (a space, or no ASCII)"
             raise EndpointError("no key", f"{self.name}: the environment variable {variable} {how}")
@@ -379,7 +372,7 @@ class Endpoint:
             kind, message = _kind_and_message(error, caps)
         if key is not None:
             message = message.replace(key, "(the key)")
-        return EndpointError(kind, _shown(f"{self.name} ({self.base_url}): {message}"))
+        return EndpointError(kind, one_line(f"{self.name} ({self.base_url}): {message}"))
 
     def _bytes(self, response):
         """Yield what the answer holds as it comes. EndpointError beyond max_bytes."""
@@ -410,8 +403,8 @@ class Endpoint:
         message = ""
         if self.model and self.model not in models:
             message = f"{self.name}: {self.model} is not among its models: {', '.join(models)}"
-        models = tuple(_shown(model, 80) for model in models[:_MOST_MODELS])
-        return Health("slow" if latency > SLOW_MS else "ok", models, latency, _shown(message))
+        models = tuple(one_line(model, 80) for model in models[:_MOST_MODELS])
+        return Health("slow" if latency > SLOW_MS else "ok", models, latency, one_line(message))
 
     def _models(self, caps, stoppable=False):
         where = "GET", self._api + "/models"
@@ -427,9 +420,9 @@ class Endpoint:
 
     def _described_fields(self, caps):
         """The fields of a chat request, where the server describes itself; else None."""
-        root = re.sub(r"/v\d+$", "", self._url.path.rstrip("/"))
+        where = "GET", root_path(self.base_url) + "/openapi.json"
         try:
-            with self._exchange("GET", root + "/openapi.json", caps) as response:
+            with self._exchange(*where, caps) as response:
                 described = _read_json(self._whole(response))
             chat = described["paths"][CHAT_ROUTE]["post"]
             schema = chat["requestBody"]["content"]["application/json"]["schema"]
@@ -598,34 +591,13 @@ class Preset(NamedTuple):
         found = []
         if not (self.name and self.name.isprintable() and len(self.name) <= 60):
             found.append(f"name={self.name!r}: expected up to 60 characters of text")
-        wrong = _problem_of_url(self.base_url)
+        wrong = problem_of_url(self.base_url)
         if wrong:
             found.append(f"base_url: {wrong}; expected one such as http://192.168.1.20:5000")
-        if self.api_key_env is not None and not re.fullmatch(
-            r"[A-Z_]\w*", self.api_key_env, re.A | re.I
-        ):
+        if self.api_key_env is not None and not is_variable(self.api_key_env):
             # Its value is not shown: it may be a key that stands in the wrong place.
             found.append("api_key_env: expected the NAME of an environment variable, not the key")
         return found
-
-
-def _problem_of_url(url):
-    """What is wrong with a base_url, or None. What may be a secret in it is not shown."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return "no address"
-    if parts.scheme not in ("http", "https"):
-        return "expected http:// or https://"
-    if parts.username is not None or parts.password is not None:
-        return "a user name or password in the address is not sent; use api_key_env"
-    if "?" in url or "#" in url:
-        return "nothing may follow the path, no ? and no #"
-    is_plain = re.fullmatch(
-        r"(?i:https?)://(\[[\w.:]+\]|[\w.-]+)(:\d+)?(/[\w~-][\w.~-]*)*/?", url, re.A
-    )
-    return None if is_plain and port != 0 else f"{_shown(url)}: no address"
 
 
 _COLUMNS = Preset._fields

@@ -32,6 +32,7 @@ from minigpt import checkpoint
 from minigpt.corpus import read_entries
 from minigpt.examples import draw, read_pairs
 from minigpt.report import write_json, write_jsonl
+from minigpt.runlog import STOPPED
 from minigpt.study import as_word, trial_name
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "too small to tell"
@@ -372,7 +373,7 @@ class Lab:
         last = lines[-1] if lines else "it said nothing"
         if code:
             raise UserError(f"{words[0]} ended with exit code {code}: {last} (all of it: {log})")
-        if last.startswith("stopped; go on with"):  # by a signal of its own
+        if last.startswith(STOPPED):  # by a signal of its own
             raise KeyboardInterrupt
 
     def score(self, arm, seed, name):

@@ -3,7 +3,7 @@ whole answers and the chunks of a stream."""
 
 from functools import lru_cache
 
-EOS_NAME, PAD_NAME = "<|endoftext|>", "<|pad|>"
+from minigpt.hf_tokenizer import SPECIAL_TEXTS
 
 # -- how tokens are spelled ------------------------------------------------------------------------
 
@@ -11,13 +11,10 @@ EOS_NAME, PAD_NAME = "<|endoftext|>", "<|pad|>"
 @lru_cache(maxsize=1 << 17)
 def token_string(tokenizer, token_id):
     """A token as text, another one for each id: bytes that are no whole characters are spelled
-    "bytes:\\xe4\\xb8", special ids "<|name|>"."""
+    "bytes:\\xe4\\xb8", special ids as our exports have them."""
     data = tokenizer.decode_bytes([token_id])
     if not data:
-        names = {tokenizer.eot: EOS_NAME, tokenizer.pad: PAD_NAME}
-        names |= {
-            i: f"<|{name.lower()}|>" for name, i in tokenizer.special.items() if i not in names
-        }
+        names = {i: SPECIAL_TEXTS[name] for name, i in tokenizer.special.items()}
         return names.get(token_id, f"<|{token_id}|>")
     try:
         return data.decode("utf-8")

@@ -9,11 +9,11 @@ its text is cut by the pattern of a name that llama.cpp knows (tokenizer.PATTERN
 from pathlib import Path
 
 from config.configurator import UserError
-from minigpt.export import DTYPES, NAME, converted, written_whole
+from minigpt.export import DTYPES, NAME, converted, exported
+from minigpt.hf_tokenizer import SPECIAL_TEXTS
 from minigpt.hf_weights import to_hf
 from minigpt.tokenizer import PATTERNS
 from minigpt.vocabulary import (
-    SPECIAL_TEXTS,
     answer_mark_text,
     chat_template,
     end_id,
@@ -67,8 +67,8 @@ def write_gguf(path, trained, kind="float16", name="minigpt"):
             f"{trained.folder}: its tokenizer has the 256 bytes and joins nothing, which llama.cpp "
             "does not take: take --format=hf"
         )
-    with written_whole(path) as unfinished:
-        writer = gguf.GGUFWriter(unfinished, architecture)
+    with exported(path) as partial:
+        writer = gguf.GGUFWriter(partial, architecture)
         writer.add_string(_OURS, NAME)
         writer.add_name(name)
         _add_shape(writer, trained.model.config, architecture)

@@ -32,7 +32,10 @@ PEAK_TFLOPS = {
 
 
 def pick_device(name="auto"):
-    """ "auto" → cuda, then mps, then cpu; other names are checked. UserError names what exists."""
+    """ "auto" → cuda, then mps, then cpu; other names are checked. UserError names what exists.
+
+    Also turns cuDNN's attention off in this process.
+    """
     # PyTorch's first choice of attention on an H100 makes a plan for every new shape, half a second
     # each, and generation has a new one with every token; the others read any shape at once.
     torch.backends.cuda.enable_cudnn_sdp(False)

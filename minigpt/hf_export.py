@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from minigpt.export import DTYPES, NAME, converted, written_whole
+from minigpt.export import DTYPES, NAME, converted, exported
 from minigpt.hf_weights import to_hf
 from minigpt.vocabulary import end_ids, tokenizer_config, tokenizer_json
 
@@ -61,13 +61,13 @@ def write_hf(folder, trained, dtype="float32"):
             tokenizer, prompt_format, trained.model.config.block_size
         ),
     }
-    with written_whole(folder) as unfinished:
-        unfinished.mkdir()
+    with exported(folder) as partial:
+        partial.mkdir()
         for name, values in texts.items():
             text = json.dumps(values, ensure_ascii=False, indent=2) + "\n"
-            (unfinished / name).write_text(text, encoding="utf-8")
-        tokenizer_json(tokenizer).save(str(unfinished / "tokenizer.json"))
+            (partial / name).write_text(text, encoding="utf-8")
+        tokenizer_json(tokenizer).save(str(partial / "tokenizer.json"))
         try:
-            save_file(weights, unfinished / "model.safetensors", {"format": "pt"})
+            save_file(weights, partial / "model.safetensors", {"format": "pt"})
         except SafetensorError as error:  # this is how it says that a write failed
             raise OSError(errno.EIO, f"is the disk full? {error}") from None

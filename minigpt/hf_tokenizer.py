@@ -27,14 +27,15 @@ TOKENIZER_FILES = (
     *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("vocab.json", "merges.txt", "added_tokens.json"),
 )
-# Texts that may stand for a special id of ours, the likelier first, where the files name none.
-_SPECIAL_TEXTS = {
-    "EOT": ("<|endoftext|>",),
-    "PAD": ("<|pad|>", "<pad>", "[PAD]"),
-    "A": ("<|answer|>",),  # as our own exports call it
-    "IM_START": ("<|im_start|>",),
-    "IM_END": ("<|im_end|>",),
+# What our exports and our API call a special id; other people's files may, too.
+SPECIAL_TEXTS = {
+    "EOT": "<|endoftext|>",
+    "PAD": "<|pad|>",
+    "A": "<|answer|>",
+    "IM_START": "<|im_start|>",
+    "IM_END": "<|im_end|>",
 }
+_OTHER_TEXTS = {"PAD": ("<pad>", "[PAD]")}  # what else stands for one where the files name none
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
@@ -294,13 +295,13 @@ def _special(path, vocab, added, settings):
     found = {}
     # The chat marks come first: of a chat model <|im_end|> is often the eos, too. PAD comes last.
     for name in ("IM_START", "IM_END", "EOT", "A", "PAD"):
-        for text in (named.get(name), *_SPECIAL_TEXTS[name]):
+        for text in (named.get(name), SPECIAL_TEXTS[name], *_OTHER_TEXTS.get(name, ())):
             if text in ids and ids[text] not in found.values():
                 found[name] = ids[text]
                 break
     new = max(ids.values()) + 1
     special = {}
-    for name in _SPECIAL_TEXTS:
+    for name in SPECIAL_TEXTS:
         special[name] = found.get(name, new)
         new += name not in found
     return special

@@ -17,6 +17,7 @@ from waitress.server import create_server
 from waitress.task import ErrorTask
 
 from config.configurator import UserError
+from minigpt import urls
 from minigpt.protocol import Refused
 
 
@@ -61,7 +62,7 @@ def listen(app, host, port, threads, body_bytes=1 << 20):
         *_, (address, *_) = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         server = create_server(
             app,
-            listen=f"[{address}]:{port}" if ":" in address else f"{address}:{port}",
+            listen=urls.address(address, port),
             threads=threads,
             connection_limit=threads + 500,
             asyncore_use_poll=hasattr(select, "poll"),  # select() ends at 1,024 connections

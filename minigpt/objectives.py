@@ -7,6 +7,8 @@ accumulation nor padding nor the number of GPUs changes the gradient.
 import torch
 from torch.autograd.function import once_differentiable
 
+from minigpt.hardware import autocast
+
 # Logits that stand in memory at once. A GPU wants large products (256 MB of float32); on a CPU what
 # is done to them is quicker while they lie in its cache (8 MB), but each chunk costs a pass over
 # the weights' gradient, so it has some rows even where the vocabulary is large.
@@ -91,3 +93,18 @@ def next_token(model, batch):
         weight = weight.detach()  # the function cannot see no_grad: it would take the gradient
     loss = LinearCrossEntropy.apply(h, weight, targets)
     return loss, batch.count
+
+
+@torch.no_grad()
+def total_loss(objective, model, batches, device, dtype=torch.float32):
+    """(sum, count) of an objective over all of `batches`, computed in `dtype`.
+
+    model: in evaluation mode, compiled or not, with the batches on `device`.
+    """
+    total, n = 0.0, 0
+    for batch in batches:
+        with autocast(device, dtype):
+            loss, count = objective(model, batch)
+        total += float(loss)
+        n += count
+    return total, n

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from minigpt.hardware import pick_dtype
 from minigpt.lora import adapters
 
 # Coefficients of Newton–Schulz's quintic iteration (Jordan et al. 2024, "Muon"): they trade
@@ -85,7 +86,8 @@ def make_optimizers(model, settings, device):
     ]
     optimizers = []
     if settings.optimizer == "muon" and hidden:
-        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+        new = pick_dtype("auto", device) == torch.bfloat16  # older GPUs only emulate it
+        dtype = torch.bfloat16 if new else torch.float32
         pairs = [(weight, split.get(weight)) for weight in hidden]
         muon = Muon(
             pairs, settings.learning_rate, settings.muon_momentum, settings.weight_decay, dtype

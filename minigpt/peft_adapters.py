@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from config.configurator import UserError
-from minigpt.export import NAME, check_target, written_whole
+from minigpt.export import NAME, check_target, exported
 from minigpt.hf_weights import architecture
 from minigpt.lora import PARTS, LoRA, LoRALinear, attach
 
@@ -77,12 +77,12 @@ def write_peft(folder, model):
     )
     if lora.first_block:
         config["layers_to_transform"] = list(range(lora.first_block, len(model.blocks)))
-    with written_whole(folder) as unfinished:
-        unfinished.mkdir()
+    with exported(folder) as partial:
+        partial.mkdir()
         text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
-        (unfinished / CONFIG).write_text(text, encoding="utf-8")
+        (partial / CONFIG).write_text(text, encoding="utf-8")
         try:
-            save_file(tensors, unfinished / WEIGHTS, {"format": "pt", "exported_by": NAME})
+            save_file(tensors, partial / WEIGHTS, {"format": "pt", "exported_by": NAME})
         except SafetensorError as error:  # this is how it says that a write failed
             raise OSError(errno.EIO, f"is the disk full? {error}") from None
 

@@ -23,8 +23,7 @@ from tqdm import tqdm
 from config.configurator import UserError
 from data_utils import Batch, evaluation_batches
 from minigpt.blockfile import TARGET
-from minigpt.hardware import autocast
-from minigpt.objectives import next_token
+from minigpt.objectives import next_token, total_loss
 from minigpt.prompt import chat_ids, prompt_ids
 
 
@@ -109,17 +108,12 @@ def window_batches(passages, spans, batch_size):
         yield Batch.of(tokens, mask, isolated=False)
 
 
-@torch.inference_mode()
-def total_loss(model, batches, dtype=torch.float32):
+def total_nats(model, batches, dtype=torch.float32):
     """(nats, count): the loss summed over all targets of the batches, and their number."""
     model.eval()
     device = str(model.wte.weight.device)
-    nats, count = 0.0, 0
-    for batch in batches:
-        with autocast(device, dtype):
-            loss, targets = next_token(model, batch.to(device))
-        nats += loss.item()
-        count += targets
+    batches = (batch.to(device) for batch in batches)
+    nats, count = total_loss(next_token, model, batches, device, dtype)
     if not math.isfinite(nats):
         raise UserError(f"the loss is {nats}: the weights of this run are broken; train it again")
     return nats, count
@@ -129,7 +123,7 @@ def block_perplexity(model, blocks, batch_size=32, dtype=torch.float32):
     """Over every target of a split: {"blocks", "targets", "loss" (nats a token), "perplexity"}."""
     batches = evaluation_batches(blocks, batch_size)
     total = math.ceil(len(blocks) / batch_size)
-    nats, count = total_loss(model, _bar(batches, total, "blocks"), dtype)
+    nats, count = total_nats(model, _bar(batches, total, "blocks"), dtype)
     if count == 0:
         raise UserError(
             f"{blocks.folder}: the {blocks.split} split has no targets; prepare it anew"
@@ -150,7 +144,7 @@ def text_bits(model, passages, n_vocab, batch_size=32, dtype=torch.float32):
     spans = all_windows(passages, model.config.block_size)
     batches = window_batches(passages, spans, batch_size)
     total = math.ceil(len(spans) / batch_size)
-    nats, _ = total_loss(model, _bar(batches, total, "text"), dtype)
+    nats, _ = total_nats(model, _bar(batches, total, "text"), dtype)
     bits = nats / math.log(2) + unseen * math.log2(n_vocab)
     return dict(
         texts=len(passages),

@@ -8,7 +8,6 @@ import contextlib
 import io
 import logging
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from matplotlib.ticker import (
 from matplotlib.transforms import Bbox
 
 from config.configurator import UserError
+from minigpt.files import written_whole
 from minigpt.runlog import TRAIN, VAL, RunLog, run_names
 
 # Fonts with Chinese often have no bold face; their regular one serves without a warning.
@@ -570,8 +570,7 @@ def output_paths(text):
 def write_figure(figure, paths, dpi=200):
     """Write `figure` to each of `paths`, PNG or SVG by the suffix; folders are made as needed.
 
-    Each file is written beside its place and renamed when whole, so an interruption leaves the old
-    picture. UserError where a file cannot be written.
+    An interruption leaves the old picture. UserError where a file cannot be written.
     """
     for path in map(Path, paths):
         picture = io.BytesIO()
@@ -579,16 +578,11 @@ def write_figure(figure, paths, dpi=200):
         metadata = {"Date": None} if kind == "svg" else {}
         with style_context(["default", STYLE]):
             figure.savefig(picture, format=kind, dpi=dpi, metadata=metadata)
-        writing = path.with_name(path.name + ".writing")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            writing.write_bytes(picture.getvalue())
-            os.replace(writing, path)
+            with written_whole(path) as partial:
+                partial.write_bytes(picture.getvalue())
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
-        finally:
-            with contextlib.suppress(OSError):
-                writing.unlink()
 
 
 # -- a file of pairs -------------------------------------------------------------------------------
@@ -751,7 +745,7 @@ def _val_alone(curve):
     """[(tokens, val_loss), …] as a RunLog without progress lines."""
     empty = np.empty(0)
     points = np.array(curve, np.float64).reshape(-1, 2)  # (evaluations, 2)
-    val = {name: np.zeros(len(points)) for name in VAL}
+    val = {name: np.zeros(len(points)) for name in VAL} | {"best": np.ones(len(points))}
     val["tokens"], val["val_loss"] = points.T
     return RunLog(Path(), dict.fromkeys(TRAIN, empty), val)
 

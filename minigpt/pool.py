@@ -18,7 +18,6 @@ import itertools
 import math
 import os
 import random
-import re
 import sys
 import threading
 import time
@@ -35,10 +34,9 @@ from minigpt.completions import (
     Failure,
     Refused,
     Useless,
-    is_local,
     listed,
-    one_line,
 )
+from minigpt.urls import api_path, is_key, is_local, is_variable, problem_of_url
 
 PING = {"messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
 # Failures that the question has no part in, whatever it is.
@@ -109,19 +107,18 @@ class Server:
     key: str | None = field(default=None, repr=False)
 
     def __post_init__(self):
-        problem = _problem_of_url(_with_scheme(self.base_url))
+        problem = problem_of_url(_with_scheme(self.base_url))
         if problem:
             raise UserError(f"base_url: {problem}; expected one such as http://localhost:1234/v1")
-        if self.key is not None and not _is_key(self.key):
+        if self.key is not None and not is_key(self.key):
             raise UserError(f"{self.name}: its key has a space in it, or is no ASCII")
 
     @property
     def name(self):
         """The address of its API."""
-        parts = urlsplit(_with_scheme(self.base_url))
-        path = parts.path.rstrip("/").removesuffix("/chat/completions").rstrip("/")
-        path = path if re.search(r"/v\d+\w*(/|$)", path) else path + "/v1"
-        return f"{parts.scheme}://{parts.netloc}{path}"
+        url = _with_scheme(self.base_url)
+        parts = urlsplit(url)
+        return f"{parts.scheme}://{parts.netloc}{api_path(url)}"
 
 
 def read_servers(base_urls, api_key_env=()):
@@ -156,40 +153,24 @@ def read_servers(base_urls, api_key_env=()):
 
 
 def _key_in(name):
-    if not re.fullmatch(r"[A-Z_]\w*", name, re.ASCII | re.IGNORECASE):
+    if not is_variable(name):
         # It is not shown: it may be a key that stands in the wrong place.
         raise UserError("api_key_env: expected NAMES of environment variables, not the keys")
     key = os.environ.get(name, "").strip()
-    if not _is_key(key):
+    if not is_key(key):
         how = "holds no key (a space, or no ASCII)" if key else "is not set"
         raise UserError(f"api_key_env: the environment variable {name} {how}")
     return key
-
-
-def _is_key(key):
-    return bool(key) and key.isascii() and key.isprintable() and " " not in key
 
 
 def _with_scheme(url):
     """`localhost:1234` is this machine. Another is not guessed: a key shall not travel unencrypted
     only because nobody wrote https."""
     url = url.strip()
-    return f"http://{url}" if "://" not in url and is_local(f"http://{url}") else url
-
-
-def _problem_of_url(url):
-    """What is wrong with it, or None. What may be a secret in it is not shown."""
-    if not re.match(r"https?://", url, re.IGNORECASE):
-        return "expected http:// or https://"
-    if "@" in url:
-        return "a user name or password in the address is not sent; use api_key_env"
-    if "?" in url or "#" in url:
-        return "nothing may follow the path, no ? and no #"
-    plain = r"(?i:https?)://(\[[\w.:]+\]|[\w.-]+)(:\d+)?(/[\w~-][\w.~-]*)*/*"
     with suppress(ValueError):
-        if re.fullmatch(plain, url, re.ASCII) and urlsplit(url).port != 0:
-            return None
-    return f"{one_line(url)}: no address"
+        if "://" not in url and is_local(urlsplit(f"http://{url}").hostname or ""):
+            return f"http://{url}"
+    return url
 
 
 # -- how much a server gets ------------------------------------------------------------------------

@@ -38,7 +38,7 @@ class Preferences:
     answers and their ends; a pair of which one is longer than a block is dropped."""
 
     prompt_format: str
-    unit, held_out = "pairs", 3000
+    held_out = 3000  # pairs
 
     def parse(self, record, source, line):
         """A record as a Preference, blanks at both ends of each text dropped, or a Reject: `prompt`

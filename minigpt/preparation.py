@@ -60,7 +60,7 @@ class PlainText:
 
     clean: bool = True  # drop title lines and leftovers
     prompt_format = "plain"
-    unit, held_out = "characters", 120_000  # so that 100,000 are left however the hashes fall
+    held_out = 120_000  # characters, so that 100,000 are left however the hashes fall
     parse = staticmethod(entry_of)
 
     def ready(self, entries):
@@ -120,7 +120,7 @@ class QuestionAnswers:
     """Question–answer pairs. The targets are the answer and its EOT; a pair is never cut."""
 
     prompt_format = "qa"
-    unit, held_out = "pairs", 3000
+    held_out = 3000  # pairs
     parse = staticmethod(pair_of)
 
     def ready(self, pairs):
@@ -164,7 +164,7 @@ class Conversations:
 
     parse: Callable = conversation_of  # a record → Conversation or Reject
     prompt_format = "chat"
-    unit, held_out = "conversations", 3000
+    held_out = 3000  # conversations
 
     def ready(self, conversations):
         """See PlainText: conversations need nothing more."""
@@ -276,6 +276,7 @@ class ChunkWorker:
             pieces += encoded[0]
             numbers.append((len(encoded[0]), *encoded[1:]))
         batch.hashes = hash_all(map(kind.content, kept))
+        # Mostly both are one method, and one hash serves.
         sources = hash_all(map(kind.source, kept)) if kind.source != kind.content else batch.hashes
         held_out = np.flatnonzero(below(sources, self.job.val_fraction)).tolist()
         batch.val = {index: kind.as_text(kept[index]) for index in held_out}

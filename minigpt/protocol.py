@@ -26,9 +26,10 @@ from pydantic import (
 )
 from pydantic.json_schema import models_json_schema
 
+from minigpt.engine import MOST_LOGPROBS
+
 MAX_DEPTH = 32  # of nested lists and objects in a body
 MAX_DIGITS = 20  # of an integer: 64 bits have 19 or 20
-MAX_TOP = 20  # likeliest tokens that a request may ask for beside each written one
 
 
 class Refused(Exception):
@@ -288,7 +289,7 @@ class ChatRequest(OpenAIRequest):
     messages: _listed(Message, 4096)
     max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     truncate: Literal["oldest"] | None = Field(
         None, description='"oldest": a conversation that is too long loses its oldest turns'
     )
@@ -322,7 +323,7 @@ class CompletionRequest(OpenAIRequest):
 
     prompt: PromptText | Texts | Ids | _listed(Ids, 1024)
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
     suffix: _only(None, "") = None
 

@@ -1,9 +1,10 @@
-"""Reports of an evaluation: a table for the screen, JSON and JSONL for programs."""
+"""Reports: tables and lines for the screen, JSON and JSONL for programs."""
 
 import json
 from pathlib import Path
 
 from config.configurator import UserError
+from minigpt.files import written_whole
 
 
 def table(header, rows):
@@ -17,6 +18,12 @@ def table(header, rows):
         ).rstrip()
         for line in lines
     )
+
+
+def one_line(text, most=300):
+    """One printable line of what somebody else wrote, of at most so many characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= most else line[:most] + "…"
 
 
 def duration(seconds):
@@ -45,20 +52,18 @@ def check_writable(path):
 
 def write_json(path, figures):
     """Write figures as JSON that people can read too."""
-    _write(path, json.dumps(figures, ensure_ascii=False, indent=1) + "\n")
+    write_text(path, json.dumps(figures, ensure_ascii=False, indent=1) + "\n")
 
 
 def write_jsonl(path, rows):
     """Write one JSON object a line."""
-    _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _write(path, text):
-    """Under another name first: an interrupted write leaves the old file whole."""
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".tmp")
+def write_text(path, text):
+    """Write a text in UTF-8; if that is interrupted, the old file is left whole."""
     try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
+        with written_whole(path) as partial:
+            partial.write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None

@@ -11,6 +11,7 @@ import numpy as np
 from config.configurator import UserError
 
 TRAIN = ("step", "tokens", "minutes", "loss", "lr", "rate")
+STOPPED = "stopped; go on with"  # how train.py's last line begins where it did not reach its end
 VAL = ("step", "tokens", "minutes", "val_loss")
 
 
@@ -18,16 +19,18 @@ VAL = ("step", "tokens", "minutes", "val_loss")
 class RunLog:
     """What a run has logged. Each column is a float64 array (n,); a number that was not finite
     stands as NaN. `tokens` and `minutes` count from the run's start, `rate` is tokens a second,
-    losses are nats a token."""
+    losses are nats a token, `best` is 1 where train.py kept the weights as best/."""
 
     folder: Path
     train: dict  # column of TRAIN → (n_progress_lines,)
-    val: dict  # column of VAL → (n_evaluations,)
+    val: dict  # column of VAL, or "best" → (n_evaluations,)
 
     @property
     def best(self):
-        """The index in `val` of the lowest val loss; None before the first evaluation."""
-        losses = self.val["val_loss"]
+        """The index in `val` of the lowest val loss, the one that best/ was saved at; None before
+        the first evaluation. A preference run that forgot too much has lower ones: they were no
+        best."""
+        losses = np.where(self.val["best"], self.val["val_loss"], np.nan)
         return None if np.isnan(losses).all() else int(np.nanargmin(losses))
 
     def end(self, column="step"):
@@ -71,6 +74,8 @@ def read_runlog(folder):
         if kind is None:
             continue
         row = _row(record, TRAIN if kind == "train" else VAL, f"{path}:{number}")
+        if kind == "val":
+            row.append(record.get("best", True) is True)
         # A run that went on from an older checkpoint takes steps again: the later lines count.
         # At one step the evaluation follows the progress line, so it alone leaves that line be.
         while val and val[-1][0] >= row[0]:
@@ -80,7 +85,7 @@ def read_runlog(folder):
         (train if kind == "train" else val).append(row)
     if not train and not val:
         raise UserError(f"{path}: holds no steps yet; wait for the run's first progress line")
-    return RunLog(folder, _columns(train, TRAIN), _columns(val, VAL))
+    return RunLog(folder, _columns(train, TRAIN), _columns(val, (*VAL, "best")))
 
 
 def read_runlogs(folders):

@@ -56,23 +56,32 @@ def our_step(model, settings, device, dtype, piece=None, compiled=False):
     return step
 
 
-def transformers_step(config, device, dtype, compiled=False):
-    """A function that takes one step of transformers' GPT2LMHeadModel of the same shape."""
+def transformers_gpt2(config, **rest):
+    """transformers' GPT2LMHeadModel of a GPTConfig's size, with other weights; `rest` as GPT2Config
+    takes it. UserError where transformers is not installed."""
     try:
         from transformers import GPT2Config, GPT2LMHeadModel
     except ImportError:
         raise UserError("transformers: not installed; first, pip install transformers") from None
     shape = dict(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd)
-    rest = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)
     size = dict(vocab_size=config.n_rows, n_positions=config.block_size)
-    model = GPT2LMHeadModel(GPT2Config(**shape, **size, **rest)).train().to(device)
+    return GPT2LMHeadModel(GPT2Config(**shape, **size, **rest))
+
+
+def transformers_step(config, device, dtype, compiled=False):
+    """A function that takes one step of transformers' GPT2LMHeadModel of the same shape."""
+    rest = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)
+    model = transformers_gpt2(config, **rest).train().to(device)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
     network = torch.compile(model) if compiled else model
 
     def step(tokens):
-        x = torch.from_numpy(tokens.astype(np.int64)).to(device)
+        x = torch.from_numpy(tokens.astype(np.int64))
+        if device.startswith("cuda"):
+            x = x.pin_memory()  # as ours are: nobody waits for the copy
+        x = x.to(device, non_blocking=True)
         with autocast(device, dtype):
             loss = network(input_ids=x, labels=x).loss  # it shifts the labels itself
         loss.backward()

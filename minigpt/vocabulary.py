@@ -18,15 +18,7 @@ import json
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from minigpt.hf_tokenizer import byte_characters
-
-SPECIAL_TEXTS = {
-    "EOT": "<|endoftext|>",
-    "PAD": "<|pad|>",
-    "A": "<|answer|>",
-    "IM_START": "<|im_start|>",
-    "IM_END": "<|im_end|>",
-}
+from minigpt.hf_tokenizer import SPECIAL_TEXTS, byte_characters
 
 # Elementary Jinja: the programs that read it have an interpreter each.
 _CHATML = """\

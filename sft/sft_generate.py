@@ -205,15 +205,10 @@ def show_prompt(settings, template, rules):
 
 def check(settings):
     """UserError with all that is wrong."""
-    problems = []
-    for name in ("n_min", "workers", "rounds", "question_max", "answer_max", "text_max"):
-        if getattr(settings, name) < 1:
-            problems.append(f"{name}={getattr(settings, name)}: expected at least 1")
-    if settings.limit is not None and settings.limit < 1:
-        problems.append(f"limit={settings.limit}: expected at least 1, or none")
-    for name in ("retries", "temperature"):
-        if getattr(settings, name) < 0:
-            problems.append(f"{name}={getattr(settings, name):g}: expected 0 or more")
+    problems = settings.below(
+        **dict(n_min=1, workers=1, rounds=1, limit=1, retries=0, temperature=0),
+        **dict(question_max=1, answer_max=1, text_max=1),
+    )
     if settings.n_max < settings.n_min:
         problems.append(f"n_max={settings.n_max}: is below n_min={settings.n_min}")
     if not 0 <= settings.min_success <= 1:

@@ -360,6 +360,14 @@ def test_prompts_of_every_kind(api, byte_tokenizer):
 def test_token_strings_are_unique(byte_tokenizer):
     names = [token_string(byte_tokenizer, i) for i in range(byte_tokenizer.n_vocab)]
     assert len(set(names)) == len(names)
+    special = {name: names[i] for name, i in byte_tokenizer.special.items()}
+    assert special == {  # as exported tokenizers call them
+        "EOT": "<|endoftext|>",
+        "PAD": "<|pad|>",
+        "A": "<|answer|>",
+        "IM_START": "<|im_start|>",
+        "IM_END": "<|im_end|>",
+    }
 
 
 # -- chat formats ----------------------------------------------------------------------------------

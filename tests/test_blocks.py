@@ -169,15 +169,15 @@ def test_a_full_disk_says_so(tmp_path):
 
 def test_what_a_killed_run_left_is_cleared_away(tmp_path):
     data = tmp_path / "data"
-    for name in ("data.partial", "data.old"):
+    for name in (".data.partial", ".data.old"):
         (tmp_path / name).mkdir()
         fill(tmp_path / name, name)
     # Killed between its two renames: the old data stands aside, and is whole.
     with pytest.raises(ValueError), replacing(data):
         raise ValueError
-    assert held(data) == {"train.bin": "data.old"} and list(tmp_path.iterdir()) == [data]
+    assert held(data) == {"train.bin": ".data.old"} and list(tmp_path.iterdir()) == [data]
     # Killed after them: the new data is in place.
-    (tmp_path / "data.old").mkdir()
+    (tmp_path / ".data.old").mkdir()
     with replacing(data) as folder:
         fill(folder, "new")
     assert held(data) == {"train.bin": "new"} and list(tmp_path.iterdir()) == [data]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scripted_server import ScriptedServer, body, drip, error, garbage, good, half, reset, stall
 
 from minigpt import completions
-from minigpt.completions import Client, Failure, Refused, Useless, is_local, listed, one_line
+from minigpt.completions import Client, Failure, Refused, Useless, listed
+from minigpt.report import one_line
 
 KEY = "sk-very-secret-0123456789"
 QUESTION = {"model": "scripted", "messages": [{"role": "user", "content": "首都？"}]}
@@ -137,23 +138,6 @@ def test_a_bundle_of_certificates_is_taken_from_the_environment(monkeypatch):
     assert Client("https://far.invalid/v1")._session.verify is True  # and never off
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "company.pem")
     assert Client("https://far.invalid/v1")._session.verify == "company.pem"
-
-
-@pytest.mark.parametrize(
-    ("url", "local"),
-    [
-        ("http://localhost:1234/v1", True),
-        ("http://127.0.0.1/v1", True),
-        ("http://127.8.9.10:80", True),
-        ("http://[::1]:5000", True),
-        ("http://192.168.1.20:5000", False),
-        ("https://localhost.example.com", False),
-        ("http://127.0.0.1.example.com", False),
-        ("http://[", False),
-    ],
-)
-def test_which_addresses_are_this_machine(url, local):
-    assert is_local(url) is local
 
 
 # -- what goes wrong on the way --------------------------------------------------------------------

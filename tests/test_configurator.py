@@ -1,5 +1,6 @@
 """Settings: defaults ← recipe ← --key=value, typed, checked, every mistake reported at once."""
 
+import ast
 import errno
 import os
 import re
@@ -236,6 +237,21 @@ def test_every_knob_has_a_type_a_default_and_a_comment():
     for name, knob in settings._knobs.items():
         assert knob.comment, f"{name} has no comment"
         assert knob.default == getattr(train_config, name)
+
+
+def test_every_setting_of_every_script_has_a_comment():
+    """On the line where it ends: --help shows that one."""
+    scripts = [path for folder in ("", "data", "sft") for path in (ROOT / folder).glob("*.py")]
+    found = 0
+    for path in scripts:
+        text = path.read_text(encoding="utf-8")
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ClassDef) and node.name == "Settings":
+                for knob in (each for each in node.body if isinstance(each, ast.AnnAssign)):
+                    line = text.splitlines()[knob.end_lineno - 1]
+                    assert "  # " in line, f"{path.name}: {knob.target.id} has no comment"
+                    found += 1
+    assert found > 100
 
 
 # -- mistakes --------------------------------------------------------------------------------------

@@ -159,7 +159,8 @@ def test_a_stream(serve):
     "base, path",
     [
         *(("", "/v1"), ("/", "/v1"), ("/v1", "/v1"), ("/v1/", "/v1"), ("/llm", "/llm/v1")),
-        ("/api/paas/v4", "/api/paas/v4"),
+        *(("/api/paas/v4", "/api/paas/v4"), ("/v1beta/openai", "/v1beta/openai")),
+        ("/v1/chat/completions", "/v1"),
     ],
 )
 def test_the_address_with_or_without_its_version(serve, base, path):

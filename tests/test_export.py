@@ -324,45 +324,11 @@ def test_a_shape_of_neither(tmp_path, tiny_model, byte_tokenizer, knobs, named):
 # -- the place -------------------------------------------------------------------------------------
 
 
-def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
-    target = tmp_path / "new" / "it"
-    with export.written_whole(target) as unfinished:
-        unfinished.write_text("first")
-        assert not target.exists()
-    with pytest.raises(RuntimeError), export.written_whole(target) as unfinished:
-        unfinished.write_text("sec")
-        raise RuntimeError
-    assert target.read_text() == "first" and list(target.parent.iterdir()) == [target]
-    with export.written_whole(target) as unfinished:
-        unfinished.write_text("third")
-    assert target.read_text() == "third" and list(target.parent.iterdir()) == [target]
-
-
-def test_a_folder_takes_its_place_when_it_is_whole(tmp_path):
-    target = tmp_path / "it"
-
-    def write(name):
-        with export.written_whole(target) as unfinished:
-            unfinished.mkdir()
-            (unfinished / name).write_text(name)
-            if name == "bad":
-                raise RuntimeError
-
-    target.with_name(".it.unfinished").mkdir()  # of one that was killed
-    target.mkdir()  # an empty one
-    write("a")
-    write("b")
-    with pytest.raises(RuntimeError):
-        write("bad")
-    assert [path.name for path in target.iterdir()] == ["b"]
-    assert list(tmp_path.iterdir()) == [target]
-
-
 def test_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(UserError, match=r"cannot be written .*give another --output"),
-        export.written_whole(tmp_path / "file" / "it"),
+        export.exported(tmp_path / "file" / "it"),
     ):
         pass
 

@@ -367,7 +367,7 @@ def long_run(root, tmp_path, folder):
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    partial = folder.with_name("processed.partial")
+    partial = folder.with_name(".processed.partial")
     while not partial.exists() and process.poll() is None:
         time.sleep(0.02)
     time.sleep(0.3)
@@ -384,7 +384,7 @@ def test_ctrl_c_and_kill_leave_the_old_data(make, texts_file, tmp_path, root):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and b"Traceback" not in errors, errors.decode()
-    assert not folder.with_name("processed.partial").exists()
+    assert not folder.with_name(".processed.partial").exists()
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
     process = long_run(root, tmp_path, folder)
@@ -393,7 +393,7 @@ def test_ctrl_c_and_kill_leave_the_old_data(make, texts_file, tmp_path, root):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     make(PlainText(), texts_file)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
-    assert not folder.with_name("processed.partial").exists()
+    assert not folder.with_name(".processed.partial").exists()
 
 
 # -- as run ----------------------------------------------------------------------------------------

@@ -663,7 +663,7 @@ def test_our_own_server(work, byte_tokenizer):
         ("--n_min=0", "n_min=0: expected at least 1"),
         ("--limit=-1", "limit=-1: expected at least 1, or none"),
         ("--n_max=2", "n_max=2: is below n_min=3"),
-        ("--retries=-1", "retries=-1: expected 0 or more"),
+        ("--retries=-1", "retries=-1: expected at least 0"),
         ("--min_success=1.5", "min_success=1.5: expected a share"),
         ("--prompt=facst", "facst"),
         ("--input=none.jsonl", "none.jsonl: no such file"),

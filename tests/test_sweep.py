@@ -183,7 +183,7 @@ def test_what_is_free_to_change(finished, monkeypatch, recipe, module):
         (["--grid", "trials=2,3"], "trials: is a knob of the sweep itself"),
         (["--grid", "out_dir=a,b"], "every trial has a folder of its own"),
         ([*RATES, "--n_layr=2"], "unknown key n_layr"),
-        ([*RATES, "--overwrite=true", "--seeds=0"], "--seeds=0: expected at least 1"),
+        ([*RATES, "--overwrite=true", "--seeds=0"], "--seeds: seeds=0: expected at least 1"),
         ([*RATES, "--overwrite=true"], "a sweep throws no run away"),
         ([*RATES, "--init_from=resume"], "the same command resumes a sweep"),
         ([*RATES, "--study=a/b"], "--study=a/b: expected a name without folders"),
@@ -392,7 +392,7 @@ def test_a_trial_of_several_seeds(tmp_path, module, capsys, metric, times):
     score, figures = trainer_of(module, tmp_path, scripts, *words)({"block_size": 64})
     assert score == 3.5 * times
     assert figures["spread"] == statistics.stdev([2.0 * times, 4.0 * times, 4.5 * times])
-    assert (figures["val_loss"], figures["minutes"], figures["tokens"]) == (3.5, 3.0, 128.0)
+    assert (figures["val_loss"], figures["minutes"], figures["tokens"]) == (3.5, 3.0, 384.0)
     assert figures["curves"][1] == [[0, 5.0], [64, 4.0], [128, 5.0]]
     runs = {f"block_size=64+seed={seed}" for seed in (7, 8, 9)}
     assert {path.name for path in tmp_path.iterdir()} == runs

@@ -126,6 +126,13 @@ def test_val_loss_that_is_not_finite_is_no_best(tmp_path):
     assert np.isfinite(figure.axes[0].get_ylim()).all()
 
 
+def test_the_best_is_what_best_holds(tmp_path):
+    """A preference run that has forgotten too much has a lower loss, and is not kept for it."""
+    forgot = evaluation(20, 3.0) | dict(best=False, forgetting=1.5)
+    log = read_runlog(write_log(tmp_path / "run", evaluation(0, 5.0), evaluation(10, 4.0), forgot))
+    assert log.best == 1 and log.val["val_loss"].tolist() == [5.0, 4.0, 3.0]
+
+
 def test_missing_log_names_the_command_and_the_neighbours(pretrain):
     with pytest.raises(UserError) as error:
         read_runlog(pretrain.parent / "pretrian")
@@ -464,7 +471,7 @@ def test_an_interruption_leaves_the_old_picture(tmp_path, pretrain, monkeypatch)
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(plots.os, "replace", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(UserError, match="No space left on device"):
         write_figure(figure, [target])
     assert target.read_bytes() == b"old"
