@@ -257,6 +257,22 @@ def test_every_setting_of_every_script_has_a_comment():
 # -- mistakes --------------------------------------------------------------------------------------
 
 
+def test_values_that_are_too_small_are_told_together():
+    class Bounds:
+        limit: int | None = None  # of them
+        size: int = 3  # of one
+        share: float = 0.5  # kept
+
+    settings = configure(Bounds, argv=["--size=0", "--share=-0.5"], quiet=True)
+    assert settings.below(limit=1, size=1, share=0) == [
+        "--size: size=0: expected at least 1",
+        "--share: share=-0.5: expected at least 0",
+    ]
+    assert settings.below(size=0, share=-1) == []
+    settings = configure(Bounds, argv=["--limit=0"], quiet=True)
+    assert settings.below(limit=1) == ["--limit: limit=0: expected at least 1, or none"]
+
+
 def test_unknown_key_on_the_command_line_names_the_nearest():
     (line,) = mistakes("--bach_size=3")
     assert "--bach_size" in line and "did you mean batch_size?" in line
