@@ -17,8 +17,12 @@ def written_whole(path):
 
     Whatever stops the writing (an error, Ctrl-C, kill -9, a full disk), `path` keeps what it held;
     what was half written is removed at once, or by the next who writes there. OSError where
-    nothing can be written.
+    nothing can be written. A device or a pipe is given as it is.
     """
+    path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
+        return
     path = Path(os.path.realpath(path))  # of a link: what it leads to is replaced
     partial, old = beside(path)
     try:

@@ -1,6 +1,7 @@
 """Files and folders that are whole, or as they were."""
 
 import errno
+import os
 
 import pytest
 
@@ -60,3 +61,11 @@ def test_a_link_stays_one(tmp_path):
     with written_whole(link) as partial:
         partial.write_text("new")
     assert link.is_symlink() and (tmp_path / "there").read_text() == "new"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/null"), reason="devices as on POSIX")
+def test_a_device_stays_one():
+    with written_whole("/dev/null") as there:
+        assert str(there) == "/dev/null"
+        there.write_text("nothing")
+    assert not os.path.isfile("/dev/null") and os.path.exists("/dev/null")
