@@ -43,7 +43,7 @@ BODIES = {
         ["config/cpu_small.py"],
         # The other recipes' rates are for 124M parameters; at this size AdamW's best is near 1e-3.
         ["--learning_rate=1e-3", "--embedding_lr_ratio=1"],
-        ["--learning_rate=2e-3"],  # and the embeddings' as the body has it: LOG.md
+        ["--learning_rate=1.5e-4", "--embedding_lr_ratio=108"],  # LOG.md has the sweep
     ),
     "124M": (["--compile=true"], ["--learning_rate=6e-4"], ["--learning_rate=6e-4"]),
 }
