@@ -692,16 +692,19 @@ class Log:
             checkpoint.discard(folder)  # what --overwrite=true gave up
         # What stands after the checkpoint belongs to steps that are taken again.
         if self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            lines = [line for line in lines if line.endswith("}")]  # the last may be torn
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            write_text(self.path, "".join(line + "\n" for line in kept))
+            told = self.path.read_text(encoding="utf-8")
+            lines = told.splitlines()
+            whole = [line for line in lines if line.endswith("}")]  # the last may be torn
+            kept = [line for line in whole if json.loads(line)["step"] <= step]
+            if len(kept) < len(lines) or not told.endswith("\n"):
+                write_text(self.path, "".join(line + "\n" for line in kept))
         if self.samples.exists():
             told = self.samples.read_bytes()  # as bytes: a model may write any kind of line break
-            texts = re.split(rb"^(?=step \d+: )", told, flags=re.M)
-            kept = [text for text in texts if text and int(text[5:].split(b":")[0]) <= step]
-            with written_whole(self.samples) as partial:
-                partial.write_bytes(b"".join(kept))
+            texts = [text for text in re.split(rb"^(?=step \d+: )", told, flags=re.M) if text]
+            kept = [text for text in texts if int(text[5:].split(b":")[0]) <= step]
+            if len(kept) < len(texts):
+                with written_whole(self.samples) as partial:
+                    partial.write_bytes(b"".join(kept))
         if settings.tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter

@@ -49,7 +49,7 @@ class Settings:
 
 def main():
     settings = configure(Settings, doc=__doc__)
-    problems = settings.below(rounds=1, tokens=1)
+    problems = settings.below(rounds=1, tokens=2)
     if settings.tokens + PROMPT > 1024:
         problems.append(f"tokens={settings.tokens}: expected at most {1024 - PROMPT}")
     if problems:

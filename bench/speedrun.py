@@ -54,8 +54,8 @@ class Settings:
     minutes: float = 10.0  # of training a run
     default_minutes: float | None = None  # of the default recipe; none: as many
     seeds: list[str] = ["1337", "1338", "1339"]
-    marks: list[str] = ["0.05", "0.1", "0.2", "0.35", "0.5", "0.7", "0.85", "1"]  # shares of a run
-    #                                                             at which it is scored
+    marks: list[str] = ["0.02", "0.06", "0.15", "0.3", "0.5", "1"]  # shares of a run at which it
+    #                                                                  is scored
     recipes: list[str] = ["classic", "adamw", "default"]
     body: str = "cpu_small"  # or 124M
     adamw: str | None = None  # flags for it; none: what the sweep found
@@ -101,6 +101,11 @@ def check(settings):
     }
     if unknown := set(settings.recipes) - set(recipes):
         problems.append(f"recipes: {', '.join(unknown)}: expected some of {', '.join(recipes)}")
+    problems += [
+        f"{name}: expected at least one"
+        for name in ("recipes", "seeds")
+        if not getattr(settings, name)
+    ]
     try:
         marks = list(map(float, settings.marks))
     except ValueError:

@@ -224,7 +224,8 @@ def _check_only_ours(folder):
         return
     if not folder.is_dir():
         raise UserError(f"{folder}: is a file; --dataset= names a folder to write into")
-    names = sorted(path.name for path in folder.iterdir() if not path.match(OF_BLOCKS))
+    own = (OF_BLOCKS, beside(Path(OF_BLOCKS))[0].name)  # the latter half written
+    names = sorted(p.name for p in folder.iterdir() if not any(map(p.match, own)))
     others = [name for name in names if name not in FILES]
     if others:
         raise UserError(

@@ -32,10 +32,10 @@ def written_whole(path):
         for leftover in (partial, old):
             _remove(leftover)
         yield partial
-        if path.is_dir():
+        if path.is_dir() and partial.is_dir():
             _swap(path, partial, old)
         else:
-            partial.replace(path)
+            partial.replace(path)  # refused by the system where one is a folder
     finally:
         with contextlib.suppress(OSError):
             _remove(partial)

@@ -27,8 +27,9 @@ def call(*words, log=None, **environment):
         told = done.stderr
     else:
         with open(log, "ab") as file:
+            begin = file.tell()
             done = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
-        told = log.read_bytes()
+        told = log.read_bytes()[begin:]
     if done.returncode:
         last = told.decode("utf-8", "replace").strip().splitlines()[-1:] or ["it said nothing"]
         where = f" (all of it: {log})" if log else ""

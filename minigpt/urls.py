@@ -36,7 +36,8 @@ def api_path(url):
 def root_path(url):
     """What stands before the API's version: where a server describes itself."""
     path = api_path(url)
-    return path[: _VERSION.search(path).start()]
+    *_, version = _VERSION.finditer(path)
+    return path[: version.start()]
 
 
 def is_key(text):

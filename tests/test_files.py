@@ -43,6 +43,15 @@ def test_a_folder_takes_its_place_when_it_is_whole(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_file_does_not_take_the_place_of_a_folder(tmp_path):
+    target = tmp_path / "it"
+    write_folder(target, "a")
+    with pytest.raises(OSError), written_whole(target) as partial:
+        partial.write_text("a file")
+    assert [path.name for path in target.iterdir()] == ["a"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_a_writer_that_was_killed_between_its_renames(tmp_path):
     """The old folder stands aside then: it comes back, whether or not the next writer succeeds."""
     target = tmp_path / "it"

@@ -11,6 +11,7 @@ from minigpt import urls
         ("http://lab:5000", "", "/v1"),
         ("http://lab/llm/", "/llm", "/llm/v1"),
         ("https://a.example/openai/v1", "/openai", "/openai/v1"),
+        ("http://gateway/v2/team/v1", "/v2/team", "/v2/team/v1"),
         ("https://a.example/v1beta/openai", "", "/v1beta/openai"),
         ("https://a.example/v1/chat/completions", "", "/v1"),
     ],
