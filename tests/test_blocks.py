@@ -211,6 +211,18 @@ def test_a_folder_with_other_files_is_not_touched(tmp_path):
     assert held(tmp_path) == {"train.py": "code"}
 
 
+def test_what_is_kept_beside_blocks_goes_with_them(tmp_path):
+    """A reference's log-probabilities, also where a kill has left them half written."""
+    data = tmp_path / "data"
+    data.mkdir()
+    fill(data, "old")
+    for name in ("reference-train-ab.npy", ".reference-val-ab.npy.partial"):
+        (data / name).write_text("")
+    with replacing(data) as folder:
+        fill(folder, "new")
+    assert held(data) == {"train.bin": "new"} and list(tmp_path.iterdir()) == [data]
+
+
 def test_through_a_link(tmp_path):
     target, link = tmp_path / "disk", tmp_path / "data"
     target.mkdir()
