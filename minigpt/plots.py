@@ -757,7 +757,8 @@ def race_figure(curves):
     """A Figure: bits per character over minutes of training, a colour for each recipe.
 
     curves: name → [[(minutes, bits), …] of each seed]. Returns (figure, notes) as loss_figure()
-    does. Lines carry gids "race:NAME:0", the number of the seed.
+    does. A recipe's name stands at the mean of where its seeds end. Lines carry gids "race:NAME:0",
+    the number of the seed.
     """
     labels, families, notes = drawable(list(curves))
     with style_context(["default", STYLE, {"font.family": families}]):
@@ -768,7 +769,7 @@ def race_figure(curves):
             for j, points in enumerate(seeds):
                 look = dict(color=PALETTE[i], gid=f"race:{name}:{j}")
                 axes.plot(*zip(*points, strict=True), marker="o", markersize=3, **look)
-            minutes, bits = seeds[0][-1]
+            minutes, bits = np.mean([points[-1] for points in seeds], axis=0)
             axes.annotate(
                 f" {label} {bits:.2f}", (minutes, bits), color=PALETTE[i], va="center", fontsize=9
             )

@@ -538,6 +538,6 @@ def test_a_race_of_recipes(tmp_path):
     assert lines["race:default:1"].get_xydata().tolist() == [[1, 9.2], [10, 6.4]]
     colours = [lines[name].get_color() for name in sorted(lines)]
     assert colours[1] == colours[2] != colours[0]
-    assert [text.get_text().strip() for text in axes.texts] == ["default 6.50", "classic 10.10"]
+    assert [text.get_text().strip() for text in axes.texts] == ["default 6.45", "classic 10.10"]
     write_figure(figure, [tmp_path / "race.png"])
     assert notes == [] and (tmp_path / "race.png").stat().st_size > 10_000
