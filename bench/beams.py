@@ -80,8 +80,8 @@ def with_engine(model):
 
 
 def peer_of(model):
-    """transformers' own model of this shape, its weights as random; no token ends a text."""
-    return transformers_gpt2(model.config, bos_token_id=None, eos_token_id=None).eval()
+    """transformers' own model of this shape, its weights as random."""
+    return transformers_gpt2(model.config).eval()
 
 
 def with_peer(peer):

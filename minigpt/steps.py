@@ -58,13 +58,14 @@ def our_step(model, settings, device, dtype, piece=None, compiled=False):
 
 def transformers_gpt2(config, **rest):
     """transformers' GPT2LMHeadModel of a GPTConfig's size, with other weights; `rest` as GPT2Config
-    takes it. UserError where transformers is not installed."""
+    takes it. No token ends a text. UserError where transformers is not installed."""
     try:
         from transformers import GPT2Config, GPT2LMHeadModel
     except ImportError:
         raise UserError("transformers: not installed; first, pip install transformers") from None
     shape = dict(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd)
     size = dict(vocab_size=config.n_rows, n_positions=config.block_size)
+    size |= dict(bos_token_id=None, eos_token_id=None)
     return GPT2LMHeadModel(GPT2Config(**shape, **size, **rest))
 
 
