@@ -30,7 +30,7 @@ class Settings:
     out_dir: str = "out/recipes"  # data and runs of both
 
 
-# Learning rates: classic.py's are for 124M parameters; at this size AdamW's best is near 1e-3.
+# Learning rates: classic.py's are for 124M parameters; a smaller body bears more.
 ONE_RATE = "--embedding_lr_ratio=1"  # cpu_small.py has another one, for the default recipe
 RECIPES = {
     "default": (["config/cpu_small.py"], ["config/cpu_small_sft.py"]),

@@ -9,6 +9,7 @@ same texts on the same cores, one after the other, each for --minutes of trainin
 
     classic   GPT-2's vocabulary and shape, a text a block, AdamW, cosine (config/classic.py)
     adamw     the `zh` vocabulary and split blocks with GPT-2's shape and AdamW, as a sweep tuned it
+              (at 124M none was made)
     default   the body's recipe as it stands; its schedule may end sooner: --default_minutes
 
 A run is stopped a few times on the way (train.py saves, and goes on to the bit), scored over the
@@ -35,13 +36,14 @@ from minigpt.plots import race_figure, write_figure
 from minigpt.report import table, write_json
 from minigpt.runlog import read_runlog
 from minigpt.scripts import call, show
+from minigpt.steps import GPT2
 
-GPT2 = ["--position=learned", "--norm=layernorm", "--mlp=gelu", "--qk_norm=false", "--bias=true"]
+GPT2_SHAPE = [f"--{name}={str(value).lower()}" for name, value in GPT2.items()]
 # What the body's recipe changes; the flags of the classic recipe beside it, and of AdamW.
 BODIES = {
     "cpu_small": (
         ["config/cpu_small.py"],
-        # The other recipes' rates are for 124M parameters; at this size AdamW's best is near 1e-3.
+        # classic.py's rate is for 124M parameters, and its embeddings have no other.
         ["--learning_rate=1e-3", "--embedding_lr_ratio=1"],
         ["--learning_rate=1.5e-4", "--embedding_lr_ratio=108"],  # LOG.md has the sweep
     ),
@@ -96,7 +98,7 @@ def check(settings):
     adamw = adamw if settings.adamw is None else settings.adamw.split()
     recipes = {
         "classic": ["config/classic.py", *body, *classic],
-        "adamw": [*body, *GPT2, "--optimizer=adamw", "--layout=split", *adamw],
+        "adamw": [*body, *GPT2_SHAPE, "--optimizer=adamw", "--layout=split", *adamw],
         "default": body,
     }
     if unknown := set(settings.recipes) - set(recipes):
@@ -142,9 +144,8 @@ def race(words, minutes, marks, out_dir):
         points = json.loads(note.read_text(encoding="utf-8"))["points"]
     for mark in marks[len(points) :]:
         until = mark * minutes if mark < 1 else None
-        if (
-            until is None or saved_minutes(out_dir) < until
-        ):  # else it was killed while it was scored
+        # A run that is there already was killed while it was scored.
+        if until is None or saved_minutes(out_dir) < until:
             again = ["--init_from=resume"] if points else words
             train_until(until, [*again, f"--out_dir={out_dir}"], out_dir)
         texts = f"--text={out_dir.parent}/data_default/val.jsonl"
@@ -182,11 +183,9 @@ def minutes_of(out_dir, step=math.inf):
 
 def saved_minutes(out_dir):
     """Minutes of training that are in a run's weights."""
-    return (
-        minutes_of(out_dir, checkpoint.read_meta(out_dir)["step"])
-        if checkpoint.exists(out_dir)
-        else 0.0
-    )
+    if not checkpoint.exists(out_dir):
+        return 0.0
+    return minutes_of(out_dir, checkpoint.read_meta(out_dir)["step"])
 
 
 # -- what it tells ---------------------------------------------------------------------------------
