@@ -10,8 +10,14 @@ from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn as nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
+from torch.utils.checkpoint import checkpoint
+
+# An MLP's inner values, from this many on, are made anew in the backward pass: that costs no more
+# than fetching them from memory does. Fewer are still in the cache, and keeping them is quicker.
+LARGE = 2**23
 
 
 @dataclass
@@ -63,12 +69,44 @@ class GPTConfig:
         return asdict(self)
 
 
+class UnitSize(torch.autograd.Function):
+    """y = x · r · weight with r = 1 / rms(x), of float32 x (…, C). For the backward pass it keeps x
+    and r: PyTorch's own, step by step on a CPU, keeps x · r besides, and takes longer."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        r = torch.rsqrt(length.square() / x.size(-1) + eps)  # (…, 1)
+        ctx.save_for_backward(x, weight, r)
+        return (x * r).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, r = ctx.saved_tensors
+        product = (grad * x).flatten(0, -2)  # (N, C)
+        grad_weight = r.flatten() @ product if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[0]:
+            return None, grad_weight, None
+        # A change of x along itself is undone by r: that part of the gradient is taken off.
+        along = (product @ weight).view_as(r).mul_(r**3 / x.size(-1))
+        return (grad * weight).mul_(r).addcmul_(x, along, value=-1), grad_weight, None
+
+
+class RMSNorm(nn.RMSNorm):
+    def forward(self, x):
+        eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if eager and x.device.type == "cpu" and x.dtype == torch.float32:
+            return UnitSize.apply(x, self.weight, self.eps)
+        return super().forward(x)
+
+
 def make_norm(config, width=None):
     """LayerNorm or RMSNorm over `width` channels."""
     width = width or config.n_embd
     if config.norm == "layernorm":
         return nn.LayerNorm(width, config.norm_eps, bias=config.bias)
-    return nn.RMSNorm(width, config.norm_eps)
+    return RMSNorm(width, config.norm_eps)
 
 
 class Rotary(nn.Module):
@@ -89,12 +127,12 @@ class Rotary(nn.Module):
         return self
 
     def forward(self, positions):
-        """positions (B, T) or (1, T) → cos and sin, each (B, 1, T, hs/2)."""
-        return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+        """positions (B, T) or (1, T) → cos and sin, each (B, T, 1, hs/2)."""
+        return self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)
 
 
 def rotate(x, rotary):
-    """x (B, nh, T, hs) turned by its positions' angles."""
+    """x (B, T, nh, hs) turned by its positions' angles."""
     cos, sin = rotary
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
@@ -130,11 +168,12 @@ class Attention(nn.Module):
         B, T, C = x.size()
         config = self.config
         q, k, v = self.qkv(x).split(self.qkv.split, dim=-1)
-        q = self.q_norm(q.view(B, T, config.n_head, config.head_dim)).transpose(1, 2)
-        k = self.k_norm(k.view(B, T, config.n_kv_head, config.head_dim)).transpose(1, 2)
-        v = v.view(B, T, config.n_kv_head, config.head_dim).transpose(1, 2)  # (B, n_kv, T, hs)
+        q = self.q_norm(q.view(B, T, config.n_head, config.head_dim))
+        k = self.k_norm(k.view(B, T, config.n_kv_head, config.head_dim))
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
+        v = v.view(B, T, config.n_kv_head, config.head_dim)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, nh or n_kv, T, hs)
         if cache is not None and cache.kernels and T == 1:
             return self.proj(cache.attend(q, k, v, positions))
         if cache is not None:
@@ -164,10 +203,18 @@ class MLP(nn.Module):
         self.proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.bias)
 
     def forward(self, x):
+        hidden = self.fc(x)
+        learns = torch.is_grad_enabled() and self.proj.weight.requires_grad
+        if learns and hidden.numel() >= LARGE and not torch.compiler.is_compiling():
+            return checkpoint(self.write, hidden, use_reentrant=False, preserve_rng_state=False)
+        return self.write(hidden)
+
+    def write(self, hidden):
+        """What fc made (B, T, parts · n_hidden) → (B, T, C)."""
         if self.swiglu:
-            gate, up = self.fc(x).chunk(2, dim=-1)
+            gate, up = hidden.chunk(2, dim=-1)
             return self.proj(F.silu(gate) * up)
-        return self.proj(F.gelu(self.fc(x), approximate="tanh"))  # GPT-2's own approximation
+        return self.proj(F.gelu(hidden, approximate="tanh"))  # GPT-2's own approximation
 
 
 class Block(nn.Module):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
 import model as model_module
@@ -26,11 +27,21 @@ def randomized(reference, seed=0):
 
 
 def assert_same_logits(model, reference, n_tokens, block_size):
-    x = torch.randint(n_tokens, (3, block_size), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        ours, theirs = model.logits(model(x)), reference(x).logits
+    """And the same gradients of all weights, by what those logits are worth."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(n_tokens, (3, block_size), generator=generator)
+    ours, theirs = model.logits(model(x)), reference(x).logits
     assert theirs.std() > 0.1  # the comparison is of numbers that are not all alike
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    worth = torch.randn(theirs.shape, generator=generator) / theirs.numel()
+    (ours * worth).sum().backward()
+    (theirs * worth).sum().backward()
+    gradients = {name: weight.grad for name, weight in reference.state_dict(keep_vars=True).items()}
+    expected = from_hf(reference.config.to_dict(), gradients)  # named and laid out as ours are
+    for (name, weight), gradient in zip(
+        model.named_parameters(), expected.parameters(), strict=True
+    ):
+        torch.testing.assert_close(weight.grad, gradient, atol=1e-6, rtol=1e-3, msg=name)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -286,6 +297,67 @@ def test_dropout_acts_in_training_alone(tiny_model):
     model.train()
     assert not torch.equal(read_out(model, x), read_out(model, x))
     model.eval()
+
+
+def kept_by(module, x):
+    """(its output, bytes beside its weights that it keeps for the backward pass)."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = module(x)
+    weights = {weight.untyped_storage().data_ptr() for weight in module.parameters()}
+    return y, sum(size for place, size in kept.items() if place not in weights)
+
+
+@given(shape=st.lists(st.integers(1, 6), min_size=2, max_size=4), seed=st.integers(0, 99))
+@settings(max_examples=20)
+def test_rmsnorm_as_pytorch_has_it(shape, seed):
+    generator = torch.Generator().manual_seed(seed)
+    ours, theirs = model_module.RMSNorm(shape[-1], 1e-3), nn.RMSNorm(shape[-1], 1e-3)
+    with torch.no_grad():
+        for norm in (ours, theirs):
+            norm.weight.copy_(torch.linspace(-1, 2, shape[-1]))
+    x, worth = torch.randn(2, *shape, generator=generator)
+    found = []
+    for norm in (ours, theirs):
+        at = x.clone().requires_grad_()
+        y = norm(at)
+        (y * worth).sum().backward()
+        found.append((y, at.grad, norm.weight.grad))
+    for own, expected in zip(*found, strict=True):
+        torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_rmsnorm_keeps_its_input_alone_and_respects_what_is_frozen():
+    norm, x = model_module.RMSNorm(8, 1e-6), torch.randn(2, 5, 8)
+    y, kept = kept_by(norm, x)
+    assert kept == 4 * (x.numel() + 2 * 5)
+    y.sum().backward()
+    assert norm.weight.grad is not None and x.grad is None
+    norm.zero_grad()
+    norm.weight.requires_grad_(False)
+    norm(x.requires_grad_()).square().sum().backward()
+    assert norm.weight.grad is None and x.grad is not None
+
+
+@pytest.mark.parametrize("shape", [CLASSIC, {}], ids=["gelu", "swiglu"])
+def test_what_an_mlp_keeps_for_the_backward_pass(tiny_model, shape, monkeypatch):
+    monkeypatch.setattr(model_module, "LARGE", 2 * 16)
+    mlp = tiny_model(**shape).blocks[0].mlp
+    x = torch.randn(2, 16, mlp.fc.in_features)
+    y, kept = kept_by(mlp, x)
+    # What came in, and what fc made of it; what is in between is made anew.
+    assert kept == 4 * (x.numel() + 2 * 16 * mlp.fc.out_features)
+    y.square().sum().backward()
+    lean = [weight.grad.clone() for weight in mlp.parameters()]
+    mlp.zero_grad()
+    mlp.write(mlp.fc(x)).square().sum().backward()
+    for gradient, weight in zip(lean, mlp.parameters(), strict=True):
+        assert torch.equal(gradient, weight.grad)
 
 
 def test_rotary_angles_stay_float32():
