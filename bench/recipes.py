@@ -31,11 +31,13 @@ class Settings:
 
 
 # Learning rates: classic.py's are for 124M parameters; a smaller body bears more.
-ONE_RATE = "--embedding_lr_ratio=1"  # cpu_small.py has another one, for the default recipe
+CLASSIC = ["--learning_rate=1e-3"]
+# What cpu_small.py has otherwise, for the default recipe.
+CLASSIC += ["--embedding_lr_ratio=1", "--beta2=0.95", "--warmup_iters=100"]
 RECIPES = {
     "default": (["config/cpu_small.py"], ["config/cpu_small_sft.py"]),
     "classic": (
-        ["config/classic.py", "config/cpu_small.py", "--learning_rate=1e-3", ONE_RATE],
+        ["config/classic.py", "config/cpu_small.py", *CLASSIC],
         ["config/classic_sft.py", "config/cpu_small_sft.py", "--learning_rate=3e-4"],
     ),
 }

@@ -27,6 +27,7 @@ import statistics
 import subprocess
 import sys
 import time
+import zlib
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -44,7 +45,7 @@ BODIES = {
     "cpu_small": (
         ["config/cpu_small.py"],
         # classic.py's rate is for 124M parameters, and its embeddings have no other.
-        ["--learning_rate=1e-3", "--embedding_lr_ratio=1"],
+        ["--learning_rate=1e-3", "--embedding_lr_ratio=1", "--beta2=0.95", "--warmup_iters=100"],
         ["--learning_rate=1.5e-4", "--embedding_lr_ratio=108"],  # LOG.md has the sweep
     ),
     "124M": (["--compile=true"], ["--learning_rate=6e-4"], ["--learning_rate=6e-4"]),
@@ -138,6 +139,8 @@ def race(words, minutes, marks, out_dir):
     words += ["--eval_interval=1000000", "--overwrite=true"]  # it is scored here
     note = out_dir / "speedrun.json"
     told, points = [*words, f"marks={','.join(map(str, marks))}"], []
+    recipes = [word for word in words if not word.startswith("--")]  # another text: another run
+    told += [f"{path} {zlib.crc32((ROOT / path).read_bytes()):08x}" for path in recipes]
     if is_new(note, told):
         shutil.rmtree(out_dir, ignore_errors=True)  # what a killed run had left
     else:
