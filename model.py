@@ -94,6 +94,8 @@ class UnitSize(torch.autograd.Function):
 
 
 class RMSNorm(nn.RMSNorm):
+    """nn.RMSNorm; where a CPU trains in float32 and nothing is compiled, by UnitSize."""
+
     def forward(self, x):
         eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if eager and x.device.type == "cpu" and x.dtype == torch.float32:
