@@ -2,9 +2,10 @@
 
     python bench/recipes.py --input=TEXTS --pairs=PAIRS.jsonl
 
-Takes the whole way twice, with config/cpu_small.py alone and on top of config/classic.py: prepare,
-pretrain for --minutes, fine-tune for --sft_minutes, score. The two go side by side, one core each:
-the same machine at the same moment. Both are scored over the same held-out characters and pairs.
+Takes the whole way twice, with config/cpu_small.py and with the classic recipe at its size:
+prepare, pretrain for --minutes, fine-tune for --sft_minutes, score. The two go side by side, one
+core each: the same machine at the same moment. Both are scored over the same held-out characters
+and pairs.
 Prints every command (what they print goes to OUT_DIR/RECIPE.log), then the table that stands in
 bench/README.md, and draws the loss curves.
 """
@@ -30,14 +31,11 @@ class Settings:
     out_dir: str = "out/recipes"  # data and runs of both
 
 
-# Learning rates: classic.py's are for 124M parameters; a smaller body bears more.
-CLASSIC = ["--learning_rate=1e-3"]
-# What cpu_small.py has otherwise, for the default recipe.
-CLASSIC += ["--embedding_lr_ratio=1", "--beta2=0.95", "--warmup_iters=100"]
 RECIPES = {
     "default": (["config/cpu_small.py"], ["config/cpu_small_sft.py"]),
     "classic": (
-        ["config/classic.py", "config/cpu_small.py", *CLASSIC],
+        ["config/classic.py", "config/cpu_small.py", "config/classic_small.py"],
+        # classic_sft.py's rate is for 124M parameters; a smaller body bears more.
         ["config/classic_sft.py", "config/cpu_small_sft.py", "--learning_rate=3e-4"],
     ),
 }
@@ -71,7 +69,7 @@ class Way:
         """Texts and pairs → blocks."""
         self.folder.mkdir(parents=True, exist_ok=True)
         inputs = f"--input={self.settings.input}", f"--input={self.settings.pairs}"
-        self.call("data/prepare.py", *self.pretraining[:2], inputs[0], f"--dataset={self.data}")
+        self.call("data/prepare.py", *self.pretraining, inputs[0], f"--dataset={self.data}")
         self.call("data/prepare_sft.py", *self.tuning[:2], inputs[1], f"--dataset={self.pairs}")
 
     def train_and_score(self):

@@ -40,15 +40,14 @@ from minigpt.scripts import call, show
 from minigpt.steps import GPT2
 
 GPT2_SHAPE = [f"--{name}={str(value).lower()}" for name, value in GPT2.items()]
-# What the body's recipe changes; the flags of the classic recipe beside it, and of AdamW.
+# The body's recipe, what the classic recipe changes after it, and the flags of AdamW.
 BODIES = {
     "cpu_small": (
         ["config/cpu_small.py"],
-        # classic.py's rate is for 124M parameters, and its embeddings have no other.
-        ["--learning_rate=1e-3", "--embedding_lr_ratio=1", "--beta2=0.95", "--warmup_iters=100"],
+        ["config/classic_small.py"],
         ["--learning_rate=1.5e-4", "--embedding_lr_ratio=108"],  # LOG.md has the sweep
     ),
-    "124M": (["--compile=true"], ["--learning_rate=6e-4"], ["--learning_rate=6e-4"]),
+    "124M": (["--compile=true"], [], ["--learning_rate=6e-4"]),
 }
 
 

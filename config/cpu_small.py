@@ -3,8 +3,8 @@
     python data/prepare.py config/cpu_small.py --input=YOUR_TEXTS
     python train.py config/cpu_small.py --max_minutes=20
 
-It changes little but the size, so it may follow another recipe: config/classic.py
-config/cpu_small.py is the classic recipe at this size.
+Learning rates, warmup and betas are those that served the default recipe best at this size;
+config/classic_small.py has the classic recipe's.
 """
 
 out_dir = "out/cpu_small"
