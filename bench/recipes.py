@@ -5,9 +5,8 @@
 Takes the whole way twice, with config/cpu_small.py and with the classic recipe at its size:
 prepare, pretrain for --minutes, fine-tune for --sft_minutes, score. The two go side by side, one
 core each: the same machine at the same moment. Both are scored over the same held-out characters
-and pairs.
-Prints every command (what they print goes to OUT_DIR/RECIPE.log), then the table that stands in
-bench/README.md, and draws the loss curves.
+and pairs. Prints every command (what they print goes to OUT_DIR/RECIPE.log), then the table that
+stands in bench/README.md, and draws the loss curves.
 """
 
 import json
