@@ -11,8 +11,9 @@ base is to go. peft's folder goes with the base as export.py writes it.
 from pathlib import Path
 from typing import Literal
 
-from config.configurator import UserError, configure, run
+from config.configurator import configure
 from minigpt import checkpoint
+from minigpt.common.errors import UserError, run
 from minigpt.lora import adapters
 from minigpt.peft_adapters import load_peft, write_peft
 

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from config.configurator import UserError, configure, run
+from config.configurator import configure
 from minigpt import precision
+from minigpt.common.errors import UserError, run
+from minigpt.common.report import check_writable, table, write_json, write_jsonl
 from minigpt.engine import Engine
 from minigpt.examples import HELD_OUT, OTHER, SEEN, draw, read_examples, standings, write_answers
-from minigpt.report import check_writable, table, write_json, write_jsonl
 from minigpt.rouge import score, summary
 
 SHOWN = 200  # characters of an answer in the terminal; the file has all

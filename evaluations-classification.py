@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from config.configurator import UserError, configure, run
+from config.configurator import configure
 from minigpt import precision
 from minigpt.classification import (
     answer_room,
@@ -28,9 +28,10 @@ from minigpt.classification import (
     scores,
     tfidf_predict,
 )
+from minigpt.common.errors import UserError, run
+from minigpt.common.report import check_writable, table, write_json, write_jsonl
 from minigpt.examples import draw
 from minigpt.plots import confusion_figure, write_figure
-from minigpt.report import check_writable, table, write_json, write_jsonl
 
 
 class Settings:

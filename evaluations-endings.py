@@ -15,11 +15,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from config.configurator import UserError, configure, run
+from config.configurator import configure
 from minigpt import precision
+from minigpt.common.errors import UserError, run
+from minigpt.common.report import check_writable, table, write_json
 from minigpt.examples import read_examples
 from minigpt.harness import METRICS, N_ENDINGS, fitting, make_items, score, write_task
-from minigpt.report import check_writable, table, write_json
 
 
 class Settings:

@@ -14,9 +14,11 @@ before, at log2 of the vocabulary): they compare any two runs.
 from pathlib import Path
 from typing import Literal
 
-from config.configurator import UserError, configure, run
+from config.configurator import configure
 from data_utils import Blocks, read_meta
 from minigpt import checkpoint
+from minigpt.common.errors import UserError, run
+from minigpt.common.report import check_writable, table, write_json
 from minigpt.examples import read_conversations, read_pairs, read_texts
 from minigpt.hardware import pick_device, pick_dtype
 from minigpt.perplexity import (
@@ -26,7 +28,6 @@ from minigpt.perplexity import (
     text_bits,
     text_passages,
 )
-from minigpt.report import check_writable, table, write_json
 
 
 class Settings:

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from config.configurator import UserError, configure, run
+from config.configurator import configure
 from minigpt import precision, repetition
+from minigpt.common.errors import UserError, run
+from minigpt.common.report import check_writable, table, write_json, write_jsonl, write_text
 from minigpt.engine import Engine
 from minigpt.plots import grid_figure, write_figure
-from minigpt.report import check_writable, table, write_json, write_jsonl, write_text
 
 
 class Settings:

@@ -13,8 +13,9 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from config.configurator import UserError, configure, run
+from config.configurator import configure
 from minigpt import checkpoint, gguf_export, hf_export
+from minigpt.common.errors import UserError, run
 from minigpt.export import check_target
 from minigpt.tokenizer import PATTERNS
 from minigpt.vocabulary import answer_mark_text, special_texts

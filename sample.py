@@ -15,8 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-from config.configurator import UserError, configure, run
+from config.configurator import configure
 from minigpt import precision
+from minigpt.common.errors import UserError, run
 from minigpt.engine import Engine, Request
 from minigpt.prompt import prompt_ids, stop_ids
 

@@ -23,7 +23,8 @@ import time
 from html import escape, unescape
 from pathlib import Path
 
-from config.configurator import UserError, configure, run
+from config.configurator import configure
+from minigpt.common.errors import UserError, run
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
 
@@ -37,12 +38,12 @@ from minigpt.addresses import DEFAULT as OWN_NETWORKS
 from minigpt.addresses import Allowed, lan_address
 from minigpt.arena import MOST_SIDES, Arena
 from minigpt.battle import Shown
+from minigpt.common.presets import read_prompts
+from minigpt.common.urls import address, is_everywhere, is_local
 from minigpt.endpoints import Endpoint, EndpointError, Endpoints, LocalRun, read_presets
 from minigpt.engine import Engine
 from minigpt.host import Host, Limits, set_threads
-from minigpt.presets import read_prompts
 from minigpt.ratings import ratings, win_rates
-from minigpt.urls import address, is_everywhere, is_local
 from minigpt.votes import Ledger, jsonl, markdown, preference_pairs
 from minigpt.wording import CHINESE, ENGLISH, words
 

@@ -20,16 +20,17 @@ from pathlib import Path
 
 import torch
 
-from config.configurator import UserError, configure, run
+from config.configurator import configure
 from minigpt import checkpoint, precision
 from minigpt.addresses import lan_address
 from minigpt.api import Options, Served, Service, make_app
+from minigpt.common.errors import UserError, run
+from minigpt.common.urls import address, is_everywhere, is_key, is_local
 from minigpt.engine import Engine, Request
 from minigpt.host import Host, set_threads
 from minigpt.host import Limits as HostLimits
 from minigpt.listener import flush, listen
 from minigpt.protocol import Limits
-from minigpt.urls import address, is_everywhere, is_key, is_local
 from model import GPT, GPTConfig
 
 

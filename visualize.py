@@ -10,7 +10,8 @@ here: evaluations-perplexity.py gives bits per character for that.
 from pathlib import Path
 from typing import Literal
 
-from config.configurator import UserError, configure, run
+from config.configurator import configure
+from minigpt.common.errors import UserError, run
 from minigpt.plots import loss_figure, output_paths, show_loss, show_place, write_figure
 from minigpt.runlog import read_runlogs, run_names
 

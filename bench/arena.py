@@ -24,11 +24,12 @@ from dataclasses import dataclass, field
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from config.configurator import ROOT, UserError, configure, run
+from config.configurator import configure
 from minigpt.arena import Arena
+from minigpt.common.errors import ROOT, UserError, run
+from minigpt.common.report import table
 from minigpt.endpoints import Endpoint, Endpoints
 from minigpt.examples import read_pairs
-from minigpt.report import table
 from minigpt.votes import Ledger
 
 

@@ -25,11 +25,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import torch
 
-from config.configurator import UserError, configure, run
+from config.configurator import configure
 from minigpt import precision
+from minigpt.common.errors import UserError, run
+from minigpt.common.report import table
 from minigpt.engine import Engine, Request
 from minigpt.kernels import build
-from minigpt.report import table
 from minigpt.steps import GPT2, transformers_gpt2
 from model import GPT, GPTConfig
 

@@ -25,11 +25,12 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from config.configurator import UserError, configure, run
+from config.configurator import configure
 from minigpt import checkpoint
+from minigpt.common.errors import UserError, run
+from minigpt.common.report import table
+from minigpt.common.scripts import call
 from minigpt.dpo import Pairs, answer_logprobs
-from minigpt.report import table
-from minigpt.scripts import call
 
 
 class Settings:

@@ -16,11 +16,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from tokenizers import Tokenizer
 
-from config.configurator import UserError, configure, run
+from config.configurator import configure
 from minigpt import checkpoint
+from minigpt.common.errors import UserError, run
+from minigpt.common.report import table
 from minigpt.gguf_export import write_gguf
 from minigpt.hf_export import write_hf
-from minigpt.report import table
 from minigpt.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 

@@ -30,7 +30,8 @@ sys.path.insert(1, str(pathlib.Path(__file__).resolve().parent.parent / "tests")
 import garden
 from scripted_server import ScriptedServer, error, good, half, reset
 
-from config.configurator import ROOT, UserError, configure, run
+from config.configurator import configure
+from minigpt.common.errors import ROOT, UserError, run
 from minigpt.corpus import pair_of, read_records
 from minigpt.pairs_log import beside
 

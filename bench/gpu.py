@@ -25,10 +25,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import torch
 
-from config.configurator import UserError, configure, run
+from config.configurator import configure
+from minigpt.common.errors import UserError, run
+from minigpt.common.report import table
+from minigpt.common.scripts import figures_of
 from minigpt.hardware import has_varlen, peak_flops, pick_device, pick_dtype
-from minigpt.report import table
-from minigpt.scripts import figures_of
 from minigpt.steps import GPT2, SHAPES, our_step, peak_memory, transformers_step
 from model import GPT, GPTConfig
 

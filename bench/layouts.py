@@ -22,13 +22,14 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from config.configurator import configure, run
+from config.configurator import configure
 from minigpt import checkpoint
+from minigpt.common.errors import run
+from minigpt.common.report import table, write_jsonl
+from minigpt.common.scripts import call
 from minigpt.corpus import is_val
 from minigpt.examples import read_conversations
 from minigpt.preparation import SFT_FORMATS, PlainText, prepare
-from minigpt.report import table, write_jsonl
-from minigpt.scripts import call
 
 # name → layout, isolate
 CASES = {

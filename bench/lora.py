@@ -24,9 +24,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import torch
 
-from config.configurator import UserError, configure, run
+from config.configurator import configure
+from minigpt.common.errors import UserError, run
+from minigpt.common.report import table
 from minigpt.lora import LoRA, attach
-from minigpt.report import table
 from minigpt.steps import SHAPES, our_step, peak_memory
 from model import GPT, GPTConfig
 

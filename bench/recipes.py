@@ -16,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from config.configurator import configure, run
-from minigpt.report import table
-from minigpt.scripts import call
+from config.configurator import configure
+from minigpt.common.errors import run
+from minigpt.common.report import table
+from minigpt.common.scripts import call
 
 
 class Settings:

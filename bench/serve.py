@@ -23,9 +23,10 @@ import urllib.request
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from config.configurator import ROOT, UserError, configure, run
+from config.configurator import configure
+from minigpt.common.errors import ROOT, UserError, run
+from minigpt.common.report import table
 from minigpt.examples import read_pairs
-from minigpt.report import table
 
 
 class Settings:

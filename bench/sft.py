@@ -22,13 +22,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from config.configurator import configure, run
+from config.configurator import configure
 from data_utils import Batch, Blocks
 from minigpt.blockfile import TARGET
+from minigpt.common.errors import run
+from minigpt.common.report import table
+from minigpt.common.scripts import call
 from minigpt.objectives import next_token
 from minigpt.optim import make_optimizers
-from minigpt.report import table
-from minigpt.scripts import call
 from model import GPT, GPTConfig
 
 CASES = {"pad": "pad", "sorted": "pad", "concat": "concat", "packed": "packed"}  # name → layout

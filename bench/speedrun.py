@@ -31,12 +31,13 @@ import zlib
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from config.configurator import ROOT, UserError, configure, run
+from config.configurator import configure
 from minigpt import checkpoint
+from minigpt.common.errors import ROOT, UserError, run
+from minigpt.common.report import table, write_json
+from minigpt.common.scripts import call, show
 from minigpt.plots import race_figure, write_figure
-from minigpt.report import table, write_json
 from minigpt.runlog import read_runlog
-from minigpt.scripts import call, show
 from minigpt.steps import GPT2
 
 GPT2_SHAPE = [f"--{name}={str(value).lower()}" for name, value in GPT2.items()]

@@ -19,12 +19,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import torch
 
-from config.configurator import ROOT, configure, run
+from config.configurator import configure
 from data_utils import Batches, Blocks, read_meta
+from minigpt.common.errors import ROOT, run
+from minigpt.common.report import table
+from minigpt.common.scripts import call
 from minigpt.objectives import next_token
 from minigpt.optim import make_optimizers
-from minigpt.report import table
-from minigpt.scripts import call
 from minigpt.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 

@@ -18,7 +18,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from config.configurator import configure, run
+from config.configurator import configure
+from minigpt.common.errors import run
 from minigpt.preparation import PlainText, command_line, prepare, table
 
 

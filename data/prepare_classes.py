@@ -20,10 +20,11 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from config.configurator import UserError, configure, run
+from config.configurator import configure
 from minigpt.classification import Task, read_table, split, without_doubles, write_task
+from minigpt.common.errors import UserError, run
+from minigpt.common.report import table
 from minigpt.preparation import command_line
-from minigpt.report import table
 
 
 class Settings:

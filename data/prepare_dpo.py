@@ -28,11 +28,12 @@ from typing import Literal
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from config.configurator import UserError, configure, run
+from config.configurator import configure
+from minigpt.common.errors import UserError, run
+from minigpt.common.report import check_writable, write_jsonl
 from minigpt.examples import read_pairs
 from minigpt.preferences import FACTS, Preferences, make_preferences
 from minigpt.preparation import command_line, prepare, table
-from minigpt.report import check_writable, write_jsonl
 
 
 class Settings:

@@ -29,7 +29,8 @@ from typing import Literal
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from config.configurator import configure, run
+from config.configurator import configure
+from minigpt.common.errors import run
 from minigpt.preparation import SFT_FORMATS, command_line, prepare, table
 
 

@@ -23,12 +23,13 @@ from typing import Literal
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from config.configurator import ROOT, UserError, configure, run
+from config.configurator import configure
 from findings import fine_tuning, generation, pretraining
 from findings.runs import SCALES
+from minigpt.common.errors import ROOT, UserError, run
+from minigpt.common.report import duration, table, write_json
 from minigpt.experiments import MOST_SEEDS, Lab, judge, places, verdict
 from minigpt.plots import finding_figure, write_figure
-from minigpt.report import duration, table, write_json
 from minigpt.runlog import read_runlog
 
 FINDINGS = [*pretraining.FINDINGS, *fine_tuning.FINDINGS, *generation.FINDINGS]

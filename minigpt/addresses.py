@@ -17,7 +17,7 @@ import socket
 import ssl
 import threading
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 
 DEFAULT = (
     *("127.0.0.0/8", "::1/128"),  # this machine

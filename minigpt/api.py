@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
-from config.configurator import UserError
 from minigpt.choices import Generation, Reader
+from minigpt.common.errors import UserError
 from minigpt.engine import Request
 from minigpt.forms import ChatForm, CompletionForm
 from minigpt.hf_tokenizer import SPECIAL_TEXTS

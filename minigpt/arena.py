@@ -11,8 +11,8 @@ import random
 import threading
 from dataclasses import dataclass
 
-from config.configurator import UserError
 from minigpt.battle import Battle, choose_pair
+from minigpt.common.errors import UserError
 from minigpt.votes import BattleRecord, SideRecord
 
 MOST_SIDES = 4

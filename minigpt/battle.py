@@ -27,7 +27,7 @@ import time
 from itertools import combinations
 from typing import NamedTuple
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 
 # What anyone may read of an end that is not the text's own, by its end reason: it tells nothing of
 # who the side is.

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from config.configurator import UserError
 from minigpt.blockfile import BEGIN, TARGET
-from minigpt.files import beside, written_whole
+from minigpt.common.errors import UserError
+from minigpt.common.files import beside, written_whole
 
 FILES = (
     *(f"{split}.{kind}" for split in ("train", "val") for kind in ("bin", "mask")),

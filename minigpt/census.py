@@ -13,11 +13,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
+from minigpt.common.report import table
 from minigpt.corpus import pair_of, read_entries, read_records
 from minigpt.interviews import ROUND
 from minigpt.pairs_log import beside, entry_hash
-from minigpt.report import table
 from minigpt.tally import Tally, rules_table
 
 # What a question asks for, by its last such word; the longer of two that begin alike stands first.

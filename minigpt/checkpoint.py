@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from config.configurator import ROOT, UserError
+from minigpt.common.errors import ROOT, UserError
 from minigpt.lora import LoRA, adapters, attach, merge
 from minigpt.tokenizer import load_tokenizer
 from model import GPT, GPTConfig

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable
 from typing import NamedTuple
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 from minigpt.host import POLL, Busy, Closed
 from minigpt.protocol import Refused
 from minigpt.stops import StopStrings

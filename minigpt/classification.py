@@ -22,13 +22,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
+from minigpt.common.presets import read_text
+from minigpt.common.report import check_writable, write_json, write_jsonl
 from minigpt.corpus import Reject, read_records
 from minigpt.engine import Engine
 from minigpt.examples import Example, write_answers
-from minigpt.presets import read_text
 from minigpt.prompt import prompt_ids
-from minigpt.report import check_writable, write_json, write_jsonl
 from model import KVCache
 
 READINGS = ("generation", "likelihood, sum", "likelihood, mean", "first token")

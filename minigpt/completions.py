@@ -28,9 +28,9 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from config.configurator import UserError
-from minigpt.report import one_line
-from minigpt.urls import is_local
+from minigpt.common.errors import UserError
+from minigpt.common.report import one_line
+from minigpt.common.urls import is_local
 
 CONNECT_SECONDS = 10.0
 MODELS_SECONDS = 30.0  # to tell what it serves

@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from config.configurator import UserError
 from minigpt.cleaning import clean as clean_text
+from minigpt.common.errors import UserError
 
 SUFFIXES = (".jsonl", ".json", ".txt")
 _EXTRACTED = re.compile(r"wiki_\d+")  # WikiExtractor's --json, an object a line, has no suffix

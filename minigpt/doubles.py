@@ -16,7 +16,7 @@ import zlib
 
 import numpy as np
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 
 GRAM = 4  # characters in a row
 VALUES = 64  # of a sketch: an estimate's standard deviation is 0.05 at 0.8, and a pair 256 bytes

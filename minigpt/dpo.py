@@ -22,11 +22,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recomputed
 from tqdm import tqdm
 
-from config.configurator import UserError
 from data_utils import Batch, Blocks
 from minigpt import objectives
 from minigpt.blockfile import TARGET
-from minigpt.files import written_whole
+from minigpt.common.errors import UserError
+from minigpt.common.files import written_whole
 from minigpt.hardware import autocast
 from minigpt.preferences import FACTS
 

@@ -25,15 +25,15 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from config.configurator import UserError
 from minigpt.addresses import Allowed, CheckedConnection, Forbidden, UnknownHost
+from minigpt.common.errors import UserError
+from minigpt.common.presets import read_text
+from minigpt.common.report import one_line
+from minigpt.common.urls import api_path, is_key, is_variable, problem_of_url, root_path
 from minigpt.engine import Request
 from minigpt.host import Busy, Closed
-from minigpt.presets import read_text
 from minigpt.prompt import chat_ids, stop_ids
 from minigpt.protocol import Sampling
-from minigpt.report import one_line
-from minigpt.urls import api_path, is_key, is_variable, problem_of_url, root_path
 
 SETTINGS = frozenset(Sampling.model_fields)  # what a setting may be called
 PRIVATE = Allowed()  # this machine and private networks

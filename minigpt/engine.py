@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 from model import KVCache
 
 MOST_LOGPROBS = 20  # likeliest tokens that a request may ask to see

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from config.configurator import UserError
 from data_utils import Blocks
 from minigpt.cleaning import clean
+from minigpt.common.errors import UserError
 from minigpt.corpus import (
     Conversation,
     Pair,

@@ -27,11 +27,11 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from config.configurator import ROOT, UserError
 from minigpt import checkpoint
+from minigpt.common.errors import ROOT, UserError
+from minigpt.common.report import write_json, write_jsonl
 from minigpt.corpus import read_entries
 from minigpt.examples import draw, read_pairs
-from minigpt.report import write_json, write_jsonl
 from minigpt.runlog import STOPPED
 from minigpt.study import as_word, trial_name
 

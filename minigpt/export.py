@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from config.configurator import UserError
-from minigpt.files import written_whole
+from minigpt.common.errors import UserError
+from minigpt.common.files import written_whole
 
 NAME = "MiniGPT"  # by which an export says whose it is
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -8,7 +8,7 @@ its text is cut by the pattern of a name that llama.cpp knows (tokenizer.PATTERN
 
 from pathlib import Path
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 from minigpt.export import DTYPES, NAME, converted, exported
 from minigpt.hf_tokenizer import SPECIAL_TEXTS
 from minigpt.hf_weights import to_hf

@@ -7,7 +7,7 @@ import time
 import torch
 from torch.nn import functional as F
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 from model import Ends
 
 # Dense bfloat16/float16 peak with float32 accumulation, in TFLOP/s, from the makers' data sheets.

@@ -17,8 +17,8 @@ import torch.nn as nn
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from config.configurator import UserError
 from minigpt.checkpoint import Checkpoint
+from minigpt.common.errors import UserError
 from minigpt.hf_tokenizer import (
     PREFIX,
     TOKENIZER_FILES,

@@ -20,7 +20,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 
 PREFIX = "hf:"
 TOKENIZER_FILES = (

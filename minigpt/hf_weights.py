@@ -5,7 +5,7 @@ config, weights = to_hf(model)      # config.json as a dict, {tensor name: tenso
 
 import torch
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 
 # The knobs by which each is what it is; sizes are free, but for what architecture() says.
 SHAPES = {

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 from minigpt.engine import Request
 from minigpt.hardware import fewest_threads
 

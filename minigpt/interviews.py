@@ -18,8 +18,8 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from config.configurator import UserError
 from minigpt.checks import check, feedback
+from minigpt.common.errors import UserError
 from minigpt.corpus import read_entries
 from minigpt.cutting import ENDS
 from minigpt.pairs_log import Finished, entry_hash

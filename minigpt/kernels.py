@@ -21,7 +21,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FEW = 16  # rows up to which linear() is faster than PyTorch's own; linear_int8() always is

@@ -16,8 +16,8 @@ from waitress.parser import HTTPRequestParser
 from waitress.server import create_server
 from waitress.task import ErrorTask
 
-from config.configurator import UserError
-from minigpt import urls
+from minigpt.common import urls
+from minigpt.common.errors import UserError
 from minigpt.protocol import Refused
 
 

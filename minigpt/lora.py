@@ -19,7 +19,7 @@ import torch.nn as nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 
 # A block's matrices by their usual names: the module, and which of its parts (-1: the last).
 PARTS = {

@@ -29,7 +29,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 
 OUTCOMES = ("done", "rejected", "refused")  # refused: the server took the entry for no question
 SYNC_SECONDS = 1.0  # how much work a power cut may cost

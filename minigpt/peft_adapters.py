@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 from minigpt.export import NAME, check_target, exported
 from minigpt.hf_weights import architecture
 from minigpt.lora import PARTS, LoRA, LoRALinear, attach

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config.configurator import UserError
 from data_utils import Batch, evaluation_batches
 from minigpt.blockfile import TARGET
+from minigpt.common.errors import UserError
 from minigpt.objectives import next_token, total_loss
 from minigpt.prompt import chat_ids, prompt_ids
 

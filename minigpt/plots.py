@@ -25,8 +25,8 @@ from matplotlib.ticker import (
 )
 from matplotlib.transforms import Bbox
 
-from config.configurator import UserError
-from minigpt.files import written_whole
+from minigpt.common.errors import UserError
+from minigpt.common.files import written_whole
 from minigpt.runlog import TRAIN, VAL, RunLog, run_names
 
 # Fonts with Chinese often have no bold face; their regular one serves without a warning.

@@ -27,7 +27,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
+from minigpt.common.urls import api_path, is_key, is_local, is_variable, problem_of_url
 from minigpt.completions import (
     Answer,
     Client,
@@ -36,7 +37,6 @@ from minigpt.completions import (
     Useless,
     listed,
 )
-from minigpt.urls import api_path, is_key, is_local, is_variable, problem_of_url
 
 PING = {"messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
 # Failures that the question has no part in, whatever it is.

@@ -16,8 +16,8 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from config.configurator import ROOT, UserError
 from minigpt import checkpoint
+from minigpt.common.errors import ROOT, UserError
 from minigpt.corpus import conversation_of
 from minigpt.hardware import pick_device, pick_dtype
 from minigpt.kernels import FEW, build

@@ -24,11 +24,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from config.configurator import UserError
-from minigpt import report
 from minigpt.blockfile import FORMAT
 from minigpt.blocks import Pieces, SplitWriter, replacing, token_dtype
 from minigpt.cleaning import clean_all
+from minigpt.common import report
+from minigpt.common.errors import UserError
 from minigpt.corpus import (
     CHUNK,
     Entry,

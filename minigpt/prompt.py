@@ -7,7 +7,7 @@ are spelled here, too: what a model learned to continue is what it is given to c
 
 from array import array
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 
 FORMATS = ("plain", "qa", "chat")
 

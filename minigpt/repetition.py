@@ -18,10 +18,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
+from minigpt.common.presets import read_text
 from minigpt.corpus import Reject, hash_all, read_records
 from minigpt.engine import Request
-from minigpt.presets import read_text
 from minigpt.prompt import prompt_ids, stop_ids
 
 WINDOW = 50  # positions within which nearby() looks

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 
 TRAIN = ("step", "tokens", "minutes", "loss", "lr", "rate")
 STOPPED = "stopped; go on with"  # how train.py's last line begins where it did not reach its end

@@ -12,9 +12,9 @@ import sys
 import numpy as np
 import torch
 
-from config.configurator import UserError
 from data_utils import Batch
 from minigpt.blockfile import BEGIN, TARGET
+from minigpt.common.errors import UserError
 from minigpt.hardware import autocast, has_varlen
 from minigpt.objectives import next_token
 from minigpt.optim import make_optimizers

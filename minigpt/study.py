@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 
 PATIENCE = 4  # times the heartbeat without a sign of life: the process is gone
 LOGARITHMIC = 10  # a range whose ends differ by so much is drawn from its logarithm

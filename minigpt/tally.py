@@ -13,7 +13,7 @@ import time
 from collections import Counter
 
 from minigpt.checks import RULES
-from minigpt.report import duration, table
+from minigpt.common.report import duration, table
 
 LINE_SECONDS = 30.0  # between two lines of progress where the output is no terminal
 REDRAW_SECONDS = 0.5  # where it is one

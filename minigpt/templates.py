@@ -24,7 +24,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from config.configurator import ROOT, UserError
+from minigpt.common.errors import ROOT, UserError
 
 FOLDER = ROOT / "sft" / "prompts"  # those that come with the project
 SOURCES = ("text", "topic")

@@ -34,7 +34,7 @@ import numpy as np
 import tiktoken
 import tiktoken.load
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 from minigpt.hf_tokenizer import PREFIX, TOKENIZER_FILES, read_vocabulary, source_folder
 
 FORMAT = 1  # of NAME.json

@@ -21,7 +21,7 @@ from datetime import datetime, timezone
 from itertools import combinations
 from pathlib import Path
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 from minigpt.ratings import Decided
 
 VERSION = 1  # of the schema, in the file's user_version

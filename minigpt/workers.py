@@ -13,7 +13,7 @@ import threading
 import traceback
 from multiprocessing.connection import wait
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 
 _AHEAD = 2  # tasks
 

@@ -25,8 +25,9 @@ import threading
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from config.configurator import UserError, configure, run
+from config.configurator import configure
 from minigpt.checks import Rules
+from minigpt.common.errors import UserError, run
 from minigpt.corpus import pair_of, read_records
 from minigpt.doubles import Doubles
 from minigpt.interviews import EntryTasks, Interviewer, Memory, TopicTasks, conduct

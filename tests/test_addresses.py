@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.configurator import UserError
 from minigpt.addresses import Allowed, CheckedConnection, Forbidden, UnknownHost
+from minigpt.common.errors import UserError
 
 PATIENCE = 20  # seconds: a generous deadline for what takes a fraction of one
 EVERYTHING = Allowed(["0.0.0.0/0", "::/0"])

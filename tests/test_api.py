@@ -22,9 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from tiny_run import save_scripted_run
 
-from config.configurator import UserError
 from minigpt import checkpoint, protocol
 from minigpt.api import Options, Served, Service, make_app
+from minigpt.common.errors import UserError
 from minigpt.engine import Engine
 from minigpt.forms import token_string
 from minigpt.host import Host

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from config.configurator import UserError
 from minigpt.arena import Arena, Bout, Crowded
+from minigpt.common.errors import UserError
 from minigpt.endpoints import Endpoints
 from minigpt.ratings import Decided
 from minigpt.votes import Ledger

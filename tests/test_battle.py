@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.configurator import UserError
 from minigpt.battle import MESSAGES, Battle, Shown, SideState, choose_pair, common_settings
+from minigpt.common.errors import UserError
 
 PATIENCE = 20  # seconds: what should be over long before, on the busiest machine
 ENDLESS = threading.Event()  # nobody sets it: to wait for it is to block

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.configurator import UserError
 from minigpt import blocks
 from minigpt.blocks import Pieces, SplitWriter, pack_best_fit, replacing, token_dtype
+from minigpt.common.errors import UserError
 
 PAD = 99
 U2 = np.dtype("<u2")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from config.configurator import UserError
 from minigpt import checkpoint
+from minigpt.common.errors import UserError
 from minigpt.tokenizer import load_tokenizer
 
 

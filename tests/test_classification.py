@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import run_here, save_run, save_scripted_run
 
-from config.configurator import UserError
 from minigpt.classification import (
     READINGS,
     Labelled,
@@ -34,6 +33,7 @@ from minigpt.classification import (
     without_doubles,
     write_task,
 )
+from minigpt.common.errors import UserError
 from minigpt.plots import confusion_figure
 
 TASK = Task(("art", "sport"), "Kind:", 20)

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config import train_config
-from config.configurator import ROOT, UserError, configure, run
+from config.configurator import configure
+from minigpt.common.errors import ROOT, UserError, run
 
 
 class Settings:

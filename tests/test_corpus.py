@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from config.configurator import UserError
 from minigpt import corpus
+from minigpt.common.errors import UserError
 from minigpt.corpus import (
     Entry,
     Reject,

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.configurator import UserError
 from data_utils import BEGIN, TARGET, Batch, Batches, Blocks, evaluation_batches, read_meta
+from minigpt.common.errors import UserError
 
 
 class FakeBlocks:

@@ -10,7 +10,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 from minigpt.doubles import Doubles, bare
 from minigpt.examples import read_pairs
 

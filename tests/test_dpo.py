@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny_run import run_here, save_run
 
-from config.configurator import UserError
 from data_utils import Batches, Blocks, evaluation_batches
 from minigpt import checkpoint, objectives
+from minigpt.common.errors import UserError
 from minigpt.dpo import DPO, PairBatch, Pairs, add_reference, row_sums, target_logprobs
 from minigpt.perplexity import block_perplexity
 from model import GPT, GPTConfig

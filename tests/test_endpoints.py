@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import save_scripted_run
 
-from config.configurator import UserError
 from minigpt import checkpoint
 from minigpt.addresses import Allowed
+from minigpt.common.errors import UserError
 from minigpt.endpoints import (
     CAUTIOUS,
     SETTINGS,

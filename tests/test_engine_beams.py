@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_run import run_here, save_run
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 from minigpt.engine import Engine, Request, window_start
 from minigpt.prompt import stop_ids
 

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import pack, save_scripted_run, write_jsonl
 
-from config.configurator import UserError
 from minigpt import checkpoint
+from minigpt.common.errors import UserError
 from minigpt.engine import Engine
 from minigpt.examples import (
     HELD_OUT,

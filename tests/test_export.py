@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tiny_run import run_here, save_run, save_scripted_run
 from tokenizers import Tokenizer as HFTokenizer
 
-from config.configurator import UserError
 from minigpt import checkpoint, export, hf, hf_export
 from minigpt.bpe import token_ranks, train_bpe
+from minigpt.common.errors import UserError
 from minigpt.engine import Engine, Request
 from minigpt.prompt import FORMATS, chat_ids
 from minigpt.tokenizer import PATTERNS, SPECIAL_NAMES, Imported, Tokenizer, load_tokenizer

@@ -20,9 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import run_here, save_scripted_run, write_jsonl
 
-from config.configurator import UserError, configure
+from config.configurator import configure
 from findings import fine_tuning, generation, measures, pretraining
 from findings.runs import BASE, CPU, GPU, SCALES, SFT, TEST, WIKI
+from minigpt.common.errors import UserError
 from minigpt.experiments import (
     FAILS,
     HOLDS,

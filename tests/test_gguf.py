@@ -16,8 +16,8 @@ from test_export import (
 )
 from tiny_run import run_here, save_run, save_scripted_run
 
-from config.configurator import UserError
 from minigpt import checkpoint, gguf_export
+from minigpt.common.errors import UserError
 from minigpt.engine import Engine, Request
 from minigpt.prompt import FORMATS, chat_ids
 from minigpt.tokenizer import PATTERNS, SPECIAL_NAMES, Tokenizer, load_tokenizer

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 import model
-from config.configurator import UserError
 from minigpt import hardware
+from minigpt.common.errors import UserError
 from minigpt.hardware import (
     autocast,
     fewest_threads,

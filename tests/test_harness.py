@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_run import run_here, save_run, write_jsonl
 
-from config.configurator import UserError
 from minigpt import checkpoint, hf_export
+from minigpt.common.errors import UserError
 from minigpt.examples import Example
 from minigpt.harness import N_ENDINGS, Item, ending_logprobs, fitting, make_items, score, write_task
 from minigpt.tokenizer import SPECIAL_NAMES, save_tokenizer

@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from config.configurator import UserError
 from data_utils import Blocks
 from minigpt.bpe import train_bpe
+from minigpt.common.errors import UserError
 from minigpt.hf_tokenizer import _joined, read_vocabulary, source_folder
 from minigpt.preparation import PlainText, prepare
 from minigpt.tokenizer import PATTERNS, load_tokenizer

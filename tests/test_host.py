@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 from minigpt.engine import Engine, Request
 from minigpt.host import Busy, Closed, Host, Limits
 

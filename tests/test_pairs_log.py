@@ -11,8 +11,8 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.configurator import UserError
 from minigpt import examples
+from minigpt.common.errors import UserError
 from minigpt.pairs_log import (
     Finished,
     PairsLog,

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_run import pack
 
-from config.configurator import UserError
 from data_utils import Blocks
+from minigpt.common.errors import UserError
 from minigpt.perplexity import (
     Passage,
     all_windows,

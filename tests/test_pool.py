@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_server import ScriptedServer, error, garbage, good, half, reset, stall
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 from minigpt.completions import Refused
 from minigpt.pool import (
     Answer,

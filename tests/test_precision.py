@@ -11,8 +11,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tiny_run import save_run
 
-from config.configurator import UserError
 from minigpt import precision
+from minigpt.common.errors import UserError
 from minigpt.engine import Engine, Request
 from minigpt.kernels import build
 from minigpt.perplexity import Passage

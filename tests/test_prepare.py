@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.configurator import UserError
 from data_utils import Blocks
 from minigpt import corpus, preparation
+from minigpt.common.errors import UserError
 from minigpt.corpus import is_val, read_entries
 from minigpt.preparation import PlainText, QuestionAnswers, Seen, prepare, table
 from minigpt.tokenizer import load_tokenizer

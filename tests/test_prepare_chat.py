@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import pack, run_here, write_jsonl
 
-from config.configurator import UserError
 from data_utils import Blocks
 from minigpt import checkpoint, precision
 from minigpt.api import Options, Served, Service, make_app
+from minigpt.common.errors import UserError
 from minigpt.corpus import Conversation, conversation_of, instruction_of, is_val, pair_of
 from minigpt.engine import Engine
 from minigpt.examples import HELD_OUT, OTHER, SEEN, first_held_out, read_examples, standings

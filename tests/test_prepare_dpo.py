@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_run import run_here, write_jsonl
 
-from config.configurator import UserError
 from data_utils import Blocks
+from minigpt.common.errors import UserError
 from minigpt.corpus import Pair, Reject
 from minigpt.dpo import Pairs
 from minigpt.preferences import FACTS, Preferences, make_preferences

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 import quickstart
-from config.configurator import UserError, configure
+from config.configurator import configure
+from minigpt.common.errors import UserError
 from minigpt.corpus import is_val
 
 QUICKSTART = quickstart.ROOT / "quickstart.py"

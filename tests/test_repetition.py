@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 from tiny_run import run_here, save_run, save_scripted_run, write_jsonl
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 from minigpt.engine import Engine
 from minigpt.plots import grid_figure
 from minigpt.repetition import (

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from scripted_server import ScriptedServer, error, good, half, reset
 from tiny_run import run_here, save_scripted_run, write_jsonl
 
-from config.configurator import UserError
 from minigpt.checks import Rules
+from minigpt.common.errors import UserError
 from minigpt.doubles import Doubles
 from minigpt.examples import read_pairs
 from minigpt.interviews import (

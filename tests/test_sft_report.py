@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import run_here, write_jsonl
 
-from config.configurator import UserError
 from minigpt.census import KINDS, OTHER, describe, kind, opening, quantile, take_census
+from minigpt.common.errors import UserError
 from minigpt.doubles import Doubles
 from minigpt.pairs_log import Finished, PairsLog, beside, entry_hash
 from minigpt.plots import census_figure

@@ -15,8 +15,9 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.configurator import UserError, configure
+from config.configurator import configure
 from minigpt import study as study_module
+from minigpt.common.errors import UserError
 from minigpt.study import Plan, Study, TrialFailed, TrialStopped, read_plan, trial_name
 
 optuna = pytest.importorskip("optuna", reason="a sweep needs it: pip install optuna")

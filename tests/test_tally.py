@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from minigpt.report import duration
+from minigpt.common.report import duration
 from minigpt.tally import ProgressLine, Tally, rules_table, summary
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.configurator import UserError
 from minigpt.checks import Rules, check
+from minigpt.common.errors import UserError
 from minigpt.corpus import read_entries
 from minigpt.replies import QA, read_reply
 from minigpt.templates import FOLDER, Template, load, schema

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from matplotlib import font_manager
 from matplotlib.image import imread
 
-from config.configurator import UserError
 from minigpt import plots
+from minigpt.common.errors import UserError
 from minigpt.plots import (
     NAME_LENGTH,
     choose_scales,

@@ -12,8 +12,8 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from config.configurator import UserError
 from minigpt.battle import choose_pair
+from minigpt.common.errors import UserError
 from minigpt.ratings import Decided, ratings
 from minigpt.votes import (
     VERSION,

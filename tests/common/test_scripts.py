@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from config.configurator import UserError
-from minigpt import scripts
+from minigpt.common import scripts
+from minigpt.common.errors import UserError
 
 
 @pytest.fixture

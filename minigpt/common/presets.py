@@ -5,7 +5,7 @@ import csv
 import io
 from pathlib import Path
 
-from config.configurator import UserError
+from minigpt.common.errors import UserError
 
 
 def read_prompts(path):

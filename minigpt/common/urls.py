@@ -4,7 +4,7 @@ import re
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-from minigpt.report import one_line
+from minigpt.common.report import one_line
 
 _URL = re.compile(
     r"https?://(\[[\w.:]+\]|[\w.-]+)(:\d+)?(/[\w~-][\w.~-]*)*/*", re.ASCII | re.IGNORECASE

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from config.configurator import ROOT, UserError
+from minigpt.common.errors import ROOT, UserError
 
 
 def show(*words):

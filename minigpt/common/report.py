@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from config.configurator import UserError
-from minigpt.files import written_whole
+from minigpt.common.errors import UserError
+from minigpt.common.files import written_whole
 
 
 def table(header, rows):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minigpt import urls
+from minigpt.common import urls
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from minigpt.files import beside, written_whole
+from minigpt.common.files import beside, written_whole
 
 
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path):

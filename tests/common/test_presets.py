@@ -2,8 +2,8 @@
 
 import pytest
 
-from config.configurator import UserError
-from minigpt.presets import read_prompts
+from minigpt.common.errors import UserError
+from minigpt.common.presets import read_prompts
 
 LINES = "prompt,format\n黄河是中国第二长河，,plain\n章鱼有几颗心脏？,qa\n"
 PROMPTS = ["黄河是中国第二长河，", "章鱼有几颗心脏？"]
