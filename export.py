@@ -17,8 +17,8 @@ from config.configurator import configure
 from minigpt import checkpoint, gguf_export, hf_export
 from minigpt.common.errors import UserError, run
 from minigpt.export import check_target
-from minigpt.tokenizer import PATTERNS
-from minigpt.vocabulary import answer_mark_text, special_texts
+from minigpt.tokenizer.export import answer_mark_text, special_texts
+from minigpt.tokenizer.tokenizer import PATTERNS
 
 QUESTION = "黄河发源于哪里？"
 

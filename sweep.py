@@ -37,7 +37,7 @@ from minigpt.common.report import table, write_json
 from minigpt.plots import sweep_figure, write_figure
 from minigpt.runlog import STOPPED, read_runlog
 from minigpt.study import Study, TrialFailed, TrialStopped, as_word, read_plan, trial_name
-from minigpt.tokenizer import load_tokenizer
+from minigpt.tokenizer.tokenizer import load_tokenizer
 
 
 class Settings:

@@ -36,7 +36,7 @@ from minigpt.objectives import next_token, total_loss
 from minigpt.optim import lr_scale, make_optimizers, set_lr
 from minigpt.prompt import stop_ids
 from minigpt.runlog import STOPPED
-from minigpt.tokenizer import load_tokenizer
+from minigpt.tokenizer.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 
 # What a checkpoint fixes for any run that starts from it, and what resuming fixes besides.

@@ -22,7 +22,7 @@ from minigpt.common.errors import UserError, run
 from minigpt.common.report import table
 from minigpt.gguf_export import write_gguf
 from minigpt.hf_export import write_hf
-from minigpt.tokenizer import load_tokenizer
+from minigpt.tokenizer.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 
 

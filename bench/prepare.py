@@ -31,7 +31,7 @@ from minigpt.bpe import sentences
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import table
 from minigpt.corpus import read_entries
-from minigpt.tokenizer import load_tokenizer
+from minigpt.tokenizer.tokenizer import load_tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

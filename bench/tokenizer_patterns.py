@@ -22,7 +22,7 @@ from minigpt.bpe import Tally, sentences, token_ranks, train_bpe, training_texts
 from minigpt.common.errors import run
 from minigpt.common.report import table
 from minigpt.corpus import Source, find_files, is_val
-from minigpt.tokenizer import PATTERNS, SPECIAL_NAMES, Tokenizer
+from minigpt.tokenizer.tokenizer import PATTERNS, SPECIAL_NAMES, Tokenizer
 
 FOLDERS = ("wiki", "qa", "handbook", "novels")
 

@@ -26,7 +26,7 @@ from minigpt.common.report import table
 from minigpt.common.scripts import call
 from minigpt.objectives import next_token
 from minigpt.optim import make_optimizers
-from minigpt.tokenizer import load_tokenizer
+from minigpt.tokenizer.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 
 

@@ -24,7 +24,7 @@ from minigpt.common.errors import UserError, run
 from minigpt.common.report import check_writable
 from minigpt.corpus import Source, find_files
 from minigpt.preparation import LARGEST_FRACTION
-from minigpt.tokenizer import SPECIAL_NAMES, save_tokenizer
+from minigpt.tokenizer.tokenizer import SPECIAL_NAMES, save_tokenizer
 
 
 class Settings:

@@ -22,7 +22,6 @@ from minigpt.choices import Generation, Reader
 from minigpt.common.errors import UserError
 from minigpt.engine import Request
 from minigpt.forms import ChatForm, CompletionForm
-from minigpt.hf_tokenizer import SPECIAL_TEXTS
 from minigpt.prompt import TooLong, chat_ids, prompt_ids, stop_ids
 from minigpt.protocol import (
     ChatRequest,
@@ -38,6 +37,7 @@ from minigpt.protocol import (
     read_form,
     read_json,
 )
+from minigpt.tokenizer.huggingface import SPECIAL_TEXTS
 
 KEEP_ALIVE_SECONDS = 5.0  # a stream that has nothing to say says so this often
 RETRY_SECONDS = 2  # what 429 and 503 advise

@@ -1,6 +1,6 @@
 """Training a byte-level BPE with Hugging Face `tokenizers`, for data/train_tokenizer.py.
 
-The trainer's library learns the merges; minigpt/tokenizer.py runs them with tiktoken. The two give
+The trainer's library learns the merges; minigpt/tokenizer/tokenizer.py runs them with tiktoken. The two give
 the same ids although they work differently: tiktoken joins any two tokens whose bytes together are
 a token, the lowest rank first, while the library joins only the pairs that it learned. But a token
 exists because its pair was joined wherever it stood, before anything of a higher rank was; so its
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from minigpt.corpus import Reject, is_val, records
-from minigpt.hf_tokenizer import byte_characters
 from minigpt.preparation import SFT_FORMATS, PlainText
-from minigpt.tokenizer import PATTERNS
+from minigpt.tokenizer.huggingface import byte_characters
+from minigpt.tokenizer.tokenizer import PATTERNS
 
 # What a record is, by a field that no other kind has; one with none of them is an entry.
 BY_FIELD = {

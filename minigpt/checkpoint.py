@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from minigpt.common.errors import ROOT, UserError
 from minigpt.lora import LoRA, adapters, attach, merge
-from minigpt.tokenizer import load_tokenizer
+from minigpt.tokenizer.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 
 FORMAT = 1

@@ -14,7 +14,7 @@ from array import array
 
 import numpy as np
 
-from minigpt.tokenizer import PATTERNS
+from minigpt.tokenizer.tokenizer import PATTERNS
 
 # Where a piece may end, the best first. The second and third serve a sentence that is longer than
 # a block; where it has none of them, it is cut between any two characters.

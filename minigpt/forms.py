@@ -3,7 +3,7 @@ whole answers and the chunks of a stream."""
 
 from functools import lru_cache
 
-from minigpt.hf_tokenizer import SPECIAL_TEXTS
+from minigpt.tokenizer.huggingface import SPECIAL_TEXTS
 
 # -- how tokens are spelled ------------------------------------------------------------------------
 

@@ -10,10 +10,8 @@ from pathlib import Path
 
 from minigpt.common.errors import UserError
 from minigpt.export import DTYPES, NAME, converted, exported
-from minigpt.hf_tokenizer import SPECIAL_TEXTS
 from minigpt.hf_weights import to_hf
-from minigpt.tokenizer import PATTERNS
-from minigpt.vocabulary import (
+from minigpt.tokenizer.export import (
     answer_mark_text,
     chat_template,
     end_id,
@@ -22,6 +20,8 @@ from minigpt.vocabulary import (
     special_texts,
     token_texts,
 )
+from minigpt.tokenizer.huggingface import SPECIAL_TEXTS
+from minigpt.tokenizer.tokenizer import PATTERNS
 
 KINDS = (*DTYPES, "q8_0")
 ARCHITECTURES = {"GPT2LMHeadModel": "gpt2", "Qwen3ForCausalLM": "qwen3"}

@@ -5,7 +5,7 @@
     config, tensors = to_hf(model)                # and back
 
 Weights are safetensors, in one file or several with an index; bfloat16 and float16 become float32.
-The vocabulary is the source's own (minigpt/hf_tokenizer.py). Special ids that it lacks (padding,
+The vocabulary is the source's own (minigpt/tokenizer/huggingface.py). Special ids that it lacks (padding,
 the answer mark, perhaps the chat marks) get ids behind its last one, and a row each.
 """
 
@@ -19,15 +19,15 @@ from safetensors.torch import load_file
 
 from minigpt.checkpoint import Checkpoint
 from minigpt.common.errors import UserError
-from minigpt.hf_tokenizer import (
+from minigpt.hf_weights import GPT2_NAMES, QWEN3_NAMES, SHAPES, to_hf
+from minigpt.tokenizer.huggingface import (
     PREFIX,
     TOKENIZER_FILES,
     read_json,
     read_vocabulary,
     source_folder,
 )
-from minigpt.hf_weights import GPT2_NAMES, QWEN3_NAMES, SHAPES, to_hf
-from minigpt.tokenizer import load_tokenizer
+from minigpt.tokenizer.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 
 __all__ = ["PREFIX", "from_hf", "load", "to_hf"]

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from minigpt.export import DTYPES, NAME, converted, exported
 from minigpt.hf_weights import to_hf
-from minigpt.vocabulary import end_ids, tokenizer_config, tokenizer_json
+from minigpt.tokenizer.export import end_ids, tokenizer_config, tokenizer_json
 
 FILES = (
     "config.json",

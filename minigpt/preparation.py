@@ -45,7 +45,7 @@ from minigpt.corpus import (
 )
 from minigpt.cutting import SMALLEST_BLOCK, Cutter
 from minigpt.prompt import conversation_ids, spelled
-from minigpt.tokenizer import load_tokenizer
+from minigpt.tokenizer.tokenizer import load_tokenizer
 from minigpt.workers import core_count, ordered_map
 
 LARGEST_FRACTION = 0.1  # of the entries that an automatic val_fraction holds out

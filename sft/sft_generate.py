@@ -35,7 +35,7 @@ from minigpt.pairs_log import PairsLog, beside
 from minigpt.pool import Pool, read_servers
 from minigpt.tally import ProgressLine, Tally, summary
 from minigpt.templates import FOLDER, load, schema
-from minigpt.tokenizer import load_tokenizer
+from minigpt.tokenizer.tokenizer import load_tokenizer
 
 LIMITS = ("n_min", "n_max", "question_max", "answer_max")
 TEXTUAL = ("temperature", "max_tokens", "text_max", "clean", "seed")  # what else changes the pairs

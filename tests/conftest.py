@@ -52,7 +52,7 @@ def shared_data():
 def byte_tokenizer(tmp_path_factory):
     """A trained tokenizer of its own file whose tokens are the 256 bytes: 320 embedding rows, so
     that a model with it is tiny. EOT 256, PAD 257, A 258."""
-    from minigpt.tokenizer import save_tokenizer
+    from minigpt.tokenizer.tokenizer import save_tokenizer
 
     ranks = {bytes([byte]): byte for byte in range(256)}
     names = ("EOT", "PAD", "A", "IM_START", "IM_END")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from minigpt import checkpoint
 from minigpt.common.errors import UserError
-from minigpt.tokenizer import load_tokenizer
+from minigpt.tokenizer.tokenizer import load_tokenizer
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minigpt.bpe import token_ranks, train_bpe
 from minigpt.corpus import read_entries
 from minigpt.cutting import ENDS, SMALLEST_BLOCK, Cutter
-from minigpt.tokenizer import PATTERNS, Tokenizer, load_tokenizer
+from minigpt.tokenizer.tokenizer import PATTERNS, Tokenizer, load_tokenizer
 
 PROSE = (
     "后来他走了。后来，他又来了！“好的。”后来她说：“不好……”然后（注：见后）。第3.5章，later she "

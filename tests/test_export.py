@@ -16,8 +16,8 @@ from minigpt.bpe import token_ranks, train_bpe
 from minigpt.common.errors import UserError
 from minigpt.engine import Engine, Request
 from minigpt.prompt import FORMATS, chat_ids
-from minigpt.tokenizer import PATTERNS, SPECIAL_NAMES, Imported, Tokenizer, load_tokenizer
-from minigpt.vocabulary import chat_template, merges, token_texts, tokenizer_json
+from minigpt.tokenizer.export import chat_template, merges, token_texts, tokenizer_json
+from minigpt.tokenizer.tokenizer import PATTERNS, SPECIAL_NAMES, Imported, Tokenizer, load_tokenizer
 
 GPT2 = dict(position="learned", norm="layernorm", mlp="gelu", qk_norm=False, norm_eps=1e-5)
 SHAPES = {

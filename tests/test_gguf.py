@@ -20,7 +20,7 @@ from minigpt import checkpoint, gguf_export
 from minigpt.common.errors import UserError
 from minigpt.engine import Engine, Request
 from minigpt.prompt import FORMATS, chat_ids
-from minigpt.tokenizer import PATTERNS, SPECIAL_NAMES, Tokenizer, load_tokenizer
+from minigpt.tokenizer.tokenizer import PATTERNS, SPECIAL_NAMES, Tokenizer, load_tokenizer
 
 pytest.importorskip("gguf", reason="pip install gguf")
 llama_cpp = pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python")

@@ -13,7 +13,7 @@ from minigpt import checkpoint, hf_export
 from minigpt.common.errors import UserError
 from minigpt.examples import Example
 from minigpt.harness import N_ENDINGS, Item, ending_logprobs, fitting, make_items, score, write_task
-from minigpt.tokenizer import SPECIAL_NAMES, save_tokenizer
+from minigpt.tokenizer.tokenizer import SPECIAL_NAMES, save_tokenizer
 
 WORDS = "山水云雨风雪花鸟鱼虫草木春夏秋冬东西南北"
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_hf_tokenizer import make, save
+from test_huggingface import make, save
 from tiny_run import run_here
 
 from minigpt import checkpoint

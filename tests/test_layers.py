@@ -1,6 +1,6 @@
 """The architecture, held to what DESIGN says: imports run one way, and each thing has one place.
 
-scripts  →  minigpt/  →  model.py, data_utils.py, minigpt/tokenizer.py  →  config/
+scripts  →  minigpt/  →  model.py, data_utils.py, minigpt/tokenizer/tokenizer.py  →  config/
 """
 
 import ast
@@ -13,7 +13,13 @@ from conftest import ROOT
 
 LOW = (
     *("config.configurator", "config.train_config"),
-    *("minigpt.tokenizer", "minigpt.hf_tokenizer", "minigpt.blockfile", "model", "data_utils"),
+    *(
+        "minigpt.tokenizer.tokenizer",
+        "minigpt.tokenizer.huggingface",
+        "minigpt.blockfile",
+        "model",
+        "data_utils",
+    ),
 )
 FOLDERS = ("", "config", "minigpt", "data", "sft", "bench", "findings")
 
@@ -72,11 +78,11 @@ def test_the_lower_layers_know_nothing_of_the_upper():
     allowed = {
         "config.configurator": set(),
         "config.train_config": set(),
-        "minigpt.tokenizer": {"config.configurator", "minigpt.hf_tokenizer"},
-        "minigpt.hf_tokenizer": {"config.configurator"},
+        "minigpt.tokenizer.tokenizer": {"config.configurator", "minigpt.tokenizer.huggingface"},
+        "minigpt.tokenizer.huggingface": {"config.configurator"},
         "model": {"config.configurator"},
         "minigpt.blockfile": set(),
-        "data_utils": {"config.configurator", "minigpt.tokenizer", "minigpt.blockfile"},
+        "data_utils": {"config.configurator", "minigpt.tokenizer.tokenizer", "minigpt.blockfile"},
     }
     for name, lower in allowed.items():
         assert project_imports(name) <= lower, name
@@ -107,7 +113,7 @@ def test_the_engine_knows_no_tokenizer():
         return {name}.union(*(reach(lower) for lower in project_imports(name)))
 
     assert reach("minigpt.engine") == {"minigpt.engine", "model", "config.configurator"}
-    assert "model" not in reach("minigpt.tokenizer")
+    assert "model" not in reach("minigpt.tokenizer.tokenizer")
 
 
 def test_flask_and_gradio_stay_in_their_place():

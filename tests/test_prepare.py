@@ -17,7 +17,7 @@ from minigpt import corpus, preparation
 from minigpt.common.errors import UserError
 from minigpt.corpus import is_val, read_entries
 from minigpt.preparation import PlainText, QuestionAnswers, Seen, prepare, table
-from minigpt.tokenizer import load_tokenizer
+from minigpt.tokenizer.tokenizer import load_tokenizer
 
 LAYOUTS = ["pad", "split", "concat", "packed"]
 TEXTS = [f"第{i}天，天下大势。" + "分久必合，合久必分。" * (i % 7) for i in range(60)]

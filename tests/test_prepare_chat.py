@@ -28,7 +28,7 @@ from minigpt.listener import flush, listen
 from minigpt.perplexity import block_perplexity, reply_passages
 from minigpt.preparation import SFT_FORMATS, prepare, table
 from minigpt.prompt import chat_ids, prompt_ids
-from minigpt.tokenizer import load_tokenizer
+from minigpt.tokenizer.tokenizer import load_tokenizer
 
 CHAT, ALPACA = SFT_FORMATS["chat"], SFT_FORMATS["alpaca"]
 LAYOUTS = ["pad", "split", "concat", "packed"]

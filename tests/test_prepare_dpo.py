@@ -15,7 +15,7 @@ from minigpt.corpus import Pair, Reject
 from minigpt.dpo import Pairs
 from minigpt.preferences import FACTS, Preferences, make_preferences
 from minigpt.preparation import prepare
-from minigpt.tokenizer import load_tokenizer
+from minigpt.tokenizer.tokenizer import load_tokenizer
 
 EOT, PAD, MARK, START, END = range(256, 261)
 

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from tokenizers import Regex, models, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 
-from minigpt import tokenizer as module
 from minigpt.bpe import sentences, token_ranks, train_bpe
 from minigpt.common.errors import UserError
-from minigpt.hf_tokenizer import byte_characters
-from minigpt.tokenizer import (
+from minigpt.tokenizer import tokenizer as module
+from minigpt.tokenizer.huggingface import byte_characters
+from minigpt.tokenizer.tokenizer import (
     PATTERNS,
     SPECIAL_NAMES,
     Tokenizer,

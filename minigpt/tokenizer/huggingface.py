@@ -3,7 +3,7 @@
     folder = source_folder("hf:Qwen/Qwen3-0.6B", TOKENIZER_FILES)    # or "hf:FOLDER"
     vocabulary = read_vocabulary(folder)    # of tokenizer.json, or of vocab.json and merges.txt
 
-minigpt/tokenizer.py makes a Tokenizer of it: load_tokenizer("hf:…").
+minigpt/tokenizer/tokenizer.py makes a Tokenizer of it: load_tokenizer("hf:…").
 
 Hugging Face's BPE joins pairs, in the order of a list; tiktoken joins two neighbours whenever their
 bytes together are a token, the lowest rank first. Both give the same ids if a token's rank is the

@@ -18,7 +18,7 @@ import json
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from minigpt.hf_tokenizer import SPECIAL_TEXTS, byte_characters
+from minigpt.tokenizer.huggingface import SPECIAL_TEXTS, byte_characters
 
 # Elementary Jinja: the programs that read it have an interpreter each.
 _CHATML = """\

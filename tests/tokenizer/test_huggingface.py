@@ -14,9 +14,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from data_utils import Blocks
 from minigpt.bpe import train_bpe
 from minigpt.common.errors import UserError
-from minigpt.hf_tokenizer import _joined, read_vocabulary, source_folder
 from minigpt.preparation import PlainText, prepare
-from minigpt.tokenizer import PATTERNS, load_tokenizer
+from minigpt.tokenizer.huggingface import _joined, read_vocabulary, source_folder
+from minigpt.tokenizer.tokenizer import PATTERNS, load_tokenizer
 
 TEXT = [
     "黄河发源于青藏高原的巴颜喀拉山脉，流经九个省区，全长约5464公里。" * 3,
@@ -170,7 +170,7 @@ def test_any_list_of_pairs(tmp_path_factory, merges, texts):
 def gpt2_files():
     """vocab.json and merges.txt of GPT-2 as texts, from our own "gpt2"."""
     gpt2 = load_tokenizer("gpt2")
-    from minigpt.hf_tokenizer import byte_characters
+    from minigpt.tokenizer.huggingface import byte_characters
 
     shown = byte_characters()
     text = {i: "".join(shown[b] for b in gpt2.decode_bytes([i])) for i in range(50256)}

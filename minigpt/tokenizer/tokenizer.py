@@ -9,7 +9,7 @@ NAME.tiktoken holds the ranks, a line each ("base64-of-the-bytes rank"), and NAM
 pre-tokenisation pattern, the special ids and what it was trained on. tiktoken encodes; where there
 are many texts at a time, fastokens does, to the same ids.
 
-A vocabulary of a Hugging Face model is "hf:FOLDER" or "hf:NAME" (minigpt/hf_tokenizer.py); a run's
+A vocabulary of a Hugging Face model is "hf:FOLDER" or "hf:NAME" (minigpt/tokenizer/huggingface.py); a run's
 copy of one is two such files, with the table of its ids in NAME.json.
 """
 
@@ -35,11 +35,11 @@ import tiktoken
 import tiktoken.load
 
 from minigpt.common.errors import UserError
-from minigpt.hf_tokenizer import PREFIX, TOKENIZER_FILES, read_vocabulary, source_folder
+from minigpt.tokenizer.huggingface import PREFIX, TOKENIZER_FILES, read_vocabulary, source_folder
 
 FORMAT = 1  # of NAME.json
 SPECIAL_NAMES = ("EOT", "PAD", "A", "IM_START", "IM_END")  # in the order of their ids
-SHIPPED = Path(__file__).resolve().parent.parent / "data" / "tokenizers"
+SHIPPED = Path(__file__).resolve().parent.parent.parent / "data" / "tokenizers"
 
 _CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
 # How text is cut before any merge: no token reaches over such a cut. All are patterns that
@@ -69,7 +69,7 @@ _GPT2_SPECIAL = {"EOT": 50256, "PAD": 50257, "A": 2235, "IM_START": 50258, "IM_E
 _LONGEST_BLANK = 100_000
 _LONG_BLANK = re.compile(rf"\s{{{_LONGEST_BLANK}}}")
 # fastokens takes the Mongolian vowel separator for a blank, which Unicode and tiktoken do not.
-# tests/test_tokenizer.py looks at every character.
+# tests/tokenizer/test_tokenizer.py looks at every character.
 _NO_BLANK = "\u180e"
 
 
