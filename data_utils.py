@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from minigpt.blockfile import BEGIN, FORMAT, TARGET
 from minigpt.common.errors import UserError
+from minigpt.data.block_format import BEGIN, FORMAT, TARGET
 
 # What meta.json must hold for the blocks to be read.
 FACTS = ("tokenizer", "tokenizer_hash", "n_vocab", "dtype", "block_size", "layout")

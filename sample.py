@@ -18,8 +18,8 @@ from pathlib import Path
 from config.configurator import configure
 from minigpt import precision
 from minigpt.common.errors import UserError, run
+from minigpt.data.prompts import prompt_ids, stop_ids
 from minigpt.engine import Engine, Request
-from minigpt.prompt import prompt_ids, stop_ids
 
 
 class Settings:

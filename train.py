@@ -27,6 +27,7 @@ from minigpt import checkpoint, hf
 from minigpt.common.errors import UserError, run
 from minigpt.common.files import written_whole
 from minigpt.common.report import check_writable, duration, write_text
+from minigpt.data.prompts import stop_ids
 from minigpt.dpo import DPO, Pairs, add_reference
 from minigpt.engine import Engine, Request
 from minigpt.examples import Example, example_ids, first_held_out
@@ -34,7 +35,6 @@ from minigpt.hardware import autocast, has_varlen, matmul_flops, peak_flops, pic
 from minigpt.lora import LoRA, attach
 from minigpt.objectives import next_token, total_loss
 from minigpt.optim import lr_scale, make_optimizers, set_lr
-from minigpt.prompt import stop_ids
 from minigpt.runlog import STOPPED
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from model import GPT, GPTConfig

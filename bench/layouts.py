@@ -27,9 +27,9 @@ from minigpt import checkpoint
 from minigpt.common.errors import run
 from minigpt.common.report import table, write_jsonl
 from minigpt.common.scripts import call
-from minigpt.corpus import is_val
+from minigpt.data.pipeline import SFT_FORMATS, PlainText, prepare
+from minigpt.data.readers import is_val
 from minigpt.examples import read_conversations
-from minigpt.preparation import SFT_FORMATS, PlainText, prepare
 
 # name → layout, isolate
 CASES = {

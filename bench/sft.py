@@ -24,10 +24,10 @@ import torch
 
 from config.configurator import configure
 from data_utils import Batch, Blocks
-from minigpt.blockfile import TARGET
 from minigpt.common.errors import run
 from minigpt.common.report import table
 from minigpt.common.scripts import call
+from minigpt.data.block_format import TARGET
 from minigpt.objectives import next_token
 from minigpt.optim import make_optimizers
 from model import GPT, GPTConfig

@@ -18,10 +18,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import jieba
 
 from config.configurator import configure
-from minigpt.bpe import Tally, sentences, token_ranks, train_bpe, training_texts
 from minigpt.common.errors import run
 from minigpt.common.report import table
-from minigpt.corpus import Source, find_files, is_val
+from minigpt.data.readers import Source, find_files, is_val
+from minigpt.data.train_bpe import Tally, sentences, token_ranks, train_bpe, training_texts
 from minigpt.tokenizer.tokenizer import PATTERNS, SPECIAL_NAMES, Tokenizer
 
 FOLDERS = ("wiki", "qa", "handbook", "novels")

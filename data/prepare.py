@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
 from minigpt.common.errors import run
-from minigpt.preparation import PlainText, command_line, prepare, table
+from minigpt.data.pipeline import PlainText, command_line, prepare, table
 
 
 class Settings:

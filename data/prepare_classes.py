@@ -24,7 +24,7 @@ from config.configurator import configure
 from minigpt.classification import Task, read_table, split, without_doubles, write_task
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import table
-from minigpt.preparation import command_line
+from minigpt.data.pipeline import command_line
 
 
 class Settings:

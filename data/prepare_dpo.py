@@ -31,9 +31,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import check_writable, write_jsonl
+from minigpt.data.pipeline import command_line, prepare, table
+from minigpt.data.preferences import FACTS, Preferences, make_preferences
 from minigpt.examples import read_pairs
-from minigpt.preferences import FACTS, Preferences, make_preferences
-from minigpt.preparation import command_line, prepare, table
 
 
 class Settings:

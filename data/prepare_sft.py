@@ -31,7 +31,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
 from minigpt.common.errors import run
-from minigpt.preparation import SFT_FORMATS, command_line, prepare, table
+from minigpt.data.pipeline import SFT_FORMATS, command_line, prepare, table
 
 
 class Settings:

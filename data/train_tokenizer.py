@@ -19,11 +19,11 @@ from typing import Literal
 from tqdm import tqdm
 
 from config.configurator import configure
-from minigpt.bpe import Tally, sentences, token_ranks, train_bpe, training_texts
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import check_writable
-from minigpt.corpus import Source, find_files
-from minigpt.preparation import LARGEST_FRACTION
+from minigpt.data.pipeline import LARGEST_FRACTION
+from minigpt.data.readers import Source, find_files
+from minigpt.data.train_bpe import Tally, sentences, token_ranks, train_bpe, training_texts
 from minigpt.tokenizer.tokenizer import SPECIAL_NAMES, save_tokenizer
 
 

@@ -8,7 +8,7 @@ import statistics
 import torch
 
 from minigpt import checkpoint
-from minigpt.corpus import read_entries
+from minigpt.data.readers import read_entries
 from minigpt.examples import SEEN, first_sentence, read_texts
 from minigpt.experiments import Classes
 from minigpt.hardware import pick_device

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from minigpt.common.errors import UserError
 from minigpt.common.report import table
-from minigpt.corpus import pair_of, read_entries, read_records
+from minigpt.data.readers import pair_of, read_entries, read_records
 from minigpt.interviews import ROUND
 from minigpt.pairs_log import beside, entry_hash
 from minigpt.tally import Tally, rules_table

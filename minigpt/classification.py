@@ -25,10 +25,10 @@ import torch
 from minigpt.common.errors import UserError
 from minigpt.common.presets import read_text
 from minigpt.common.report import check_writable, write_json, write_jsonl
-from minigpt.corpus import Reject, read_records
+from minigpt.data.prompts import prompt_ids
+from minigpt.data.readers import Reject, read_records
 from minigpt.engine import Engine
 from minigpt.examples import Example, write_answers
-from minigpt.prompt import prompt_ids
 from model import KVCache
 
 READINGS = ("generation", "likelihood, sum", "likelihood, mean", "first token")

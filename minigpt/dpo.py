@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from data_utils import Batch, Blocks
 from minigpt import objectives
-from minigpt.blockfile import TARGET
 from minigpt.common.errors import UserError
 from minigpt.common.files import written_whole
+from minigpt.data.block_format import TARGET
+from minigpt.data.preferences import FACTS
 from minigpt.hardware import autocast
-from minigpt.preferences import FACTS
 
 ROWS = 32  # pairs read at once for the reference, whatever batch_size: the same bits every time
 STEP = 16  # the width of a batch is a multiple of it, so that compiled code meets few shapes

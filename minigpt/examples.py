@@ -15,9 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from data_utils import Blocks
-from minigpt.cleaning import clean
 from minigpt.common.errors import UserError
-from minigpt.corpus import (
+from minigpt.data.cleaning import clean
+from minigpt.data.prompts import chat_ids, prompt_ids, stop_ids
+from minigpt.data.readers import (
     Conversation,
     Pair,
     Reject,
@@ -28,9 +29,8 @@ from minigpt.corpus import (
     pair_of,
     read_records,
 )
-from minigpt.cutting import ENDS
+from minigpt.data.sentences import ENDS
 from minigpt.engine import Request
-from minigpt.prompt import chat_ids, prompt_ids, stop_ids
 
 HELD_OUT, SEEN, OTHER = "held out", "seen in training", "others"
 

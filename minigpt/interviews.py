@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 from minigpt.checks import check, feedback
 from minigpt.common.errors import UserError
-from minigpt.corpus import read_entries
-from minigpt.cutting import ENDS
+from minigpt.data.readers import read_entries
+from minigpt.data.sentences import ENDS
 from minigpt.pairs_log import Finished, entry_hash
 from minigpt.pool import Closed, Refused
 from minigpt.replies import read_reply
@@ -50,7 +50,7 @@ class EntryTasks:
 
     limit: only the first so many; None: all
     text_max: characters of a text that are shown to the model: it is cut at a sentence's end
-    clean: drop title lines and leftovers (minigpt/cleaning.py)
+    clean: drop title lines and leftovers (minigpt/data/cleaning.py)
     total: entries there are, by a first, quick pass, which finds every bad record before any work
     is done.  read: how many missing() has gone through.  begun: how many Tasks it has made of them.
     """

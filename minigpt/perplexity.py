@@ -21,10 +21,10 @@ import torch
 from tqdm import tqdm
 
 from data_utils import Batch, evaluation_batches
-from minigpt.blockfile import TARGET
 from minigpt.common.errors import UserError
+from minigpt.data.block_format import TARGET
+from minigpt.data.prompts import chat_ids, prompt_ids
 from minigpt.objectives import next_token, total_loss
-from minigpt.prompt import chat_ids, prompt_ids
 
 
 class Passage(NamedTuple):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from minigpt import checkpoint
 from minigpt.common.errors import ROOT, UserError
-from minigpt.corpus import conversation_of
+from minigpt.data.readers import conversation_of
 from minigpt.hardware import pick_device, pick_dtype
 from minigpt.kernels import FEW, build
 from minigpt.perplexity import answer_passages, reply_passages, text_passages

@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 from minigpt.common.errors import UserError
 from minigpt.common.presets import read_text
-from minigpt.corpus import Reject, hash_all, read_records
+from minigpt.data.prompts import prompt_ids, stop_ids
+from minigpt.data.readers import Reject, hash_all, read_records
 from minigpt.engine import Request
-from minigpt.prompt import prompt_ids, stop_ids
 
 WINDOW = 50  # positions within which nearby() looks
 MEASURES = ("tokens", "repeated_4", "nearby_4", "distinct_1", "distinct_2", "distinct_3")

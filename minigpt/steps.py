@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from data_utils import Batch
-from minigpt.blockfile import BEGIN, TARGET
 from minigpt.common.errors import UserError
+from minigpt.data.block_format import BEGIN, TARGET
 from minigpt.hardware import autocast, has_varlen
 from minigpt.objectives import next_token
 from minigpt.optim import make_optimizers

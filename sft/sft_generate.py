@@ -28,7 +28,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from config.configurator import configure
 from minigpt.checks import Rules
 from minigpt.common.errors import UserError, run
-from minigpt.corpus import pair_of, read_records
+from minigpt.data.readers import pair_of, read_records
 from minigpt.doubles import Doubles
 from minigpt.interviews import EntryTasks, Interviewer, Memory, TopicTasks, conduct
 from minigpt.pairs_log import PairsLog, beside

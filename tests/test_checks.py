@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.checks import LISTED, RULES, Finding, Rules, check, feedback
-from minigpt.cleaning import clean
-from minigpt.corpus import read_entries
+from minigpt.data.cleaning import clean
+from minigpt.data.readers import read_entries
 from minigpt.examples import read_pairs
 from minigpt.replies import QA
 

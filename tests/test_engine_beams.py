@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tiny_run import run_here, save_run
 
 from minigpt.common.errors import UserError
+from minigpt.data.prompts import stop_ids
 from minigpt.engine import Engine, Request, window_start
-from minigpt.prompt import stop_ids
 
 N_ROWS = 64
 GPT2 = dict(

@@ -12,10 +12,10 @@ from tiny_run import run_here, save_run, save_scripted_run
 from tokenizers import Tokenizer as HFTokenizer
 
 from minigpt import checkpoint, export, hf, hf_export
-from minigpt.bpe import token_ranks, train_bpe
 from minigpt.common.errors import UserError
+from minigpt.data.prompts import FORMATS, chat_ids
+from minigpt.data.train_bpe import token_ranks, train_bpe
 from minigpt.engine import Engine, Request
-from minigpt.prompt import FORMATS, chat_ids
 from minigpt.tokenizer.export import chat_template, merges, token_texts, tokenizer_json
 from minigpt.tokenizer.tokenizer import PATTERNS, SPECIAL_NAMES, Imported, Tokenizer, load_tokenizer
 

@@ -16,7 +16,7 @@ LOW = (
     *(
         "minigpt.tokenizer.tokenizer",
         "minigpt.tokenizer.huggingface",
-        "minigpt.blockfile",
+        "minigpt.data.block_format",
         "model",
         "data_utils",
     ),
@@ -81,8 +81,12 @@ def test_the_lower_layers_know_nothing_of_the_upper():
         "minigpt.tokenizer.tokenizer": {"config.configurator", "minigpt.tokenizer.huggingface"},
         "minigpt.tokenizer.huggingface": {"config.configurator"},
         "model": {"config.configurator"},
-        "minigpt.blockfile": set(),
-        "data_utils": {"config.configurator", "minigpt.tokenizer.tokenizer", "minigpt.blockfile"},
+        "minigpt.data.block_format": set(),
+        "data_utils": {
+            "config.configurator",
+            "minigpt.tokenizer.tokenizer",
+            "minigpt.data.block_format",
+        },
     }
     for name, lower in allowed.items():
         assert project_imports(name) <= lower, name

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from minigpt.checks import Rules, check
 from minigpt.common.errors import UserError
-from minigpt.corpus import read_entries
+from minigpt.data.readers import read_entries
 from minigpt.replies import QA, read_reply
 from minigpt.templates import FOLDER, Template, load, schema
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from data_utils import Blocks
-from minigpt.bpe import train_bpe
 from minigpt.common.errors import UserError
-from minigpt.preparation import PlainText, prepare
+from minigpt.data.pipeline import PlainText, prepare
+from minigpt.data.train_bpe import train_bpe
 from minigpt.tokenizer.huggingface import _joined, read_vocabulary, source_folder
 from minigpt.tokenizer.tokenizer import PATTERNS, load_tokenizer
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, models, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 
-from minigpt.bpe import sentences, token_ranks, train_bpe
 from minigpt.common.errors import UserError
+from minigpt.data.train_bpe import sentences, token_ranks, train_bpe
 from minigpt.tokenizer import tokenizer as module
 from minigpt.tokenizer.huggingface import byte_characters
 from minigpt.tokenizer.tokenizer import (
@@ -227,7 +227,7 @@ def test_zh_equals_the_trainers_library_on_real_text(shared_data):
 
 
 def test_zh_is_as_short_as_promised_on_wiki(shared_data):
-    from minigpt.corpus import read_entries
+    from minigpt.data.readers import read_entries
 
     entries = [entry.text for entry in read_entries(shared_data / "wiki")]
     ids = load_tokenizer("zh").encode_batch(entries)
@@ -334,8 +334,8 @@ def test_training_script(tmp_path, run_script):
 
 
 def test_training_leaves_the_validation_part_out(tmp_path):
-    from minigpt.bpe import Tally, training_texts
-    from minigpt.corpus import Source, is_val
+    from minigpt.data.readers import Source, is_val
+    from minigpt.data.train_bpe import Tally, training_texts
 
     file = tmp_path / "a.jsonl"
     entries = [{"text": f"第{i}条。", "id": str(i)} for i in range(200)]
@@ -367,7 +367,7 @@ def test_training_leaves_the_validation_part_out(tmp_path):
 
 
 def test_the_default_leaves_out_all_that_preparing_ever_holds_out(run_script):
-    from minigpt.preparation import LARGEST_FRACTION
+    from minigpt.data.pipeline import LARGEST_FRACTION
 
     assert about_of("zh")["val_fraction"] >= LARGEST_FRACTION
     assert (

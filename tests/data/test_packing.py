@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt import blocks
-from minigpt.blocks import Pieces, SplitWriter, pack_best_fit, replacing, token_dtype
 from minigpt.common.errors import UserError
+from minigpt.data import packing
+from minigpt.data.packing import Pieces, SplitWriter, pack_best_fit, replacing, token_dtype
 
 PAD = 99
 U2 = np.dtype("<u2")
@@ -107,7 +107,7 @@ def test_every_piece_stands_in_the_blocks(tmp_path_factory, lengths, layout, win
         (list(range(100 + b - n, 100 + b)), 1, n) for b, n in zip(stops, lengths, strict=True)
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "WINDOW", window)  # small windows lose and double nothing either
+        patch.setattr(packing, "WINDOW", window)  # small windows lose and double nothing either
         tokens, mask, counts = write(folder, layout, 9, *(pieces_of(piece) for piece in pieces))
     flat = [token for row in tokens for token in row if token != PAD]
     assert sorted(flat) == list(range(100, 100 + stops[-1])) and counts["tokens"] == len(flat)

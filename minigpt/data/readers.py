@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minigpt.cleaning import clean as clean_text
 from minigpt.common.errors import UserError
+from minigpt.data.cleaning import clean as clean_text
 
 SUFFIXES = (".jsonl", ".json", ".txt")
 _EXTRACTED = re.compile(r"wiki_\d+")  # WikiExtractor's --json, an object a line, has no suffix
@@ -631,7 +631,7 @@ def read_records(paths, make):
 def read_entries(paths, clean=True):
     """Yield the Entries under `paths`. UserError as in read_records().
 
-    clean: drop title lines and leftovers (minigpt/cleaning.py). Entries with nothing left are
+    clean: drop title lines and leftovers (minigpt/data/cleaning.py). Entries with nothing left are
     passed over; exact duplicates are not.
     """
     for _, entry, _ in read_records(paths, entry_of):

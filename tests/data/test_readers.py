@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minigpt import corpus
 from minigpt.common.errors import UserError
-from minigpt.corpus import (
+from minigpt.data import readers
+from minigpt.data.readers import (
     Entry,
     Reject,
     Source,
@@ -65,7 +65,7 @@ def all_records(path):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "A.JSON.GZ"])
 @pytest.mark.parametrize("size", [2**18, 7])
 def test_every_shape_of_json_reads_alike(tmp_path, monkeypatch, data, name, size):
-    monkeypatch.setattr(corpus, "CHUNK", size)  # 7: cut within lines and characters
+    monkeypatch.setattr(readers, "CHUNK", size)  # 7: cut within lines and characters
     path = tmp_path / name
     path.write_bytes(gzip.compress(data) if name.lower().endswith("gz") else data)
     found = read(path)
@@ -77,8 +77,8 @@ def test_every_shape_of_json_reads_alike(tmp_path, monkeypatch, data, name, size
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030"])
 @pytest.mark.parametrize("size", [2**18, 4096])
 def test_prose(tmp_path, monkeypatch, encoding, size):
-    monkeypatch.setattr(corpus, "CHUNK", size)
-    monkeypatch.setattr(corpus, "ENTRY", 100)
+    monkeypatch.setattr(readers, "CHUNK", size)
+    monkeypatch.setattr(readers, "ENTRY", 100)
     text = "".join(
         f"　　第{i}段。{'天下大势，' * (i % 9)}分久必合。\r\n\r\n" for i in range(1, 900)
     )
@@ -96,7 +96,7 @@ def test_prose(tmp_path, monkeypatch, encoding, size):
 
 def test_ascii_until_late(tmp_path, monkeypatch):
     # The encoding shows only where the first other character stands, here after several chunks.
-    monkeypatch.setattr(corpus, "CHUNK", 64)
+    monkeypatch.setattr(readers, "CHUNK", 64)
     path = tmp_path / "a.txt"
     path.write_bytes(("plain\n" * 100 + "天下大势\n").encode("gb18030"))
     assert read(path)[-1][1].endswith("plain天下大势")
@@ -161,7 +161,7 @@ def test_lists_in_parts_are_the_lists(lists, indent, size):
     data = "\n".join(json.dumps(a, indent=indent, ensure_ascii=False) for a in lists).encode()
     found = list(itertools.chain(*lists))
     blocks = (data[i : i + size] for i in range(0, len(data), size))
-    chunks = list(corpus._list_items("a.json", blocks))
+    chunks = list(readers._list_items("a.json", blocks))
     read = [pair for chunk in chunks for pair in chunk.data]
     assert [json.loads(text) for _, text in read] == found
     for (line, text), (_, following) in itertools.pairwise([*read, (0, None)]):
@@ -206,7 +206,7 @@ def test_lists_in_parts_are_the_lists(lists, indent, size):
 def test_a_bad_record_names_file_line_and_beginning(
     tmp_path, monkeypatch, name, data, line, says, size
 ):
-    monkeypatch.setattr(corpus, "CHUNK", size)
+    monkeypatch.setattr(readers, "CHUNK", size)
     path = tmp_path / name
     path.write_bytes(data)
     with pytest.raises(UserError) as error:
@@ -349,7 +349,7 @@ def test_prose_is_lost_nowhere(text, about):
 
 def test_real_novels(shared_data, monkeypatch):
     path = shared_data / "novels/三国演义.txt"
-    monkeypatch.setattr(corpus, "CHUNK", 2**15)
+    monkeypatch.setattr(readers, "CHUNK", 2**15)
     entries = list(read_entries(path, clean=False))
     assert "".join(entry.text for entry in entries) == path.read_text(encoding="utf-8")
     lengths = [len(entry.text) for entry in entries]

@@ -11,10 +11,10 @@ from tiny_run import run_here, write_jsonl
 
 from data_utils import Blocks
 from minigpt.common.errors import UserError
-from minigpt.corpus import Pair, Reject
+from minigpt.data.pipeline import prepare
+from minigpt.data.preferences import FACTS, Preferences, make_preferences
+from minigpt.data.readers import Pair, Reject
 from minigpt.dpo import Pairs
-from minigpt.preferences import FACTS, Preferences, make_preferences
-from minigpt.preparation import prepare
 from minigpt.tokenizer.tokenizer import load_tokenizer
 
 EOT, PAD, MARK, START, END = range(256, 261)

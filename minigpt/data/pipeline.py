@@ -24,12 +24,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minigpt.blockfile import FORMAT
-from minigpt.blocks import Pieces, SplitWriter, replacing, token_dtype
-from minigpt.cleaning import clean_all
 from minigpt.common import report
 from minigpt.common.errors import UserError
-from minigpt.corpus import (
+from minigpt.data.block_format import FORMAT
+from minigpt.data.cleaning import clean_all
+from minigpt.data.packing import Pieces, SplitWriter, replacing, token_dtype
+from minigpt.data.parallel import core_count, ordered_map
+from minigpt.data.prompts import conversation_ids, spelled
+from minigpt.data.readers import (
     CHUNK,
     Entry,
     Reject,
@@ -43,10 +45,8 @@ from minigpt.corpus import (
     pair_of,
     records,
 )
-from minigpt.cutting import SMALLEST_BLOCK, Cutter
-from minigpt.prompt import conversation_ids, spelled
+from minigpt.data.sentences import SMALLEST_BLOCK, Cutter
 from minigpt.tokenizer.tokenizer import load_tokenizer
-from minigpt.workers import core_count, ordered_map
 
 LARGEST_FRACTION = 0.1  # of the entries that an automatic val_fraction holds out
 SAMPLE = 2**20  # bytes: up to here all of the input is looked at before the fraction is chosen

@@ -20,14 +20,14 @@ from data_utils import Blocks
 from minigpt import checkpoint, precision
 from minigpt.api import Options, Served, Service, make_app
 from minigpt.common.errors import UserError
-from minigpt.corpus import Conversation, conversation_of, instruction_of, is_val, pair_of
+from minigpt.data.pipeline import SFT_FORMATS, prepare, table
+from minigpt.data.prompts import chat_ids, prompt_ids
+from minigpt.data.readers import Conversation, conversation_of, instruction_of, is_val, pair_of
 from minigpt.engine import Engine
 from minigpt.examples import HELD_OUT, OTHER, SEEN, first_held_out, read_examples, standings
 from minigpt.host import Host, Limits
 from minigpt.listener import flush, listen
 from minigpt.perplexity import block_perplexity, reply_passages
-from minigpt.preparation import SFT_FORMATS, prepare, table
-from minigpt.prompt import chat_ids, prompt_ids
 from minigpt.tokenizer.tokenizer import load_tokenizer
 
 CHAT, ALPACA = SFT_FORMATS["chat"], SFT_FORMATS["alpaca"]

@@ -3,7 +3,7 @@
     meta = prepare(Preferences("qa"), "preferences.jsonl", "data/processed_dpo", …, layout="pad")
     records = make_preferences(read_pairs("qa.jsonl"))    # pairs of known right and wrong answers
 
-Preferences is a kind of data as minigpt/preparation.py has them. Each pair becomes two blocks of
+Preferences is a kind of data as minigpt/data/pipeline.py has them. Each pair becomes two blocks of
 the layout "pad", the chosen answer's and behind it the rejected one's, so that blocks 2i and 2i + 1
 are pair i; minigpt/dpo.py reads them.
 """
@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minigpt.corpus import Reject, conversation_of
-from minigpt.prompt import conversation_ids, spelled
+from minigpt.data.prompts import conversation_ids, spelled
+from minigpt.data.readers import Reject, conversation_of
 
 FACTS = {"kind": "preferences"}  # what meta.json says of such blocks
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from minigpt.corpus import Reject, is_val, records
-from minigpt.preparation import SFT_FORMATS, PlainText
+from minigpt.data.pipeline import SFT_FORMATS, PlainText
+from minigpt.data.readers import Reject, is_val, records
 from minigpt.tokenizer.huggingface import byte_characters
 from minigpt.tokenizer.tokenizer import PATTERNS
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt import cleaning
-from minigpt.cleaning import RULES, clean, clean_all
+from minigpt.data import cleaning
+from minigpt.data.cleaning import RULES, clean, clean_all
 
 examples = pytest.mark.parametrize("rule", RULES, ids=[rule.example for rule in RULES])
 # Everything that rules look at, so that rules meet each other.

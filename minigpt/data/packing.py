@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from minigpt.blockfile import BEGIN, TARGET
 from minigpt.common.errors import UserError
 from minigpt.common.files import beside, written_whole
+from minigpt.data.block_format import BEGIN, TARGET
 
 FILES = (
     *(f"{split}.{kind}" for split in ("train", "val") for kind in ("bin", "mask")),

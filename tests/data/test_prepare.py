@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_utils import Blocks
-from minigpt import corpus, preparation
 from minigpt.common.errors import UserError
-from minigpt.corpus import is_val, read_entries
-from minigpt.preparation import PlainText, QuestionAnswers, Seen, prepare, table
+from minigpt.data import pipeline, readers
+from minigpt.data.pipeline import PlainText, QuestionAnswers, Seen, prepare, table
+from minigpt.data.readers import is_val, read_entries
 from minigpt.tokenizer.tokenizer import load_tokenizer
 
 LAYOUTS = ["pad", "split", "concat", "packed"]
@@ -161,7 +161,7 @@ def test_unclean(make, tmp_path, byte_tokenizer):
 
 
 def test_a_larger_vocabulary_takes_wider_ids(make, texts_file, monkeypatch):
-    monkeypatch.setattr(preparation, "token_dtype", lambda n_vocab: np.dtype("<u4"))
+    monkeypatch.setattr(pipeline, "token_dtype", lambda n_vocab: np.dtype("<u4"))
     meta, blocks, folder = make(PlainText(), texts_file)
     assert meta["dtype"] == "uint32" and blocks["train"].tokens.dtype == np.uint32
     assert (folder / "train.bin").stat().st_size == 4 * (folder / "train.mask").stat().st_size
@@ -171,8 +171,8 @@ def test_a_larger_vocabulary_takes_wider_ids(make, texts_file, monkeypatch):
 def test_any_number_of_workers_gives_the_same_blocks(
     make, texts_file, tmp_path, monkeypatch, layout
 ):
-    monkeypatch.setattr(corpus, "CHUNK", 600)
-    monkeypatch.setattr(preparation, "CHUNK", 600)
+    monkeypatch.setattr(readers, "CHUNK", 600)
+    monkeypatch.setattr(pipeline, "CHUNK", 600)
     made = []
     for workers in (1, 3) if layout == "concat" else (1, 2):
         _, _, folder = make(PlainText(), texts_file, layout, workers=workers, val_fraction=0.2)
@@ -276,14 +276,14 @@ def test_the_fraction_by_itself(tmp_path, monkeypatch):
     text = "天下大势分久必合" * 50
     path = write_lines(tmp_path / "a.jsonl", [{"text": f"{i}{text}"} for i in range(9000)])
     # 3.6 million characters: 120,000 of them are 3.3 %.
-    assert preparation.automatic_fraction(PlainText(), [path]) == pytest.approx(1 / 30, rel=0.02)
+    assert pipeline.automatic_fraction(PlainText(), [path]) == pytest.approx(1 / 30, rel=0.02)
     small = write_lines(tmp_path / "b.jsonl", [{"text": f"{i}{text}"} for i in range(300)])
-    assert preparation.automatic_fraction(PlainText(), [small]) == 0.1
+    assert pipeline.automatic_fraction(PlainText(), [small]) == 0.1
     pairs = write_lines(
         tmp_path / "c.jsonl", [{"question": f"{i}{text}", "answer": "a"} for i in range(90)]
     )
     monkeypatch.setattr(QuestionAnswers, "held_out", 3)
-    assert preparation.automatic_fraction(QuestionAnswers(), [pairs]) == pytest.approx(3 / 90)
+    assert pipeline.automatic_fraction(QuestionAnswers(), [pairs]) == pytest.approx(3 / 90)
 
 
 @pytest.mark.parametrize(
