@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from config.configurator import configure
-from minigpt import checkpoint
 from minigpt.common.errors import UserError, run
-from minigpt.lora import adapters
+from minigpt.models import checkpoint
+from minigpt.models.lora import adapters
 from minigpt.peft_adapters import load_peft, write_peft
 
 

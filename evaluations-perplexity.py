@@ -16,11 +16,11 @@ from typing import Literal
 
 from config.configurator import configure
 from data_utils import Blocks, read_meta
-from minigpt import checkpoint
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import check_writable, table, write_json
 from minigpt.examples import read_conversations, read_pairs, read_texts
-from minigpt.hardware import pick_device, pick_dtype
+from minigpt.models import checkpoint
+from minigpt.models.device import pick_device, pick_dtype
 from minigpt.perplexity import (
     answer_passages,
     block_perplexity,

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 from config.configurator import configure
-from minigpt import checkpoint, gguf_export, hf_export
+from minigpt import gguf_export, hf_export
 from minigpt.common.errors import UserError, run
 from minigpt.export import check_target
+from minigpt.models import checkpoint
 from minigpt.tokenizer.export import answer_mark_text, special_texts
 from minigpt.tokenizer.tokenizer import PATTERNS
 

@@ -296,7 +296,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.kernels = None  # C++ for generation on a CPU (minigpt/precision.py sets it)
-        self.varlen = False  # a kernel for pieces, on CUDA (minigpt/hardware.py tells where)
+        self.varlen = False  # a kernel for pieces, on CUDA (minigpt/models/device.py tells where)
         self.wte = nn.Embedding(config.n_rows, config.n_embd)
         if config.position == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)

@@ -33,7 +33,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from minigpt import cards, checkpoint, precision
+from minigpt import cards, precision
 from minigpt.addresses import DEFAULT as OWN_NETWORKS
 from minigpt.addresses import Allowed, lan_address
 from minigpt.arena import MOST_SIDES, Arena
@@ -43,6 +43,7 @@ from minigpt.common.urls import address, is_everywhere, is_local
 from minigpt.endpoints import Endpoint, EndpointError, Endpoints, LocalRun, read_presets
 from minigpt.engine import Engine
 from minigpt.host import Host, Limits, set_threads
+from minigpt.models import checkpoint
 from minigpt.ratings import ratings, win_rates
 from minigpt.votes import Ledger, jsonl, markdown, preference_pairs
 from minigpt.wording import CHINESE, ENGLISH, words

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from config.configurator import configure
-from minigpt import checkpoint, precision
+from minigpt import precision
 from minigpt.addresses import lan_address
 from minigpt.api import Options, Served, Service, make_app
 from minigpt.common.errors import UserError, run
@@ -30,6 +30,7 @@ from minigpt.engine import Engine, Request
 from minigpt.host import Host, set_threads
 from minigpt.host import Limits as HostLimits
 from minigpt.listener import flush, listen
+from minigpt.models import checkpoint
 from minigpt.protocol import Limits
 from model import GPT, GPTConfig
 

@@ -31,9 +31,9 @@ from typing import Literal
 
 from config.configurator import configure
 from data_utils import read_meta
-from minigpt import checkpoint
 from minigpt.common.errors import ROOT, UserError, run
 from minigpt.common.report import table, write_json
+from minigpt.models import checkpoint
 from minigpt.plots import sweep_figure, write_figure
 from minigpt.runlog import STOPPED, read_runlog
 from minigpt.study import Study, TrialFailed, TrialStopped, as_word, read_plan, trial_name

@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from config.configurator import configure
 from data_utils import Batches, Blocks, evaluation_batches, read_meta
-from minigpt import checkpoint, hf
+from minigpt import hf
 from minigpt.common.errors import UserError, run
 from minigpt.common.files import written_whole
 from minigpt.common.report import check_writable, duration, write_text
@@ -31,8 +31,16 @@ from minigpt.data.prompts import stop_ids
 from minigpt.dpo import DPO, Pairs, add_reference
 from minigpt.engine import Engine, Request
 from minigpt.examples import Example, example_ids, first_held_out
-from minigpt.hardware import autocast, has_varlen, matmul_flops, peak_flops, pick_device, pick_dtype
-from minigpt.lora import LoRA, attach
+from minigpt.models import checkpoint
+from minigpt.models.device import (
+    autocast,
+    has_varlen,
+    matmul_flops,
+    peak_flops,
+    pick_device,
+    pick_dtype,
+)
+from minigpt.models.lora import LoRA, attach
 from minigpt.objectives import next_token, total_loss
 from minigpt.optim import lr_scale, make_optimizers, set_lr
 from minigpt.runlog import STOPPED

@@ -26,11 +26,11 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt import checkpoint
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import table
 from minigpt.common.scripts import call
 from minigpt.dpo import Pairs, answer_logprobs
+from minigpt.models import checkpoint
 
 
 class Settings:

@@ -17,11 +17,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from tokenizers import Tokenizer
 
 from config.configurator import configure
-from minigpt import checkpoint
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import table
 from minigpt.gguf_export import write_gguf
 from minigpt.hf_export import write_hf
+from minigpt.models import checkpoint
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 

@@ -29,7 +29,7 @@ from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import table
 from minigpt.common.scripts import figures_of
-from minigpt.hardware import has_varlen, peak_flops, pick_device, pick_dtype
+from minigpt.models.device import has_varlen, peak_flops, pick_device, pick_dtype
 from minigpt.steps import GPT2, SHAPES, our_step, peak_memory, transformers_step
 from model import GPT, GPTConfig
 

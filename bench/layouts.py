@@ -23,13 +23,13 @@ from typing import NamedTuple
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt import checkpoint
 from minigpt.common.errors import run
 from minigpt.common.report import table, write_jsonl
 from minigpt.common.scripts import call
 from minigpt.data.pipeline import SFT_FORMATS, PlainText, prepare
 from minigpt.data.readers import is_val
 from minigpt.examples import read_conversations
+from minigpt.models import checkpoint
 
 # name → layout, isolate
 CASES = {

@@ -27,7 +27,7 @@ import torch
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import table
-from minigpt.lora import LoRA, attach
+from minigpt.models.lora import LoRA, attach
 from minigpt.steps import SHAPES, our_step, peak_memory
 from model import GPT, GPTConfig
 

@@ -32,10 +32,10 @@ import zlib
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt import checkpoint
 from minigpt.common.errors import ROOT, UserError, run
 from minigpt.common.report import table, write_json
 from minigpt.common.scripts import call, show
+from minigpt.models import checkpoint
 from minigpt.plots import race_figure, write_figure
 from minigpt.runlog import read_runlog
 from minigpt.steps import GPT2

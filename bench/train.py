@@ -25,7 +25,7 @@ from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import table
 from minigpt.common.scripts import figures_of
-from minigpt.hardware import matmul_flops
+from minigpt.models.device import matmul_flops
 from minigpt.steps import GPT2, SHAPES, our_step, peak_memory, transformers_step
 from model import GPT, GPTConfig
 

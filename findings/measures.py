@@ -7,11 +7,11 @@ import statistics
 
 import torch
 
-from minigpt import checkpoint
 from minigpt.data.readers import read_entries
 from minigpt.examples import SEEN, first_sentence, read_texts
 from minigpt.experiments import Classes
-from minigpt.hardware import pick_device
+from minigpt.models import checkpoint
+from minigpt.models.device import pick_device
 from minigpt.perplexity import all_windows, text_passages, window_batches
 from minigpt.rouge import score as rouge
 from minigpt.runlog import read_runlog

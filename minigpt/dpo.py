@@ -28,7 +28,7 @@ from minigpt.common.errors import UserError
 from minigpt.common.files import written_whole
 from minigpt.data.block_format import TARGET
 from minigpt.data.preferences import FACTS
-from minigpt.hardware import autocast
+from minigpt.models.device import autocast
 
 ROWS = 32  # pairs read at once for the reference, whatever batch_size: the same bits every time
 STEP = 16  # the width of a batch is a multiple of it, so that compiled code meets few shapes

@@ -27,11 +27,11 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from minigpt import checkpoint
 from minigpt.common.errors import ROOT, UserError
 from minigpt.common.report import write_json, write_jsonl
 from minigpt.data.readers import read_entries
 from minigpt.examples import draw, read_pairs
+from minigpt.models import checkpoint
 from minigpt.runlog import STOPPED
 from minigpt.study import as_word, trial_name
 

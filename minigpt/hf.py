@@ -17,9 +17,9 @@ import torch.nn as nn
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from minigpt.checkpoint import Checkpoint
 from minigpt.common.errors import UserError
 from minigpt.hf_weights import GPT2_NAMES, QWEN3_NAMES, SHAPES, to_hf
+from minigpt.models.checkpoint import Checkpoint
 from minigpt.tokenizer.huggingface import (
     PREFIX,
     TOKENIZER_FILES,

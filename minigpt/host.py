@@ -20,7 +20,7 @@ import torch
 
 from minigpt.common.errors import UserError
 from minigpt.engine import Request
-from minigpt.hardware import fewest_threads
+from minigpt.models.device import fewest_threads
 
 POLL = 0.25  # seconds between two looks of a reader that waits
 

@@ -7,7 +7,7 @@ accumulation nor padding nor the number of GPUs changes the gradient.
 import torch
 from torch.autograd.function import once_differentiable
 
-from minigpt.hardware import autocast
+from minigpt.models.device import autocast
 
 # Logits that stand in memory at once. A GPU wants large products (256 MB of float32); on a CPU what
 # is done to them is quicker while they lie in its cache (8 MB), but each chunk costs a pass over

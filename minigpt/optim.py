@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from minigpt.hardware import pick_dtype
-from minigpt.lora import adapters
+from minigpt.models.device import pick_dtype
+from minigpt.models.lora import adapters
 
 # Coefficients of Newton–Schulz's quintic iteration (Jordan et al. 2024, "Muon"): they trade
 # exactness for slope at zero, so that five steps lift every singular value to between 0.7 and 1.2.
@@ -68,7 +68,7 @@ class Muon(torch.optim.Optimizer):
 def make_optimizers(model, settings, device):
     """A list of optimizers over the weights that may move; each group has its `base_lr`.
 
-    Adapters (minigpt/lora.py) always get AdamW, by which they learned faster than by Muon.
+    Adapters (minigpt/models/lora.py) always get AdamW, by which they learned faster than by Muon.
     """
     split = {m.weight: m.split for m in model.modules() if hasattr(m, "split")}
     embeddings = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}

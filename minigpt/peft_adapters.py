@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from minigpt.common.errors import UserError
 from minigpt.export import NAME, check_target, exported
 from minigpt.hf_weights import architecture
-from minigpt.lora import PARTS, LoRA, LoRALinear, attach
+from minigpt.models.lora import PARTS, LoRA, LoRALinear, attach
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # The matrices of a block, by the names that Hugging Face's classes give them.

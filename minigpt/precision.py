@@ -16,11 +16,11 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from minigpt import checkpoint
 from minigpt.common.errors import ROOT, UserError
 from minigpt.data.readers import conversation_of
-from minigpt.hardware import pick_device, pick_dtype
 from minigpt.kernels import FEW, build
+from minigpt.models import checkpoint
+from minigpt.models.device import pick_device, pick_dtype
 from minigpt.perplexity import answer_passages, reply_passages, text_passages
 
 LARGEST_COST = 0.01  # by which int8 may raise the perplexity

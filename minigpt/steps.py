@@ -15,7 +15,7 @@ import torch
 from data_utils import Batch
 from minigpt.common.errors import UserError
 from minigpt.data.block_format import BEGIN, TARGET
-from minigpt.hardware import autocast, has_varlen
+from minigpt.models.device import autocast, has_varlen
 from minigpt.objectives import next_token
 from minigpt.optim import make_optimizers
 

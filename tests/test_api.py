@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from tiny_run import save_scripted_run
 
-from minigpt import checkpoint, protocol
+from minigpt import protocol
 from minigpt.api import Options, Served, Service, make_app
 from minigpt.common.errors import UserError
 from minigpt.engine import Engine
@@ -30,6 +30,7 @@ from minigpt.forms import token_string
 from minigpt.host import Host
 from minigpt.host import Limits as HostLimits
 from minigpt.listener import flush, listen
+from minigpt.models import checkpoint
 from minigpt.protocol import Limits
 
 PATIENCE = 20  # seconds: a generous deadline for what takes a fraction of one

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from tiny_run import run_here, save_run
 
 from data_utils import Batches, Blocks, evaluation_batches
-from minigpt import checkpoint, objectives
+from minigpt import objectives
 from minigpt.common.errors import UserError
 from minigpt.dpo import DPO, PairBatch, Pairs, add_reference, row_sums, target_logprobs
+from minigpt.models import checkpoint
 from minigpt.perplexity import block_perplexity
 from model import GPT, GPTConfig
 

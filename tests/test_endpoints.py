@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import save_scripted_run
 
-from minigpt import checkpoint
 from minigpt.addresses import Allowed
 from minigpt.common.errors import UserError
 from minigpt.endpoints import (
@@ -35,6 +34,7 @@ from minigpt.endpoints import (
 )
 from minigpt.engine import Engine
 from minigpt.host import Host, Limits
+from minigpt.models import checkpoint
 
 PATIENCE = 20  # seconds: a generous deadline for what takes a fraction of one
 ASK = [{"role": "user", "content": "首都？"}]

@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import pack, save_scripted_run, write_jsonl
 
-from minigpt import checkpoint
 from minigpt.common.errors import UserError
 from minigpt.engine import Engine
 from minigpt.examples import (
@@ -20,6 +19,7 @@ from minigpt.examples import (
     standings,
     write_answers,
 )
+from minigpt.models import checkpoint
 
 
 @pytest.mark.parametrize(

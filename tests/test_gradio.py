@@ -24,8 +24,8 @@ from conftest import ROOT
 from tiny_run import save_run, save_scripted_run
 
 import sample_gradio
-from minigpt import checkpoint
 from minigpt.common.errors import UserError
+from minigpt.models import checkpoint
 from minigpt.votes import Ledger
 from minigpt.wording import ENGLISH
 from model import GPT

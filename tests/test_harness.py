@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_run import run_here, save_run, write_jsonl
 
-from minigpt import checkpoint, hf_export
+from minigpt import hf_export
 from minigpt.common.errors import UserError
 from minigpt.examples import Example
 from minigpt.harness import N_ENDINGS, Item, ending_logprobs, fitting, make_items, score, write_task
+from minigpt.models import checkpoint
 from minigpt.tokenizer.tokenizer import SPECIAL_NAMES, save_tokenizer
 
 WORDS = "山水云雨风雪花鸟鱼虫草木春夏秋冬东西南北"

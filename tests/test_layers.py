@@ -129,7 +129,7 @@ def test_flask_and_gradio_stay_in_their_place():
 
 def test_only_checkpoint_reads_or_writes_checkpoints():
     for name, (_, tree) in SOURCES.items():
-        if name == "minigpt.checkpoint":
+        if name == "minigpt.models.checkpoint":
             continue
         # Weights of other projects, in their own formats, are read and written by these.
         foreign = name in ("minigpt.hf", "minigpt.hf_export", "minigpt.peft_adapters")

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_run import run_here, save_run
 
-from minigpt import checkpoint
 from minigpt.common.errors import UserError
 from minigpt.hf_weights import to_hf
-from minigpt.lora import LoRA, LoRALinear, adapters, attach, merge
+from minigpt.models import checkpoint
+from minigpt.models.lora import LoRA, LoRALinear, adapters, attach, merge
 from minigpt.peft_adapters import load_peft, write_peft
 
 peft = pytest.importorskip("peft")

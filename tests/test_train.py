@@ -18,8 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minigpt import checkpoint
 from minigpt.common.errors import UserError
+from minigpt.models import checkpoint
 
 TINY = """
     --n_layer=2 --n_head=2 --n_embd=32 --block_size=32 --batch_size=4 --dropout=0.1

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from data_utils import BEGIN, TARGET
-from minigpt import checkpoint
+from minigpt.models import checkpoint
 from model import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tiny_run import pack, run_here, write_jsonl
 
 from data_utils import Blocks
-from minigpt import checkpoint, precision
+from minigpt import precision
 from minigpt.api import Options, Served, Service, make_app
 from minigpt.common.errors import UserError
 from minigpt.data.pipeline import SFT_FORMATS, prepare, table
@@ -27,6 +27,7 @@ from minigpt.engine import Engine
 from minigpt.examples import HELD_OUT, OTHER, SEEN, first_held_out, read_examples, standings
 from minigpt.host import Host, Limits
 from minigpt.listener import flush, listen
+from minigpt.models import checkpoint
 from minigpt.perplexity import block_perplexity, reply_passages
 from minigpt.tokenizer.tokenizer import load_tokenizer
 

@@ -1,7 +1,7 @@
 """Checkpoints: the only code that reads or writes a run's folder.
 
     out/<run>/config.json          shape, tokenizer, prompt format, step, val loss, settings
-    out/<run>/model.safetensors    weights, float32; or, of a run with adapters (minigpt/lora.py) …
+    out/<run>/model.safetensors    weights, float32; or, of a run with adapters (minigpt/models/lora.py) …
     out/<run>/adapter.safetensors  … these alone: config.json names their base and its hash
     out/<run>/state.pt             optimizers, RNG, position: what resuming needs
     out/<run>/tokenizer.*          a copy of the vocabulary: the folder stands alone
@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from minigpt.common.errors import ROOT, UserError
-from minigpt.lora import LoRA, adapters, attach, merge
+from minigpt.models.lora import LoRA, adapters, attach, merge
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 

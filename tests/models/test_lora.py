@@ -16,9 +16,18 @@ from test_train import assert_same_run, at_step, same_bits, weights_of
 from tiny_run import run_here, save_run
 from torch.nn import functional as F
 
-from minigpt import checkpoint
 from minigpt.common.errors import UserError
-from minigpt.lora import GROUPS, PARTS, LoRA, LoRALinear, adapters, attach, merge, target_parts
+from minigpt.models import checkpoint
+from minigpt.models.lora import (
+    GROUPS,
+    PARTS,
+    LoRA,
+    LoRALinear,
+    adapters,
+    attach,
+    merge,
+    target_parts,
+)
 from minigpt.optim import make_optimizers
 from model import GPT
 

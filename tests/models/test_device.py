@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 
 import model
-from minigpt import hardware
 from minigpt.common.errors import UserError
-from minigpt.hardware import (
+from minigpt.models import device as hardware
+from minigpt.models.device import (
     autocast,
     fewest_threads,
     has_varlen,
@@ -129,7 +129,7 @@ def test_as_many_threads_as_pay(seconds, threads, monkeypatch):
     now, active = [0.0], [max(seconds)]
     monkeypatch.setattr(torch, "get_num_threads", lambda: active[-1])
     monkeypatch.setattr(torch, "set_num_threads", active.append)
-    monkeypatch.setattr("minigpt.hardware.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("minigpt.models.device.time.perf_counter", lambda: now[0])
 
     def work():
         now[0] += seconds[active[-1]]

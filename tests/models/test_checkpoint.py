@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minigpt import checkpoint
 from minigpt.common.errors import UserError
+from minigpt.models import checkpoint
 from minigpt.tokenizer.tokenizer import load_tokenizer
 
 
