@@ -35,9 +35,9 @@ from minigpt.common.errors import ROOT, UserError, run
 from minigpt.common.report import table, write_json
 from minigpt.models import checkpoint
 from minigpt.plots import sweep_figure, write_figure
-from minigpt.runlog import STOPPED, read_runlog
 from minigpt.study import Study, TrialFailed, TrialStopped, as_word, read_plan, trial_name
 from minigpt.tokenizer.tokenizer import load_tokenizer
+from minigpt.training.log import STOPPED, read_runlog
 
 
 class Settings:

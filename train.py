@@ -28,7 +28,6 @@ from minigpt.common.errors import UserError, run
 from minigpt.common.files import written_whole
 from minigpt.common.report import check_writable, duration, write_text
 from minigpt.data.prompts import stop_ids
-from minigpt.dpo import DPO, Pairs, add_reference
 from minigpt.engine import Engine, Request
 from minigpt.examples import Example, example_ids, first_held_out
 from minigpt.models import checkpoint
@@ -41,10 +40,11 @@ from minigpt.models.device import (
     pick_dtype,
 )
 from minigpt.models.lora import LoRA, attach
-from minigpt.objectives import next_token, total_loss
-from minigpt.optim import lr_scale, make_optimizers, set_lr
-from minigpt.runlog import STOPPED
 from minigpt.tokenizer.tokenizer import load_tokenizer
+from minigpt.training.dpo import DPO, Pairs, add_reference
+from minigpt.training.log import STOPPED
+from minigpt.training.losses import next_token, total_loss
+from minigpt.training.optim import lr_scale, make_optimizers, set_lr
 from model import GPT, GPTConfig
 
 # What a checkpoint fixes for any run that starts from it, and what resuming fixes besides.

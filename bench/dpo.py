@@ -29,8 +29,8 @@ from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import table
 from minigpt.common.scripts import call
-from minigpt.dpo import Pairs, answer_logprobs
 from minigpt.models import checkpoint
+from minigpt.training.dpo import Pairs, answer_logprobs
 
 
 class Settings:

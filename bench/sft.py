@@ -28,8 +28,8 @@ from minigpt.common.errors import run
 from minigpt.common.report import table
 from minigpt.common.scripts import call
 from minigpt.data.block_format import TARGET
-from minigpt.objectives import next_token
-from minigpt.optim import make_optimizers
+from minigpt.training.losses import next_token
+from minigpt.training.optim import make_optimizers
 from model import GPT, GPTConfig
 
 CASES = {"pad": "pad", "sorted": "pad", "concat": "concat", "packed": "packed"}  # name → layout

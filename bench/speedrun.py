@@ -37,8 +37,8 @@ from minigpt.common.report import table, write_json
 from minigpt.common.scripts import call, show
 from minigpt.models import checkpoint
 from minigpt.plots import race_figure, write_figure
-from minigpt.runlog import read_runlog
 from minigpt.steps import GPT2
+from minigpt.training.log import read_runlog
 
 GPT2_SHAPE = [f"--{name}={str(value).lower()}" for name, value in GPT2.items()]
 # The body's recipe, what the classic recipe changes after it, and the flags of AdamW.

@@ -24,9 +24,9 @@ from data_utils import Batches, Blocks, read_meta
 from minigpt.common.errors import ROOT, run
 from minigpt.common.report import table
 from minigpt.common.scripts import call
-from minigpt.objectives import next_token
-from minigpt.optim import make_optimizers
 from minigpt.tokenizer.tokenizer import load_tokenizer
+from minigpt.training.losses import next_token
+from minigpt.training.optim import make_optimizers
 from model import GPT, GPTConfig
 
 

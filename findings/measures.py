@@ -14,8 +14,8 @@ from minigpt.models import checkpoint
 from minigpt.models.device import pick_device
 from minigpt.perplexity import all_windows, text_passages, window_batches
 from minigpt.rouge import score as rouge
-from minigpt.runlog import read_runlog
 from minigpt.study import trial_name
+from minigpt.training.log import read_runlog
 
 # -- over held-out text ----------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from data_utils import Batch, evaluation_batches
 from minigpt.common.errors import UserError
 from minigpt.data.block_format import TARGET
 from minigpt.data.prompts import chat_ids, prompt_ids
-from minigpt.objectives import next_token, total_loss
+from minigpt.training.losses import next_token, total_loss
 
 
 class Passage(NamedTuple):

@@ -27,7 +27,7 @@ from matplotlib.transforms import Bbox
 
 from minigpt.common.errors import UserError
 from minigpt.common.files import written_whole
-from minigpt.runlog import TRAIN, VAL, RunLog, run_names
+from minigpt.training.log import TRAIN, VAL, RunLog, run_names
 
 # Fonts with Chinese often have no bold face; their regular one serves without a warning.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)

@@ -16,8 +16,8 @@ from data_utils import Batch
 from minigpt.common.errors import UserError
 from minigpt.data.block_format import BEGIN, TARGET
 from minigpt.models.device import autocast, has_varlen
-from minigpt.objectives import next_token
-from minigpt.optim import make_optimizers
+from minigpt.training.losses import next_token
+from minigpt.training.optim import make_optimizers
 
 GPT2 = dict(position="learned", norm="layernorm", mlp="gelu", qk_norm=False, bias=True)
 SHAPES = {

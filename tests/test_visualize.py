@@ -30,7 +30,7 @@ from minigpt.plots import (
     smoothed,
     write_figure,
 )
-from minigpt.runlog import read_runlog, read_runlogs, run_names
+from minigpt.training.log import read_runlog, read_runlogs, run_names
 
 ROOT = Path(__file__).resolve().parent.parent
 

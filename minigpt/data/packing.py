@@ -25,7 +25,9 @@ FILES = (
     *(f"{split}.{kind}" for split in ("train", "val") for kind in ("bin", "mask")),
     *("val.jsonl", "rejects.jsonl", "meta.json"),
 )
-OF_BLOCKS = "reference-*.npy"  # what minigpt/dpo.py keeps beside them: of no worth without them
+OF_BLOCKS = (
+    "reference-*.npy"  # what minigpt/training/dpo.py keeps beside them: of no worth without them
+)
 WINDOW = 2**21  # tokens that `concat` looks over at once: 4 MB, however long the input
 
 

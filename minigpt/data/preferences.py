@@ -5,7 +5,7 @@
 
 Preferences is a kind of data as minigpt/data/pipeline.py has them. Each pair becomes two blocks of
 the layout "pad", the chosen answer's and behind it the rejected one's, so that blocks 2i and 2i + 1
-are pair i; minigpt/dpo.py reads them.
+are pair i; minigpt/training/dpo.py reads them.
 """
 
 import json

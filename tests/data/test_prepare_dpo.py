@@ -14,8 +14,8 @@ from minigpt.common.errors import UserError
 from minigpt.data.pipeline import prepare
 from minigpt.data.preferences import FACTS, Preferences, make_preferences
 from minigpt.data.readers import Pair, Reject
-from minigpt.dpo import Pairs
 from minigpt.tokenizer.tokenizer import load_tokenizer
+from minigpt.training.dpo import Pairs
 
 EOT, PAD, MARK, START, END = range(256, 261)
 

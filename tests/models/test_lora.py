@@ -28,7 +28,7 @@ from minigpt.models.lora import (
     merge,
     target_parts,
 )
-from minigpt.optim import make_optimizers
+from minigpt.training.optim import make_optimizers
 from model import GPT
 
 dataset, tiny, train = test_train.dataset, test_train.tiny, test_train.train  # fixtures

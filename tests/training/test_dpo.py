@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from tiny_run import run_here, save_run
 
 from data_utils import Batches, Blocks, evaluation_batches
-from minigpt import objectives
 from minigpt.common.errors import UserError
-from minigpt.dpo import DPO, PairBatch, Pairs, add_reference, row_sums, target_logprobs
 from minigpt.models import checkpoint
 from minigpt.perplexity import block_perplexity
+from minigpt.training import losses
+from minigpt.training.dpo import DPO, PairBatch, Pairs, add_reference, row_sums, target_logprobs
 from model import GPT, GPTConfig
 
 EOT, PAD, MARK = 256, 257, 258
@@ -134,8 +134,8 @@ def test_logprobs_in_any_number_of_chunks(own_folder, models, monkeypatch):
     expected = torch.cat([by_rows(models[0], pairs)[row] for row in batch.rows])
     torch.testing.assert_close(whole.double(), expected, atol=1e-5, rtol=1e-5)
     gradient = torch.autograd.grad(whole.square().sum(), models[0].lm_head.weight)
-    monkeypatch.setattr(objectives, "FEWEST_ROWS", 1)
-    monkeypatch.setattr(objectives, "CPU_CHUNK", 7 * 320)
+    monkeypatch.setattr(losses, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(losses, "CPU_CHUNK", 7 * 320)
     chunked = target_logprobs(models[0], batch)
     torch.testing.assert_close(chunked, whole)
     again = torch.autograd.grad(chunked.square().sum(), models[0].lm_head.weight)
@@ -334,7 +334,7 @@ def test_another_base_other_pairs_or_another_dtype_is_another_file(own_folder, m
 
 def test_processes_share_the_work(own_folder, models, monkeypatch):
     """Each of three computes its part; the sum is what one computes."""
-    monkeypatch.setattr("minigpt.dpo.ROWS", 4)
+    monkeypatch.setattr("minigpt.training.dpo.ROWS", 4)
     whole = referred(own_folder, models[1]).reference
     for path in own_folder.glob("reference-*"):
         path.unlink()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from config.configurator import configure
-from minigpt.optim import Muon, lr_scale, make_optimizers, orthogonalize, set_lr
+from minigpt.training.optim import Muon, lr_scale, make_optimizers, orthogonalize, set_lr
 
 
 def random_matrix(rows, columns, seed=0):

@@ -23,12 +23,12 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from tqdm import tqdm
 
 from data_utils import Batch, Blocks
-from minigpt import objectives
 from minigpt.common.errors import UserError
 from minigpt.common.files import written_whole
 from minigpt.data.block_format import TARGET
 from minigpt.data.preferences import FACTS
 from minigpt.models.device import autocast
+from minigpt.training import losses
 
 ROWS = 32  # pairs read at once for the reference, whatever batch_size: the same bits every time
 STEP = 16  # the width of a batch is a multiple of it, so that compiled code meets few shapes
@@ -131,8 +131,8 @@ def target_logprobs(model, batch):
     h = model(batch.x, batch.pieces, batch.positions, ends=batch.ends).flatten(0, 1)
     h = h.index_select(0, batch.at)
     targets, weight = batch.y.flatten()[batch.at], model.lm_head.weight
-    chunk = objectives.CPU_CHUNK if h.device.type == "cpu" else objectives.CHUNK
-    rows = max(objectives.FEWEST_ROWS, chunk // weight.size(0))
+    chunk = losses.CPU_CHUNK if h.device.type == "cpu" else losses.CHUNK
+    rows = max(losses.FEWEST_ROWS, chunk // weight.size(0))
     anew = dict(use_reentrant=False, preserve_rng_state=False)  # there is no randomness in it
     parts = [
         recomputed(_logprobs, h[i : i + rows], weight, targets[i : i + rows], **anew)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from data_utils import BEGIN, TARGET, Batch
-from minigpt import objectives
-from minigpt.objectives import LinearCrossEntropy, next_token
+from minigpt.training import losses as objectives
+from minigpt.training.losses import LinearCrossEntropy, next_token
 
 
 def example(n, c=12, v=37, seed=0, dtype=torch.float32):
