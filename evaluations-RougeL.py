@@ -15,11 +15,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from config.configurator import configure
-from minigpt import precision
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import check_writable, table, write_json, write_jsonl
-from minigpt.engine import Engine
 from minigpt.examples import HELD_OUT, OTHER, SEEN, draw, read_examples, standings, write_answers
+from minigpt.inference import quantization
+from minigpt.inference.engine import Engine
 from minigpt.rouge import score, summary
 
 SHOWN = 200  # characters of an answer in the terminal; the file has all
@@ -44,7 +44,7 @@ def main():
     settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
     if problems := settings.below(batch_size=1, show=0, limit=1, seed=0):
         raise UserError("\n".join(problems))
-    trained = precision.load(settings.out_dir, settings.device, settings.dtype)
+    trained = quantization.load(settings.out_dir, settings.device, settings.dtype)
     tokenizer, prompt_format = trained.tokenizer, trained.prompt_format
     output = Path(settings.output or trained.folder / "rouge.jsonl")
     if output.suffix != ".jsonl":

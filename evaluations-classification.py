@@ -17,7 +17,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from config.configurator import configure
-from minigpt import precision
 from minigpt.classification import (
     answer_room,
     draw_shots,
@@ -31,6 +30,7 @@ from minigpt.classification import (
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import check_writable, table, write_json, write_jsonl
 from minigpt.examples import draw
+from minigpt.inference import quantization
 from minigpt.plots import confusion_figure, write_figure
 
 
@@ -56,7 +56,7 @@ def main():
     if settings.shots or settings.tfidf:
         train = read_labelled(Path(settings.input).with_name("train.jsonl"), task.labels)
     shots = draw_shots(train, task.labels, settings.shots, settings.seed)
-    trained = precision.load(settings.out_dir, settings.device, settings.dtype)
+    trained = quantization.load(settings.out_dir, settings.device, settings.dtype)
     folder = Path(settings.output or trained.folder)
     suffix = f"-{settings.shots}shot" if shots else ""
     output, picture = folder / f"classification{suffix}.json", folder / f"confusion{suffix}.png"

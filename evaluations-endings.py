@@ -16,11 +16,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from config.configurator import configure
-from minigpt import precision
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import check_writable, table, write_json
 from minigpt.examples import read_examples
 from minigpt.harness import METRICS, N_ENDINGS, fitting, make_items, score, write_task
+from minigpt.inference import quantization
 
 
 class Settings:
@@ -35,7 +35,7 @@ def main():
     settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
     if problems := settings.below(limit=1, seed=0):
         raise UserError("\n".join(problems))
-    trained = precision.load(settings.out_dir, settings.device, settings.dtype)
+    trained = quantization.load(settings.out_dir, settings.device, settings.dtype)
     output = Path(settings.output or trained.folder / "endings.json")
     check_writable(output)
     examples, _ = read_examples(settings.input, "plain")

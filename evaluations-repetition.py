@@ -17,10 +17,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from config.configurator import configure
-from minigpt import precision, repetition
+from minigpt import repetition
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import check_writable, table, write_json, write_jsonl, write_text
-from minigpt.engine import Engine
+from minigpt.inference import quantization
+from minigpt.inference.engine import Engine
 from minigpt.plots import grid_figure, write_figure
 
 
@@ -45,7 +46,7 @@ SUFFIXES = (".md", ".csv", ".json", ".jsonl")
 def main():
     settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
     values, cells = read_grid(settings)
-    trained = precision.load(settings.out_dir, settings.device, settings.dtype)
+    trained = quantization.load(settings.out_dir, settings.device, settings.dtype)
     folder = Path(settings.output or trained.folder)
     outputs = {suffix: folder / f"repetition{suffix}" for suffix in SUFFIXES}
     for path in outputs.values():

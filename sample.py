@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 from config.configurator import configure
-from minigpt import precision
 from minigpt.common.errors import UserError, run
 from minigpt.data.prompts import prompt_ids, stop_ids
-from minigpt.engine import Engine, Request
+from minigpt.inference import quantization
+from minigpt.inference.engine import Engine, Request
 
 
 class Settings:
@@ -49,7 +49,7 @@ def main():
     problems = request_of([0], settings).problems()  # before the model is loaded
     if problems:
         raise UserError("\n".join(problems))
-    trained = precision.load(settings.out_dir, settings.device, settings.dtype, settings.kernels)
+    trained = quantization.load(settings.out_dir, settings.device, settings.dtype, settings.kernels)
     writer = Writer(trained, settings)
     if start:
         writer.write_all(start)

@@ -33,7 +33,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from minigpt import cards, precision
+from minigpt import cards
 from minigpt.addresses import DEFAULT as OWN_NETWORKS
 from minigpt.addresses import Allowed, lan_address
 from minigpt.arena import MOST_SIDES, Arena
@@ -41,8 +41,9 @@ from minigpt.battle import Shown
 from minigpt.common.presets import read_prompts
 from minigpt.common.urls import address, is_everywhere, is_local
 from minigpt.endpoints import Endpoint, EndpointError, Endpoints, LocalRun, read_presets
-from minigpt.engine import Engine
-from minigpt.host import Host, Limits, set_threads
+from minigpt.inference import quantization
+from minigpt.inference.engine import Engine
+from minigpt.inference.scheduler import Host, Limits, set_threads
 from minigpt.models import checkpoint
 from minigpt.ratings import ratings, win_rates
 from minigpt.votes import Ledger, jsonl, markdown, preference_pairs
@@ -131,7 +132,7 @@ def local_runs(settings):
     folders = settings.runs or sorted(str(p) for p in Path("out").glob("*") if checkpoint.exists(p))
     engines, loaded, hashes = {}, {}, {}
     for name, folder in zip(checkpoint.model_names(folders), folders, strict=True):
-        trained = precision.load(folder, settings.device, settings.dtype)
+        trained = quantization.load(folder, settings.device, settings.dtype)
         engines[name] = Engine(trained.model, trained.tokenizer.n_vocab, n_slots=settings.slots)
         loaded[name] = trained
         hashes[name] = checkpoint.weights_hash(folder)[:16]

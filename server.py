@@ -21,14 +21,14 @@ from pathlib import Path
 import torch
 
 from config.configurator import configure
-from minigpt import precision
 from minigpt.addresses import lan_address
 from minigpt.api import Options, Served, Service, make_app
 from minigpt.common.errors import UserError, run
 from minigpt.common.urls import address, is_everywhere, is_key, is_local
-from minigpt.engine import Engine, Request
-from minigpt.host import Host, set_threads
-from minigpt.host import Limits as HostLimits
+from minigpt.inference import quantization
+from minigpt.inference.engine import Engine, Request
+from minigpt.inference.scheduler import Host, set_threads
+from minigpt.inference.scheduler import Limits as HostLimits
 from minigpt.listener import flush, listen
 from minigpt.models import checkpoint
 from minigpt.protocol import Limits
@@ -155,7 +155,7 @@ def load(settings, folders):
     """(name → Served, the Host that writes for them)."""
     models, engines = {}, {}
     for name, folder in zip(checkpoint.model_names(folders), folders, strict=True):
-        trained = precision.load(folder, settings.device, settings.dtype, settings.kernels)
+        trained = quantization.load(folder, settings.device, settings.dtype, settings.kernels)
         engines[name] = Engine(trained.model, trained.tokenizer.n_vocab, n_slots=settings.slots)
         models[name] = Served(
             name,

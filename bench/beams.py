@@ -19,10 +19,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import torch
 
 from config.configurator import configure
-from minigpt import precision
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import table
-from minigpt.engine import Engine, Request
+from minigpt.inference import quantization
+from minigpt.inference.engine import Engine, Request
 from minigpt.steps import GPT2, transformers_gpt2
 from model import GPT, GPTConfig
 
@@ -52,7 +52,7 @@ def main():
     print(f"{model.n_params() / 1e6:.1f}M parameters, {torch.get_num_threads()} threads")
     prompt = torch.randint(0, settings.n_rows, (PROMPT,)).tolist()
     peer = peer_of(model)
-    precision.make_ready(model)
+    quantization.make_ready(model)
     rates = {}
     for number in range(settings.rounds):
         for n in map(int, settings.beams.split(",")):

@@ -26,11 +26,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import torch
 
 from config.configurator import configure
-from minigpt import precision
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import table
-from minigpt.engine import Engine, Request
-from minigpt.kernels import build
+from minigpt.inference import quantization
+from minigpt.inference.engine import Engine, Request
+from minigpt.inference.kernels import build
 from minigpt.steps import GPT2, transformers_gpt2
 from model import GPT, GPTConfig
 
@@ -85,7 +85,7 @@ def make_cases(model, settings, folder):
     for dtype in ("float32", "int8"):
         for kernels in (None, build()) if settings.kernels else (None,):
             ready = copy_of(model)
-            (precision.quantize if dtype == "int8" else precision.make_ready)(ready, kernels)
+            (quantization.quantize if dtype == "int8" else quantization.make_ready)(ready, kernels)
             name = f"ours {dtype}{', kernels' if kernels else ''}"
             for n in map(int, settings.streams.split(",")):
                 cases[f"{name}, {n} at once"] = with_engine(ready, n, settings.tokens)

@@ -21,8 +21,8 @@ from werkzeug.exceptions import HTTPException
 from minigpt.choices import Generation, Reader
 from minigpt.common.errors import UserError
 from minigpt.data.prompts import TooLong, chat_ids, prompt_ids, stop_ids
-from minigpt.engine import Request
 from minigpt.forms import ChatForm, CompletionForm
+from minigpt.inference.engine import Request
 from minigpt.protocol import (
     ChatRequest,
     CompletionRequest,

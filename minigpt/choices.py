@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from minigpt.common.errors import UserError
-from minigpt.host import POLL, Busy, Closed
+from minigpt.inference.scheduler import POLL, Busy, Closed
 from minigpt.protocol import Refused
 from minigpt.stops import StopStrings
 

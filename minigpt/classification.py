@@ -27,8 +27,8 @@ from minigpt.common.presets import read_text
 from minigpt.common.report import check_writable, write_json, write_jsonl
 from minigpt.data.prompts import prompt_ids
 from minigpt.data.readers import Reject, read_records
-from minigpt.engine import Engine
 from minigpt.examples import Example, write_answers
+from minigpt.inference.engine import Engine
 from model import KVCache
 
 READINGS = ("generation", "likelihood, sum", "likelihood, mean", "first token")

@@ -31,8 +31,8 @@ from minigpt.common.presets import read_text
 from minigpt.common.report import one_line
 from minigpt.common.urls import api_path, is_key, is_variable, problem_of_url, root_path
 from minigpt.data.prompts import chat_ids, stop_ids
-from minigpt.engine import Request
-from minigpt.host import Busy, Closed
+from minigpt.inference.engine import Request
+from minigpt.inference.scheduler import Busy, Closed
 from minigpt.protocol import Sampling
 
 SETTINGS = frozenset(Sampling.model_fields)  # what a setting may be called

@@ -30,7 +30,7 @@ from minigpt.data.readers import (
     read_records,
 )
 from minigpt.data.sentences import ENDS
-from minigpt.engine import Request
+from minigpt.inference.engine import Request
 
 HELD_OUT, SEEN, OTHER = "held out", "seen in training", "others"
 

@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic.json_schema import models_json_schema
 
-from minigpt.engine import MOST_LOGPROBS
+from minigpt.inference.engine import MOST_LOGPROBS
 
 MAX_DEPTH = 32  # of nested lists and objects in a body
 MAX_DIGITS = 20  # of an integer: 64 bits have 19 or 20

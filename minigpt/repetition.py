@@ -22,7 +22,7 @@ from minigpt.common.errors import UserError
 from minigpt.common.presets import read_text
 from minigpt.data.prompts import prompt_ids, stop_ids
 from minigpt.data.readers import Reject, hash_all, read_records
-from minigpt.engine import Request
+from minigpt.inference.engine import Request
 
 WINDOW = 50  # positions within which nearby() looks
 MEASURES = ("tokens", "repeated_4", "nearby_4", "distinct_1", "distinct_2", "distinct_3")

@@ -25,10 +25,10 @@ from tiny_run import save_scripted_run
 from minigpt import protocol
 from minigpt.api import Options, Served, Service, make_app
 from minigpt.common.errors import UserError
-from minigpt.engine import Engine
 from minigpt.forms import token_string
-from minigpt.host import Host
-from minigpt.host import Limits as HostLimits
+from minigpt.inference.engine import Engine
+from minigpt.inference.scheduler import Host
+from minigpt.inference.scheduler import Limits as HostLimits
 from minigpt.listener import flush, listen
 from minigpt.models import checkpoint
 from minigpt.protocol import Limits

@@ -32,8 +32,8 @@ from minigpt.endpoints import (
     Preset,
     read_presets,
 )
-from minigpt.engine import Engine
-from minigpt.host import Host, Limits
+from minigpt.inference.engine import Engine
+from minigpt.inference.scheduler import Host, Limits
 from minigpt.models import checkpoint
 
 PATIENCE = 20  # seconds: a generous deadline for what takes a fraction of one

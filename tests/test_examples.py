@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from tiny_run import pack, save_scripted_run, write_jsonl
 
 from minigpt.common.errors import UserError
-from minigpt.engine import Engine
 from minigpt.examples import (
     HELD_OUT,
     OTHER,
@@ -19,6 +18,7 @@ from minigpt.examples import (
     standings,
     write_answers,
 )
+from minigpt.inference.engine import Engine
 from minigpt.models import checkpoint
 
 

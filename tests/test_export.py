@@ -15,7 +15,7 @@ from minigpt import export, hf, hf_export
 from minigpt.common.errors import UserError
 from minigpt.data.prompts import FORMATS, chat_ids
 from minigpt.data.train_bpe import token_ranks, train_bpe
-from minigpt.engine import Engine, Request
+from minigpt.inference.engine import Engine, Request
 from minigpt.models import checkpoint
 from minigpt.tokenizer.export import chat_template, merges, token_texts, tokenizer_json
 from minigpt.tokenizer.tokenizer import PATTERNS, SPECIAL_NAMES, Imported, Tokenizer, load_tokenizer

@@ -19,7 +19,7 @@ from tiny_run import run_here, save_run, save_scripted_run
 from minigpt import gguf_export
 from minigpt.common.errors import UserError
 from minigpt.data.prompts import FORMATS, chat_ids
-from minigpt.engine import Engine, Request
+from minigpt.inference.engine import Engine, Request
 from minigpt.models import checkpoint
 from minigpt.tokenizer.tokenizer import PATTERNS, SPECIAL_NAMES, Tokenizer, load_tokenizer
 

@@ -65,8 +65,14 @@ def packages(name):
 
 
 def test_there_is_something_to_check():
-    assert {"train", "sample", "model", "minigpt.engine", "config.cpu_small"} <= set(SOURCES)
-    assert "train" in SCRIPTS and "minigpt.engine" in SHARED and "config.cpu_small" in RECIPES
+    assert {"train", "sample", "model", "minigpt.inference.engine", "config.cpu_small"} <= set(
+        SOURCES
+    )
+    assert (
+        "train" in SCRIPTS
+        and "minigpt.inference.engine" in SHARED
+        and "config.cpu_small" in RECIPES
+    )
 
 
 def test_a_script_never_imports_a_script():
@@ -116,7 +122,11 @@ def test_the_engine_knows_no_tokenizer():
     def reach(name):
         return {name}.union(*(reach(lower) for lower in project_imports(name)))
 
-    assert reach("minigpt.engine") == {"minigpt.engine", "model", "config.configurator"}
+    assert reach("minigpt.inference.engine") == {
+        "minigpt.inference.engine",
+        "model",
+        "config.configurator",
+    }
     assert "model" not in reach("minigpt.tokenizer.tokenizer")
 
 
@@ -143,7 +153,7 @@ def test_only_checkpoint_reads_or_writes_checkpoints():
 def test_only_the_engine_draws_tokens():
     for name, (_, tree) in SOURCES.items():
         attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-        draws = name in ("minigpt.engine", "minigpt.ratings")  # tokens; bootstrap samples
+        draws = name in ("minigpt.inference.engine", "minigpt.ratings")  # tokens; bootstrap samples
         assert "multinomial" not in attributes or draws, name
 
 

@@ -15,7 +15,7 @@ from matplotlib.image import imread
 from tiny_run import run_here, save_run, save_scripted_run, write_jsonl
 
 from minigpt.common.errors import UserError
-from minigpt.engine import Engine
+from minigpt.inference.engine import Engine
 from minigpt.plots import grid_figure
 from minigpt.repetition import (
     MEASURES,

@@ -58,7 +58,7 @@ def pick_device(name="auto"):
 def pick_dtype(name, device):
     """ "auto" → bfloat16 on GPUs that have it, float16 on older ones, float32 elsewhere.
 
-    UserError for "int8": minigpt/precision.py makes that of a model that only writes.
+    UserError for "int8": minigpt/inference/quantization.py makes that of a model that only writes.
     """
     if name == "int8":
         raise UserError("dtype=int8: for writing alone (sample.py, server.py); leave dtype at auto")

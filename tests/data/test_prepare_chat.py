@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from tiny_run import pack, run_here, write_jsonl
 
 from data_utils import Blocks
-from minigpt import precision
 from minigpt.api import Options, Served, Service, make_app
 from minigpt.common.errors import UserError
 from minigpt.data.pipeline import SFT_FORMATS, prepare, table
 from minigpt.data.prompts import chat_ids, prompt_ids
 from minigpt.data.readers import Conversation, conversation_of, instruction_of, is_val, pair_of
-from minigpt.engine import Engine
 from minigpt.examples import HELD_OUT, OTHER, SEEN, first_held_out, read_examples, standings
-from minigpt.host import Host, Limits
+from minigpt.inference import quantization
+from minigpt.inference.engine import Engine
+from minigpt.inference.scheduler import Host, Limits
 from minigpt.listener import flush, listen
 from minigpt.models import checkpoint
 from minigpt.perplexity import block_perplexity, reply_passages
@@ -536,7 +536,7 @@ def test_rouge_of_the_last_turn(talker):
 def test_int8_is_measured_on_what_the_assistant_says(talker):
     trained = checkpoint.load(talker)
     lines = (talker.parent / "data/val.jsonl").read_text(encoding="utf-8").splitlines()
-    _, passages = precision.held_out_passages(trained)
+    _, passages = quantization.held_out_passages(trained)
     assert [p.text for p in passages] == [json.loads(li)["messages"][-1]["content"] for li in lines]
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from minigpt.common.errors import UserError
-from minigpt.engine import Request
+from minigpt.inference.engine import Request
 from minigpt.models.device import fewest_threads
 
 POLL = 0.25  # seconds between two looks of a reader that waits

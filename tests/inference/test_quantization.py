@@ -11,12 +11,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tiny_run import save_run
 
-from minigpt import precision
 from minigpt.common.errors import UserError
-from minigpt.engine import Engine, Request
-from minigpt.kernels import build
+from minigpt.inference import quantization
+from minigpt.inference.engine import Engine, Request
+from minigpt.inference.kernels import build
+from minigpt.inference.quantization import Int8Linear, KernelLinear
 from minigpt.perplexity import Passage
-from minigpt.precision import Int8Linear, KernelLinear
 from model import GPTConfig, KVCache
 
 
@@ -107,7 +107,7 @@ def test_a_run_written_by_kernels(kernels, run):
     folder, request = run(n_kv_head=2), Request([3, 4, 5], 12, temperature=0, logprobs=1)
     for dtype in ("float32", "int8"):
         plain, fast = (
-            precision.load(folder, "cpu", dtype, with_kernels) for with_kernels in (0, 1)
+            quantization.load(folder, "cpu", dtype, with_kernels) for with_kernels in (0, 1)
         )
         one, two = (Engine(each.model, 261).generate([request])[0] for each in (plain, fast))
         assert one.ids == two.ids
@@ -119,10 +119,10 @@ def test_a_run_written_by_kernels(kernels, run):
 
 def test_kernels_that_cannot_be_built(run, monkeypatch):
     build.cache_clear()
-    monkeypatch.setattr("minigpt.kernels.SOURCE", "nowhere/kernels.cpp")
+    monkeypatch.setattr("minigpt.inference.kernels.SOURCE", "nowhere/kernels.cpp")
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=r"kernels=true: .*pip install ninja"):
-        precision.load(run(), "cpu", "float32", kernels=True)
+        quantization.load(run(), "cpu", "float32", kernels=True)
     build.cache_clear()
 
 
@@ -131,7 +131,7 @@ def test_the_layout_changes_no_value(tiny_model):
     x = torch.randint(64, (2, 16), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         before = model.logits(model(x))
-        precision.make_ready(model)
+        quantization.make_ready(model)
         torch.testing.assert_close(model.logits(model(x)), before, atol=1e-5, rtol=1e-5)
     assert model.blocks[0].mlp.fc.weight.stride(0) == 1
     assert model.lm_head.weight is model.wte.weight  # still tied
@@ -155,7 +155,7 @@ def run(tmp_path, byte_tokenizer, tiny_model):
 
 
 def test_int8_says_what_it_costs(run, capsys):
-    trained = precision.load(run(), "cpu", "int8")
+    trained = quantization.load(run(), "cpu", "int8")
     err = capsys.readouterr().err
     assert "in int8: perplexity" in err and "%" in err and "val.jsonl" in err
     layers = [type(module) for module in trained.model.modules()]
@@ -165,23 +165,23 @@ def test_int8_says_what_it_costs(run, capsys):
 
 
 def test_int8_that_costs_too_much_is_refused(run, monkeypatch):
-    monkeypatch.setattr(precision, "LARGEST_COST", -0.5)
+    monkeypatch.setattr(quantization, "LARGEST_COST", -0.5)
     with pytest.raises(UserError, match=r"dtype=int8: .*perplexity .* → .* take dtype=float32"):
-        precision.load(run(), "cpu", "int8")
+        quantization.load(run(), "cpu", "int8")
 
 
 def test_a_model_that_is_not_finite_is_refused(run):
     with pytest.raises(UserError, match="dtype=int8"):
-        precision.load(run(scale=float("nan")), "cpu", "int8")
+        quantization.load(run(scale=float("nan")), "cpu", "int8")
 
 
 def test_the_cost_is_measured_on_the_bundled_sample_where_there_is_no_dataset(run):
     folder = run()
     (folder.parent / "data" / "val.jsonl").unlink()
-    name, passages = precision.held_out_passages(precision.load(folder))
+    name, passages = quantization.held_out_passages(quantization.load(folder))
     assert str(name).replace("\\", "/") == "data/sample/wiki.jsonl"
     count = sum(len(passage.ids) for passage in passages)
-    assert precision.MEASURED <= count < precision.MEASURED + 1500
+    assert quantization.MEASURED <= count < quantization.MEASURED + 1500
 
 
 def test_perplexity_by_hand(tiny_model):
@@ -190,16 +190,16 @@ def test_perplexity_by_hand(tiny_model):
     with torch.no_grad():
         model.lm_head.weight.zero_()  # every logit 0: each of 64 ids is as likely
     long = Passage("", np.arange(40), 0)
-    assert precision.perplexity(model, [long]) == pytest.approx(64)
+    assert quantization.perplexity(model, [long]) == pytest.approx(64)
     with torch.no_grad():
         model.norm.weight.zero_()
         model.lm_head = nn.Linear(32, 64)
         model.lm_head.bias.zero_()
         model.lm_head.bias[5] = math.log(64)  # id 5: 64 of 127, all others 1 of 127
     passages = [Passage("", np.array([1, 2, 5]), 2), Passage("", np.array([5]), 0)]
-    assert precision.perplexity(model, passages) == pytest.approx(127 / 64)  # of "5" alone
+    assert quantization.perplexity(model, passages) == pytest.approx(127 / 64)  # of "5" alone
     passages = [Passage("", np.array([1, 2, 5]), 0)]
-    assert precision.perplexity(model, passages) == pytest.approx(math.sqrt(127 * 127 / 64))
+    assert quantization.perplexity(model, passages) == pytest.approx(math.sqrt(127 * 127 / 64))
 
 
 def test_of_pairs_the_answers_are_measured(tmp_path, byte_tokenizer, tiny_model):
@@ -209,5 +209,5 @@ def test_of_pairs_the_answers_are_measured(tmp_path, byte_tokenizer, tiny_model)
     (dataset / "val.jsonl").write_text(f"{pair}\n{pair}\n", encoding="utf-8")
     model = tiny_model(n_rows=320)
     folder = save_run(tmp_path / "run", model, byte_tokenizer, "qa", dataset)
-    _, passages = precision.held_out_passages(precision.load(folder))
+    _, passages = quantization.held_out_passages(quantization.load(folder))
     assert [(p.ids.tolist(), p.first) for p in passages] == [([97, 98, 258, 99], 3)] * 2

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from minigpt.common.errors import UserError
-from minigpt.engine import Engine, Request
-from minigpt.host import Busy, Closed, Host, Limits
+from minigpt.inference.engine import Engine, Request
+from minigpt.inference.scheduler import Busy, Closed, Host, Limits
 
 N_VOCAB = 50
 

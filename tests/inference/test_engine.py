@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from minigpt.common.errors import UserError
-from minigpt.engine import Engine, Request, choose
+from minigpt.inference.engine import Engine, Request, choose
 
 N_VOCAB = 50  # of the 64 rows; the rest are padding
 SHAPES = {

@@ -1,4 +1,4 @@
-// What writing a token is made of (minigpt/kernels.py): y = x Wᵀ + b for a few rows x, and attention
+// What writing a token is made of (minigpt/inference/kernels.py): y = x Wᵀ + b for a few rows x, and attention
 // of one position to those before it.
 //
 // With few rows the time is that of reading W once. BLAS is made for many rows and reads it at half

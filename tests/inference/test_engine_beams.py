@@ -1,7 +1,7 @@
 """Beam search: against transformers' generate(), against a search without a cache, against trying
 every text; beside other requests.
 
-python -m pytest tests/test_engine_beams.py
+python -m pytest tests/inference/test_engine_beams.py
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from tiny_run import run_here, save_run
 
 from minigpt.common.errors import UserError
 from minigpt.data.prompts import stop_ids
-from minigpt.engine import Engine, Request, window_start
+from minigpt.inference.engine import Engine, Request, window_start
 
 N_ROWS = 64
 GPT2 = dict(

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from minigpt.common.errors import ROOT, UserError
 from minigpt.data.readers import conversation_of
-from minigpt.kernels import FEW, build
+from minigpt.inference.kernels import FEW, build
 from minigpt.models import checkpoint
 from minigpt.models.device import pick_device, pick_dtype
 from minigpt.perplexity import answer_passages, reply_passages, text_passages
@@ -31,7 +31,7 @@ def load(folder, device="auto", dtype="auto", kernels=False):
     """The run in `folder` as a Checkpoint that is ready to write tokens, not to be trained.
 
     dtype: "int8" (on a CPU), or as in pick_dtype(). kernels: on a CPU, multiply by C++ kernels
-    (minigpt/kernels.py). UserError where there is no such run or device, where the kernels cannot
+    (minigpt/inference/kernels.py). UserError where there is no such run or device, where the kernels cannot
     be built, and where int8 would raise the perplexity by more than LARGEST_COST; what it costs is
     printed.
     """
