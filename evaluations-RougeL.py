@@ -17,10 +17,18 @@ from tqdm import tqdm
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import check_writable, table, write_json, write_jsonl
-from minigpt.examples import HELD_OUT, OTHER, SEEN, draw, read_examples, standings, write_answers
+from minigpt.evaluation.examples import (
+    HELD_OUT,
+    OTHER,
+    SEEN,
+    draw,
+    read_examples,
+    standings,
+    write_answers,
+)
+from minigpt.evaluation.rouge import score, summary
 from minigpt.inference import quantization
 from minigpt.inference.engine import Engine
-from minigpt.rouge import score, summary
 
 SHOWN = 200  # characters of an answer in the terminal; the file has all
 

@@ -17,7 +17,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from config.configurator import configure
-from minigpt.classification import (
+from minigpt.common.errors import UserError, run
+from minigpt.common.report import check_writable, table, write_json, write_jsonl
+from minigpt.evaluation.classification import (
     answer_room,
     draw_shots,
     fitted_question,
@@ -27,9 +29,7 @@ from minigpt.classification import (
     scores,
     tfidf_predict,
 )
-from minigpt.common.errors import UserError, run
-from minigpt.common.report import check_writable, table, write_json, write_jsonl
-from minigpt.examples import draw
+from minigpt.evaluation.examples import draw
 from minigpt.inference import quantization
 from minigpt.plots import confusion_figure, write_figure
 

@@ -18,8 +18,15 @@ from tqdm import tqdm
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import check_writable, table, write_json
-from minigpt.examples import read_examples
-from minigpt.harness import METRICS, N_ENDINGS, fitting, make_items, score, write_task
+from minigpt.evaluation.examples import read_examples
+from minigpt.evaluation.multiple_choice import (
+    METRICS,
+    N_ENDINGS,
+    fitting,
+    make_items,
+    score,
+    write_task,
+)
 from minigpt.inference import quantization
 
 

@@ -18,16 +18,16 @@ from config.configurator import configure
 from data_utils import Blocks, read_meta
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import check_writable, table, write_json
-from minigpt.examples import read_conversations, read_pairs, read_texts
-from minigpt.models import checkpoint
-from minigpt.models.device import pick_device, pick_dtype
-from minigpt.perplexity import (
+from minigpt.evaluation.examples import read_conversations, read_pairs, read_texts
+from minigpt.evaluation.perplexity import (
     answer_passages,
     block_perplexity,
     reply_passages,
     text_bits,
     text_passages,
 )
+from minigpt.models import checkpoint
+from minigpt.models.device import pick_device, pick_dtype
 
 
 class Settings:

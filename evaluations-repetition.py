@@ -17,9 +17,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from config.configurator import configure
-from minigpt import repetition
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import check_writable, table, write_json, write_jsonl, write_text
+from minigpt.evaluation import repetition
 from minigpt.inference import quantization
 from minigpt.inference.engine import Engine
 from minigpt.plots import grid_figure, write_figure

@@ -28,7 +28,7 @@ from minigpt.common.errors import UserError, run
 from minigpt.common.files import written_whole
 from minigpt.common.report import check_writable, duration, write_text
 from minigpt.data.prompts import stop_ids
-from minigpt.examples import Example, example_ids, first_held_out
+from minigpt.evaluation.examples import Example, example_ids, first_held_out
 from minigpt.inference.engine import Engine, Request
 from minigpt.models import checkpoint
 from minigpt.models.device import (

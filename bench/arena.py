@@ -29,7 +29,7 @@ from minigpt.arena import Arena
 from minigpt.common.errors import ROOT, UserError, run
 from minigpt.common.report import table
 from minigpt.endpoints import Endpoint, Endpoints
-from minigpt.examples import read_pairs
+from minigpt.evaluation.examples import read_pairs
 from minigpt.votes import Ledger
 
 

@@ -28,7 +28,7 @@ from minigpt.common.report import table, write_jsonl
 from minigpt.common.scripts import call
 from minigpt.data.pipeline import SFT_FORMATS, PlainText, prepare
 from minigpt.data.readers import is_val
-from minigpt.examples import read_conversations
+from minigpt.evaluation.examples import read_conversations
 from minigpt.models import checkpoint
 
 # name → layout, isolate

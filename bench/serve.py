@@ -26,7 +26,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from config.configurator import configure
 from minigpt.common.errors import ROOT, UserError, run
 from minigpt.common.report import table
-from minigpt.examples import read_pairs
+from minigpt.evaluation.examples import read_pairs
 
 
 class Settings:

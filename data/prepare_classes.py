@@ -21,10 +21,10 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt.classification import Task, read_table, split, without_doubles, write_task
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import table
 from minigpt.data.pipeline import command_line
+from minigpt.evaluation.classification import Task, read_table, split, without_doubles, write_task
 
 
 class Settings:

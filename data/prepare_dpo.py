@@ -33,7 +33,7 @@ from minigpt.common.errors import UserError, run
 from minigpt.common.report import check_writable, write_jsonl
 from minigpt.data.pipeline import command_line, prepare, table
 from minigpt.data.preferences import FACTS, Preferences, make_preferences
-from minigpt.examples import read_pairs
+from minigpt.evaluation.examples import read_pairs
 
 
 class Settings:

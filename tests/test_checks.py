@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from minigpt.checks import LISTED, RULES, Finding, Rules, check, feedback
 from minigpt.data.cleaning import clean
 from minigpt.data.readers import read_entries
-from minigpt.examples import read_pairs
+from minigpt.evaluation.examples import read_pairs
 from minigpt.replies import QA
 
 TEXT = (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from minigpt.common.errors import UserError
 from minigpt.doubles import Doubles, bare
-from minigpt.examples import read_pairs
+from minigpt.evaluation.examples import read_pairs
 
 HAN = "".join(map(chr, range(0x4E00, 0x4E00 + 500)))
 

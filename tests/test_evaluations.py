@@ -6,7 +6,7 @@ import math
 import pytest
 from tiny_run import pack, run_here, save_run, save_scripted_run, write_jsonl
 
-from minigpt.perplexity import answer_passages, text_bits, text_passages
+from minigpt.evaluation.perplexity import answer_passages, text_bits, text_passages
 
 KEPT_TEXTS = [
     {"id": "a", "title": "", "text": "长江很长。"},

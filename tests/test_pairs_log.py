@@ -11,8 +11,8 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt import examples
 from minigpt.common.errors import UserError
+from minigpt.evaluation import examples
 from minigpt.pairs_log import (
     Finished,
     PairsLog,

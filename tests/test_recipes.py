@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from config.configurator import configure
 from minigpt.doubles import Doubles
-from minigpt.examples import read_pairs
+from minigpt.evaluation.examples import read_pairs
 from model import GPT, GPTConfig
 
 RECIPES = sorted(set((ROOT / "config").glob("*.py")) - {ROOT / "config/configurator.py"})

@@ -25,7 +25,7 @@ from tiny_run import run_here, save_scripted_run, write_jsonl
 from minigpt.checks import Rules
 from minigpt.common.errors import UserError
 from minigpt.doubles import Doubles
-from minigpt.examples import read_pairs
+from minigpt.evaluation.examples import read_pairs
 from minigpt.interviews import (
     EntryTasks,
     Interviewer,

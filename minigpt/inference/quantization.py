@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from minigpt.common.errors import ROOT, UserError
 from minigpt.data.readers import conversation_of
+from minigpt.evaluation.perplexity import answer_passages, reply_passages, text_passages
 from minigpt.inference.kernels import FEW, build
 from minigpt.models import checkpoint
 from minigpt.models.device import pick_device, pick_dtype
-from minigpt.perplexity import answer_passages, reply_passages, text_passages
 
 LARGEST_COST = 0.01  # by which int8 may raise the perplexity
 MEASURED = 4096  # tokens on which that is measured

@@ -22,13 +22,20 @@ from minigpt.common.errors import UserError
 from minigpt.data.pipeline import SFT_FORMATS, prepare, table
 from minigpt.data.prompts import chat_ids, prompt_ids
 from minigpt.data.readers import Conversation, conversation_of, instruction_of, is_val, pair_of
-from minigpt.examples import HELD_OUT, OTHER, SEEN, first_held_out, read_examples, standings
+from minigpt.evaluation.examples import (
+    HELD_OUT,
+    OTHER,
+    SEEN,
+    first_held_out,
+    read_examples,
+    standings,
+)
+from minigpt.evaluation.perplexity import block_perplexity, reply_passages
 from minigpt.inference import quantization
 from minigpt.inference.engine import Engine
 from minigpt.inference.scheduler import Host, Limits
 from minigpt.listener import flush, listen
 from minigpt.models import checkpoint
-from minigpt.perplexity import block_perplexity, reply_passages
 from minigpt.tokenizer.tokenizer import load_tokenizer
 
 CHAT, ALPACA = SFT_FORMATS["chat"], SFT_FORMATS["alpaca"]

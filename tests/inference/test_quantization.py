@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from tiny_run import save_run
 
 from minigpt.common.errors import UserError
+from minigpt.evaluation.perplexity import Passage
 from minigpt.inference import quantization
 from minigpt.inference.engine import Engine, Request
 from minigpt.inference.kernels import build
 from minigpt.inference.quantization import Int8Linear, KernelLinear
-from minigpt.perplexity import Passage
 from model import GPTConfig, KVCache
 
 

@@ -18,8 +18,8 @@ from tiny_run import run_here, save_run
 
 from data_utils import Batches, Blocks, evaluation_batches
 from minigpt.common.errors import UserError
+from minigpt.evaluation.perplexity import block_perplexity
 from minigpt.models import checkpoint
-from minigpt.perplexity import block_perplexity
 from minigpt.training import losses
 from minigpt.training.dpo import DPO, PairBatch, Pairs, add_reference, row_sums, target_logprobs
 from model import GPT, GPTConfig

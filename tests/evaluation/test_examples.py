@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tiny_run import pack, save_scripted_run, write_jsonl
 
 from minigpt.common.errors import UserError
-from minigpt.examples import (
+from minigpt.evaluation.examples import (
     HELD_OUT,
     OTHER,
     SEEN,

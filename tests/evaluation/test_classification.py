@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import run_here, save_run, save_scripted_run
 
-from minigpt.classification import (
+from minigpt.common.errors import UserError
+from minigpt.evaluation.classification import (
     READINGS,
     Labelled,
     Task,
@@ -33,7 +34,6 @@ from minigpt.classification import (
     without_doubles,
     write_task,
 )
-from minigpt.common.errors import UserError
 from minigpt.plots import confusion_figure
 
 TASK = Task(("art", "sport"), "Kind:", 20)

@@ -12,7 +12,7 @@ from tiny_run import pack
 
 from data_utils import Blocks
 from minigpt.common.errors import UserError
-from minigpt.perplexity import (
+from minigpt.evaluation.perplexity import (
     Passage,
     all_windows,
     answer_passages,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.rouge import bootstrap_mean, characters, rouge_l, score, summary, words
+from minigpt.evaluation.rouge import bootstrap_mean, characters, rouge_l, score, summary, words
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_jieba_says_nothing_and_needs_no_temporary_folder():
 import json, tempfile
 def refuse(*args, **kwargs): raise FileNotFoundError("no temporary folder")
 tempfile.gettempdir = tempfile.mkstemp = refuse
-from minigpt.rouge import words
+from minigpt.evaluation.rouge import words
 print(json.dumps(words("黄河很长")))
 """
     command = [sys.executable, "-W", "default::UserWarning", "-c", code]

@@ -11,8 +11,16 @@ from tiny_run import run_here, save_run, write_jsonl
 
 from minigpt import hf_export
 from minigpt.common.errors import UserError
-from minigpt.examples import Example
-from minigpt.harness import N_ENDINGS, Item, ending_logprobs, fitting, make_items, score, write_task
+from minigpt.evaluation.examples import Example
+from minigpt.evaluation.multiple_choice import (
+    N_ENDINGS,
+    Item,
+    ending_logprobs,
+    fitting,
+    make_items,
+    score,
+    write_task,
+)
 from minigpt.models import checkpoint
 from minigpt.tokenizer.tokenizer import SPECIAL_NAMES, save_tokenizer
 

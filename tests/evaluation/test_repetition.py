@@ -1,6 +1,6 @@
 """Repetition: measures by hand and against plain counting; the grid; the script as a user runs it.
 
-python -m pytest tests/test_repetition.py
+python -m pytest tests/evaluation/test_repetition.py
 """
 
 import csv
@@ -15,9 +15,7 @@ from matplotlib.image import imread
 from tiny_run import run_here, save_run, save_scripted_run, write_jsonl
 
 from minigpt.common.errors import UserError
-from minigpt.inference.engine import Engine
-from minigpt.plots import grid_figure
-from minigpt.repetition import (
+from minigpt.evaluation.repetition import (
     MEASURES,
     Cell,
     distinct,
@@ -31,6 +29,8 @@ from minigpt.repetition import (
     summaries,
     write_texts,
 )
+from minigpt.inference.engine import Engine
+from minigpt.plots import grid_figure
 
 ONE = dict(temperature=[1.0], top_p=[1.0], top_k=[0], repetition_penalty=[1.0], num_beams=[1])
 

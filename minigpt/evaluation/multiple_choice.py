@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minigpt.classification import label_logprobs
 from minigpt.common.errors import UserError
 from minigpt.common.report import check_writable, write_json, write_jsonl
-from minigpt.examples import first_sentence
+from minigpt.evaluation.classification import label_logprobs
+from minigpt.evaluation.examples import first_sentence
 
 N_ENDINGS = 4
 METRICS = ("acc", "acc_norm")

@@ -27,7 +27,7 @@ from minigpt.common.presets import read_text
 from minigpt.common.report import check_writable, write_json, write_jsonl
 from minigpt.data.prompts import prompt_ids
 from minigpt.data.readers import Reject, read_records
-from minigpt.examples import Example, write_answers
+from minigpt.evaluation.examples import Example, write_answers
 from minigpt.inference.engine import Engine
 from model import KVCache
 
