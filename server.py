@@ -31,7 +31,7 @@ from minigpt.inference.scheduler import Host, set_threads
 from minigpt.inference.scheduler import Limits as HostLimits
 from minigpt.listener import flush, listen
 from minigpt.models import checkpoint
-from minigpt.protocol import Limits
+from minigpt.openai.schemas import Limits
 from model import GPT, GPTConfig
 
 

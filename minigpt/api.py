@@ -21,9 +21,9 @@ from werkzeug.exceptions import HTTPException
 from minigpt.choices import Generation, Reader
 from minigpt.common.errors import UserError
 from minigpt.data.prompts import TooLong, chat_ids, prompt_ids, stop_ids
-from minigpt.forms import ChatForm, CompletionForm
 from minigpt.inference.engine import Request
-from minigpt.protocol import (
+from minigpt.openai.formats import ChatForm, CompletionForm
+from minigpt.openai.schemas import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from minigpt.common.errors import UserError
 from minigpt.inference.scheduler import POLL, Busy, Closed
-from minigpt.protocol import Refused
-from minigpt.stops import StopStrings
+from minigpt.openai.schemas import Refused
+from minigpt.openai.stop_strings import StopStrings
 
 FEW_READERS = 8  # where more than so many read at once, pieces come …
 PACE, LONGEST = 0.003, 0.1  # … so many seconds apart for each of them, and at most

@@ -33,7 +33,7 @@ from minigpt.common.urls import api_path, is_key, is_variable, problem_of_url, r
 from minigpt.data.prompts import chat_ids, stop_ids
 from minigpt.inference.engine import Request
 from minigpt.inference.scheduler import Busy, Closed
-from minigpt.protocol import Sampling
+from minigpt.openai.schemas import Sampling
 
 SETTINGS = frozenset(Sampling.model_fields)  # what a setting may be called
 PRIVATE = Allowed()  # this machine and private networks

@@ -18,7 +18,7 @@ from waitress.task import ErrorTask
 
 from minigpt.common import urls
 from minigpt.common.errors import UserError
-from minigpt.protocol import Refused
+from minigpt.openai.schemas import Refused
 
 
 class _JsonErrorTask(ErrorTask):

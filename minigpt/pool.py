@@ -11,7 +11,7 @@
 A question goes to the server that has least to do. How much each may have at a time grows with its
 answers and halves when it is overloaded; what fails is tried again, there or elsewhere, after a
 random pause; a server that keeps failing is left alone for a while. A wrong key or an unknown model
-takes a server out for good. How one question is asked stands in minigpt/completions.py.
+takes a server out for good. How one question is asked stands in minigpt/openai/client.py.
 """
 
 import itertools
@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 
 from minigpt.common.errors import UserError
 from minigpt.common.urls import api_path, is_key, is_local, is_variable, problem_of_url
-from minigpt.completions import (
+from minigpt.openai.client import (
     Answer,
     Client,
     Failure,

@@ -22,16 +22,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from tiny_run import save_scripted_run
 
-from minigpt import protocol
 from minigpt.api import Options, Served, Service, make_app
 from minigpt.common.errors import UserError
-from minigpt.forms import token_string
 from minigpt.inference.engine import Engine
 from minigpt.inference.scheduler import Host
 from minigpt.inference.scheduler import Limits as HostLimits
 from minigpt.listener import flush, listen
 from minigpt.models import checkpoint
-from minigpt.protocol import Limits
+from minigpt.openai import schemas
+from minigpt.openai.formats import token_string
+from minigpt.openai.schemas import Limits
 
 PATIENCE = 20  # seconds: a generous deadline for what takes a fraction of one
 BLOCK = 64
@@ -620,18 +620,18 @@ def test_tokenize(api, byte_tokenizer):
 
 def test_answers_have_the_described_shape(api):
     def check(model, value):
-        protocol.parse(model, value)
+        schemas.parse(model, value)
 
     asked = chat(logprobs=True, top_logprobs=1)
-    check(protocol.ChatAnswer, api.post("/v1/chat/completions", asked).json())
+    check(schemas.ChatAnswer, api.post("/v1/chat/completions", asked).json())
     options = dict(stream=True, stream_options=dict(include_usage=True))
     for event in events(api.post("/v1/chat/completions", {**asked, **options})):
-        check(protocol.ChatChunk, event)
+        check(schemas.ChatChunk, event)
     asked = dict(model="plain", prompt="a", logprobs=1, echo=True, max_tokens=3)
-    check(protocol.CompletionAnswer, api.post("/v1/completions", asked).json())
+    check(schemas.CompletionAnswer, api.post("/v1/completions", asked).json())
     for event in events(api.post("/v1/completions", {**asked, **options})):
-        check(protocol.CompletionAnswer, event)
-    check(protocol.ErrorAnswer, api.get("/nowhere").json())
+        check(schemas.CompletionAnswer, event)
+    check(schemas.ErrorAnswer, api.get("/nowhere").json())
 
 
 def test_utf8_is_not_escaped(api):

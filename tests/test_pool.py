@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scripted_server import ScriptedServer, error, garbage, good, half, reset, stall
 
 from minigpt.common.errors import UserError
-from minigpt.completions import Refused
+from minigpt.openai.client import Refused
 from minigpt.pool import (
     Answer,
     Breaker,

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_server import ScriptedServer, body, drip, error, garbage, good, half, reset, stall
 
-from minigpt import completions
 from minigpt.common.report import one_line
-from minigpt.completions import Client, Failure, Refused, Useless, listed
+from minigpt.openai import client as completions
+from minigpt.openai.client import Client, Failure, Refused, Useless, listed
 
 KEY = "sk-very-secret-0123456789"
 QUESTION = {"model": "scripted", "messages": [{"role": "user", "content": "首都？"}]}

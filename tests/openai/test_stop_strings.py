@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.stops import StopStrings
+from minigpt.openai.stop_strings import StopStrings
 
 # Two letters and short stops: overlaps, ties and near misses in almost every example.
 TEXTS = st.text("ab", max_size=30)
