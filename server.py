@@ -22,16 +22,16 @@ import torch
 
 from config.configurator import configure
 from minigpt.addresses import lan_address
-from minigpt.api import Options, Served, Service, make_app
 from minigpt.common.errors import UserError, run
 from minigpt.common.urls import address, is_everywhere, is_key, is_local
 from minigpt.inference import quantization
 from minigpt.inference.engine import Engine, Request
 from minigpt.inference.scheduler import Host, set_threads
 from minigpt.inference.scheduler import Limits as HostLimits
-from minigpt.listener import flush, listen
 from minigpt.models import checkpoint
 from minigpt.openai.schemas import Limits
+from minigpt.serving.app import Options, Served, Service, make_app
+from minigpt.serving.wsgi import flush, listen
 from model import GPT, GPTConfig
 
 

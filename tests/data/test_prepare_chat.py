@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from tiny_run import pack, run_here, write_jsonl
 
 from data_utils import Blocks
-from minigpt.api import Options, Served, Service, make_app
 from minigpt.common.errors import UserError
 from minigpt.data.pipeline import SFT_FORMATS, prepare, table
 from minigpt.data.prompts import chat_ids, prompt_ids
@@ -34,8 +33,9 @@ from minigpt.evaluation.perplexity import block_perplexity, reply_passages
 from minigpt.inference import quantization
 from minigpt.inference.engine import Engine
 from minigpt.inference.scheduler import Host, Limits
-from minigpt.listener import flush, listen
 from minigpt.models import checkpoint
+from minigpt.serving.app import Options, Served, Service, make_app
+from minigpt.serving.wsgi import flush, listen
 from minigpt.tokenizer.tokenizer import load_tokenizer
 
 CHAT, ALPACA = SFT_FORMATS["chat"], SFT_FORMATS["alpaca"]

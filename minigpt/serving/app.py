@@ -1,7 +1,7 @@
 """The HTTP API: OpenAI's routes, and a plain-text one for people, over a Host of models.
 
     service = Service(Options())
-    app = make_app(service)                   # for minigpt/listener.py; it answers 503 …
+    app = make_app(service)                   # for minigpt/serving/wsgi.py; it answers 503 …
     service.open({"sft": served}, host)       # … until here
 
 A request is checked as a whole before the first byte of its answer. What its client does not stay
@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
-from minigpt.choices import Generation, Reader
 from minigpt.common.errors import UserError
 from minigpt.data.prompts import TooLong, chat_ids, prompt_ids, stop_ids
 from minigpt.inference.engine import Request
@@ -37,6 +36,7 @@ from minigpt.openai.schemas import (
     read_form,
     read_json,
 )
+from minigpt.serving.streaming import Generation, Reader
 from minigpt.tokenizer.huggingface import SPECIAL_TEXTS
 
 KEEP_ALIVE_SECONDS = 5.0  # a stream that has nothing to say says so this often

@@ -22,16 +22,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from tiny_run import save_scripted_run
 
-from minigpt.api import Options, Served, Service, make_app
 from minigpt.common.errors import UserError
 from minigpt.inference.engine import Engine
 from minigpt.inference.scheduler import Host
 from minigpt.inference.scheduler import Limits as HostLimits
-from minigpt.listener import flush, listen
 from minigpt.models import checkpoint
 from minigpt.openai import schemas
 from minigpt.openai.formats import token_string
 from minigpt.openai.schemas import Limits
+from minigpt.serving.app import Options, Served, Service, make_app
+from minigpt.serving.wsgi import flush, listen
 
 PATIENCE = 20  # seconds: a generous deadline for what takes a fraction of one
 BLOCK = 64
@@ -775,7 +775,7 @@ def test_out_of_time(make_server, stream):
 
 
 def test_a_stream_that_waits_says_so(make_server, monkeypatch):
-    monkeypatch.setattr("minigpt.api.KEEP_ALIVE_SECONDS", 0.2)
+    monkeypatch.setattr("minigpt.serving.app.KEEP_ALIVE_SECONDS", 0.2)
     server = make_server(Options(limits=Limits(max_tokens=10**6)), n_slots=1)
     with contextlib.closing(server.connect(raw("/v1/chat/completions", ENDLESS))):
         until(lambda: server.host.counts() == (1, 0))
