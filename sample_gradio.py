@@ -33,21 +33,21 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from minigpt import cards
-from minigpt.addresses import DEFAULT as OWN_NETWORKS
-from minigpt.addresses import Allowed, lan_address
-from minigpt.arena import MOST_SIDES, Arena
-from minigpt.battle import Shown
+from minigpt.arena import html
+from minigpt.arena.arena import MOST_SIDES, Arena
+from minigpt.arena.battles import Shown
+from minigpt.arena.endpoints import Endpoint, EndpointError, Endpoints, LocalRun, read_presets
+from minigpt.arena.i18n import CHINESE, ENGLISH, words
+from minigpt.arena.ratings import ratings, win_rates
+from minigpt.arena.safe_http import DEFAULT as OWN_NETWORKS
+from minigpt.arena.safe_http import Allowed, lan_address
+from minigpt.arena.store import Ledger, jsonl, markdown, preference_pairs
 from minigpt.common.presets import read_prompts
 from minigpt.common.urls import address, is_everywhere, is_local
-from minigpt.endpoints import Endpoint, EndpointError, Endpoints, LocalRun, read_presets
 from minigpt.inference import quantization
 from minigpt.inference.engine import Engine
 from minigpt.inference.scheduler import Host, Limits, set_threads
 from minigpt.models import checkpoint
-from minigpt.ratings import ratings, win_rates
-from minigpt.votes import Ledger, jsonl, markdown, preference_pairs
-from minigpt.wording import CHINESE, ENGLISH, words
 
 REFRESH = 0.12  # seconds between two looks at what is being written
 WATCH_SECONDS = 30.0  # between two looks at how the endpoints are
@@ -209,7 +209,7 @@ def make_app(page, auth=""):
         path="/",
         i18n=page.i18n,
         theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-        css=cards.CSS,
+        css=html.CSS,
         head=HEAD,
         ssr_mode=False,
         footer_links=[],
@@ -423,13 +423,13 @@ class Page:
             settings = read_settings(sliders, said)
             side = session.side = self.arena.endpoints.get(model or "").side()
         except UserError as error:
-            yield talk, "", cards.note(str(error))
+            yield talk, "", html.note(str(error))
             return
         settings = {name: value for name, value in settings.items() if name in side.takes}
         messages = [{"role": each["role"], "content": text_of(each)} for each in talk]
         answer, shown, note = Shown(20_000), time.monotonic(), ""
         began, n_pieces = time.monotonic(), 0
-        yield [*talk, turn("assistant", "…")], "", cards.note(said["waiting"])
+        yield [*talk, turn("assistant", "…")], "", html.note(said["waiting"])
         try:
             for piece in side.stream(messages, settings):
                 n_pieces += 1
@@ -441,7 +441,7 @@ class Page:
                     shown = time.monotonic()
                     growing = [*talk, turn("assistant", answer.text)]
                     # What is being typed meanwhile stays.
-                    yield growing, gr.skip(), cards.note(said["writing"])
+                    yield growing, gr.skip(), html.note(said["writing"])
         except EndpointError as error:
             note = error.message
         finally:
@@ -455,7 +455,7 @@ class Page:
         yield (
             [*talk, turn("assistant", answer.text or "…")],
             gr.skip(),
-            cards.note(" · ".join(filter(None, parts))),
+            html.note(" · ".join(filter(None, parts))),
         )
 
     def stop_chat(self, request: gr.Request):
@@ -505,7 +505,7 @@ class Page:
         status = gr.HTML("", elem_id="arena-status")
         with gr.Row():
             votes = [
-                gr.Button(f"{cards.SIDES[i]}", visible=False, elem_id=f"vote-{i}")
+                gr.Button(f"{html.SIDES[i]}", visible=False, elem_id=f"vote-{i}")
                 for i in range(MOST_SIDES)
             ]
             tie = gr.Button(t("tie"), visible=False, elem_id="vote-tie")
@@ -548,7 +548,7 @@ class Page:
             drawn = self._drawn(said, bout)
         except UserError as error:  # the ledger cannot be written
             drawn = self._drawn(said, bout)
-            drawn[MOST_SIDES] = cards.note(str(error))
+            drawn[MOST_SIDES] = html.note(str(error))
         finally:
             bout.battle.stop()  # where the page was left
         yield drawn
@@ -569,7 +569,7 @@ class Page:
                 self.arena.vote(bout, choice)
             except UserError as error:
                 drawn = self._drawn(said, bout)
-                drawn[MOST_SIDES] = cards.note(str(error))
+                drawn[MOST_SIDES] = html.note(str(error))
                 return drawn
             return self._drawn(said, bout)
 
@@ -586,12 +586,12 @@ class Page:
                 continue
             name = bout.names[place] if told else None
             is_chosen, show_facts = bout.choice == place, told and ended
-            card = cards.side_card(said, states[place], place, name, is_chosen, show_facts)
+            card = html.side_card(said, states[place], place, name, is_chosen, show_facts)
             drawn.append(gr.update(value=card, visible=True))
-        drawn.append(cards.note(self._status(said, bout, ended)))
+        drawn.append(html.note(self._status(said, bout, ended)))
         voting = ended and bout.votable
         for place in range(MOST_SIDES):
-            label = said["best"].format(side=cards.SIDES[place])
+            label = said["best"].format(side=html.SIDES[place])
             kind = "primary" if bout.choice == place else "secondary"
             drawn.append(gr.update(value=label, visible=voting and place < n, variant=kind))
         kinds = ["primary" if bout.choice == each else "secondary" for each in ("tie", "none")]
@@ -625,8 +625,8 @@ class Page:
         """Ratings and win rates as they stand."""
         said = words(request.headers.get("accept-language"))
         decided = self.arena.ledger.decided(None if kind == "both" else kind)
-        board = cards.leaderboard(said, ratings(decided, seed=0))
-        return board + cards.heat_map(said, *win_rates(decided))
+        board = html.leaderboard(said, ratings(decided, seed=0))
+        return board + html.heat_map(said, *win_rates(decided))
 
     # -- history --
 
@@ -649,7 +649,7 @@ class Page:
     def history(self, text, model, request: gr.Request):
         """The latest battles that match."""
         said = words(request.headers.get("accept-language"))
-        return cards.history(said, self.arena.ledger.battles(text or "", model or "", limit=50))
+        return html.history(said, self.arena.ledger.battles(text or "", model or "", limit=50))
 
     # -- endpoints --
 
@@ -687,7 +687,7 @@ class Page:
         said, endpoints = words(request.headers.get("accept-language")), self.arena.endpoints
         entries = [endpoints.get(name) for name in endpoints.names()]
         rows = [(e.name, getattr(e, "base_url", None), self.health.get(e.name)) for e in entries]
-        return cards.endpoints(said, rows)
+        return html.endpoints(said, rows)
 
     def check_endpoints(self, request: gr.Request):
         """Ask each how it is, one after the other."""
@@ -726,12 +726,12 @@ class Page:
                 change()
             except UserError as error:
                 message = str(error)
-        return cards.note(message), self.endpoint_table(request)
+        return html.note(message), self.endpoint_table(request)
 
 
 def _status_alone(text):
     """Updates for the arena, as Page._drawn() has them, that change the status alone."""
-    return [gr.skip()] * MOST_SIDES + [cards.note(text)] + [gr.skip()] * (MOST_SIDES + 2)
+    return [gr.skip()] * MOST_SIDES + [html.note(text)] + [gr.skip()] * (MOST_SIDES + 2)
 
 
 def read_settings(sliders, said):

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from config.configurator import configure
-from minigpt.addresses import lan_address
+from minigpt.arena.safe_http import lan_address
 from minigpt.common.errors import UserError, run
 from minigpt.common.urls import address, is_everywhere, is_key, is_local
 from minigpt.inference import quantization

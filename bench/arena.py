@@ -5,7 +5,7 @@
 
 Starts two real server.py processes with the same run, and lets each session, a thread with a voter
 of its own, ask, wait for both answers, vote and often change its mind, as sample_gradio.py does it
-by minigpt.arena: no browser takes part, and everything shares this machine. At the end the ledger
+by minigpt.arena.arena: no browser takes part, and everything shares this machine. At the end the ledger
 is opened anew and must hold exactly the battles and votes that were reported as saved. "First
 token" is of each side, from the start of its battle; "battle" is that of the slower side.
 """
@@ -25,12 +25,12 @@ from dataclasses import dataclass, field
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt.arena import Arena
+from minigpt.arena.arena import Arena
+from minigpt.arena.endpoints import Endpoint, Endpoints
+from minigpt.arena.store import Ledger
 from minigpt.common.errors import ROOT, UserError, run
 from minigpt.common.report import table
-from minigpt.endpoints import Endpoint, Endpoints
 from minigpt.evaluation.examples import read_pairs
-from minigpt.votes import Ledger
 
 
 class Settings:

@@ -24,10 +24,10 @@ from conftest import ROOT
 from tiny_run import save_run, save_scripted_run
 
 import sample_gradio
+from minigpt.arena.i18n import ENGLISH
+from minigpt.arena.store import Ledger
 from minigpt.common.errors import UserError
 from minigpt.models import checkpoint
-from minigpt.votes import Ledger
-from minigpt.wording import ENGLISH
 from model import GPT
 
 INSTALL = "needs a browser: pip install playwright; apt-get install chromium"

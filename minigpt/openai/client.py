@@ -7,7 +7,7 @@
 
 What goes wrong is a Failure (worth another try), Refused (this question alone) or Useless (this
 server), and says what the server said: bounded, printable, without the key. The server is the
-user's own choice; minigpt/endpoints.py streams from those that strangers name.
+user's own choice; minigpt/arena/endpoints.py streams from those that strangers name.
 """
 
 import email.utils

@@ -3,7 +3,7 @@
     ledger = Ledger("out/arena.sqlite")
     number = ledger.add_battle(BattleRecord("blind", prompt, settings, seed, voter, sides))
     ledger.vote(number, voter, 0)                       # its first side was the best
-    ratings(ledger.decided("blind"), seed=0)            # minigpt.ratings
+    ratings(ledger.decided("blind"), seed=0)            # minigpt.arena.ratings
     for line in jsonl(ledger.battles(text="黄河")): …
 
 Many threads may share a Ledger, and several processes a file. What a call has returned from is on
@@ -21,8 +21,8 @@ from datetime import datetime, timezone
 from itertools import combinations
 from pathlib import Path
 
+from minigpt.arena.ratings import Decided
 from minigpt.common.errors import UserError
-from minigpt.ratings import Decided
 
 VERSION = 1  # of the schema, in the file's user_version
 BUSY_SECONDS = 30.0  # how long another process may hold the file
@@ -204,7 +204,7 @@ class Ledger:
             return self._records(rest, (*values, -1 if limit is None else limit, offset))
 
     def decided(self, kind=None):
-        """All battles with a vote, of one kind or of both, as minigpt.ratings takes them."""
+        """All battles with a vote, of one kind or of both, as minigpt.arena.ratings takes them."""
         query = (
             "SELECT battle, choice, model FROM side JOIN battle ON battle = id "
             "WHERE choice IS NOT NULL AND kind IN (?, ?) ORDER BY battle, place"

@@ -12,12 +12,12 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt import cards
-from minigpt.battle import MESSAGES, SideState
-from minigpt.endpoints import Health
-from minigpt.ratings import Decided, Rating, win_rates
-from minigpt.votes import BattleRecord, SideRecord
-from minigpt.wording import CHINESE, ENGLISH, words
+from minigpt.arena import html as cards
+from minigpt.arena.battles import MESSAGES, SideState
+from minigpt.arena.endpoints import Health
+from minigpt.arena.i18n import CHINESE, ENGLISH, words
+from minigpt.arena.ratings import Decided, Rating, win_rates
+from minigpt.arena.store import BattleRecord, SideRecord
 
 
 class Reader(HTMLParser):
@@ -211,7 +211,7 @@ def test_both_languages_say_the_same_things():
 def test_every_word_is_used_and_none_is_missing():
     source = "".join(
         (ROOT / name).read_text(encoding="utf-8")
-        for name in ("sample_gradio.py", "minigpt/cards.py")
+        for name in ("sample_gradio.py", "minigpt/arena/html.py")
     )
     asked = set(re.findall(r"\b(?:t\(|(?:said|words|ENGLISH)\[)[\"'](\w+)[\"']", source))
     assert asked <= ENGLISH.keys()

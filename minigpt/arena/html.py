@@ -179,7 +179,7 @@ def _standing(words, battle):
 
 
 def endpoints(words, rows):
-    """rows: (name, address or None for this machine, minigpt.endpoints.Health or None)."""
+    """rows: (name, address or None for this machine, minigpt.arena.endpoints.Health or None)."""
     shown = []
     for name, address, health in rows:
         if health is None:

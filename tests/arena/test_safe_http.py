@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.addresses import Allowed, CheckedConnection, Forbidden, UnknownHost
+from minigpt.arena.safe_http import Allowed, CheckedConnection, Forbidden, UnknownHost
 from minigpt.common.errors import UserError
 
 PATIENCE = 20  # seconds: a generous deadline for what takes a fraction of one

@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from minigpt.arena import Arena, Bout, Crowded
+from minigpt.arena.arena import Arena, Bout, Crowded
+from minigpt.arena.endpoints import Endpoints
+from minigpt.arena.ratings import Decided
+from minigpt.arena.store import Ledger
 from minigpt.common.errors import UserError
-from minigpt.endpoints import Endpoints
-from minigpt.ratings import Decided
-from minigpt.votes import Ledger
 
 PATIENCE = 20  # seconds: what should be over long before, on the busiest machine
 SETTINGS = {"temperature": 0.8, "seed": 7}

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.battle import MESSAGES, Battle, Shown, SideState, choose_pair, common_settings
+from minigpt.arena.battles import MESSAGES, Battle, Shown, SideState, choose_pair, common_settings
 from minigpt.common.errors import UserError
 
 PATIENCE = 20  # seconds: what should be over long before, on the busiest machine

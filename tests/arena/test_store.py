@@ -12,10 +12,9 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minigpt.battle import choose_pair
-from minigpt.common.errors import UserError
-from minigpt.ratings import Decided, ratings
-from minigpt.votes import (
+from minigpt.arena.battles import choose_pair
+from minigpt.arena.ratings import Decided, ratings
+from minigpt.arena.store import (
     VERSION,
     BattleRecord,
     Ledger,
@@ -24,6 +23,7 @@ from minigpt.votes import (
     markdown,
     preference_pairs,
 )
+from minigpt.common.errors import UserError
 
 
 def side(model, answer="一个回答。", error=None, end_reason="stop"):
@@ -314,7 +314,7 @@ def test_many_threads_of_two_connections(ledger, path):
 WRITER = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from minigpt.votes import BattleRecord, Ledger, SideRecord
+from minigpt.arena.store import BattleRecord, Ledger, SideRecord
 ledger, voter = Ledger(sys.argv[1]), sys.argv[2]
 sides = tuple(SideRecord(name, "x", None, "答" * 3000, None, None, None, "stop") for name in "ab")
 while True:

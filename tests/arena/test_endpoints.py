@@ -18,9 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import save_scripted_run
 
-from minigpt.addresses import Allowed
-from minigpt.common.errors import UserError
-from minigpt.endpoints import (
+from minigpt.arena.endpoints import (
     CAUTIOUS,
     SETTINGS,
     Caps,
@@ -32,6 +30,8 @@ from minigpt.endpoints import (
     Preset,
     read_presets,
 )
+from minigpt.arena.safe_http import Allowed
+from minigpt.common.errors import UserError
 from minigpt.inference.engine import Engine
 from minigpt.inference.scheduler import Host, Limits
 from minigpt.models import checkpoint
@@ -546,7 +546,7 @@ def test_health(serve):
 
 
 def test_health_of_a_slow_server(serve, monkeypatch):
-    monkeypatch.setattr("minigpt.endpoints.SLOW_MS", 50)
+    monkeypatch.setattr("minigpt.arena.endpoints.SLOW_MS", 50)
 
     def script(sock, _):
         time.sleep(0.06)
@@ -571,7 +571,7 @@ def test_health_of_a_server_that_is_not_well(serve, sent, status):
 
 
 def test_health_where_nothing_listens_or_nothing_answers(serve, nobody, monkeypatch):
-    monkeypatch.setattr("minigpt.endpoints.PROBE_SECONDS", 0.2)
+    monkeypatch.setattr("minigpt.arena.endpoints.PROBE_SECONDS", 0.2)
     server = serve(lambda sock, path: sock.recv(1))
     assert endpoint(server).probe().status == "timeout"
     assert endpoint(nobody).probe().status == "refused"

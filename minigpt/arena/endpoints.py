@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from minigpt.addresses import Allowed, CheckedConnection, Forbidden, UnknownHost
+from minigpt.arena.safe_http import Allowed, CheckedConnection, Forbidden, UnknownHost
 from minigpt.common.errors import UserError
 from minigpt.common.presets import read_text
 from minigpt.common.report import one_line

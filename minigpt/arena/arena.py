@@ -11,9 +11,9 @@ import random
 import threading
 from dataclasses import dataclass
 
-from minigpt.battle import Battle, choose_pair
+from minigpt.arena.battles import Battle, choose_pair
+from minigpt.arena.store import BattleRecord, SideRecord
 from minigpt.common.errors import UserError
-from minigpt.votes import BattleRecord, SideRecord
 
 MOST_SIDES = 4
 
@@ -50,7 +50,7 @@ class Bout:
 class Arena:
     """See the module's docstring.
 
-    endpoints: minigpt.endpoints.Endpoints; ledger: minigpt.votes.Ledger; checkpoints: name of a
+    endpoints: minigpt.arena.endpoints.Endpoints; ledger: minigpt.arena.store.Ledger; checkpoints: name of a
     local run → hash of its weights; deadline_seconds, cap_chars: of each side; most: battles that
     may run at once.
     """

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.ratings import MEAN, Decided, ratings, win_rates
+from minigpt.arena.ratings import MEAN, Decided, ratings, win_rates
 
 NAMES = "abcde"
 SIDES = st.lists(st.sampled_from(NAMES), min_size=2, max_size=4)
