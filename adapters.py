@@ -13,9 +13,9 @@ from typing import Literal
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
+from minigpt.interop.peft import load_peft, write_peft
 from minigpt.models import checkpoint
 from minigpt.models.lora import adapters
-from minigpt.peft_adapters import load_peft, write_peft
 
 
 class Settings:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from config.configurator import configure
-from minigpt import gguf_export, hf_export
 from minigpt.common.errors import UserError, run
-from minigpt.export import check_target
+from minigpt.interop import gguf_export, hf_export
+from minigpt.interop.export_folder import check_target
 from minigpt.models import checkpoint
 from minigpt.tokenizer.export import answer_mark_text, special_texts
 from minigpt.tokenizer.tokenizer import PATTERNS

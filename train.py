@@ -23,13 +23,13 @@ import torch.distributed as dist
 
 from config.configurator import configure
 from data_utils import Batches, Blocks, evaluation_batches, read_meta
-from minigpt import hf
 from minigpt.common.errors import UserError, run
 from minigpt.common.files import written_whole
 from minigpt.common.report import check_writable, duration, write_text
 from minigpt.data.prompts import stop_ids
 from minigpt.evaluation.examples import Example, example_ids, first_held_out
 from minigpt.inference.engine import Engine, Request
+from minigpt.interop import hf_import
 from minigpt.models import checkpoint
 from minigpt.models.device import (
     autocast,
@@ -81,7 +81,7 @@ def main():
             f"{out_dir}: already holds a run; go on with --init_from=resume, keep it with another "
             f"--out_dir, or throw it away with --overwrite=true"
         )
-    elif settings.init_from.startswith(hf.PREFIX):
+    elif settings.init_from.startswith(hf_import.PREFIX):
         parent = take_over(settings)
         adopt(settings, parent, SHAPE + ["tokenizer"])
     elif settings.init_from != "scratch":
@@ -453,7 +453,7 @@ def take_over(settings):
             f"--max_iters=0 and an --out_dir, and start from that"
         )
     size = None if settings.origin("block_size") == "default" else settings.block_size
-    return hf.load(settings.init_from, size)
+    return hf_import.load(settings.init_from, size)
 
 
 def share_steps(settings, before, world):

@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import table
-from minigpt.gguf_export import write_gguf
-from minigpt.hf_export import write_hf
+from minigpt.interop.gguf_export import write_gguf
+from minigpt.interop.hf_export import write_hf
 from minigpt.models import checkpoint
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from model import GPT, GPTConfig

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import model as model_module
 from data_utils import BEGIN, Batch
-from minigpt.hf import from_hf
+from minigpt.interop.hf_import import from_hf
 from model import GPT, GPTConfig, KVCache
 
 

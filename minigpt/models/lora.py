@@ -6,7 +6,7 @@
     python train.py config/train_config_sft.py --init_from=out/pretrain --lora_rank=8
 
 minigpt/models/checkpoint.py saves the adapters apart from their base and merges them on loading;
-minigpt/peft_adapters.py exchanges them with peft. Our qkv and SwiGLU's fc are several matrices in
+minigpt/interop/peft.py exchanges them with peft. Our qkv and SwiGLU's fc are several matrices in
 one; each of those has adapters of its own, as Hugging Face's q_proj, k_proj, … have.
 """
 

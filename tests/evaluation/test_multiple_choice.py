@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_run import run_here, save_run, write_jsonl
 
-from minigpt import hf_export
 from minigpt.common.errors import UserError
 from minigpt.evaluation.examples import Example
 from minigpt.evaluation.multiple_choice import (
@@ -21,6 +20,7 @@ from minigpt.evaluation.multiple_choice import (
     score,
     write_task,
 )
+from minigpt.interop import hf_export
 from minigpt.models import checkpoint
 from minigpt.tokenizer.tokenizer import SPECIAL_NAMES, save_tokenizer
 

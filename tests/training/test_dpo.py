@@ -236,7 +236,7 @@ def test_equals_trl(tmp_path, byte_tokenizer, tiny_model):
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from minigpt.hf_export import write_hf
+    from minigpt.interop.hf_export import write_hf
 
     shape = dict(n_rows=320, block_size=32, position="rope", mlp="swiglu", tie_embeddings=False)
     ours, theirs = [], []

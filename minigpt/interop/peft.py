@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from minigpt.common.errors import UserError
-from minigpt.export import NAME, check_target, exported
-from minigpt.hf_weights import architecture
+from minigpt.interop.export_folder import NAME, check_target, exported
+from minigpt.interop.hf_weights import architecture
 from minigpt.models.lora import PARTS, LoRA, LoRALinear, attach
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

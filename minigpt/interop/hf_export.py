@@ -4,7 +4,7 @@
     AutoModelForCausalLM.from_pretrained("out/sft/hf")       # the same logits
     AutoTokenizer.from_pretrained("out/sft/hf")              # the same ids, and the chat template
 
-The network goes out as GPT2LMHeadModel or Qwen3ForCausalLM (minigpt/hf_weights.py).
+The network goes out as GPT2LMHeadModel or Qwen3ForCausalLM (minigpt/interop/hf_weights.py).
 """
 
 import errno
@@ -14,8 +14,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from minigpt.export import DTYPES, NAME, converted, exported
-from minigpt.hf_weights import to_hf
+from minigpt.interop.export_folder import DTYPES, NAME, converted, exported
+from minigpt.interop.hf_weights import to_hf
 from minigpt.tokenizer.export import end_ids, tokenizer_config, tokenizer_json
 
 FILES = (

@@ -10,7 +10,7 @@ from test_huggingface import make, save
 from tiny_run import run_here
 
 from minigpt.common.errors import UserError
-from minigpt.hf import from_hf, load, to_hf
+from minigpt.interop.hf_import import from_hf, load, to_hf
 from minigpt.models import checkpoint
 
 SIZES = dict(vocab_size=470, n_positions=40, n_layer=2, n_head=4, n_embd=32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from test_export import (
+from test_hf_export import (
     AWKWARD,
     SHAPES,
     conversations,
@@ -16,10 +16,10 @@ from test_export import (
 )
 from tiny_run import run_here, save_run, save_scripted_run
 
-from minigpt import gguf_export
 from minigpt.common.errors import UserError
 from minigpt.data.prompts import FORMATS, chat_ids
 from minigpt.inference.engine import Engine, Request
+from minigpt.interop import gguf_export
 from minigpt.models import checkpoint
 from minigpt.tokenizer.tokenizer import PATTERNS, SPECIAL_NAMES, Tokenizer, load_tokenizer
 

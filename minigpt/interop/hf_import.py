@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from minigpt.common.errors import UserError
-from minigpt.hf_weights import GPT2_NAMES, QWEN3_NAMES, SHAPES, to_hf
+from minigpt.interop.hf_weights import GPT2_NAMES, QWEN3_NAMES, SHAPES, to_hf
 from minigpt.models.checkpoint import Checkpoint
 from minigpt.tokenizer.huggingface import (
     PREFIX,

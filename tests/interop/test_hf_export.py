@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from tiny_run import run_here, save_run, save_scripted_run
 from tokenizers import Tokenizer as HFTokenizer
 
-from minigpt import export, hf, hf_export
 from minigpt.common.errors import UserError
 from minigpt.data.prompts import FORMATS, chat_ids
 from minigpt.data.train_bpe import token_ranks, train_bpe
 from minigpt.inference.engine import Engine, Request
+from minigpt.interop import export_folder, hf_export
+from minigpt.interop import hf_import as hf
 from minigpt.models import checkpoint
 from minigpt.tokenizer.export import chat_template, merges, token_texts, tokenizer_json
 from minigpt.tokenizer.tokenizer import PATTERNS, SPECIAL_NAMES, Imported, Tokenizer, load_tokenizer
@@ -290,7 +291,7 @@ def test_other_dtypes_are_the_weights_rounded(exported, tmp_path, dtype):
     hf_export.write_hf(tmp_path / "hf", trained, dtype)
     theirs = model_of(tmp_path / "hf")
     assert str(theirs.dtype) == f"torch.{dtype}" == str(theirs.transformer.wte.weight.dtype)
-    expected = trained.model.blocks[1].mlp.fc.weight.to(export.DTYPES[dtype])
+    expected = trained.model.blocks[1].mlp.fc.weight.to(export_folder.DTYPES[dtype])
     assert torch.equal(theirs.transformer.h[1].mlp.c_fc.weight.t(), expected)
 
 
@@ -329,7 +330,7 @@ def test_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(UserError, match=r"cannot be written .*give another --output"),
-        export.exported(tmp_path / "file" / "it"),
+        export_folder.exported(tmp_path / "file" / "it"),
     ):
         pass
 

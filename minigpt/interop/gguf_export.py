@@ -9,8 +9,8 @@ its text is cut by the pattern of a name that llama.cpp knows (tokenizer.PATTERN
 from pathlib import Path
 
 from minigpt.common.errors import UserError
-from minigpt.export import DTYPES, NAME, converted, exported
-from minigpt.hf_weights import to_hf
+from minigpt.interop.export_folder import DTYPES, NAME, converted, exported
+from minigpt.interop.hf_weights import to_hf
 from minigpt.tokenizer.export import (
     answer_mark_text,
     chat_template,

@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from tiny_run import run_here, save_run
 
 from minigpt.common.errors import UserError
-from minigpt.hf_weights import to_hf
+from minigpt.interop.hf_weights import to_hf
+from minigpt.interop.peft import load_peft, write_peft
 from minigpt.models import checkpoint
 from minigpt.models.lora import LoRA, LoRALinear, adapters, attach, merge
-from minigpt.peft_adapters import load_peft, write_peft
 
 peft = pytest.importorskip("peft")
 
