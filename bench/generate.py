@@ -33,7 +33,7 @@ from scripted_server import ScriptedServer, error, good, half, reset
 from config.configurator import configure
 from minigpt.common.errors import ROOT, UserError, run
 from minigpt.data.readers import pair_of, read_records
-from minigpt.pairs_log import beside
+from minigpt.synthesis.journal import beside
 
 
 class Settings:

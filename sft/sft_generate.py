@@ -12,7 +12,7 @@ that --api_key_env names.
 
 The same command again goes on where the last run ended, however that was; Ctrl-C finishes what is
 being answered. Beside FILE.jsonl stand FILE.progress.jsonl and FILE.rejects.jsonl (see
-minigpt/pairs_log.py). Another prompt or model asks every entry again and adds to the same file.
+minigpt/synthesis/journal.py). Another prompt or model asks every entry again and adds to the same file.
 Exit code 1: fewer entries gave pairs than --min_success; 2: something to mend; 130: Ctrl-C.
 """
 
@@ -26,15 +26,15 @@ import threading
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt.checks import Rules
 from minigpt.common.errors import UserError, run
 from minigpt.data.readers import pair_of, read_records
-from minigpt.doubles import Doubles
-from minigpt.interviews import EntryTasks, Interviewer, Memory, TopicTasks, conduct
-from minigpt.pairs_log import PairsLog, beside
-from minigpt.pool import Pool, read_servers
-from minigpt.tally import ProgressLine, Tally, summary
-from minigpt.templates import FOLDER, load, schema
+from minigpt.synthesis.dedup import Doubles
+from minigpt.synthesis.filters import Rules
+from minigpt.synthesis.generator import EntryTasks, Interviewer, Memory, TopicTasks, conduct
+from minigpt.synthesis.journal import PairsLog, beside
+from minigpt.synthesis.pool import Pool, read_servers
+from minigpt.synthesis.progress import ProgressLine, Tally, summary
+from minigpt.synthesis.templates import FOLDER, load, schema
 from minigpt.tokenizer.tokenizer import load_tokenizer
 
 LIMITS = ("n_min", "n_max", "question_max", "answer_max")

@@ -10,8 +10,8 @@ import torch
 from conftest import ROOT
 
 from config.configurator import configure
-from minigpt.doubles import Doubles
 from minigpt.evaluation.examples import read_pairs
+from minigpt.synthesis.dedup import Doubles
 from model import GPT, GPTConfig
 
 RECIPES = sorted(set((ROOT / "config").glob("*.py")) - {ROOT / "config/configurator.py"})

@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from scripted_server import ScriptedServer, error, good, half, reset
 from tiny_run import run_here, save_scripted_run, write_jsonl
 
-from minigpt.checks import Rules
 from minigpt.common.errors import UserError
-from minigpt.doubles import Doubles
 from minigpt.evaluation.examples import read_pairs
-from minigpt.interviews import (
+from minigpt.synthesis.dedup import Doubles
+from minigpt.synthesis.filters import Rules
+from minigpt.synthesis.generator import (
     EntryTasks,
     Interviewer,
     Memory,
@@ -36,9 +36,9 @@ from minigpt.interviews import (
     conduct,
     shortened,
 )
-from minigpt.pairs_log import beside, entry_hash
-from minigpt.pool import Closed, Refused
-from minigpt.templates import load
+from minigpt.synthesis.journal import beside, entry_hash
+from minigpt.synthesis.pool import Closed, Refused
+from minigpt.synthesis.templates import load
 
 SCRIPT = "sft/sft_generate.py"
 PROMPT = load(ROOT / "sft" / "prompts" / "wiki.md")

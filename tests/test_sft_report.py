@@ -8,11 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import run_here, write_jsonl
 
-from minigpt.census import KINDS, OTHER, describe, kind, opening, quantile, take_census
 from minigpt.common.errors import UserError
-from minigpt.doubles import Doubles
-from minigpt.pairs_log import Finished, PairsLog, beside, entry_hash
 from minigpt.plots import census_figure
+from minigpt.synthesis.dedup import Doubles
+from minigpt.synthesis.journal import Finished, PairsLog, beside, entry_hash
+from minigpt.synthesis.statistics import (
+    KINDS,
+    OTHER,
+    describe,
+    kind,
+    opening,
+    quantile,
+    take_census,
+)
 
 PAIRS = [
     ("黄河发源于哪里？", "青藏高原。", "1"),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import NamedTuple
 
-from minigpt.doubles import bare
+from minigpt.synthesis.dedup import bare
 
 
 @dataclass(frozen=True)

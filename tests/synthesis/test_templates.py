@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.checks import Rules, check
 from minigpt.common.errors import UserError
 from minigpt.data.readers import read_entries
-from minigpt.replies import QA, read_reply
-from minigpt.templates import FOLDER, Template, load, schema
+from minigpt.synthesis.filters import Rules, check
+from minigpt.synthesis.parsing import QA, read_reply
+from minigpt.synthesis.templates import FOLDER, Template, load, schema
 
 SMALL = """\
 source: text

@@ -16,9 +16,9 @@ from pathlib import Path
 from minigpt.common.errors import UserError
 from minigpt.common.report import table
 from minigpt.data.readers import pair_of, read_entries, read_records
-from minigpt.interviews import ROUND
-from minigpt.pairs_log import beside, entry_hash
-from minigpt.tally import Tally, rules_table
+from minigpt.synthesis.generator import ROUND
+from minigpt.synthesis.journal import beside, entry_hash
+from minigpt.synthesis.progress import Tally, rules_table
 
 # What a question asks for, by its last such word; the longer of two that begin alike stands first.
 KINDS = (

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.checks import LISTED, RULES, Finding, Rules, check, feedback
 from minigpt.data.cleaning import clean
 from minigpt.data.readers import read_entries
 from minigpt.evaluation.examples import read_pairs
-from minigpt.replies import QA
+from minigpt.synthesis.filters import LISTED, RULES, Finding, Rules, check, feedback
+from minigpt.synthesis.parsing import QA
 
 TEXT = (
     "都江堰\n都江堰位于四川省都江堰市城西的岷江上，约公元前256年由秦国蜀郡太守李冰父子主持修建。"

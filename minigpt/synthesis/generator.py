@@ -6,7 +6,7 @@
         log.add(result.finished(task, doubles))
 
 `ask(messages, attempt)` is whoever answers, a function of its own, so nothing here knows HTTP; the
-replies are read by minigpt/replies.py, judged by minigpt/checks.py. Entries are taken from the
+replies are read by minigpt/synthesis/parsing.py, judged by minigpt/synthesis/filters.py. Entries are taken from the
 files as they are needed, and never more than a few are in memory.
 """
 
@@ -18,13 +18,13 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from minigpt.checks import check, feedback
 from minigpt.common.errors import UserError
 from minigpt.data.readers import read_entries
 from minigpt.data.sentences import ENDS
-from minigpt.pairs_log import Finished, entry_hash
-from minigpt.pool import Closed, Refused
-from minigpt.replies import read_reply
+from minigpt.synthesis.filters import check, feedback
+from minigpt.synthesis.journal import Finished, entry_hash
+from minigpt.synthesis.parsing import read_reply
+from minigpt.synthesis.pool import Closed, Refused
 
 TICK = 0.2  # seconds between two looks at whether to stop
 ROUND = "#"  # between a topic's title and the number of its round, in an id
@@ -169,7 +169,7 @@ class Result:
 
     def finished(self, task, doubles):
         """As PairsLog.add() takes it; the pairs of one that is done are those that `doubles` (a
-        minigpt.doubles.Doubles) meets for the first time."""
+        minigpt.synthesis.dedup.Doubles) meets for the first time."""
         pairs, doubled = self.pairs, Counter()
         if self.outcome == "done":
             found = [doubles.add(question, answer) for question, answer in pairs]

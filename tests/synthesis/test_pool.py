@@ -14,7 +14,7 @@ from scripted_server import ScriptedServer, error, garbage, good, half, reset, s
 
 from minigpt.common.errors import UserError
 from minigpt.openai.client import Refused
-from minigpt.pool import (
+from minigpt.synthesis.pool import (
     Answer,
     Breaker,
     Closed,

@@ -5,7 +5,7 @@ import io
 import pytest
 
 from minigpt.common.report import duration
-from minigpt.tally import ProgressLine, Tally, rules_table, summary
+from minigpt.synthesis.progress import ProgressLine, Tally, rules_table, summary
 
 
 def record(outcome="done", pairs=4, **about):
@@ -37,7 +37,7 @@ def test_nothing_yet():
 
 def test_the_line_tells_the_time_left_by_the_pace(monkeypatch):
     clock = iter([100.0, 160.0])
-    monkeypatch.setattr("minigpt.tally.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("minigpt.synthesis.progress.time.monotonic", lambda: next(clock))
     tally = Tally(price_in=1.0)
     for outcome in ("done", "done", "done", "rejected"):
         tally.add(record(outcome, completion_tokens=150, prompt_tokens=500_000))
@@ -79,7 +79,7 @@ class Terminal(io.StringIO):
 
 def test_a_terminal_shows_one_line(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("minigpt.tally.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("minigpt.synthesis.progress.time.monotonic", lambda: now[0])
     monkeypatch.setenv("COLUMNS", "20")
     line = ProgressLine(Terminal())
     line.show(lambda: "a" * 30)
@@ -94,7 +94,7 @@ def test_a_terminal_shows_one_line(monkeypatch):
 
 def test_a_file_gets_a_line_now_and_then(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("minigpt.tally.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("minigpt.synthesis.progress.time.monotonic", lambda: now[0])
     line = ProgressLine(io.StringIO())
     for second in range(65):
         now[0] = float(second)

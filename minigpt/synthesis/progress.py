@@ -12,8 +12,8 @@ import threading
 import time
 from collections import Counter
 
-from minigpt.checks import RULES
 from minigpt.common.report import duration, table
+from minigpt.synthesis.filters import RULES
 
 LINE_SECONDS = 30.0  # between two lines of progress where the output is no terminal
 REDRAW_SECONDS = 0.5  # where it is one

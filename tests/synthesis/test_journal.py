@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from minigpt.common.errors import UserError
 from minigpt.evaluation import examples
-from minigpt.pairs_log import (
+from minigpt.synthesis.journal import (
     Finished,
     PairsLog,
     beside,
@@ -359,7 +359,7 @@ def test_two_never_write_the_same_file(path):
     before = contents(path)
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from minigpt.pairs_log import PairsLog\n"
+        "from minigpt.synthesis.journal import PairsLog\n"
         f"PairsLog({str(path)!r}, {FACTS!r})"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -376,7 +376,7 @@ def test_a_full_disk_leaves_the_file_whole(path):
     code = f"""
 import resource, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-from test_pairs_log import FACTS, PairsLog, UserError, finished
+from test_journal import FACTS, PairsLog, UserError, finished
 log = PairsLog({str(path)!r}, FACTS)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))
 try:

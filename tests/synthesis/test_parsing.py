@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minigpt.replies import LONGEST, QA, REPAIRED, REPAIRED_IN_ALL, read_reply
+from minigpt.synthesis.parsing import LONGEST, QA, REPAIRED, REPAIRED_IN_ALL, read_reply
 
 TWO = [QA("黄河有多长？", "5464千米。"), QA("长江有多长？", "6300千米。")]
 OBJECTS = [pair._asdict() for pair in TWO]

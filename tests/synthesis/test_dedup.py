@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.common.errors import UserError
-from minigpt.doubles import Doubles, bare
 from minigpt.evaluation.examples import read_pairs
+from minigpt.synthesis.dedup import Doubles, bare
 
 HAN = "".join(map(chr, range(0x4E00, 0x4E00 + 500)))
 
@@ -110,7 +110,7 @@ def test_the_threshold_is_a_knob():
 def test_the_same_in_every_process():
     """Python's own hashes differ from process to process."""
     code = (
-        "import random, sys; sys.path.insert(0, '.'); from minigpt.doubles import Doubles\n"
+        "import random, sys; sys.path.insert(0, '.'); from minigpt.synthesis.dedup import Doubles\n"
         "draw, doubles = random.Random(0), Doubles(0.5)\n"
         "text = ''.join(draw.choices('甲乙丙丁', k=900))\n"
         "starts = [draw.randrange(860) for _ in range(300)]\n"
