@@ -31,7 +31,7 @@ from minigpt.evaluation.classification import (
 )
 from minigpt.evaluation.examples import draw
 from minigpt.inference import quantization
-from minigpt.plots import confusion_figure, write_figure
+from minigpt.plotting.plots import confusion_figure, write_figure
 
 
 class Settings:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
-from minigpt.plots import loss_figure, output_paths, show_loss, show_place, write_figure
+from minigpt.plotting.plots import loss_figure, output_paths, show_loss, show_place, write_figure
 from minigpt.training.log import read_runlogs, run_names
 
 

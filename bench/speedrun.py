@@ -36,7 +36,7 @@ from minigpt.common.errors import ROOT, UserError, run
 from minigpt.common.report import table, write_json
 from minigpt.common.scripts import call, show
 from minigpt.models import checkpoint
-from minigpt.plots import race_figure, write_figure
+from minigpt.plotting.plots import race_figure, write_figure
 from minigpt.steps import GPT2
 from minigpt.training.log import read_runlog
 

@@ -29,7 +29,7 @@ from findings.runs import SCALES
 from minigpt.common.errors import ROOT, UserError, run
 from minigpt.common.report import duration, table, write_json
 from minigpt.experiments import MOST_SEEDS, Lab, judge, places, verdict
-from minigpt.plots import finding_figure, write_figure
+from minigpt.plotting.plots import finding_figure, write_figure
 from minigpt.training.log import read_runlog
 
 FINDINGS = [*pretraining.FINDINGS, *fine_tuning.FINDINGS, *generation.FINDINGS]

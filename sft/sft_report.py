@@ -15,7 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
-from minigpt.plots import census_figure, output_paths, write_figure
+from minigpt.plotting.plots import census_figure, output_paths, write_figure
 from minigpt.synthesis.dedup import Doubles
 from minigpt.synthesis.statistics import describe, take_census
 

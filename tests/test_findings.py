@@ -41,7 +41,7 @@ from minigpt.experiments import (
     places,
     verdict,
 )
-from minigpt.plots import finding_figure
+from minigpt.plotting.plots import finding_figure
 
 FINDINGS = [*pretraining.FINDINGS, *fine_tuning.FINDINGS, *generation.FINDINGS]
 BY_NAME = {finding.name: finding for finding in FINDINGS}

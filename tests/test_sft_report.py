@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny_run import run_here, write_jsonl
 
 from minigpt.common.errors import UserError
-from minigpt.plots import census_figure
+from minigpt.plotting.plots import census_figure
 from minigpt.synthesis.dedup import Doubles
 from minigpt.synthesis.journal import Finished, PairsLog, beside, entry_hash
 from minigpt.synthesis.statistics import (
@@ -185,7 +185,7 @@ def test_what_is_not_there_is_not_drawn(pairs):
 
 @pytest.mark.parametrize("font", [None, "DejaVu Sans"])
 def test_labels_with_a_font_for_chinese_and_without(pairs, monkeypatch, font):
-    monkeypatch.setattr("minigpt.plots.find_font", lambda characters: font)
+    monkeypatch.setattr("minigpt.plotting.plots.find_font", lambda characters: font)
     figure, notes = census_figure(take_census(pairs))
     found = bars(figure)
     if font:

@@ -23,7 +23,7 @@ from tiny_run import pack, run_here, write_jsonl
 from config.configurator import configure
 from minigpt.common.errors import UserError
 from minigpt.models import checkpoint
-from minigpt.plots import IN_COLOUR, OTHERS, PALETTE, sweep_figure
+from minigpt.plotting.plots import IN_COLOUR, OTHERS, PALETTE, sweep_figure
 
 optuna = pytest.importorskip("optuna", reason="a sweep needs it: pip install optuna")
 

@@ -281,7 +281,7 @@ def as_csv(figures):
 
 
 class Picture(NamedTuple):
-    """What minigpt.plots.grid_figure() draws."""
+    """What minigpt.plotting.plots.grid_figure() draws."""
 
     title: str
     axes: dict

@@ -1,6 +1,6 @@
 """visualize.py: what is read from the logs, what the picture holds, what is said when it cannot be.
 
-python -m pytest tests/test_visualize.py
+python -m pytest tests/plotting/test_visualize.py
 """
 
 import json
@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from matplotlib import font_manager
 from matplotlib.image import imread
 
-from minigpt import plots
 from minigpt.common.errors import UserError
-from minigpt.plots import (
+from minigpt.plotting import plots
+from minigpt.plotting.plots import (
     NAME_LENGTH,
     choose_scales,
     drawable,
@@ -32,7 +32,7 @@ from minigpt.plots import (
 )
 from minigpt.training.log import read_runlog, read_runlogs, run_names
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def progress(step, loss, lr=1e-3):
