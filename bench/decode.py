@@ -25,13 +25,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import torch
 
+from bench.steps import GPT2, transformers_gpt2
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import table
 from minigpt.inference import quantization
 from minigpt.inference.engine import Engine, Request
 from minigpt.inference.kernels import build
-from minigpt.steps import GPT2, transformers_gpt2
 from model import GPT, GPTConfig
 
 PROMPT = 32

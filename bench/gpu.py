@@ -25,12 +25,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import torch
 
+from bench.steps import GPT2, SHAPES, our_step, peak_memory, transformers_step
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import table
 from minigpt.common.scripts import figures_of
 from minigpt.models.device import has_varlen, peak_flops, pick_device, pick_dtype
-from minigpt.steps import GPT2, SHAPES, our_step, peak_memory, transformers_step
 from model import GPT, GPTConfig
 
 CASES = ("ours, default", "ours, default, pieces", "ours, GPT-2", "transformers GPT-2")

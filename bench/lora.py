@@ -24,11 +24,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import torch
 
+from bench.steps import SHAPES, our_step, peak_memory
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import table
 from minigpt.models.lora import LoRA, attach
-from minigpt.steps import SHAPES, our_step, peak_memory
 from model import GPT, GPTConfig
 
 CASES = ("all weights", "embeddings frozen", "upper half", "LoRA", "LoRA, attention")

@@ -31,13 +31,13 @@ import zlib
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from bench.steps import GPT2
 from config.configurator import configure
 from minigpt.common.errors import ROOT, UserError, run
 from minigpt.common.report import table, write_json
 from minigpt.common.scripts import call, show
 from minigpt.models import checkpoint
 from minigpt.plotting.plots import race_figure, write_figure
-from minigpt.steps import GPT2
 from minigpt.training.log import read_runlog
 
 GPT2_SHAPE = [f"--{name}={str(value).lower()}" for name, value in GPT2.items()]

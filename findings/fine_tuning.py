@@ -4,6 +4,7 @@ of instructions for GPT-2.
 python findings/run.py epochs
 """
 
+from findings.experiments import Arm, Best, Check, Count, Data, Finding, Resized, Run, Source
 from findings.measures import (
     bits_per_char,
     fall,
@@ -16,7 +17,6 @@ from findings.measures import (
     sureness,
 )
 from findings.runs import BASE, OVERFIT, QA, SFT, WIKI
-from minigpt.experiments import Arm, Best, Check, Count, Data, Finding, Resized, Run, Source
 
 PAIRS = Source("qa")
 

@@ -4,9 +4,9 @@ python findings/run.py temperature top_p
 python findings/run.py classification --input=FOLDER        # with bbc/bbc_news.csv
 """
 
+from findings.experiments import Arm, Check, Count, Data, Finding, Run, Source
 from findings.measures import accuracy, known, perplexity, repeated
 from findings.runs import BASE, LABELS, NEWS_BASE, QA, SFT, VOCABULARY
-from minigpt.experiments import Arm, Check, Count, Data, Finding, Run, Source
 
 TEMPERATURE = Finding(
     number=17,

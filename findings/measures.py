@@ -7,11 +7,11 @@ import statistics
 
 import torch
 
+from findings.experiments import Classes
 from minigpt.data.readers import read_entries
 from minigpt.evaluation.examples import SEEN, first_sentence, read_texts
 from minigpt.evaluation.perplexity import all_windows, text_passages, window_batches
 from minigpt.evaluation.rouge import score as rouge
-from minigpt.experiments import Classes
 from minigpt.models import checkpoint
 from minigpt.models.device import pick_device
 from minigpt.study import trial_name

@@ -3,6 +3,7 @@
 python findings/run.py layouts in_order
 """
 
+from findings.experiments import Arm, Best, BlocksAStep, Check, Data, Finding, Run, Source
 from findings.measures import (
     bits_per_char,
     empty_brackets,
@@ -11,7 +12,6 @@ from findings.measures import (
     token_errors,
 )
 from findings.runs import BASE, OVERFIT, QA, WIKI
-from minigpt.experiments import Arm, Best, BlocksAStep, Check, Data, Finding, Run, Source
 
 TEXTS = Source("wiki")
 

@@ -1,7 +1,7 @@
 """What several findings share: the texts, the base that was pretrained on them, its fine-tuning;
 and how large all of it is at each scale."""
 
-from minigpt.experiments import Classes, Data, Run, Scale, Source, Vocabulary
+from findings.experiments import Classes, Data, Run, Scale, Source, Vocabulary
 
 WIKI = Data("pretrain", Source("wiki"))
 FEW_WIKI = Data("pretrain", Source("wiki", count="few_entries"))

@@ -22,9 +22,7 @@ from tiny_run import run_here, save_scripted_run, write_jsonl
 
 from config.configurator import configure
 from findings import fine_tuning, generation, measures, pretraining
-from findings.runs import BASE, CPU, GPU, SCALES, SFT, TEST, WIKI
-from minigpt.common.errors import UserError
-from minigpt.experiments import (
+from findings.experiments import (
     FAILS,
     HOLDS,
     KINDS,
@@ -41,6 +39,8 @@ from minigpt.experiments import (
     places,
     verdict,
 )
+from findings.runs import BASE, CPU, GPU, SCALES, SFT, TEST, WIKI
+from minigpt.common.errors import UserError
 from minigpt.plotting.plots import finding_figure
 
 FINDINGS = [*pretraining.FINDINGS, *fine_tuning.FINDINGS, *generation.FINDINGS]
@@ -382,7 +382,7 @@ import sys
 sys.path.insert(0, {root!r})
 import pathlib, signal
 from findings.runs import TEST
-from minigpt.experiments import Lab
+from findings.experiments import Lab
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 Lab({folder!r}, TEST, {{}}).once(pathlib.Path({folder!r}) / "made", {script!r})
 """
