@@ -1,7 +1,7 @@
 """A classifier of news by LoRA: the base stays, small adapters learn. It changes config/bbc_sft.py.
 
 python train.py config/bbc_sft.py config/bbc_lora.py
-python evaluations-classification.py config/bbc_lora.py --input=data/bbc/test.jsonl
+python tools/evaluations-classification.py config/bbc_lora.py --input=data/bbc/test.jsonl
 """
 
 out_dir = "out/bbc_lora"

@@ -2,7 +2,7 @@
 
     python data/prepare_sft.py config/bbc_sft.py --input=data/bbc/pairs.jsonl
     python train.py config/bbc_sft.py
-    python evaluations-classification.py config/bbc_sft.py --input=data/bbc/test.jsonl
+    python tools/evaluations-classification.py config/bbc_sft.py --input=data/bbc/test.jsonl
 
 The label and the EOT behind it are all that is learned. config/bbc_upper.py after this one lets
 only the upper half of the model learn, config/bbc_lora.py adapters beside it.

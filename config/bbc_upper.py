@@ -1,7 +1,7 @@
 """A classifier of news of which only the upper half learns. It changes config/bbc_sft.py.
 
 python train.py config/bbc_sft.py config/bbc_upper.py
-python evaluations-classification.py config/bbc_upper.py --input=data/bbc/test.jsonl
+python tools/evaluations-classification.py config/bbc_upper.py --input=data/bbc/test.jsonl
 """
 
 out_dir = "out/bbc_upper"

@@ -8,7 +8,7 @@ where their labels differ. Of each class one text in five is kept aside. The fol
 
     train.jsonl     id, text, label: to pretrain on (data/prepare.py) and for examples in a prompt
     pairs.jsonl     the same as questions and answers, to fine-tune on (data/prepare_sft.py)
-    test.jsonl      id, text, label of the others, for evaluations-classification.py alone
+    test.jsonl      id, text, label of the others, for tools/evaluations-classification.py alone
     task.json       the labels, and how a text becomes a question
 
 A question is the beginning of a text and, on a line of its own, what is asked; the answer is the

@@ -32,8 +32,8 @@ from minigpt.common.report import write_json, write_jsonl
 from minigpt.data.readers import read_entries
 from minigpt.evaluation.examples import draw, read_pairs
 from minigpt.models import checkpoint
-from minigpt.study import as_word, trial_name
 from minigpt.training.log import STOPPED
+from tools.study import as_word, trial_name
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "too small to tell"
 

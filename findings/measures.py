@@ -14,8 +14,8 @@ from minigpt.evaluation.perplexity import all_windows, text_passages, window_bat
 from minigpt.evaluation.rouge import score as rouge
 from minigpt.models import checkpoint
 from minigpt.models.device import pick_device
-from minigpt.study import trial_name
 from minigpt.training.log import read_runlog
+from tools.study import trial_name
 
 # -- over held-out text ----------------------------------------------------------------------------
 
@@ -77,7 +77,7 @@ def same_ending(lab, arm, seed):
     words += [f"--task={path.with_suffix('').as_posix()}", f"--output={path.as_posix()}"]
     if limit := lab.scale.counts.get("endings"):
         words.append(f"--limit={limit}")
-    lab.once(path, "evaluations-endings.py", *words)
+    lab.once(path, "tools/evaluations-endings.py", *words)
     return _json(path)["acc_norm"]
 
 
@@ -140,7 +140,7 @@ def empty_brackets(lab, arm, seed):
 
 
 def _texts(lab, arm, seed):
-    """(figures, rows) of evaluations-repetition.py in the arm's setting, over the beginnings of
+    """(figures, rows) of tools/evaluations-repetition.py in the arm's setting, over the beginnings of
     held-out texts, or held-out questions."""
     texts, name = _held_out(lab, arm)
     starts = lab.folder / "sources" / f"starts_{name}.txt"
@@ -156,7 +156,7 @@ def _texts(lab, arm, seed):
     words += [f"--questions={starts.as_posix()}", f"--seeds={lab.scale.counts['texts_each']}"]
     words += [f"--max_new_tokens={lab.scale.counts['new_tokens']}", f"--output={folder.as_posix()}"]
     folder.mkdir(exist_ok=True)
-    lab.once(folder, "evaluations-repetition.py", *words)
+    lab.once(folder, "tools/evaluations-repetition.py", *words)
     (cell,) = _json(folder / "repetition.json")["cells"]
     return cell, _rows(folder / "repetition.jsonl")
 
@@ -189,7 +189,7 @@ def accuracy(lab, arm, seed):
     folder.mkdir(exist_ok=True)
     words = [f"--out_dir={arm.made_of.make(lab, seed).as_posix()}"]
     words += [f"--input={Classes('test').make(lab)}", f"--output={folder.as_posix()}"]
-    lab.once(folder, "evaluations-classification.py", *words)
+    lab.once(folder, "tools/evaluations-classification.py", *words)
     return _json(folder / "classification.json")["readings"]["likelihood, sum"]["accuracy"]
 
 

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.configurator import configure
-from minigpt import study as study_module
 from minigpt.common.errors import UserError
-from minigpt.study import Plan, Study, TrialFailed, TrialStopped, read_plan, trial_name
+from tools import study as study_module
+from tools.study import Plan, Study, TrialFailed, TrialStopped, read_plan, trial_name
 
 optuna = pytest.importorskip("optuna", reason="a sweep needs it: pip install optuna")
 
@@ -267,7 +267,7 @@ def test_a_study_is_of_one_sweep(url):
 )
 def test_databases_that_are_not_there(tmp_path, monkeypatch, where, told):
     monkeypatch.setitem(sys.modules, "psycopg2", None)  # not installed
-    monkeypatch.setattr("minigpt.study.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("tools.study.time.sleep", lambda seconds: None)
     with pytest.raises(UserError) as caught:
         Study(where.format(tmp=tmp_path.as_posix()), "s", GRID)
     assert str(caught.value).startswith("--storage=") and told in str(caught.value)
@@ -302,7 +302,7 @@ def test_optuna_that_is_not_installed(url, monkeypatch):
 WORKER = """
 import os, sys, time
 sys.path.insert(0, {root!r})
-from minigpt.study import Plan, Study
+from tools.study import Plan, Study
 
 def train(values):
     with open({notes!r}, "a") as file:

@@ -1,4 +1,4 @@
-"""sweep.py as its user runs it: stopped, killed, joined, refused; and the same runs in the end.
+"""tools/sweep.py as its user runs it: stopped, killed, joined, refused; and the same runs in the end.
 
 python -m pytest tests/test_sweep.py        # skips where Optuna is not installed
 """
@@ -64,10 +64,10 @@ def recipe(tmp_path_factory, byte_tokenizer, write_blocks):
 
 @pytest.fixture
 def sweep(run_script, tmp_path, recipe):
-    """sweep(*words): sweep.py with the recipe and these words, in a folder of the test's own."""
+    """sweep(*words): tools/sweep.py with the recipe and these words, in a folder of the test's own."""
 
     def run(*words, cwd=tmp_path):
-        return run_script("sweep.py", recipe, *words, cwd=cwd)
+        return run_script("tools/sweep.py", recipe, *words, cwd=cwd)
 
     return run
 
@@ -76,14 +76,14 @@ def sweep(run_script, tmp_path, recipe):
 def finished(tmp_path_factory, run_script, recipe):
     """(folder, what it printed) of a sweep over two learning rates."""
     folder = tmp_path_factory.mktemp("sweep")
-    result = run_script("sweep.py", recipe, *RATES, cwd=folder)
+    result = run_script("tools/sweep.py", recipe, *RATES, cwd=folder)
     assert result.returncode == 0 and result.stderr == "", result.stderr
     return folder, result.stdout
 
 
 @pytest.fixture
 def module():
-    """sweep.py as a module; what Scripts() does to signals is undone."""
+    """tools/sweep.py as a module; what Scripts() does to signals is undone."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield importlib.import_module("sweep")
     for number, handler in handlers.items():
@@ -144,7 +144,7 @@ def test_the_best_is_proposed_for_longer(finished, recipe):
 def test_a_finished_sweep_only_tells_again(finished, monkeypatch, recipe, module):
     folder, told = finished
     monkeypatch.chdir(folder)
-    code, again, err = run_here("sweep.py", recipe, *RATES)
+    code, again, err = run_here("tools/sweep.py", recipe, *RATES)
     assert (code, err) == (0, "") and not commands(again) and len(commands(told)) == 4
     assert rows_of(again, "learning_rate") == rows_of(told, "learning_rate")
     assert "2 of them done" in again
@@ -162,14 +162,14 @@ def test_a_finished_sweep_only_tells_again(finished, monkeypatch, recipe, module
 )
 def test_another_sweep_of_the_same_name_is_refused(finished, monkeypatch, recipe, words, told):
     monkeypatch.chdir(finished[0])
-    code, out, err = run_here("sweep.py", recipe, *RATES, *words)
+    code, out, err = run_here("tools/sweep.py", recipe, *RATES, *words)
     assert code == 2 and told in err and "--study=NAME" in err and not commands(out)
 
 
 def test_what_is_free_to_change(finished, monkeypatch, recipe, module):
     words = ["--log_interval=7", "--out_dir=elsewhere", "--study=tiny", "--heartbeat=3"]
     monkeypatch.chdir(finished[0])
-    _, told, _ = run_here("sweep.py", recipe, *RATES, *words)
+    _, told, _ = run_here("tools/sweep.py", recipe, *RATES, *words)
     assert "2 of them done" in told and "--out_dir=elsewhere_best" in told
 
 
@@ -210,7 +210,7 @@ def test_what_is_wrong_is_told_before_the_first_trial(
     tmp_path, monkeypatch, recipe, module, words, told
 ):
     monkeypatch.chdir(tmp_path)
-    code, out, err = run_here("sweep.py", recipe, *words)
+    code, out, err = run_here("tools/sweep.py", recipe, *words)
     assert code == 2 and told in err.replace("\\", "/") and not commands(out)
     assert not list(tmp_path.glob("out/sweeps/*/*=*"))
 
@@ -236,7 +236,7 @@ def test_stopped_then_killed_then_finished(tmp_path, recipe, sweep):
 
     def begin_and_end_it(at_step, number):
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "sweep.py"), str(recipe), *words],
+            [sys.executable, str(ROOT / "tools/sweep.py"), str(recipe), *words],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             text=True,
@@ -275,7 +275,7 @@ def test_stopped_then_killed_then_finished(tmp_path, recipe, sweep):
 
 def test_two_that_join_and_a_trial_that_fails(tmp_path, recipe, sweep):
     words = ["--grid", "learning_rate=1e-3,1e30,1e-2,2e-3", "--metric=val_loss", "--heartbeat=1"]
-    command = [sys.executable, str(ROOT / "sweep.py"), str(recipe), *words]
+    command = [sys.executable, str(ROOT / "tools/sweep.py"), str(recipe), *words]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
     both = [subprocess.Popen(command, cwd=tmp_path, **pipes) for _ in range(2)]
     told = [process.communicate(timeout=300) for process in both]
@@ -340,7 +340,7 @@ def test_a_mistake_in_the_first_command_does_not_bind_the_second(
 ):
     monkeypatch.chdir(tmp_path)
     for words in (["--dataset=nowhere"], ["--n_head=1", "--dataset=nowhere2"]):
-        code, _, err = run_here("sweep.py", recipe, *RATES, *words)
+        code, _, err = run_here("tools/sweep.py", recipe, *RATES, *words)
         assert code == 2 and "/meta.json: no prepared data here" in err.replace("\\", "/")
 
 

@@ -43,7 +43,7 @@ STRANGE += ("velora_config", "monteclora_config", "arrow_config", "kasa_config")
 
 
 def write_peft(folder, model):
-    """Write the adapters of `model` as a folder of peft's, for the base as export.py writes it.
+    """Write the adapters of `model` as a folder of peft's, for the base as tools/export.py writes it.
 
     UserError where the shape has no architecture there, and where `folder` holds anything else.
     """
@@ -63,7 +63,7 @@ def write_peft(folder, model):
     config = dict(
         peft_type="LORA",
         task_type="CAUSAL_LM",
-        # Where export.py puts it where nothing else is said.
+        # Where tools/export.py puts it where nothing else is said.
         base_model_name_or_path=(lora.base / "hf").as_posix() if lora.base else "",
         r=lora.rank,
         lora_alpha=lora.alpha,

@@ -468,7 +468,7 @@ def test_one_label_is_none(tmp_path):
 
 
 def evaluate(prepared, run, *words):
-    script = "evaluations-classification.py"
+    script = "tools/evaluations-classification.py"
     return run_here(script, f"--out_dir={run}", f"--input={prepared / 'test.jsonl'}", *words)
 
 

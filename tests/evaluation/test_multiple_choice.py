@@ -155,7 +155,7 @@ def test_the_harness_finds_what_we_find(tmp_path, monkeypatch, run_folder, full_
 
 
 def endings(*words):
-    return run_here("evaluations-endings.py", *words)
+    return run_here("tools/evaluations-endings.py", *words)
 
 
 def test_the_script_writes_task_and_figures(tmp_path, run_folder):

@@ -272,7 +272,7 @@ def test_two_settings_give_maps_and_a_third_panels():
 
 
 def repetition(*words):
-    return run_here("evaluations-repetition.py", *words)
+    return run_here("tools/evaluations-repetition.py", *words)
 
 
 def test_a_run_that_goes_round_and_one_that_ends(tmp_path, byte_tokenizer):

@@ -199,7 +199,9 @@ def test_an_answer(tmp_path, prompt_format, question):
     """Through llama.cpp's own chat: template, ids, network and the end."""
     run = save_scripted_run(tmp_path / "run", load_tokenizer("zh"), "巴黎", prompt_format)
     path = tmp_path / "it.gguf"
-    code, told, _ = run_here("export.py", f"--out_dir={run}", "--format=gguf", f"--output={path}")
+    code, told, _ = run_here(
+        "tools/export.py", f"--out_dir={run}", "--format=gguf", f"--output={path}"
+    )
     assert code == 0 and f"{path.stat().st_size:,} bytes  {path}" in told
     assert "note: Ollama has an engine of its own for qwen3" in told
     answer = opened(path).create_chat_completion(
@@ -234,21 +236,21 @@ def test_only_an_export_is_replaced(tmp_path):
     run = save_scripted_run(tmp_path / "small", load_tokenizer("zh"), "巴黎")
     words = f"--out_dir={run}", "--format=gguf", "--dtype=q8_0"
     for _ in range(2):
-        code, told, _ = run_here("export.py", *words)
+        code, told, _ = run_here("tools/export.py", *words)
         assert code == 0 and str(run / "small-q8_0.gguf") in told
     (run / "small-q8_0.gguf").write_bytes(b"GGUF of somebody else")
-    code, _, complaint = run_here("export.py", *words)
+    code, _, complaint = run_here("tools/export.py", *words)
     assert code == 2 and "is another file; only an earlier export is replaced" in complaint
     (run / "small-q8_0.gguf").unlink()
     (run / "small-q8_0.gguf").mkdir()
-    code, _, complaint = run_here("export.py", *words)
+    code, _, complaint = run_here("tools/export.py", *words)
     assert code == 2 and "is a folder, and a GGUF export is a file" in complaint
 
 
 def test_without_the_package(monkeypatch, tmp_path, byte_tokenizer):
     run = save_scripted_run(tmp_path, byte_tokenizer, "Paris")
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
-    code, _, complaint = run_here("export.py", f"--out_dir={run}", "--format=gguf")
+    code, _, complaint = run_here("tools/export.py", f"--out_dir={run}", "--format=gguf")
     assert (code, complaint) == (2, "--format=gguf needs the package gguf: pip install gguf\n")
 
 

@@ -344,7 +344,7 @@ def run_folder(tmp_path, byte_tokenizer):
 
 
 def test_export_says_what_it_wrote_and_what_comes_next(run_folder):
-    code, told, complaint = run_here("export.py", f"--out_dir={run_folder}")
+    code, told, complaint = run_here("tools/export.py", f"--out_dir={run_folder}")
     assert (code, complaint) == (0, "")
     folder = run_folder / "hf"
     assert sorted(path.name for path in folder.iterdir()) == sorted(hf_export.FILES)
@@ -352,19 +352,19 @@ def test_export_says_what_it_wrote_and_what_comes_next(run_folder):
         assert f"{(folder / name).stat().st_size:,} bytes  {folder / name}" in told
     assert "note: head_dim=14" in told
     assert f"vllm serve {folder} --served-model-name small" in told
-    assert run_here("export.py", f"--out_dir={run_folder}", "--dtype=bfloat16")[0] == 0
+    assert run_here("tools/export.py", f"--out_dir={run_folder}", "--dtype=bfloat16")[0] == 0
     assert json.loads((folder / "config.json").read_text("utf-8"))["dtype"] == "bfloat16"
 
 
 def test_the_answer_mark_of_gpt2_is_noted(tmp_path, tiny_model):
     gpt2 = load_tokenizer("gpt2")
     save_run(tmp_path, tiny_model(n_rows=gpt2.n_rows, n_embd=8), gpt2, "qa")
-    code, told, _ = run_here("export.py", f"--out_dir={tmp_path}")
+    code, told, _ = run_here("tools/export.py", f"--out_dir={tmp_path}")
     assert code == 0 and 'note: the answer mark "##" is ordinary text in gpt2' in told
 
 
 def complaint_of(run_folder, *words):
-    code, told, complaint = run_here("export.py", f"--out_dir={run_folder}", *words)
+    code, told, complaint = run_here("tools/export.py", f"--out_dir={run_folder}", *words)
     assert (code, told) == (2, "") and complaint.count("\n") == 1
     return complaint
 

@@ -197,11 +197,11 @@ def test_nothing_but_adapters_is_overwritten(folder, model):
         write_peft(folder, model)
 
 
-# -- adapters.py -----------------------------------------------------------------------------------
+# -- tools/adapters.py -----------------------------------------------------------------------------------
 
 
 def run(*words):
-    code, told, complaint = run_here("adapters.py", *words)
+    code, told, complaint = run_here("tools/adapters.py", *words)
     return code, told + complaint
 
 

@@ -1,17 +1,21 @@
 """Give a run to other programs: as a Hugging Face folder, or as a GGUF file.
 
-    python export.py --out_dir=out/sft                                   # out/sft/hf
-    python export.py --out_dir=out/sft --format=gguf --dtype=q8_0        # out/sft/sft-q8_0.gguf
-    python export.py --out_dir=out/pretrain/best --output=models/base --dtype=bfloat16
+    python tools/export.py --out_dir=out/sft                                   # out/sft/hf
+    python tools/export.py --out_dir=out/sft --format=gguf --dtype=q8_0        # out/sft/sft-q8_0.gguf
+    python tools/export.py --out_dir=out/pretrain/best --output=models/base --dtype=bfloat16
 
 The folder is for transformers and vLLM, the file for llama.cpp, Ollama and LM Studio: weights,
 vocabulary and chat template are all there, and the commands that run them are printed. Logits and
 ids are the same as here. A model of a shape that neither GPT-2 nor Qwen3 has is refused by name.
 """
 
+import pathlib
 import re
+import sys
 from pathlib import Path
 from typing import Literal
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, run

@@ -1,9 +1,9 @@
 """Try many settings: each combination a run of train.py, all in one study, the best of them found.
 
-    python sweep.py config/cpu_small.py --grid learning_rate=1e-3,3e-4 --grid batch_size=8,16
-    python sweep.py config/cpu_small.py --input=TEXTS --grid block_size=128,256 --max_minutes=10
-    python sweep.py config/cpu_small.py --range learning_rate=1e-4,1e-2 --trials=20
-    python sweep.py … --storage=postgresql://user:password@host/name     # on several machines
+    python tools/sweep.py config/cpu_small.py --grid learning_rate=1e-3,3e-4 --grid batch_size=8,16
+    python tools/sweep.py config/cpu_small.py --input=TEXTS --grid block_size=128,256 --max_minutes=10
+    python tools/sweep.py config/cpu_small.py --range learning_rate=1e-4,1e-2 --trials=20
+    python tools/sweep.py … --storage=postgresql://user:password@host/name     # on several machines
 
 A grid tries every combination once; with a range Optuna's TPE draws the values, and learns from the
 trials before. Recipes and other flags are train.py's, for every trial. out/sweeps/NAME then holds a
@@ -19,6 +19,7 @@ import contextlib
 import json
 import math
 import os
+import pathlib
 import shlex
 import signal
 import sqlite3
@@ -29,15 +30,17 @@ import threading
 from pathlib import Path
 from typing import Literal
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
 from config.configurator import configure
 from data_utils import read_meta
 from minigpt.common.errors import ROOT, UserError, run
 from minigpt.common.report import table, write_json
 from minigpt.models import checkpoint
 from minigpt.plotting.plots import sweep_figure, write_figure
-from minigpt.study import Study, TrialFailed, TrialStopped, as_word, read_plan, trial_name
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from minigpt.training.log import STOPPED, read_runlog
+from tools.study import Study, TrialFailed, TrialStopped, as_word, read_plan, trial_name
 
 
 class Settings:

@@ -1,19 +1,23 @@
 """Which of four sentences follows: a multiple-choice test of a run, made of any text.
 
-    python evaluations-endings.py --out_dir=out/pretrain --input=data/processed/val.jsonl
-    python evaluations-endings.py --out_dir=out/sft --input=data/processed/val.jsonl
+    python tools/evaluations-endings.py --out_dir=out/pretrain --input=data/processed/val.jsonl
+    python tools/evaluations-endings.py --out_dir=out/sft --input=data/processed/val.jsonl
 
 The same test before and after fine-tuning shows what fine-tuning cost. It is HellaSwag in shape: an
 entry's first sentence, the one after it, and three of other entries. Written, into --task, are its
 data and its description for lm-evaluation-harness, which scores any exported run, or any server:
 
-    python export.py --out_dir=out/sft
+    python tools/export.py --out_dir=out/sft
     lm_eval --model=hf --model_args=pretrained=out/sft/hf --tasks=endings --include_path=out/endings
 """
 
+import pathlib
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
@@ -66,7 +70,7 @@ def main():
     print(
         "the same by lm-evaluation-harness:\n"
         'pip install "lm_eval[hf]"\n'
-        f"python export.py --out_dir={trained.folder}\n"
+        f"python tools/export.py --out_dir={trained.folder}\n"
         f"lm_eval --model=hf --model_args=pretrained={trained.folder / 'hf'} "
         f"--tasks={name} --include_path={folder}"
     )

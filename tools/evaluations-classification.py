@@ -1,9 +1,9 @@
 """How well a run sorts texts into classes: accuracy, precision, recall, F1, confusion matrix.
 
     python data/prepare_classes.py --input=bbc_news.csv --output=data/bbc
-    python evaluations-classification.py --out_dir=out/bbc_sft --input=data/bbc/test.jsonl
-    python evaluations-classification.py --out_dir=out/bbc --input=data/bbc/test.jsonl --shots=1
-    python evaluations-classification.py config/bbc_sft.py --input=data/bbc/test.jsonl --tfidf=true
+    python tools/evaluations-classification.py --out_dir=out/bbc_sft --input=data/bbc/test.jsonl
+    python tools/evaluations-classification.py --out_dir=out/bbc --input=data/bbc/test.jsonl --shots=1
+    python tools/evaluations-classification.py config/bbc_sft.py --input=data/bbc/test.jsonl --tfidf=true
 
 A run that was never taught the task is asked as it is, or (--shots) with answered examples of the
 training part before the text. Each question is read in four ways: the first label in what the run
@@ -12,9 +12,13 @@ their mean, or by its first token alone. Written are, into the run's folder, cla
 (all figures), classification.jsonl (a line a text) and confusion.png.
 """
 
+import pathlib
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, run

@@ -1,9 +1,9 @@
 """How much a run repeats itself, by temperature, top_p, top_k, repetition penalty and beams.
 
-    python evaluations-repetition.py --out_dir=out/sft                        # examples.csv
-    python evaluations-repetition.py --out_dir=out/pretrain --questions=starts.txt --seeds=8
-    python evaluations-repetition.py --out_dir=out/sft --temperature=0.1,0.4,0.85,1.5 --top_p=0.5,1
-    python evaluations-repetition.py --out_dir=out/sft --temperature=0 --num_beams=1,2,4
+    python tools/evaluations-repetition.py --out_dir=out/sft                        # examples.csv
+    python tools/evaluations-repetition.py --out_dir=out/pretrain --questions=starts.txt --seeds=8
+    python tools/evaluations-repetition.py --out_dir=out/sft --temperature=0.1,0.4,0.85,1.5 --top_p=0.5,1
+    python tools/evaluations-repetition.py --out_dir=out/sft --temperature=0 --num_beams=1,2,4
 
 Knobs with several values make a grid: the run answers every question in each cell of it. Beams draw
 nothing, and at temperature 0 top_p and top_k say nothing: what would write the same is one cell,
@@ -12,9 +12,13 @@ and .json (all digits), .jsonl (every text, to be read), and pictures, repetitio
 one knob has several values, heat maps where two or more have.
 """
 
+import pathlib
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, run

@@ -1,15 +1,19 @@
 """Adapters of LoRA: merge them into a run of its own, give them to peft, or take them from there.
 
-    python adapters.py --out_dir=out/lora                               # out/lora/merged, a run
-    python adapters.py --out_dir=out/lora --format=peft                 # out/lora/peft, a folder
-    python adapters.py --input=PEFT_FOLDER --out_dir=out/base --output=out/lora
+    python tools/adapters.py --out_dir=out/lora                               # out/lora/merged, a run
+    python tools/adapters.py --out_dir=out/lora --format=peft                 # out/lora/peft, a folder
+    python tools/adapters.py --input=PEFT_FOLDER --out_dir=out/base --output=out/lora
 
 Every script takes a run of adapters as it stands, merged in memory; a merged copy is for when its
-base is to go. peft's folder goes with the base as export.py writes it.
+base is to go. peft's folder goes with the base as tools/export.py writes it.
 """
 
+import pathlib
+import sys
 from pathlib import Path
 from typing import Literal
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
@@ -49,7 +53,7 @@ def main():
         base = model.lora.base
         if not (base / "hf").is_dir():
             print(
-                f"note: peft looks for the base in {base / 'hf'}; write it with: python export.py "
+                f"note: peft looks for the base in {base / 'hf'}; write it with: python tools/export.py "
                 f"--out_dir={base}"
             )
     else:
