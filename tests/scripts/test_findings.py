@@ -1,6 +1,6 @@
 """The findings: verdicts worked by hand, what each experiment runs, and some of them run through.
 
-python -m pytest tests/test_findings.py
+python -m pytest tests/scripts/test_findings.py
 """
 
 import json

@@ -1,6 +1,6 @@
 """tools/sweep.py as its user runs it: stopped, killed, joined, refused; and the same runs in the end.
 
-python -m pytest tests/test_sweep.py        # skips where Optuna is not installed
+python -m pytest tests/scripts/test_sweep.py        # skips where Optuna is not installed
 """
 
 import importlib

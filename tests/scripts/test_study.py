@@ -1,6 +1,6 @@
 """A study: what is planned, that each trial is tried once whoever joins, dies or goes on.
 
-python -m pytest tests/test_study.py        # skips where Optuna is not installed
+python -m pytest tests/scripts/test_study.py        # skips where Optuna is not installed
 """
 
 import collections
