@@ -237,8 +237,8 @@ class Block(nn.Module):
 
 class LayerCache:
     """Keys and values of one layer, (n_slots, n_kv, capacity, hs) each, of which the rows of a
-    batch have `slots`: a slice, or a tensor of numbers (B,). kernels: minigpt/inference/kernels.py's, or
-    None."""
+    batch have `slots`: a slice, or a tensor of numbers (B,). kernels: those of
+    minigpt/inference/kernels.py, or None."""
 
     def __init__(self, k, v, slots, length, kernels):
         self.k, self.v, self.slots, self.length, self.kernels = k, v, slots, length, kernels
@@ -268,7 +268,8 @@ class LayerCache:
 class KVCache:
     """Preallocated keys and values: (n_layer, n_slots, n_kv_head, block_size, head_dim) each.
 
-    kernels: C++ that reads them one token at a time (minigpt/inference/kernels.py), float32 on a CPU."""
+    kernels: C++ that reads them one token at a time (minigpt/inference/kernels.py), float32 on a
+    CPU."""
 
     def __init__(self, config, n_slots, device="cpu", dtype=torch.float32, kernels=None):
         self.kernels = kernels
@@ -295,9 +296,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.kernels = (
-            None  # C++ for generation on a CPU (minigpt/inference/quantization.py sets it)
-        )
+        self.kernels = None  # C++ for generation on a CPU (inference/quantization.py sets it)
         self.varlen = False  # a kernel for pieces, on CUDA (minigpt/models/device.py tells where)
         self.wte = nn.Embedding(config.n_rows, config.n_embd)
         if config.position == "learned":

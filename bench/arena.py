@@ -5,9 +5,9 @@
 
 Starts two real server.py processes with the same run, and lets each session, a thread with a voter
 of its own, ask, wait for both answers, vote and often change its mind, as sample_gradio.py does it
-by minigpt.arena.arena: no browser takes part, and everything shares this machine. At the end the ledger
-is opened anew and must hold exactly the battles and votes that were reported as saved. "First
-token" is of each side, from the start of its battle; "battle" is that of the slower side.
+by minigpt.arena.arena: no browser takes part, and everything shares this machine. At the end the
+ledger is opened anew and must hold exactly the battles and votes that were reported as saved.
+"First token" is of each side, from the start of its battle; "battle" is that of the slower side.
 """
 
 import contextlib

@@ -140,8 +140,8 @@ def empty_brackets(lab, arm, seed):
 
 
 def _texts(lab, arm, seed):
-    """(figures, rows) of tools/evaluations-repetition.py in the arm's setting, over the beginnings of
-    held-out texts, or held-out questions."""
+    """(figures, rows) of tools/evaluations-repetition.py in the arm's setting, over the beginnings
+    of held-out texts, or held-out questions."""
     texts, name = _held_out(lab, arm)
     starts = lab.folder / "sources" / f"starts_{name}.txt"
     with lab.alone(starts):

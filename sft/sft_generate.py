@@ -12,7 +12,8 @@ that --api_key_env names.
 
 The same command again goes on where the last run ended, however that was; Ctrl-C finishes what is
 being answered. Beside FILE.jsonl stand FILE.progress.jsonl and FILE.rejects.jsonl (see
-minigpt/synthesis/journal.py). Another prompt or model asks every entry again and adds to the same file.
+minigpt/synthesis/journal.py). Another prompt or model asks every entry again and adds to the same
+file.
 Exit code 1: fewer entries gave pairs than --min_success; 2: something to mend; 130: Ctrl-C.
 """
 

@@ -1,6 +1,7 @@
 """What the tests share: the project on sys.path, no network, few threads, and tiny stand-ins.
 
 python -m pytest tests            # everything
+python -m pytest tests/inference  # one package's
 python -m pytest tests -k engine  # one part
 """
 
@@ -13,7 +14,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+# The project, and every folder of tests: tests use one another's helpers, by names that are unique.
+FOLDERS = sorted(path for path in Path(__file__).resolve().parent.iterdir() if path.is_dir())
+sys.path[:0] = [str(ROOT), *map(str, FOLDERS)]
 os.environ["HF_HUB_OFFLINE"] = "1"  # transformers builds its models from configs alone
 os.environ["PYTHONUTF8"] = "1"  # what subprocesses print is read as UTF-8, whatever the locale
 os.environ["OMP_NUM_THREADS"] = "1"  # for subprocesses: tiny models gain nothing from more

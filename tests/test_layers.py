@@ -1,6 +1,6 @@
 """The architecture, held to what DESIGN says: imports run one way, and each thing has one place.
 
-scripts  →  minigpt/  →  model.py, data_utils.py, minigpt/tokenizer/tokenizer.py  →  config/
+scripts  →  minigpt/  →  model.py, data_utils.py  →  config/
 """
 
 import ast
@@ -11,35 +11,67 @@ import sys
 import pytest
 from conftest import ROOT
 
-LOW = (
-    *("config.configurator", "config.train_config"),
-    *(
-        "minigpt.tokenizer.tokenizer",
-        "minigpt.tokenizer.huggingface",
-        "minigpt.data.block_format",
-        "model",
-        "data_utils",
-    ),
-)
-FOLDERS = ("", "config", "minigpt", "data", "sft", "bench", "findings")
+# The packages of minigpt/ and what each may import: these, and what these may import themselves.
+# `model` and `data_utils` are the modules of the top level.
+PACKAGES = {
+    "common": (),
+    "tokenizer": ("common",),
+    "data": ("tokenizer", "common"),
+    "models": ("tokenizer", "common", "model"),
+    "training": ("models", "data", "data_utils"),
+    "inference": ("models", "common"),
+    "evaluation": ("inference", "training", "data"),
+    "openai": ("common",),
+    "serving": ("openai", "inference", "data"),
+    "arena": ("openai", "inference"),
+    "interop": ("models", "tokenizer"),
+    "synthesis": ("openai", "data"),
+    "plotting": ("common", "training"),
+}
+# Of a package that may be imported, these modules alone may be.
+ONLY = {("evaluation", "training"): {"losses"}, ("plotting", "training"): {"log"}}
+# Imports that the table does not allow: importer → imported. The list may only get shorter.
+EXCEPTIONS = {
+    # endpoints.py spells prompts for runs of our own; the arena should be given a function.
+    ("minigpt.arena.endpoints", "minigpt.data.prompts"),
+    # The int8 check measures perplexity; it becomes evaluation/quantization_cost.py.
+    ("minigpt.inference.quantization", "minigpt.data.readers"),
+    ("minigpt.inference.quantization", "minigpt.evaluation.perplexity"),
+    # MOST_LOGPROBS, the bound of a request; the engine's number belongs to its caller.
+    ("minigpt.openai.schemas", "minigpt.inference.engine"),
+    # SPECIAL_TEXTS, to spell special ids in logprobs; the server should pass the texts.
+    ("minigpt.openai.formats", "minigpt.tokenizer.huggingface"),
+}
+MOST_FILES = 12  # in a folder of minigpt/
+
+ERRORS = "minigpt.common.errors"  # imports nothing, so the configurator may import it, too
+LOW = ("config.configurator", "config.train_config", "model", "data_utils")
+FOLDERS = ("config", "data", "sft", "tools", "bench", "findings", "minigpt")
 
 
 def sources():
     """The project's modules, tests apart: dotted name → (path, syntax tree)."""
     found = {}
+    paths = list(ROOT.glob("*.py"))
     for folder in FOLDERS:
-        for path in sorted((ROOT / folder).glob("*.py")):
-            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            found[name] = path, ast.parse(path.read_text(encoding="utf-8"))
+        # data/ and sft/ may hold folders of the user's own; packages are in minigpt/ alone.
+        every = (ROOT / folder).rglob if folder == "minigpt" else (ROOT / folder).glob
+        paths += every("*.py")
+    for path in sorted(paths):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        found[name] = path, ast.parse(path.read_text(encoding="utf-8"))
     return found
 
 
 SOURCES = sources()
-RECIPES = {name for name in SOURCES if name.startswith("config.")} - set(LOW) - {"config.__init__"}
-# findings/ is a script and what it alone consists of.
+EMPTY = {name for name in SOURCES if name.endswith("__init__")}
+RECIPES = {name for name in SOURCES if name.startswith("config.")} - set(LOW) - EMPTY
+SHARED = {name for name in SOURCES if name.startswith("minigpt.")} - EMPTY
+# findings/ is a script and what it alone consists of; the study lies beside tools/sweep.py, the
+# timers of steps beside the benches that use them.
 FINDINGS = {name for name in SOURCES if name.startswith("findings.")} - {"findings.run"}
-SHARED = {name for name in SOURCES if name.startswith("minigpt.")} - set(LOW) | FINDINGS
-SCRIPTS = set(SOURCES) - set(LOW) - RECIPES - SHARED - {"config.__init__"}
+BESIDE = FINDINGS | {"tools.study", "bench.steps"}
+SCRIPTS = set(SOURCES) - set(LOW) - RECIPES - SHARED - BESIDE - EMPTY
 
 
 def imports(tree):
@@ -50,7 +82,8 @@ def imports(tree):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "a relative import"
-            # `from minigpt import engine` names a module, `from model import GPT` an object in one.
+            # `from minigpt.data import readers` names a module, `from model import GPT` an object
+            # in one.
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
@@ -65,14 +98,75 @@ def packages(name):
 
 
 def test_there_is_something_to_check():
-    assert {"train", "sample", "model", "minigpt.inference.engine", "config.cpu_small"} <= set(
-        SOURCES
-    )
-    assert (
-        "train" in SCRIPTS
-        and "minigpt.inference.engine" in SHARED
-        and "config.cpu_small" in RECIPES
-    )
+    assert {"train", "sample", "model", "minigpt.inference.engine"} <= set(SOURCES)
+    assert {"train", "tools.sweep", "data.prepare", "findings.run", "bench.train"} <= SCRIPTS
+    assert "minigpt.inference.engine" in SHARED and "config.cpu_small" in RECIPES
+
+
+# -- minigpt/ --------------------------------------------------------------------------------------
+
+
+def allowed(package):
+    """All that a package may import, itself and common among it."""
+    found = {package, "common"}
+    for lower in PACKAGES.get(package, ()):
+        found |= allowed(lower)
+    return found
+
+
+def part_of(name):
+    """The package of a module of minigpt/; the name itself of any other one."""
+    return name.split(".")[1] if name.startswith("minigpt.") else name
+
+
+def is_allowed(importer, imported):
+    """Whether the table lets one module of minigpt/ import another, or one of the top level."""
+    here, there = part_of(importer), part_of(imported)
+    only = ONLY.get((here, there))
+    return there in allowed(here) and (only is None or imported.split(".")[-1] in only)
+
+
+def test_minigpt_holds_packages_of_a_dozen_files_and_nothing_beside_them():
+    folders = {path.name for path in (ROOT / "minigpt").iterdir() if path.is_dir()}
+    assert folders - {"__pycache__"} == set(PACKAGES)
+    assert [path.name for path in (ROOT / "minigpt").glob("*.*")] == ["__init__.py"]
+    for package in PACKAGES:
+        files = [path for path in (ROOT / "minigpt" / package).iterdir() if path.is_file()]
+        assert len(files) - 1 <= MOST_FILES, package  # __init__.py does not count
+
+
+def test_every_init_is_empty():
+    """Whoever imports one module of a package loads no other: worker processes do without torch."""
+    for name in EMPTY:
+        assert SOURCES[name][0].read_bytes() == b"", name
+    assert {f"minigpt.{package}.__init__" for package in PACKAGES} <= EMPTY
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_what_the_table_allows(package):
+    found = {
+        (name, lower)
+        for name in SHARED
+        if part_of(name) == package
+        for lower in project_imports(name)
+        if not is_allowed(name, lower)
+    }
+    assert found <= EXCEPTIONS
+
+
+def test_every_exception_is_still_needed():
+    for name, lower in EXCEPTIONS:
+        assert name in SOURCES and lower in project_imports(name), f"{name} → {lower}: take it out"
+        assert not is_allowed(name, lower), f"{name} → {lower}: the table allows it"
+
+
+def test_the_table_runs_one_way():
+    for package in PACKAGES:
+        for other in allowed(package) - {package}:
+            assert package not in allowed(other), f"{package} and {other} may import each other"
+
+
+# -- scripts and what lies under all ---------------------------------------------------------------
 
 
 def test_a_script_never_imports_a_script():
@@ -81,21 +175,21 @@ def test_a_script_never_imports_a_script():
 
 
 def test_the_lower_layers_know_nothing_of_the_upper():
-    allowed = {
-        "config.configurator": set(),
+    lower = {
+        "config.configurator": {ERRORS},
         "config.train_config": set(),
-        "minigpt.tokenizer.tokenizer": {"config.configurator", "minigpt.tokenizer.huggingface"},
-        "minigpt.tokenizer.huggingface": {"config.configurator"},
-        "model": {"config.configurator"},
+        ERRORS: set(),
+        "model": set(),
         "minigpt.data.block_format": set(),
-        "data_utils": {
-            "config.configurator",
-            "minigpt.tokenizer.tokenizer",
-            "minigpt.data.block_format",
-        },
+        "data_utils": {ERRORS, "minigpt.data.block_format"},
     }
-    for name, lower in allowed.items():
-        assert project_imports(name) <= lower, name
+    for name, known in lower.items():
+        assert project_imports(name) <= known, name
+
+
+def test_what_lies_beside_a_script_is_not_for_minigpt():
+    for name in SHARED | set(LOW):
+        assert not project_imports(name) & BESIDE, name
 
 
 def test_only_findings_know_the_findings():
@@ -122,19 +216,16 @@ def test_the_engine_knows_no_tokenizer():
     def reach(name):
         return {name}.union(*(reach(lower) for lower in project_imports(name)))
 
-    assert reach("minigpt.inference.engine") == {
-        "minigpt.inference.engine",
-        "model",
-        "config.configurator",
-    }
+    assert reach("minigpt.inference.engine") == {"minigpt.inference.engine", "model", ERRORS}
     assert "model" not in reach("minigpt.tokenizer.tokenizer")
 
 
 def test_flask_and_gradio_stay_in_their_place():
     for name in SOURCES:
-        part = name.split(".")[-1]
-        assert "flask" not in packages(name) or part in ("server", "api"), name
-        assert "gradio" not in packages(name) or part == "sample_gradio", name
+        serves = name.startswith("minigpt.serving.")
+        shows = name == "sample_gradio" or name.startswith("minigpt.arena.arena.ui.")
+        assert "flask" not in packages(name) or serves, name
+        assert "gradio" not in packages(name) or shows, name
 
 
 def test_only_checkpoint_reads_or_writes_checkpoints():
@@ -142,11 +233,7 @@ def test_only_checkpoint_reads_or_writes_checkpoints():
         if name == "minigpt.models.checkpoint":
             continue
         # Weights of other projects, in their own formats, are read and written by these.
-        foreign = name in (
-            "minigpt.interop.hf_import",
-            "minigpt.interop.hf_export",
-            "minigpt.interop.peft",
-        )
+        foreign = name in {f"minigpt.interop.{part}" for part in ("hf_import", "hf_export", "peft")}
         assert foreign or "safetensors" not in packages(name), name
         assert not imports(tree) & {"torch.load", "torch.save"}, name
         for node in ast.walk(tree):
@@ -157,19 +244,14 @@ def test_only_checkpoint_reads_or_writes_checkpoints():
 def test_only_the_engine_draws_tokens():
     for name, (_, tree) in SOURCES.items():
         attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-        draws = name in (
-            "minigpt.inference.engine",
-            "minigpt.arena.ratings",
-        )  # tokens; bootstrap samples
+        # Tokens, and bootstrap samples.
+        draws = name in ("minigpt.inference.engine", "minigpt.arena.ratings")
         assert "multinomial" not in attributes or draws, name
 
 
 def test_only_the_configurator_reads_configuration():
     for name, (_, tree) in SOURCES.items():
-        if name in (
-            "config.configurator",
-            "quickstart",
-        ):  # quickstart runs before anything is there
+        if name in ("config.configurator", "quickstart"):  # quickstart runs before all is there
             continue
         assert not packages(name) & {"argparse", "optparse", "getopt", "click"}, name
         assert "config.train_config" not in imports(tree), name  # it holds defaults, not values
@@ -182,7 +264,7 @@ def test_quickstart_needs_the_standard_library_alone():
 
 # -- scripts in folders ----------------------------------------------------------------------------
 
-FOLDERS_OF_SCRIPTS = ("data.", "sft.", "bench.", "findings.")
+FOLDERS_OF_SCRIPTS = ("data.", "sft.", "tools.", "bench.", "findings.")
 NESTED = sorted(name for name in SCRIPTS if name.startswith(FOLDERS_OF_SCRIPTS))
 
 

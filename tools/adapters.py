@@ -1,7 +1,7 @@
 """Adapters of LoRA: merge them into a run of its own, give them to peft, or take them from there.
 
-    python tools/adapters.py --out_dir=out/lora                               # out/lora/merged, a run
-    python tools/adapters.py --out_dir=out/lora --format=peft                 # out/lora/peft, a folder
+    python tools/adapters.py --out_dir=out/lora                       # out/lora/merged, a run
+    python tools/adapters.py --out_dir=out/lora --format=peft         # out/lora/peft, a folder
     python tools/adapters.py --input=PEFT_FOLDER --out_dir=out/base --output=out/lora
 
 Every script takes a run of adapters as it stands, merged in memory; a merged copy is for when its
@@ -53,8 +53,8 @@ def main():
         base = model.lora.base
         if not (base / "hf").is_dir():
             print(
-                f"note: peft looks for the base in {base / 'hf'}; write it with: python tools/export.py "
-                f"--out_dir={base}"
+                f"note: peft looks for the base in {base / 'hf'}; write it with: "
+                f"python tools/export.py --out_dir={base}"
             )
     else:
         resave(output, checkpoint.load(folder))

@@ -2,8 +2,10 @@
 
     python data/prepare_classes.py --input=bbc_news.csv --output=data/bbc
     python tools/evaluations-classification.py --out_dir=out/bbc_sft --input=data/bbc/test.jsonl
-    python tools/evaluations-classification.py --out_dir=out/bbc --input=data/bbc/test.jsonl --shots=1
-    python tools/evaluations-classification.py config/bbc_sft.py --input=data/bbc/test.jsonl --tfidf=true
+    python tools/evaluations-classification.py --out_dir=out/bbc --input=data/bbc/test.jsonl \\
+        --shots=1
+    python tools/evaluations-classification.py config/bbc_sft.py --input=data/bbc/test.jsonl \\
+        --tfidf=true
 
 A run that was never taught the task is asked as it is, or (--shots) with answered examples of the
 training part before the text. Each question is read in four ways: the first label in what the run

@@ -2,7 +2,7 @@
 
     python tools/evaluations-repetition.py --out_dir=out/sft                        # examples.csv
     python tools/evaluations-repetition.py --out_dir=out/pretrain --questions=starts.txt --seeds=8
-    python tools/evaluations-repetition.py --out_dir=out/sft --temperature=0.1,0.4,0.85,1.5 --top_p=0.5,1
+    python tools/evaluations-repetition.py --out_dir=out/sft --temperature=0.1,0.4,1.5 --top_p=0.5,1
     python tools/evaluations-repetition.py --out_dir=out/sft --temperature=0 --num_beams=1,2,4
 
 Knobs with several values make a grid: the run answers every question in each cell of it. Beams draw

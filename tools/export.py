@@ -1,7 +1,7 @@
 """Give a run to other programs: as a Hugging Face folder, or as a GGUF file.
 
-    python tools/export.py --out_dir=out/sft                                   # out/sft/hf
-    python tools/export.py --out_dir=out/sft --format=gguf --dtype=q8_0        # out/sft/sft-q8_0.gguf
+    python tools/export.py --out_dir=out/sft                                # out/sft/hf
+    python tools/export.py --out_dir=out/sft --format=gguf --dtype=q8_0     # out/sft/sft-q8_0.gguf
     python tools/export.py --out_dir=out/pretrain/best --output=models/base --dtype=bfloat16
 
 The folder is for transformers and vLLM, the file for llama.cpp, Ollama and LM Studio: weights,

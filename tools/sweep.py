@@ -1,7 +1,7 @@
 """Try many settings: each combination a run of train.py, all in one study, the best of them found.
 
     python tools/sweep.py config/cpu_small.py --grid learning_rate=1e-3,3e-4 --grid batch_size=8,16
-    python tools/sweep.py config/cpu_small.py --input=TEXTS --grid block_size=128,256 --max_minutes=10
+    python tools/sweep.py config/cpu_small.py --input=TEXTS --grid block_size=128,256 --epochs=3
     python tools/sweep.py config/cpu_small.py --range learning_rate=1e-4,1e-2 --trials=20
     python tools/sweep.py … --storage=postgresql://user:password@host/name     # on several machines
 

@@ -50,9 +50,9 @@ class Bout:
 class Arena:
     """See the module's docstring.
 
-    endpoints: minigpt.arena.endpoints.Endpoints; ledger: minigpt.arena.store.Ledger; checkpoints: name of a
-    local run → hash of its weights; deadline_seconds, cap_chars: of each side; most: battles that
-    may run at once.
+    endpoints: minigpt.arena.endpoints.Endpoints; ledger: minigpt.arena.store.Ledger; checkpoints:
+    name of a local run → hash of its weights; deadline_seconds, cap_chars: of each side; most:
+    battles that may run at once.
     """
 
     def __init__(

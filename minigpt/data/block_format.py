@@ -1,4 +1,4 @@
-"""What block files mean: said once, for minigpt/data/packing.py that writes and data_utils.py that reads.
+"""What block files mean: said once, for packing.py that writes and data_utils.py that reads.
 
 A module of its own because the processes that write blocks do without torch, which data_utils.py
 needs.

@@ -1,10 +1,11 @@
 """Training a byte-level BPE with Hugging Face `tokenizers`, for data/train_tokenizer.py.
 
-The trainer's library learns the merges; minigpt/tokenizer/tokenizer.py runs them with tiktoken. The two give
-the same ids although they work differently: tiktoken joins any two tokens whose bytes together are
-a token, the lowest rank first, while the library joins only the pairs that it learned. But a token
-exists because its pair was joined wherever it stood, before anything of a higher rank was; so its
-bytes never lie side by side in another cut when their turn comes, and the two never disagree.
+The trainer's library learns the merges; minigpt/tokenizer/tokenizer.py runs them with tiktoken. The
+two give the same ids although they work differently: tiktoken joins any two tokens whose bytes
+together are a token, the lowest rank first, while the library joins only the pairs that it learned.
+But a token exists because its pair was joined wherever it stood, before anything of a higher rank
+was; so its bytes never lie side by side in another cut when their turn comes, and the two never
+disagree.
 """
 
 import re

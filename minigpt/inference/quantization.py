@@ -31,9 +31,9 @@ def load(folder, device="auto", dtype="auto", kernels=False):
     """The run in `folder` as a Checkpoint that is ready to write tokens, not to be trained.
 
     dtype: "int8" (on a CPU), or as in pick_dtype(). kernels: on a CPU, multiply by C++ kernels
-    (minigpt/inference/kernels.py). UserError where there is no such run or device, where the kernels cannot
-    be built, and where int8 would raise the perplexity by more than LARGEST_COST; what it costs is
-    printed.
+    (minigpt/inference/kernels.py). UserError where there is no such run or device, where the
+    kernels cannot be built, and where int8 would raise the perplexity by more than LARGEST_COST;
+    what it costs is printed.
     """
     device = pick_device(device)
     if kernels and device != "cpu":

@@ -5,8 +5,8 @@
     config, tensors = to_hf(model)                # and back
 
 Weights are safetensors, in one file or several with an index; bfloat16 and float16 become float32.
-The vocabulary is the source's own (minigpt/tokenizer/huggingface.py). Special ids that it lacks (padding,
-the answer mark, perhaps the chat marks) get ids behind its last one, and a row each.
+The vocabulary is the source's own (minigpt/tokenizer/huggingface.py). Special ids that it lacks
+(padding, the answer mark, perhaps the chat marks) get ids behind its last one, and a row each.
 """
 
 import re

@@ -43,7 +43,8 @@ STRANGE += ("velora_config", "monteclora_config", "arrow_config", "kasa_config")
 
 
 def write_peft(folder, model):
-    """Write the adapters of `model` as a folder of peft's, for the base as tools/export.py writes it.
+    """Write the adapters of `model` as a folder of peft's, for the base as tools/export.py writes
+    it.
 
     UserError where the shape has no architecture there, and where `folder` holds anything else.
     """

@@ -1,7 +1,7 @@
 """Checkpoints: the only code that reads or writes a run's folder.
 
     out/<run>/config.json          shape, tokenizer, prompt format, step, val loss, settings
-    out/<run>/model.safetensors    weights, float32; or, of a run with adapters (minigpt/models/lora.py) …
+    out/<run>/model.safetensors    weights, float32; or, of a run with adapters (models/lora.py) …
     out/<run>/adapter.safetensors  … these alone: config.json names their base and its hash
     out/<run>/state.pt             optimizers, RNG, position: what resuming needs
     out/<run>/tokenizer.*          a copy of the vocabulary: the folder stands alone

@@ -592,8 +592,8 @@ MOST_BARS = 12  # of a panel whose labels are text
 
 
 def census_figure(census):
-    """A Figure of a minigpt.synthesis.statistics.Census: how long questions and answers are, how many pairs an
-    entry has, what is asked for, how questions begin, which rules replies broke.
+    """A Figure of a minigpt.synthesis.statistics.Census: how long questions and answers are, how
+    many pairs an entry has, what is asked for, how questions begin, which rules replies broke.
 
     Returns (figure, notes) as loss_figure() does. Bars carry gids "questions", "answers",
     "per_entry", "kinds", "openings", "rules"; a panel with nothing to show is left out.

@@ -6,8 +6,8 @@
         log.add(result.finished(task, doubles))
 
 `ask(messages, attempt)` is whoever answers, a function of its own, so nothing here knows HTTP; the
-replies are read by minigpt/synthesis/parsing.py, judged by minigpt/synthesis/filters.py. Entries are taken from the
-files as they are needed, and never more than a few are in memory.
+replies are read by minigpt/synthesis/parsing.py, judged by minigpt/synthesis/filters.py. Entries
+are taken from the files as they are needed, and never more than a few are in memory.
 """
 
 import itertools

@@ -9,8 +9,8 @@ NAME.tiktoken holds the ranks, a line each ("base64-of-the-bytes rank"), and NAM
 pre-tokenisation pattern, the special ids and what it was trained on. tiktoken encodes; where there
 are many texts at a time, fastokens does, to the same ids.
 
-A vocabulary of a Hugging Face model is "hf:FOLDER" or "hf:NAME" (minigpt/tokenizer/huggingface.py); a run's
-copy of one is two such files, with the table of its ids in NAME.json.
+A vocabulary of a Hugging Face model is "hf:FOLDER" or "hf:NAME" (minigpt/tokenizer/huggingface.py);
+a run's copy of one is two such files, with the table of its ids in NAME.json.
 """
 
 import base64

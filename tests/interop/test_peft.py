@@ -197,7 +197,7 @@ def test_nothing_but_adapters_is_overwritten(folder, model):
         write_peft(folder, model)
 
 
-# -- tools/adapters.py -----------------------------------------------------------------------------------
+# -- tools/adapters.py -----------------------------------------------------------------------------
 
 
 def run(*words):

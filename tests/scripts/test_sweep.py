@@ -1,4 +1,4 @@
-"""tools/sweep.py as its user runs it: stopped, killed, joined, refused; and the same runs in the end.
+"""tools/sweep.py as its user runs it: stopped, killed, joined, refused; and the same runs at last.
 
 python -m pytest tests/scripts/test_sweep.py        # skips where Optuna is not installed
 """
@@ -64,7 +64,7 @@ def recipe(tmp_path_factory, byte_tokenizer, write_blocks):
 
 @pytest.fixture
 def sweep(run_script, tmp_path, recipe):
-    """sweep(*words): tools/sweep.py with the recipe and these words, in a folder of the test's own."""
+    """sweep(*words): tools/sweep.py with the recipe and these words, in the test's own folder."""
 
     def run(*words, cwd=tmp_path):
         return run_script("tools/sweep.py", recipe, *words, cwd=cwd)

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -375,7 +376,7 @@ def test_a_full_disk_leaves_the_file_whole(path):
     """A limit on the size of files refuses a write as a full disk does, in the midst of it."""
     code = f"""
 import resource, sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}, {str(Path(__file__).parent)!r}]
 from test_journal import FACTS, PairsLog, UserError, finished
 log = PairsLog({str(path)!r}, FACTS)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))
