@@ -242,9 +242,8 @@ def test_every_knob_has_a_type_a_default_and_a_comment():
 
 def test_every_setting_of_every_script_has_a_comment():
     """On the line where it ends: --help shows that one."""
-    scripts = [
-        path for folder in ("", "data", "sft", "tools") for path in (ROOT / folder).glob("*.py")
-    ]
+    folders = [ROOT / name for name in ("", "data", "sft", "tools")]
+    scripts = [path for folder in folders for path in folder.glob("*.py")]
     found = 0
     for path in scripts:
         text = path.read_text(encoding="utf-8")
