@@ -25,14 +25,14 @@ COOKIE_SECONDS = 365 * 24 * 3600
 # is not served. tests/test_page_filter.py holds the list of all routes of the installed Gradio.
 ROUTES = {
     "GET": re.compile(
-        r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt"
+        r"/|/config|/theme\.css|/favicon\.ico"
         r"|/assets/[\w.@/-]+|/static/[\w.@/-]+"
-        r"|/gradio_api/(app_id|queue/data|startup-events|heartbeat/\w{1,64})"
+        r"|/gradio_api/(app_id|queue/data|heartbeat/\w{1,64})"
         r"|/download/(battles\.jsonl|battles\.md|preferences\.jsonl|leaderboard\.csv)",
         re.ASCII,
     ),
     # run/predict serves the events without a queue (Stop, Clear); Gradio refuses it for all others.
-    "POST": re.compile(r"/gradio_api/(queue/join|run/predict|cancel|reset)", re.ASCII),
+    "POST": re.compile(r"/gradio_api/(queue/join|run/predict)", re.ASCII),
 }
 ROUTES["HEAD"] = ROUTES["GET"]
 PAGE_PARAMETERS = {"__theme", "__lang", "view"}  # of "/"; deep_link and page are not used
