@@ -42,6 +42,7 @@ from minigpt.engine import Engine
 from minigpt.host import Host, Limits, set_threads
 from minigpt.presets import read_prompts
 from minigpt.ratings import ratings, win_rates
+from minigpt.spreadsheet import csv_row
 from minigpt.urls import address, is_everywhere, is_local
 from minigpt.votes import Ledger, jsonl, markdown, preference_pairs
 from minigpt.wording import CHINESE, ENGLISH, words
@@ -239,7 +240,7 @@ def _leaderboard_csv(ledger):
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["model", "rating", "low", "high", "battles"])
-    writer.writerows(ratings(ledger.decided(), seed=0))
+    writer.writerows(csv_row(rating) for rating in ratings(ledger.decided(), seed=0))
     return "\ufeff" + text.getvalue()  # the mark by which spreadsheets know UTF-8
 
 

@@ -2,8 +2,8 @@
 
 value = parse_json(line)        # ValueError: no JSON, or nested too deeply; never RecursionError
 
-json.loads() reads about a thousand levels, and a value that it could read may not fit the stack where
-it is written or copied. A hundred levels always fit, and no record of ours has ten.
+json.loads() reads about a thousand levels, and a value that it could read may not fit the stack
+where it is written or copied. A hundred levels always fit, and no record of ours has ten.
 """
 
 import json
