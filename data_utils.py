@@ -4,7 +4,6 @@ A dataset folder holds {train,val}.bin (tokens), {train,val}.mask (a byte a toke
 Batch number i is a pure function of the seed and of i: a resumed run needs no state but its step.
 """
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 from config.configurator import UserError
 from minigpt.blockfile import BEGIN, FORMAT, TARGET
+from minigpt.json_text import parse_json
 
 # What meta.json must hold for the blocks to be read.
 FACTS = ("tokenizer", "tokenizer_hash", "n_vocab", "dtype", "block_size", "layout")
@@ -25,7 +25,7 @@ def read_meta(folder, make="python data/prepare.py --input=PATH"):
     """meta.json of a dataset folder as a dict; UserError that says how to make it (`make`)."""
     path = Path(folder) / "meta.json"
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(meta, dict):
             raise ValueError
     except OSError:

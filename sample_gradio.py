@@ -45,6 +45,7 @@ from minigpt.presets import read_prompts
 from minigpt.rate_limit import Backoff, RateLimit, address_key
 from minigpt.ratings import ratings, win_rates
 from minigpt.sessions import Sessions
+from minigpt.spreadsheet import csv_row
 from minigpt.urls import address, is_everywhere, is_local
 from minigpt.voters import Voters
 from minigpt.votes import Ledger, jsonl, markdown, preference_pairs
@@ -229,7 +230,7 @@ def _leaderboard_csv(ledger):
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["model", "rating", "low", "high", "battles"])
-    writer.writerows(ratings(ledger.decided(), seed=0))
+    writer.writerows(csv_row(rating) for rating in ratings(ledger.decided(), seed=0))
     return "\ufeff" + text.getvalue()  # the mark by which spreadsheets know UTF-8
 
 

@@ -7,7 +7,6 @@ Any file of question–answer pairs will do; of one that sft/sft_generate.py wro
 counted too.
 """
 
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from config.configurator import UserError
 from minigpt.corpus import pair_of, read_entries, read_records
 from minigpt.interviews import ROUND
+from minigpt.json_text import parse_json
 from minigpt.pairs_log import beside, entry_hash
 from minigpt.report import table
 from minigpt.tally import Tally, rules_table
@@ -116,7 +116,7 @@ def _progress(path):
             if not line.endswith("\n") or line.isspace():  # a run may be writing the last one
                 continue
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except ValueError as error:
                 raise UserError(
                     f"{progress}, line {number}: no JSON ({error}); take the line out"

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from config.configurator import ROOT, UserError
+from minigpt.json_text import parse_json
 from minigpt.lora import LoRA, adapters, attach, merge
 from minigpt.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
@@ -161,7 +162,7 @@ def read_meta(folder, hint=None):
         raise UserError(f"{folder}: no trained run here; {how}")
     settle(folder)
     try:
-        meta = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        meta = parse_json((folder / "config.json").read_text(encoding="utf-8"))
         if not isinstance(meta, dict):
             raise ValueError("no object")
     except ValueError as error:

@@ -26,6 +26,7 @@ from config.configurator import UserError
 from minigpt.corpus import Reject, read_records
 from minigpt.engine import Engine
 from minigpt.examples import Example, write_answers
+from minigpt.json_text import parse_json
 from minigpt.presets import read_text
 from minigpt.prompt import prompt_ids
 from minigpt.report import check_writable, write_json, write_jsonl
@@ -109,15 +110,22 @@ def split(rows, test_fraction, seed):
 def excerpts(text, length):
     """The text in parts of at most `length` characters, each ended at a blank if one stands in its
     second half."""
-    parts = []
-    while text:
+    return [text[start:end] for start, end in _excerpt_places(text, length)]
+
+
+def _excerpt_places(text, length):
+    """Yield where each of the excerpts() begins and ends."""
+    start = 0
+    while start < len(text):
         end = len(text)
-        if end > length:
-            blank = text.rfind(" ", 0, length + 1)
-            end = blank if blank > length // 2 else length
-        parts.append(text[:end])
-        text = text[end:].lstrip()
-    return parts
+        if end - start > length:
+            blank = text.rfind(" ", start, start + length + 1)
+            end = blank if blank - start > length // 2 else start + length
+        yield start, end
+        start = _NO_BLANK.search(text, end).start()
+
+
+_NO_BLANK = re.compile(r"\S|\Z")
 
 
 # -- how a text becomes a question -----------------------------------------------------------------
@@ -164,7 +172,7 @@ def read_task(folder):
     """The Task in `folder`. UserError where there is none."""
     path = Path(folder) / "task.json"
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = parse_json(path.read_text(encoding="utf-8"))
         return Task(tuple(facts["labels"]), facts["ask"], facts["length"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or repr(error)

@@ -29,6 +29,7 @@ from config.configurator import UserError
 from minigpt.addresses import Allowed, CheckedConnection, Forbidden, UnknownHost
 from minigpt.engine import Request
 from minigpt.host import Busy, Closed
+from minigpt.json_text import parse_json
 from minigpt.presets import read_text
 from minigpt.prompt import chat_ids, stop_ids
 from minigpt.protocol import Sampling
@@ -147,8 +148,8 @@ def _counts(usage):
 
 def _read_json(data):
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
+        return parse_json(data)
+    except ValueError:
         raise EndpointError("garbage", f"it sent no JSON: {data}") from None
 
 

@@ -7,7 +7,6 @@ turn; one that continues text ("plain") gets an entry's first sentence and is he
 """
 
 import contextlib
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +29,7 @@ from minigpt.corpus import (
 )
 from minigpt.cutting import ENDS
 from minigpt.engine import Request
+from minigpt.json_text import parse_json
 from minigpt.prompt import chat_ids, prompt_ids, stop_ids
 
 HELD_OUT, SEEN, OTHER = "held out", "seen in training", "others"
@@ -116,7 +116,7 @@ def first_held_out(dataset, prompt_format):
     made = None
     if make:
         with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as file:
-            made = make(json.loads(file.readline()), str(path), 1)
+            made = make(parse_json(file.readline()), str(path), 1)
     if isinstance(made, Conversation):
         return example_of(made)
     return Example(*made) if isinstance(made, Pair) else None
@@ -184,7 +184,7 @@ def standings(examples, dataset, tokenizer, prompt_format):
     blocks = Blocks(dataset, "train", tokenizer)
     try:
         with open(path, encoding="utf-8") as file:  # str.splitlines() would cut at U+2028 as well
-            kept = [json.loads(line) for line in file]
+            kept = [parse_json(line) for line in file]
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     if blocks.meta["prompt_format"] != prompt_format:

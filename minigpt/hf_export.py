@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from minigpt.export import DTYPES, NAME, converted, exported
 from minigpt.hf_weights import to_hf
+from minigpt.json_text import parse_json
 from minigpt.vocabulary import end_ids, tokenizer_config, tokenizer_json
 
 FILES = (
@@ -37,7 +38,7 @@ def stranger(folder):
     if other:
         return f"holds {other[0]}"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if names else {}
+        config = parse_json((folder / "config.json").read_text(encoding="utf-8")) if names else {}
     except (OSError, ValueError):
         return "holds files of another model"
     return "holds another model" if names and config.get("exported_by") != NAME else None

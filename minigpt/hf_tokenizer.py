@@ -14,13 +14,14 @@ ids.
 """
 
 import functools
+import heapq
 import itertools
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from config.configurator import UserError
+from minigpt.json_text import parse_json
 
 PREFIX = "hf:"
 TOKENIZER_FILES = (
@@ -145,7 +146,7 @@ def _read(folder, stamps):
 def read_json(path):
     """The object in a JSON file. UserError where it is missing or damaged."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = parse_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; copy the model's whole folder") from None
     except (OSError, ValueError) as error:
@@ -386,10 +387,21 @@ def _rank(path, ordinary, pairs, model):
 
 def _joined(token, pairs):
     """What BPE makes of a token's bytes: (the parts that are left, the place of the last pair)."""
-    parts, place = [token[i : i + 1] for i in range(len(token))], None
-    while found := [
-        (pairs[pair], i) for i, pair in enumerate(itertools.pairwise(parts)) if pair in pairs
-    ]:
-        place, i = min(found)
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return parts, place
+    parts, place, n = [token[i : i + 1] for i in range(len(token))], None, len(token)
+    # Of each part the first byte's number stands for it: where the next one and the last one begin.
+    following, preceding = list(range(1, n + 1)), list(range(-1, n - 1))
+    found = [(pairs[pair], i) for i, pair in enumerate(itertools.pairwise(parts)) if pair in pairs]
+    heapq.heapify(found)
+    while found:
+        this, i = heapq.heappop(found)
+        j = following[i]
+        if j == n or pairs.get((parts[i], parts[j])) != this:
+            continue  # one of the two was joined with another before
+        place, after = this, following[j]
+        parts[i], parts[j], following[i] = parts[i] + parts[j], None, after
+        if after < n:
+            preceding[after] = i
+        for left, right in ((preceding[i], i), (i, after)):
+            if left >= 0 and right < n and (parts[left], parts[right]) in pairs:
+                heapq.heappush(found, (pairs[parts[left], parts[right]], left))
+    return [part for part in parts if part is not None], place

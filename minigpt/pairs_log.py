@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from config.configurator import UserError
+from minigpt.json_text import parse_json
 
 OUTCOMES = ("done", "rejected", "refused")  # refused: the server took the entry for no question
 SYNC_SECONDS = 1.0  # how much work a power cut may cost
@@ -340,8 +341,8 @@ class _Journal:
                 return
             for number, line in enumerate(file, start=1):
                 try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError):
+                    record = parse_json(line)
+                except ValueError:
                     record = None
                 ended = line.endswith(b"\n")
                 if not ended and record is None and self._is_torn(line, is_ours):

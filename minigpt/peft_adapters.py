@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from config.configurator import UserError
 from minigpt.export import NAME, check_target, exported
 from minigpt.hf_weights import architecture
+from minigpt.json_text import parse_json
 from minigpt.lora import PARTS, LoRA, LoRALinear, attach
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -148,7 +149,10 @@ def load_peft(folder, model):
         if a.shape != (b.size(1), linear.in_features) or len(b) != sum(sizes):
             shapes = f"A {tuple(a.shape)}, B {tuple(b.shape)}"
             raise UserError(f"{folder}: adapters of {key} ({shapes}) do not fit this model")
-        b = b * _scale(about, match[1], b.size(1))
+        try:
+            b = b * _scale(about, match[1], b.size(1))
+        except (ValueError, re.error) as error:
+            raise UserError(f"{folder}/{CONFIG}: alpha_pattern: {error}") from None
         for part, rows in zip(parts, b.split(list(sizes)), strict=True):
             # Of blocks on a diagonal each part takes its own: columns of zeros add nothing.
             used = rows.any(dim=0) if len(parts) > 1 and rows.any() else slice(None)
@@ -180,17 +184,31 @@ def _scale(about, name, rank):
     """By which B A of the matrix `name`, of this rank, is multiplied: as peft looks it up."""
 
     def value(patterns, default):
-        fits = (key for key in patterns or {} if re.match(rf"(.*\.)?({key})$", name))
+        fits = (key for key in patterns or {} if re.match(rf"(.*\.)?({_checked(key)})$", name))
         return patterns[key] if (key := next(fits, None)) is not None else default
 
     alpha = value(about.get("alpha_pattern"), about["lora_alpha"])
     return alpha / (math.sqrt(rank) if about.get("use_rslora") else rank)
 
 
+# Keys of alpha_pattern are regular expressions of whoever wrote the file, and some take longer than
+# anyone lives: a repetition within a repeated group, or too many of them.
+_REPETITION = re.compile(r"(?<![\\(])[*+?{]")
+_MOST_REPETITIONS = 3
+
+
+def _checked(key):
+    """A key of alpha_pattern. ValueError where it is no pattern that is matched in a short time."""
+    repeats_group = re.search(r"\)[*+{]", key)
+    if len(key) > 1000 or repeats_group or len(_REPETITION.findall(key)) > _MOST_REPETITIONS:
+        raise ValueError(f"{key[:80]!r} repeats too much to be matched safely")
+    return key
+
+
 def _read(folder):
     """(adapter_config.json as a dict, the tensors); UserError for what cannot be taken over."""
     try:
-        about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        about = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
         kind = about["peft_type"]
         about["lora_alpha"] / about["r"]
     except OSError:

@@ -7,7 +7,6 @@ int8 that is a quarter. Each row of activations has a scale of its own (and each
 so what else is in a batch does not change a row's result.
 """
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from config.configurator import ROOT, UserError
 from minigpt import checkpoint
 from minigpt.corpus import conversation_of
 from minigpt.hardware import pick_device, pick_dtype
+from minigpt.json_text import parse_json
 from minigpt.kernels import FEW, build
 from minigpt.perplexity import answer_passages, reply_passages, text_passages
 
@@ -72,7 +72,7 @@ def held_out_passages(trained):
     path = next(path for path in paths if path.is_file())
     passages, count = [], 0
     with open(path, encoding="utf-8") as file:
-        for record in map(json.loads, file):
+        for record in map(parse_json, file):
             if "question" in record:
                 pair = record["question"], record["answer"]
                 passages += answer_passages(trained.tokenizer, [pair])

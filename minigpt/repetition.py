@@ -23,6 +23,7 @@ from minigpt.corpus import Reject, hash_all, read_records
 from minigpt.engine import Request
 from minigpt.presets import read_text
 from minigpt.prompt import prompt_ids, stop_ids
+from minigpt.spreadsheet import csv_cell
 
 WINDOW = 50  # positions within which nearby() looks
 MEASURES = ("tokens", "repeated_4", "nearby_4", "distinct_1", "distinct_2", "distinct_3")
@@ -276,7 +277,7 @@ def as_csv(figures):
     text = io.StringIO()
     writer = csv.DictWriter(text, list(figures[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(figures)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in figures)
     return text.getvalue()
 
 
