@@ -229,8 +229,10 @@ def _pairs(battles):
 def _leaderboard_csv(ledger):
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["model", "rating", "low", "high", "battles"])
-    writer.writerows(csv_row(rating) for rating in ratings(ledger.decided(), seed=0))
+    writer.writerow(["votes", "model", "rating", "low", "high", "battles"])
+    for kind, decided in (("blind", "blind"), ("open", "open"), ("all", None)):
+        rows = ratings(ledger.decided(decided), seed=0)
+        writer.writerows(csv_row([kind, *rating]) for rating in rows)
     return "\ufeff" + text.getvalue()  # the mark by which spreadsheets know UTF-8
 
 
