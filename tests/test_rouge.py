@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import jieba
 import pytest
@@ -65,6 +66,18 @@ def test_any_text_is_scored_and_text_that_says_the_same_scores_one(prediction, r
     same = score(reference, reference)
     full = pytest.approx(1 if reference.strip() else 0, abs=1e-6)
     assert same["rouge_l_chars"] == full and same["rouge_l_words"] == full
+
+
+@settings(deadline=None)
+@given(
+    st.text("黄河长。？", min_size=1, max_size=30), st.text("黄河长。！", min_size=1, max_size=30)
+)
+def test_rouge_l_is_that_of_rouge_chinese(prediction, reference):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from rouge_chinese import Rouge
+    (theirs,) = Rouge(["rouge-l"]).get_scores([" ".join(prediction)], [" ".join(reference)])
+    assert rouge_l(list(prediction), list(reference)) == theirs["rouge-l"]["f"]
 
 
 def test_bootstrap_of_constant_data_has_no_width():
