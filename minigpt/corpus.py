@@ -25,7 +25,7 @@ import numpy as np
 
 from config.configurator import UserError
 from minigpt.cleaning import clean as clean_text
-from minigpt.json_text import parse_json
+from minigpt.json_text import MOST_DEPTH, is_deep, parse_json
 
 SUFFIXES = (".jsonl", ".json", ".txt")
 _EXTRACTED = re.compile(r"wiki_\d+")  # WikiExtractor's --json, an object a line, has no suffix
@@ -444,11 +444,13 @@ def _whole_lines(data):
     try:
         # No string of JSON holds a line break: each one stands between two lines.
         # Strictly: json.loads() takes half characters in bytes (CESU-8) for good ones.
-        found = parse_json((b"[%b]" % lines.replace(b"\n", b",")).decode())
-    except ValueError:
+        found = json.loads((b"[%b]" % lines.replace(b"\n", b",")).decode())
+    except (ValueError, RecursionError):
         return None
-    good = len(found) == lines.count(b"\n") + 1 and all(type(item) is dict for item in found)
-    return found if good else None
+    n_lines = lines.count(b"\n") + 1
+    may_be_deep = lines.count(b"{") + lines.count(b"[") > n_lines + MOST_DEPTH
+    good = len(found) == n_lines and all(type(item) is dict for item in found)
+    return found if good and not (may_be_deep and is_deep(found)) else None
 
 
 def _json_records(source, lines):

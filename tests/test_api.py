@@ -608,6 +608,29 @@ def test_index_and_description(api):
     assert fields["temperature"]["default"] == 0.1 and "sft" in fields["model"]["anyOf"][0]["enum"]
 
 
+def test_what_cannot_fit_is_refused_before_it_is_encoded(api, byte_tokenizer, monkeypatch):
+    def encode(self, text):
+        assert len(text) < 1000, "this text was encoded"
+        return encode_(self, text)
+
+    encode_ = type(byte_tokenizer).encode
+    monkeypatch.setattr(type(byte_tokenizer), "encode", encode)
+    long = " " * 300_000
+    for path, body in (
+        ("/v1/completions", dict(model="plain", prompt=long)),
+        ("/v1/completions", dict(model="plain", prompt=["a", long])),
+        ("/v1/chat/completions", dict(model="chat", messages=[dict(role="user", content=long)])),
+        ("/generate", dict(model="sft", prompt=long)),
+        ("/tokenize", dict(prompt=long)),
+    ):
+        refused = api.post(path, body)
+        assert refused.status_code == 400
+        assert f"at least 300000 tokens; this model takes up to {BLOCK}" in refused.text
+    turns = [dict(role="user", content=long), dict(role="user", content="天")]
+    body = dict(model="chat", messages=turns, truncate="oldest", max_tokens=1)
+    assert api.post("/v1/chat/completions", body).status_code == 200
+
+
 def test_tokenize(api, byte_tokenizer):
     ids = api.post("/tokenize", dict(prompt="天a", add_special_tokens=False)).json()["tokens"]
     assert ids == byte_tokenizer.encode("天a")

@@ -117,6 +117,18 @@ def test_ours_loads_peft(tmp_path, model, kind, settings):
     assert_same_logits(model, theirs)
 
 
+@pytest.mark.parametrize("key", ["(.+)+!", "(a|a)*$", ".*.*.*.*!", "x" * 2000, "("])
+def test_a_pattern_that_takes_for_ever(tmp_path, model, kind, key):
+    names = ["c_attn"] if kind == "gpt2" else ["q_proj"]
+    config = peft.LoraConfig(r=4, target_modules=names, fan_in_fan_out=kind == "gpt2")
+    theirs = peft.get_peft_model(exported(model, tmp_path / "hf"), config)
+    theirs.save_pretrained(tmp_path / "peft")
+    about = tmp_path / "peft" / "adapter_config.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"alpha_pattern": {key: 4}}))
+    with pytest.raises(UserError, match="alpha_pattern"):
+        load_peft(tmp_path / "peft", model)
+
+
 def test_adapters_that_have_not_learned_yet(tmp_path, model, kind):
     names = ["c_attn"] if kind == "gpt2" else ["q_proj"]
     config = peft.LoraConfig(r=4, target_modules=names, fan_in_fan_out=kind == "gpt2")
