@@ -2,10 +2,13 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
-from minigpt.files import beside, written_whole
+from minigpt.files import set_aside, written_whole
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
@@ -33,14 +36,15 @@ def write_folder(target, name):
 
 def test_a_folder_takes_its_place_when_it_is_whole(tmp_path):
     target = tmp_path / "it"
-    beside(target)[0].mkdir()  # of one that was killed
+    for name in (".it.partial", ".it.0123abcd.partial", ".it.more.0123abcd.partial"):
+        (tmp_path / name).mkdir()  # of writers that were killed; the last of another target
     target.mkdir()  # an empty one
     write_folder(target, "a")
     write_folder(target, "b")
     with pytest.raises(RuntimeError):
         write_folder(target, "bad")
     assert [path.name for path in target.iterdir()] == ["b"]
-    assert list(tmp_path.iterdir()) == [target]
+    assert {path.name for path in tmp_path.iterdir()} == {"it", ".it.more.0123abcd.partial"}
 
 
 def test_a_file_does_not_take_the_place_of_a_folder(tmp_path):
@@ -56,7 +60,7 @@ def test_a_writer_that_was_killed_between_its_renames(tmp_path):
     """The old folder stands aside then: it comes back, whether or not the next writer succeeds."""
     target = tmp_path / "it"
     write_folder(target, "a")
-    target.rename(beside(target)[1])
+    target.rename(set_aside(target))
     with pytest.raises(RuntimeError):
         write_folder(target, "bad")
     assert [path.name for path in target.iterdir()] == ["a"]
