@@ -22,7 +22,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import UserError, configure, run
 from minigpt.classification import Task, read_table, split, without_doubles, write_task
-from minigpt.locks import beside, locked
 from minigpt.preparation import command_line
 from minigpt.report import table
 
@@ -64,8 +63,7 @@ def main():
         seed=settings.seed,
         command=command_line("data/prepare_classes.py"),
     )
-    with locked(beside(settings.output), settings.output, "--output"):
-        n_pairs = write_task(settings.output, task, train, test, settings.excerpts, made_by)
+    n_pairs = write_task(settings.output, task, train, test, settings.excerpts, made_by)
 
     count = len(rows) + doubles + contradicted
     print(f"read {count:,} = kept {len(rows):,} + double {doubles:,} + two labels {contradicted:,}")

@@ -115,7 +115,8 @@ def first_held_out(dataset, prompt_format):
     path = Path(dataset) / "val.jsonl"
     made = None
     if make:
-        with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as file:
+        wrong = OSError, ValueError, RecursionError, AttributeError  # then it is no such file
+        with contextlib.suppress(*wrong), open(path, encoding="utf-8") as file:
             made = make(json.loads(file.readline()), str(path), 1)
     if isinstance(made, Conversation):
         return example_of(made)
@@ -185,7 +186,7 @@ def standings(examples, dataset, tokenizer, prompt_format):
     try:
         with open(path, encoding="utf-8") as file:  # str.splitlines() would cut at U+2028 as well
             kept = [json.loads(line) for line in file]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     if blocks.meta["prompt_format"] != prompt_format:
         raise UserError(f"{dataset}: its prompt format is not {prompt_format}, the run's")

@@ -64,15 +64,20 @@ def read_shapes(path, remedy):
 def check_weights(config, path, where, remedy="train the run again"):
     """UserError unless the file has the tensors that `config`, from `where`, implies."""
     found = read_shapes(path, remedy)
-    _check_bounds(config, found, path, where)
-    compare(_of_model(dataclasses.astuple(config)), found, path, where)
+    problems = size_problems(config, found)
+    blocks = {int(match[1]) for match in map(_BLOCK.match, found) if match}
+    if len(blocks) != config.n_layer:
+        problems.append(f"n_layer={config.n_layer}: the weights have {len(blocks)} blocks")
+    if problems:
+        raise UserError("\n".join(f"{where}: {line} ({path})" for line in problems))
+    compare(of_model(config), found, path, where)
 
 
 def check_adapters(config, lora, path, where, remedy="train the run again"):
     """UserError unless the file has the adapters of a LoRA beside a model of this config, whose own
     weights were checked."""
     found = read_shapes(path, remedy)
-    largest = max((max(shape, default=0) for shape in found.values()), default=0)
+    largest = _largest(found)
     problems = []
     if not 1 <= lora.rank <= largest:
         problems.append(f"rank={lora.rank}: expected 1 to {largest}, the largest size in {path}")
@@ -113,25 +118,28 @@ def few(names):
     return ", ".join(name[:120] for name in names[:3]) + more if names else "nothing"
 
 
-def _check_bounds(config, found, path, where):
-    """UserError for sizes that are larger than any tensor, and for another number of blocks: a
-    model of such sizes could not even be laid out."""
-    largest = max((max(shape, default=0) for shape in found.values()), default=0)
-    problems = [
-        f"{where}: {name}={getattr(config, name)}: no tensor in {path} is larger than {largest}"
+def size_problems(config, found):
+    """A line for each size of the config that is larger than any side of the tensors `found` (name
+    → shape): such a model need not even be laid out."""
+    largest = _largest(found)
+    return [
+        f"{name}={getattr(config, name)}: no tensor of the weights has a side above {largest}"
         for name in SIZES
         if getattr(config, name) > largest
     ]
-    blocks = {int(match[1]) for match in map(_BLOCK.match, found) if match}
-    if len(blocks) != config.n_layer:
-        problems.append(f"{where}: n_layer={config.n_layer}: {path} has {len(blocks)} blocks")
-    if problems:
-        raise UserError("\n".join(problems))
+
+
+def _largest(found):
+    return max((max(shape, default=0) for shape in found.values()), default=0)
+
+
+def of_model(config):
+    """{name: shape} of the parameters of a GPT. UserError where its sizes are beyond any tensor."""
+    return _of_model(dataclasses.astuple(config))
 
 
 @functools.lru_cache(maxsize=8)
 def _of_model(values):
-    """{name: shape} of the parameters of the GPT whose GPTConfig has these values."""
     try:
         with torch.device("meta"):
             model = GPT(GPTConfig(*values))
