@@ -56,7 +56,7 @@ def _read_meta(path, folder, make):
         raise UserError(f"{path}: no prepared data here; run {make} --dataset={folder}") from None
     if meta.get("format") != FORMAT:
         raise UserError(
-            f"{path}: block format {meta.get('format')}, this version reads {FORMAT}; "
+            f"{path}: block format {str(meta.get('format'))[:40]}, this version reads {FORMAT}; "
             f"run again: {_command(meta, folder, make)}"
         )
     missing = [name for name in FACTS if name not in meta]

@@ -206,7 +206,8 @@ def _read_meta(folder):
         raise UserError(f"{path}: missing; train the run again") from None
     if meta.get("format") != FORMAT:
         raise UserError(
-            f"{folder}: checkpoint format {meta.get('format')}, this version reads {FORMAT}"
+            f"{folder}: checkpoint format {str(meta.get('format'))[:40]}, this version reads "
+            f"{FORMAT}"
         )
     missing = [name for name in FACTS if name not in meta]
     if isinstance(meta.get("lora"), dict):

@@ -23,7 +23,7 @@ from minigpt.export import NAME, check_target, exported
 from minigpt.files import read_json
 from minigpt.hf_weights import architecture
 from minigpt.lora import PARTS, LoRA, LoRALinear, attach
-from minigpt.shapes import read_shapes
+from minigpt.shapes import LARGEST_ALPHA, read_shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # The matrices of a block, by the names that Hugging Face's classes give them.
@@ -197,10 +197,15 @@ def _scale(about, name, rank):
 def _about_problems(about, where):
     """What is wrong with the values in adapter_config.json, a line each, which `where` begins."""
     problems = [] if about["r"] > 0 else [f"{where}: r={about['r']}: expected more than 0"]
+    if abs(about["lora_alpha"]) > LARGEST_ALPHA:
+        problems.append(
+            f"{where}: lora_alpha={about['lora_alpha']:g}: expected at most {LARGEST_ALPHA:g}"
+        )
     if not 0 <= (about.get("lora_dropout") or 0) < 1:
         problems.append(f"{where}: lora_dropout={about['lora_dropout']}: expected 0 to below 1")
     for key, value in (about.get("alpha_pattern") or {}).items():
-        if not _is_simple(key) or type(value) not in (int, float):
+        is_number = type(value) in (int, float) and abs(value) <= LARGEST_ALPHA
+        if not _is_simple(key) or not is_number:
             problems.append(
                 f"{where}: alpha_pattern: {key[:60]!r}: expected a regular expression of at most "
                 f"{REPEATS} repetitions and none of a group, and a number"

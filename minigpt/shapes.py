@@ -19,6 +19,7 @@ from config.configurator import UserError, typed
 from minigpt.lora import adapters, attach
 from model import GPT, GPTConfig
 
+LARGEST_ALPHA = 1e9
 FLOATS = ("F64", "F32", "F16", "BF16")
 SIZES = ("n_rows", "n_head", "n_kv_head", "n_embd", "head_dim", "n_hidden")
 _BLOCK = re.compile(r"blocks\.(\d{1,9})\.")
@@ -83,6 +84,8 @@ def check_adapters(config, lora, path, where, remedy="train the run again"):
         problems.append(f"rank={lora.rank}: expected 1 to {largest}, the largest size in {path}")
     if not 0 <= lora.first_block < config.n_layer:
         problems.append(f"first_block={lora.first_block}: expected 0 to {config.n_layer - 1}")
+    if abs(lora.alpha) > LARGEST_ALPHA:
+        problems.append(f"alpha={lora.alpha:g}: expected at most {LARGEST_ALPHA:g}")
     if not 0 <= lora.dropout < 1:
         problems.append(f"dropout={lora.dropout}: expected 0 to below 1")
     if problems:
