@@ -21,6 +21,7 @@ from tqdm import tqdm
 from config.configurator import UserError, configure, run
 from minigpt.bpe import Tally, sentences, token_ranks, train_bpe, training_texts
 from minigpt.corpus import Source, find_files
+from minigpt.locks import beside, locked
 from minigpt.preparation import LARGEST_FRACTION
 from minigpt.report import check_writable
 from minigpt.tokenizer import SPECIAL_NAMES, save_tokenizer
@@ -44,6 +45,12 @@ def main():
     settings = configure(Settings, doc=__doc__)
     check(settings)
     check_writable(f"{settings.output}.tiktoken")
+    with locked(beside(settings.output.removesuffix(".tiktoken")), settings.output, "--output"):
+        train(settings)
+
+
+def train(settings):
+    """Read the texts, train, and write the two files."""
     weights = Counter(part.strip() for part in settings.input.split(",") if part.strip())
     files = {part: find_files(part) for part in weights or [""]}
     tallies = {part: Tally() for part in files}

@@ -27,6 +27,7 @@ from minigpt.corpus import Reject, read_records
 from minigpt.engine import Engine
 from minigpt.examples import Example, write_answers
 from minigpt.json_text import parse_json
+from minigpt.locks import beside, locked
 from minigpt.presets import read_text
 from minigpt.prompt import prompt_ids
 from minigpt.report import check_writable, write_json, write_jsonl
@@ -161,10 +162,11 @@ def write_task(folder, task, train, test, n_excerpts, made_by):
         for part in excerpts(row.text, task.length)[:n_excerpts]
     ]
     check_writable(folder / "task.json")
-    write_jsonl(folder / "train.jsonl", [row._asdict() for row in train])
-    write_jsonl(folder / "pairs.jsonl", pairs)
-    write_jsonl(folder / "test.jsonl", [row._asdict() for row in test])
-    write_json(folder / "task.json", task._asdict() | made_by)
+    with locked(beside(folder), folder, "--output"):
+        write_jsonl(folder / "train.jsonl", [row._asdict() for row in train])
+        write_jsonl(folder / "pairs.jsonl", pairs)
+        write_jsonl(folder / "test.jsonl", [row._asdict() for row in test])
+        write_json(folder / "task.json", task._asdict() | made_by)
     return len(pairs)
 
 
@@ -173,7 +175,12 @@ def read_task(folder):
     path = Path(folder) / "task.json"
     try:
         facts = parse_json(path.read_text(encoding="utf-8"))
-        return Task(tuple(facts["labels"]), facts["ask"], facts["length"])
+        task = Task(tuple(facts["labels"]), facts["ask"], facts["length"])
+        if not all(isinstance(text, str) and text for text in (*task.labels, task.ask)):
+            raise TypeError("labels and ask: expected texts")
+        if type(task.length) is not int or task.length < 1 or not task.labels:
+            raise ValueError(f"length={task.length}: expected 1 or more, and a label or more")
+        return task
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or repr(error)
         raise UserError(

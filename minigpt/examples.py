@@ -115,7 +115,8 @@ def first_held_out(dataset, prompt_format):
     path = Path(dataset) / "val.jsonl"
     made = None
     if make:
-        with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as file:
+        wrong = OSError, ValueError, AttributeError  # then it is no such file
+        with contextlib.suppress(*wrong), open(path, encoding="utf-8") as file:
             made = make(parse_json(file.readline()), str(path), 1)
     if isinstance(made, Conversation):
         return example_of(made)

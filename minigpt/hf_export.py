@@ -14,9 +14,10 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from config.configurator import UserError
 from minigpt.export import DTYPES, NAME, converted, exported
+from minigpt.files import read_json
 from minigpt.hf_weights import to_hf
-from minigpt.json_text import parse_json
 from minigpt.vocabulary import end_ids, tokenizer_config, tokenizer_json
 
 FILES = (
@@ -38,8 +39,8 @@ def stranger(folder):
     if other:
         return f"holds {other[0]}"
     try:
-        config = parse_json((folder / "config.json").read_text(encoding="utf-8")) if names else {}
-    except (OSError, ValueError):
+        config = read_json(folder / "config.json", "") if names else {}
+    except (OSError, UserError):
         return "holds files of another model"
     return "holds another model" if names and config.get("exported_by") != NAME else None
 

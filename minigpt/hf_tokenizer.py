@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config.configurator import UserError
-from minigpt.json_text import parse_json
+from minigpt import files
 
 PREFIX = "hf:"
 TOKENIZER_FILES = (
@@ -37,6 +37,7 @@ SPECIAL_TEXTS = {
     "IM_END": "<|im_end|>",
 }
 _OTHER_TEXTS = {"PAD": ("<pad>", "[PAD]")}  # what else stands for one where the files name none
+MOST_IDS = 2**22  # sixteen times as many as the largest vocabularies have
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
@@ -136,7 +137,7 @@ def _read(folder, stamps):
     try:
         description = read_json(whole) if whole.is_file() else _of_two_files(folder)
         return _vocabulary(whole, description, _settings(folder))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{whole}: not as the tokenizers library writes it ({type(error).__name__}: {error}): "
             "copy the file again"
@@ -146,14 +147,17 @@ def _read(folder, stamps):
 def read_json(path):
     """The object in a JSON file. UserError where it is missing or damaged."""
     try:
-        found = parse_json(Path(path).read_text(encoding="utf-8"))
+        return files.read_json(path, "copy it again")
     except FileNotFoundError:
         raise UserError(f"{path}: missing; copy the model's whole folder") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); copy it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
+
+
+def check_ids(ids):
+    """ValueError unless all are whole numbers from 0 to below MOST_IDS: a table has a row for every
+    id up to the highest."""
+    for i in ids:
+        if type(i) is not int or not 0 <= i < MOST_IDS:
+            raise ValueError(f"token id {str(i)[:40]}: expected 0 to {MOST_IDS - 1}")
 
 
 def _settings(folder):
@@ -218,6 +222,7 @@ def _vocabulary(path, description, settings):
     pattern, nfc = _pattern(path, description), _is_nfc(path, description.get("normalizer"))
     added = {token["content"]: token for token in description.get("added_tokens") or ()}
     vocab = model["vocab"]
+    check_ids([*vocab.values(), *(token["id"] for token in added.values())])
     special = _special(path, vocab, added, settings)
     apart = {*added, *(text for text in vocab if vocab[text] in special.values())}
     ordinary = {_to_bytes(path, text): i for text, i in vocab.items() if text not in apart}

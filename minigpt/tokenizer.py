@@ -35,8 +35,9 @@ import tiktoken
 import tiktoken.load
 
 from config.configurator import UserError
-from minigpt.hf_tokenizer import PREFIX, TOKENIZER_FILES, read_vocabulary, source_folder
-from minigpt.json_text import parse_json
+from minigpt.files import PATIENCE, read_json, read_unchanged, written_whole
+from minigpt.hf_tokenizer import PREFIX, TOKENIZER_FILES, check_ids, read_vocabulary, source_folder
+from minigpt.locks import beside, locked
 from minigpt.normalization import normalize
 
 FORMAT = 1  # of NAME.json
@@ -335,8 +336,12 @@ def load_tokenizer(name, called=None):
             f"{about_file}: missing. It belongs beside {ranks_file.name} and holds the pattern and "
             "the special ids: copy both files, or train anew with data/train_tokenizer.py"
         )
-    stamps = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in _pair(ranks_file))
-    return _load_files(called or name, ranks_file, stamps)
+
+    def read():
+        stamps = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in _pair(ranks_file))
+        return _load_files(called or name, ranks_file, stamps)
+
+    return read_unchanged(read, _pair(ranks_file))
 
 
 def save_tokenizer(path, ranks, pattern_name, special, about):
@@ -371,10 +376,10 @@ def _write_pair(stem, ranks, facts, tokenizer_hash, n_vocab):
     facts = {"format": FORMAT, "hash": tokenizer_hash, "n_vocab": n_vocab, **facts}
     ranks_file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(facts, ensure_ascii=False, indent=2) + "\n"
-    for file, data in ((about_file, text.encode()), (ranks_file, _ranks_lines(ranks))):
-        unfinished = file.with_name(file.name + ".tmp")
-        unfinished.write_bytes(data)
-        unfinished.replace(file)
+    with locked(beside(Path(stem)), stem, "--output", wait=PATIENCE):
+        for file, data in ((about_file, text.encode()), (ranks_file, _ranks_lines(ranks))):
+            with written_whole(file) as partial:
+                partial.write_bytes(data)
 
 
 def _ranks_lines(ranks):
@@ -406,7 +411,7 @@ def _load_files(name, ranks_file, stamps):
     ranks = _read_ranks(ranks_file)
     about_file = ranks_file.with_suffix(".json")
     try:
-        about = parse_json(about_file.read_text(encoding="utf-8"))
+        about = read_json(about_file, "copy it again, or train it again")
         pattern, special = about["pattern"], about["special"]
         found, recorded = about["format"], about["hash"]
         if found != FORMAT:
@@ -417,6 +422,7 @@ def _load_files(name, ranks_file, stamps):
         imported = Imported.of(about["imported"]) if "imported" in about else None
         ids = {special[special_name] for special_name in SPECIAL_NAMES}
         ordinary = imported.ids if imported and imported.ids else range(len(ranks))
+        check_ids([*special.values(), *ordinary, *(imported.unwritten if imported else ())])
         if (
             not ids.isdisjoint(ordinary)
             or len(ids) != len(special)
@@ -428,7 +434,7 @@ def _load_files(name, ranks_file, stamps):
                 "records): copy both files again, or train anew with data/train_tokenizer.py"
             )
         return Tokenizer(name, ranks, pattern, special, _pair(ranks_file), imported)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{about_file}: expected the JSON that data/train_tokenizer.py writes beside a "
             f".tiktoken file ({type(error).__name__}: {error}): copy it again, or train anew"

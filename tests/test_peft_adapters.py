@@ -168,7 +168,8 @@ def complaint(folder, model):
         (dict(bias="all"), "bias=all"),
         (dict(modules_to_save=["lm_head"]), "modules_to_save"),
         (dict(r=0), "no settings of peft"),
-        (dict(peft_type=None, lora_alpha="x"), "no settings of peft"),
+        (dict(peft_type=None), "no settings of peft"),
+        (dict(lora_alpha="x"), "no settings of peft"),
     ],
 )
 def test_settings_that_are_more_than_lora(folder, model, change, word):
@@ -250,3 +251,31 @@ def test_the_script(tmp_path, kind, tiny_model, byte_tokenizer):
     }.items():
         code, text = run(*words)
         assert code == 2 and expected in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(lora_alpha="16"),
+        dict(lora_alpha=1e300),
+        dict(r=-2),
+        dict(r=2.5),
+        dict(lora_dropout="x"),
+        dict(alpha_pattern=[1]),
+        dict(alpha_pattern={"(a+)+b": 1}),
+        dict(alpha_pattern={"(": 1}),
+        dict(alpha_pattern={"q_proj": "2"}),
+        dict(bias=7),
+    ],
+)
+def test_values_from_anywhere(folder, model, change):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=r"adapter_config\.json: no settings of peft: "):
+        load_peft(folder, model)
+
+
+def test_json_that_is_nested_too_deeply(folder, model):
+    (folder / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="nested too deeply"):
+        load_peft(folder, model)
