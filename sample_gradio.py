@@ -788,3 +788,4 @@ def _links(*names):
 
 if __name__ == "__main__":
     run(main)
+    os._exit(0)  # at once: threads that wait for a model hold nothing that has to be closed

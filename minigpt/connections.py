@@ -39,7 +39,8 @@ class ConnectionLimits:
     waiting_per_address: int = 128  # without a complete request; further ones end the oldest
     head_seconds: float = 10.0  # from the first byte, or the connection, to the end of the head
     body_seconds: float = 30.0  # without a byte of a body that is not complete
-    idle_seconds: float = 120.0  # between two requests; without a byte taken of an answer
+    idle_seconds: float = 120.0  # between two requests
+    reader_seconds: float = 600.0  # without a byte taken of an answer that is complete
 
 
 class Waiting(NamedTuple):
@@ -132,7 +133,7 @@ class Connections:
             head=self.limits.head_seconds,
             body=self.limits.body_seconds,
             idle=self.limits.idle_seconds,
-            reader=self.limits.idle_seconds,
+            reader=self.limits.reader_seconds,
         )
         late = []
         for connection in self._network:

@@ -19,9 +19,10 @@ from minigpt.connections import Connections, Waiting, connection_limits
 BUSY = 500  # requests answered at once: each open page holds an event stream or two
 GRACE_SECONDS = 3.0  # after the signal, for what is being answered
 CANCEL_SECONDS = 3.0  # more, for handlers whose client is gone
-# asyncio accepts so many connections before it tells their protocols of the first one: a small
-# number, for these are beyond the limits.
-BACKLOG = 64
+# asyncio accepts so many connections before it reads from one of them: few, or those that ask
+# something wait like those that do not.
+ACCEPTED_AT_ONCE = 16
+QUEUE = 1024  # connections that the system holds until they are accepted
 TOO_MANY = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n"
     b"Connection: close\r\n\r\ntoo many connections are open: close some, and try again\n"
@@ -44,8 +45,7 @@ def serve(app, host, port, limits=None, grace_seconds=GRACE_SECONDS):
         http=partial(_Protocol, connections),
         ws="none",  # the page has no WebSocket
         log_level="warning",
-        backlog=BACKLOG,
-        timeout_graceful_shutdown=grace_seconds + CANCEL_SECONDS,
+        backlog=ACCEPTED_AT_ONCE,
     )
     _Server(config, connections, grace_seconds).run()
 
@@ -75,6 +75,14 @@ class _Server(uvicorn.Server):
             self._grace_seconds = 0
         self.should_exit = True
 
+    async def startup(self, sockets=None):
+        """Called by uvicorn: listens. asyncio's `backlog` is both of the numbers above."""
+        await super().startup(sockets)
+        for server in self.servers:
+            for sock in server.sockets:
+                with sock.dup() as same:
+                    same.listen(QUEUE)
+
     async def on_tick(self, counter):
         """Called by uvicorn ten times a second."""
         if counter % 5 == 0:
@@ -84,6 +92,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets=None):
         """Called by uvicorn after a signal: waits until all is answered or cancelled."""
+        print(f"stopping; what is being answered has {self._grace_seconds:g} s", flush=True)
         end = asyncio.create_task(self._end_after_grace())
         await super().shutdown(sockets)
         end.cancel()
@@ -94,6 +103,11 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(0.05)
         for connection in list(self.server_state.connections):
             connection.end()
+        await asyncio.sleep(CANCEL_SECONDS)
+        for task in list(self.server_state.tasks):
+            task.cancel()
+        await asyncio.sleep(1)
+        self.force_exit = True  # whatever is left, it does not hold the process
 
 
 class _Protocol(H11Protocol):
