@@ -150,6 +150,8 @@ async def app(scope, receive, send):
             await send({"type": "http.response.body", "body": b"tick ", "more_body": True})
             await asyncio.wait([gone], timeout=0.05)
         return
+    if path == "/think":
+        await asyncio.sleep(3)
     if path == "/soon":
         await send({"type": "http.response.body", "body": b"begun ", "more_body": True})
         await asyncio.sleep(1)
@@ -197,6 +199,8 @@ class Api:
 
     def app(self, environ, start_response):
         body = environ["wsgi.input"].read()
+        if environ["PATH_INFO"] == "/think":
+            self.over.wait(3)
         start_response("200 OK", [("Content-Type", "text/plain")])
         if environ["PATH_INFO"] == "/stream":
             return self.ticks(environ["waitress.client_disconnected"])
@@ -332,14 +336,19 @@ def test_a_body_that_stalls_and_one_that_is_slow(start):
         assert b"1000 bytes" in answer_of(slow)
 
 
-def test_a_long_stream_and_a_slow_reader_are_not_cut(start):
+def test_a_late_answer_a_long_stream_and_a_slow_reader_are_not_cut(start):
     server = start(SMALL)
-    with connect(server, request("/stream")) as stream, connect(server, request("/large")) as slow:
+    with (
+        connect(server, request("/think")) as late,
+        connect(server, request("/stream")) as stream,
+        connect(server, request("/large")) as slow,
+    ):
         began, received, ticks = time.monotonic(), 0, b""
         while time.monotonic() - began < 4:  # twice as long as anything may wait
             ticks += stream.recv(1 << 16)
             received += len(slow.recv(1 << 12))
             time.sleep(0.01)
+        assert b"0 bytes" in answer_of(late)
         assert stream.recv(1 << 16) and ticks.count(b"tick") > 20
         assert received + len(answer_of(slow)) > 1 << 24
 

@@ -143,6 +143,6 @@ def test_a_password_without_a_name(monkeypatch):
     monkeypatch.setenv("MINIGPT_AUTH", "secret")
     settings = configure(sample_gradio.Settings, shared="device dtype", argv=[], quiet=True)
     sample_gradio.read_secrets(settings)
-    with pytest.raises(UserError, match="MINIGPT_AUTH.*expected NAME:PASSWORD") as caught:
+    with pytest.raises(UserError, match=r"MINIGPT_AUTH.*expected NAME:PASSWORD") as caught:
         sample_gradio.check(settings)
     assert "secret" not in str(caught.value)
