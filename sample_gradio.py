@@ -28,19 +28,21 @@ from config.configurator import UserError, configure, run
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
 
 import gradio as gr
-import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
 from minigpt import cards, checkpoint, precision
 from minigpt.addresses import DEFAULT as OWN_NETWORKS
 from minigpt.addresses import Allowed, lan_address
+from minigpt.allowed_hosts import AllowedHosts
 from minigpt.arena import MAX_PROMPT_CHARS, MOST_SIDES, Arena, check_prompt
 from minigpt.battle import Shown
+from minigpt.credentials import read_secret
 from minigpt.endpoints import Endpoint, EndpointError, Endpoints, LocalRun, read_presets
 from minigpt.engine import Engine
 from minigpt.host import Host, Limits, set_threads
 from minigpt.page_filter import COOKIE, PageFilter
+from minigpt.page_server import serve
 from minigpt.presets import read_prompts
 from minigpt.rate_limit import Backoff, RateLimit, address_key
 from minigpt.ratings import ratings, win_rates
@@ -73,8 +75,13 @@ class Settings:
     endpoints: str = ""  # a .csv of servers: name,base_url,model,api_key_env
     host: str = "127.0.0.1"  # 0.0.0.0: whoever reaches this machine over the network
     port: int = 7860  # of the page
-    auth: str = ""  # NAME:PASSWORD for the whole page
-    admin_password: str = ""  # lets its owner add and remove endpoints on the page
+    allowed_hosts: list[str] = []  # further names under which browsers ask for the page; *: any
+    auth: str = ""  # NAME:PASSWORD for the whole page; or the variable MINIGPT_AUTH, which other
+    #                 users of this machine cannot see
+    auth_file: str = ""  # a file whose only line is NAME:PASSWORD
+    admin_password: str = ""  # lets its owner add and remove endpoints on the page; or the variable
+    #                           MINIGPT_ADMIN_PASSWORD
+    admin_password_file: str = ""  # a file whose only line is that password
     networks: list[str] = []  # further ones that endpoints may be in, such as 203.0.113.0/24
     ledger: str = "out/arena.sqlite"  # battles and votes
     examples: str = "examples.csv"  # preset prompts: prompt,format
@@ -87,7 +94,9 @@ class Settings:
 
 def main():
     settings = configure(Settings, shared="device dtype", doc=__doc__, quiet=True)
+    read_secrets(settings)
     check(settings)
+    allowed_hosts = AllowedHosts(settings.allowed_hosts, settings.host)
     ledger = Ledger(settings.ledger)
     entries, checkpoints = local_runs(settings)
     allowed = Allowed((*OWN_NETWORKS, *settings.networks))
@@ -102,21 +111,28 @@ def main():
     )
     prompts = read_prompts(settings.examples)
     voters = Voters.beside(settings.ledger)
-    limits = Pace(settings.address_limit)
+    pace = Pace(settings.address_limit)
     page = Page(
-        arena, prompts, settings.admin_password, allowed, settings.most_battles, voters, limits
+        arena, prompts, settings.admin_password, allowed, settings.most_battles, voters, pace
     )
     threading.Thread(target=page.watch, daemon=True).start()
-    app = PageFilter(make_app(page), voters, settings.auth)
+    app = PageFilter(make_app(page), voters, allowed_hosts, settings.auth)
     print(welcome(settings, arena), flush=True)
-    uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning")
+    serve(app, settings.host, settings.port)
+
+
+def read_secrets(settings):
+    """Take the passwords from their variables or files, where no flag has them."""
+    for flag in ("auth", "admin_password"):
+        secret = read_secret(settings, flag, f"MINIGPT_{flag.upper()}")
+        settings.set(flag, secret or "", settings.origin(flag))
 
 
 def check(settings):
     """UserError with all that is wrong with the settings."""
     problems = settings.below(slots=1, most_battles=1, deadline=1, address_limit=1)
     if settings.auth and ":" not in settings.auth:
-        problems.append("--auth: expected NAME:PASSWORD")
+        problems.append("--auth (MINIGPT_AUTH, --auth_file): expected NAME:PASSWORD")
     try:
         family, *_, place = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM
@@ -823,3 +839,4 @@ def _links(*names):
 
 if __name__ == "__main__":
     run(main)
+    os._exit(0)  # at once: threads that wait for a model hold nothing that has to be closed

@@ -19,6 +19,7 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from config.configurator import UserError
+from minigpt.allowed_hosts import AllowedHosts
 from minigpt.choices import Generation, Reader
 from minigpt.engine import Request
 from minigpt.forms import ChatForm, CompletionForm
@@ -86,6 +87,7 @@ class Options:
 
     api_key: str | None = None
     cors_origins: tuple[str, ...] = ()  # "*" for all
+    allowed_hosts: AllowedHosts = field(default_factory=AllowedHosts)
     log_text: bool = False
     limits: Limits = field(default_factory=Limits)
     defaults: dict = field(
@@ -455,12 +457,19 @@ def make_app(service):
         ("GET", "/openapi.json", routes.openapi),
     ):
         app.add_url_rule(path, path, view, methods=method.split())
+    app.before_request(lambda: _check_host(service.options.allowed_hosts))
     app.before_request(lambda: _check_key(service.options.api_key))
     app.after_request(lambda response: _finish(response, service.options.cors_origins))
     app.register_error_handler(Refused, _refuse)
     app.register_error_handler(HTTPException, _refuse_http)
     app.register_error_handler(Exception, _apologize)
     return app
+
+
+def _check_host(allowed_hosts):
+    host = request.headers.get("Host")
+    if not allowed_hosts.allows(host):
+        raise Refused(403, allowed_hosts.refusal(host), code="host_not_allowed")
 
 
 def _check_key(key):

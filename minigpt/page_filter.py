@@ -1,6 +1,6 @@
 """What reaches the arena's page: an allow-list of routes, limits of size, one origin, a password.
 
-    app = PageFilter(app, voters, auth="class:SECRET")       # around the ASGI app of the page
+    app = PageFilter(app, voters, AllowedHosts(), auth="class:SECRET")    # around the page's app
 
 Gradio serves some ninety routes; the page uses a dozen. The others (uploads, files, proxies,
 streams, recordings, run history, …) are answered with 404 here, whatever Gradio does with them: see
@@ -54,14 +54,13 @@ log = logging.getLogger("minigpt")
 class PageFilter:
     """ASGI middleware; see the module's docstring.
 
-    app: the ASGI app of the page. voters: minigpt.voters.Voters, whose cookie "/" sets. auth:
-    "NAME:PASSWORD" for everything, or "". origins: host names whose pages may also POST (those of a
-    proxy that changes the Host header).
+    app: the ASGI app of the page. voters: minigpt.voters.Voters, whose cookie "/" sets. hosts:
+    minigpt.allowed_hosts.AllowedHosts; pages of the names that the owner gave may POST as well, for
+    a proxy may change the Host header. auth: "NAME:PASSWORD" for everything, or "".
     """
 
-    def __init__(self, app, voters, auth="", origins=()):
-        self._app, self._voters, self._auth = app, voters, auth
-        self._origins = {name.lower() for name in origins}
+    def __init__(self, app, voters, hosts, auth=""):
+        self._app, self._voters, self._hosts, self._auth = app, voters, hosts, auth
         self._passwords = Backoff(free=10)
         self._new_voters = RateLimit(burst=60, per_minute=12)
 
@@ -84,6 +83,8 @@ class PageFilter:
 
     def _refusal(self, request):
         """(status, text, headers) for a request that the page must not see, or None."""
+        if not self._hosts.allows(request.host):
+            return 403, self._hosts.refusal(request.host), {}
         if self._auth:
             refusal = self._wrong_password(request)
             if refusal:
@@ -120,7 +121,7 @@ class PageFilter:
             name = parts.hostname or ""
         except ValueError:
             return False
-        return parts.netloc.lower() == request.header("host").lower() or name in self._origins
+        return parts.netloc.lower() == request.host.lower() or name in self._hosts.given
 
     def _with_headers(self, request, send):
         """`send` with the page's headers, the voter's cookie, and no CORS."""
@@ -148,9 +149,11 @@ class _Request:
 
     def __init__(self, scope):
         self._scope = scope
-        self._headers = {}
+        self._headers, hosts = {}, []
         for name, value in scope["headers"]:
             self._headers.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
+            hosts += [value.decode("latin-1")] if name.lower() == b"host" else []
+        self.host = ", ".join(hosts)  # two headers are no host
         self.method, self.path = scope["method"], scope["path"]
         self.address = address_key((scope.get("client") or [None])[0])
 

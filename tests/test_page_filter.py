@@ -15,6 +15,7 @@ from starlette.websockets import WebSocketDisconnect
 
 import sample_gradio
 from config.configurator import UserError
+from minigpt.allowed_hosts import AllowedHosts
 from minigpt.arena import MAX_PROMPT_CHARS, Arena
 from minigpt.endpoints import Endpoints
 from minigpt.page_filter import COOKIE, MAX_BODY_BYTES, ROUTES, PageFilter
@@ -23,6 +24,7 @@ from minigpt.votes import Ledger
 from minigpt.wording import ENGLISH
 
 HOST = "http://arena.test:7860"
+HOSTS = AllowedHosts(["arena.test"])
 
 
 class Side:
@@ -77,7 +79,7 @@ def bare(page):
 @pytest.fixture(scope="module")
 def running(bare, page):
     """The filtered app, started."""
-    with TestClient(PageFilter(bare, page.voters), base_url=HOST) as client:
+    with TestClient(PageFilter(bare, page.voters, HOSTS), base_url=HOST) as client:
         yield client
 
 
@@ -282,8 +284,20 @@ def test_another_origin_reads_and_sends_nothing(visitor, origin):
     assert visitor.post("/gradio_api/queue/join", json={}, headers=cross).status_code == 403
 
 
+def test_another_name_of_this_machine_is_refused(visitor):
+    """DNS rebinding: a website whose name now means this machine."""
+    for host in ("rebound.test", "arena.test, rebound.test", "arena.test.evil", "x y", "[::1"):
+        for path in ("/", "/config", "/gradio_api/queue/data"):
+            answer = visitor.get(path, headers={"Host": host})
+            assert answer.status_code == 403 and "--allowed_hosts" in answer.text
+    for host in ("localhost:7860", "127.0.0.1", "192.168.1.5:7860", "[::1]:7860", "ARENA.test."):
+        assert visitor.get("/config", headers={"Host": host}).status_code == 200
+
+
 def test_the_page_s_own_origin_and_a_named_one_may_send(bare, page):
-    client = TestClient(PageFilter(bare, page.voters, origins=["Class.test"]), base_url=HOST)
+    client = TestClient(
+        PageFilter(bare, page.voters, AllowedHosts(["arena.test", "Class.test"])), base_url=HOST
+    )
     for origin in (HOST, "https://class.test"):
         answer = client.post("/gradio_api/queue/join", json={}, headers={"Origin": origin})
         assert answer.status_code == 422  # read, and found to ask for nothing
@@ -340,7 +354,7 @@ def test_new_cookies_for_one_address_are_bounded(running):
 
 
 def test_wrong_passwords_of_the_page_are_logged_and_slowed(bare, page, caplog):
-    client = TestClient(PageFilter(bare, page.voters, "class:right"), base_url=HOST)
+    client = TestClient(PageFilter(bare, page.voters, HOSTS, "class:right"), base_url=HOST)
     assert client.get("/").status_code == 401
     with caplog.at_level(logging.WARNING, "minigpt"):
         codes = [client.get("/", auth=("class", f"wrong{i}")).status_code for i in range(12)]
