@@ -4,37 +4,60 @@ A dataset folder holds {train,val}.bin (tokens), {train,val}.mask (a byte a toke
 Batch number i is a pure function of the seed and of i: a resumed run needs no state but its step.
 """
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from config.configurator import typed
 from minigpt.common.errors import UserError
+from minigpt.common.files import read_json, read_unchanged, set_aside
 from minigpt.data.block_format import BEGIN, FORMAT, TARGET
 
 # What meta.json must hold for the blocks to be read.
-FACTS = ("tokenizer", "tokenizer_hash", "n_vocab", "dtype", "block_size", "layout")
-FACTS += ("prompt_format", "counts")
+FACTS = dict(
+    tokenizer=str,
+    tokenizer_hash=str,
+    n_vocab=int,
+    dtype=Literal["uint16", "uint32"],
+    block_size=int,
+    layout=Literal["pad", "split", "concat", "packed"],
+    prompt_format=Literal["plain", "qa", "chat"],
+    counts=dict,
+)
+MORE_FACTS = dict(kind=str, command=str)
+COUNTS = dict(blocks=int, targets=int)  # of each split
 
 
 def read_meta(folder, make="python data/prepare.py --input=PATH"):
     """meta.json of a dataset folder as a dict; UserError that says how to make it (`make`)."""
     path = Path(folder) / "meta.json"
+    read = lambda: _read_meta(path, folder, make)  # noqa: E731
+    return read_unchanged(read, [path], lambda: _pending(Path(folder), make))
+
+
+def _pending(folder, make):
+    """Why `folder` is missing at the moment, where a new one is taking its place; else None."""
+    old = set_aside(folder.resolve())
+    if folder.exists() or not old.exists():
+        return None
+    return (
+        f"{folder}: the run that was replacing it was killed; run again: {make} --dataset={folder}"
+    )
+
+
+def _read_meta(path, folder, make):
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(meta, dict):
-            raise ValueError
-    except OSError:
+        meta = read_json(path, f"run again: {make} --dataset={folder}")
+    except FileNotFoundError:
         raise UserError(f"{path}: no prepared data here; run {make} --dataset={folder}") from None
-    except ValueError:
-        raise UserError(f"{path}: not JSON; run again: {make} --dataset={folder}") from None
     if meta.get("format") != FORMAT:
         raise UserError(
-            f"{path}: block format {meta.get('format')}, this version reads {FORMAT}; "
+            f"{path}: block format {str(meta.get('format'))[:40]}, this version reads {FORMAT}; "
             f"run again: {_command(meta, folder, make)}"
         )
     missing = [name for name in FACTS if name not in meta]
@@ -42,11 +65,31 @@ def read_meta(folder, make="python data/prepare.py --input=PATH"):
         raise UserError(
             f"{path}: lacks {', '.join(missing)}; run again: {_command(meta, folder, make)}"
         )
+    problems = _meta_problems(meta, path)
+    if problems:
+        problems[-1] += f"; run again: {_command(meta, folder, make)}"
+        raise UserError("\n".join(problems))
     return meta
 
 
+def _meta_problems(meta, path):
+    """What is wrong with the values of meta.json, a line each."""
+    _, problems = typed(meta, FACTS | MORE_FACTS, path)
+    for split in ("train", "val") if not problems else ():
+        counts = meta["counts"].get(split)
+        if not isinstance(counts, dict) or not COUNTS.keys() <= counts.keys():
+            problems.append(f"{path}: counts: {split}: expected an object with blocks and targets")
+        else:
+            problems += typed(counts, COUNTS, f"{path}: counts: {split}")[1]
+    for name, least in dict(block_size=2, n_vocab=1).items() if not problems else ():
+        if meta[name] < least:
+            problems.append(f"{path}: {name}={meta[name]}: expected at least {least}")
+    return problems
+
+
 def _command(meta, folder, make="python data/prepare.py --input=PATH"):
-    return meta.get("command") or f"{make} --dataset={folder}"
+    command = meta.get("command")
+    return command if command and isinstance(command, str) else f"{make} --dataset={folder}"
 
 
 class Blocks:
@@ -63,11 +106,23 @@ class Blocks:
 
     def __init__(self, folder, split, tokenizer=None, block_size=None, isolate=True):
         self.folder, self.split = Path(folder), split
-        self.meta = meta = read_meta(folder)
+        paths = [self.folder / name for name in ("meta.json", f"{split}.bin", f"{split}.mask")]
+        self.meta, self.tokens, self.mask = read_unchanged(self._open, paths)
+        self._check(tokenizer, block_size, isolate)
+
+    def _open(self):
+        """(meta, tokens, mask) as the folder has them."""
+        meta = read_meta(self.folder)
         if meta.get("kind", Blocks.kind) != self.kind:
-            raise self.of_another_kind()
+            raise self.of_another_kind(meta)
+        dtype = np.dtype(meta["dtype"]).newbyteorder("<")
+        return meta, self._map(meta, ".bin", dtype), self._map(meta, ".mask", np.dtype(np.uint8))
+
+    def _check(self, tokenizer, block_size, isolate):
+        """See the class."""
+        meta, folder = self.meta, self.folder
         again = f"run again: {_command(meta, folder)}"
-        name = f"{self.folder / split}.bin"
+        name = f"{folder / self.split}.bin"
         if tokenizer is not None and meta["tokenizer_hash"] != tokenizer.hash:
             raise UserError(
                 f"{name}: made with tokenizer {meta['tokenizer']} ({meta['tokenizer_hash']}), the "
@@ -87,14 +142,6 @@ class Blocks:
                 f"apart; prepare the data with --layout=concat, or leave isolate at true"
             )
         self.isolated = isolate and meta["layout"] == "concat"  # several pieces in a block
-        self.tokens = self._map(".bin", np.dtype(meta["dtype"]).newbyteorder("<"), again)
-        self.mask = self._map(".mask", np.dtype(np.uint8), again)
-        if len(self.tokens) != len(self.mask):
-            raise UserError(
-                f"{name}: {len(self.tokens)} blocks, but {len(self.mask)} masks; {again}"
-            )
-        if len(self.tokens) == 0:
-            raise UserError(f"{name}: no blocks; {again}")
         highest = max(int(part.max()) for part in np.array_split(self.tokens, _parts(self.tokens)))
         if highest >= meta["n_vocab"]:
             raise UserError(
@@ -102,25 +149,34 @@ class Blocks:
                 f"{again}"
             )
 
-    def _map(self, suffix, dtype, again):
-        path = self.folder / f"{self.split}{suffix}"
+    def _map(self, meta, suffix, dtype):
+        path, again = (
+            self.folder / f"{self.split}{suffix}",
+            f"run again: {_command(meta, self.folder)}",
+        )
         if not path.exists():
             raise UserError(f"{path}: missing; {again}")
-        size, block = path.stat().st_size, self.block_size * dtype.itemsize
+        size, block = path.stat().st_size, meta["block_size"] * dtype.itemsize
         if size % block:
             raise UserError(
-                f"{path}: {size} bytes is no multiple of {block} (block_size {self.block_size}, "
+                f"{path}: {size} bytes is no multiple of {block} (block_size {meta['block_size']}, "
                 f"{dtype.name}): torn or of another block_size; {again}"
             )
         if size == 0:
-            return np.empty((0, self.block_size), dtype)
-        return np.memmap(path, dtype, "r").reshape(-1, self.block_size)
+            raise UserError(f"{path}: no blocks; {again}")
+        n_blocks = meta["counts"][self.split]["blocks"]
+        if size != n_blocks * block:
+            raise UserError(
+                f"{path}: {size // block} blocks, but meta.json counts {n_blocks}: of two runs, or "
+                f"torn; {again}"
+            )
+        return np.memmap(path, dtype, "r").reshape(-1, meta["block_size"])
 
-    def of_another_kind(self):
+    def of_another_kind(self, meta):
         """The UserError for a folder that holds other data than these."""
         return UserError(
-            f"{self.folder}: holds {self.meta['kind']}, for --stage=dpo of train.py alone; give "
-            f"--dataset= a folder of data/prepare.py or data/prepare_sft.py"
+            f"{self.folder}: holds {meta.get('kind', Blocks.kind)}, for --stage=dpo of train.py "
+            f"alone; give --dataset= a folder of data/prepare.py or data/prepare_sft.py"
         )
 
     def __len__(self):

@@ -7,6 +7,7 @@ SwiGLU) what its Qwen3ForCausalLM computes, tensor for tensor (tests/test_model.
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 import torch.nn as nn
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 # An MLP's inner values, from this many on, are made anew in the backward pass: that costs no more
 # than fetching them from memory does. Fewer are still in the cache, and keeping them is quicker.
 LARGE = 2**23
+LONGEST_BLOCK = 2**18  # tokens; the tables of rotary positions then have 134 MB at head_dim=64
 
 
 @dataclass
@@ -32,9 +34,9 @@ class GPTConfig:
     n_embd: int = 768
     head_dim: int | None = None
     n_hidden: int | None = None
-    position: str = "rope"
-    norm: str = "rmsnorm"
-    mlp: str = "swiglu"
+    position: Literal["rope", "learned"] = "rope"
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
     qk_norm: bool = True
     bias: bool = False
     tie_embeddings: bool = True
@@ -53,12 +55,20 @@ class GPTConfig:
     def problems(self):
         """What makes this shape impossible, a line each; an empty list where nothing does."""
         found = []
-        sizes = ("n_layer", "n_head", "n_kv_head", "n_embd", "head_dim", "n_hidden", "block_size")
+        sizes = ("n_rows", "n_layer", "n_head", "n_kv_head", "n_embd", "head_dim", "n_hidden")
+        sizes += ("block_size",)
         for name in sizes:
             if getattr(self, name) < 1:
                 found.append(f"{name}={getattr(self, name)}: expected at least 1")
         if self.block_size == 1:
             found.append("block_size=1: expected at least 2, a token and the one after it")
+        if self.block_size > LONGEST_BLOCK:
+            found.append(f"block_size={self.block_size}: expected at most {LONGEST_BLOCK}")
+        for name in ("rope_theta", "norm_eps"):
+            if getattr(self, name) <= 0:
+                found.append(f"{name}={getattr(self, name):g}: expected more than 0")
+        if not 0 <= self.dropout < 1:
+            found.append(f"dropout={self.dropout:g}: expected 0 to below 1")
         if not found and self.n_head % self.n_kv_head:
             found.append(f"n_kv_head={self.n_kv_head} does not divide n_head={self.n_head}")
         if not found and self.position == "rope" and self.head_dim % 2:

@@ -9,12 +9,12 @@ the header name,base_url,model,api_key_env. Votes are kept in --ledger. The page
 network: fonts and scripts come from here, in Chinese or English as the browser prefers.
 """
 
-import base64
 import contextlib
 import csv
 import hmac
 import io
 import json
+import logging
 import os
 import secrets
 import socket
@@ -29,35 +29,38 @@ from minigpt.common.errors import UserError, run
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
 
 import gradio as gr
-import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.responses import Response
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
 
 from minigpt.arena import html
-from minigpt.arena.arena import MOST_SIDES, Arena
+from minigpt.arena.arena import MAX_PROMPT_CHARS, MOST_SIDES, Arena, check_prompt
 from minigpt.arena.battles import Shown
 from minigpt.arena.endpoints import Endpoint, EndpointError, Endpoints, LocalRun, read_presets
 from minigpt.arena.i18n import CHINESE, ENGLISH, words
+from minigpt.arena.page_filter import COOKIE, PageFilter
+from minigpt.arena.rate_limit import Backoff, RateLimit, address_key
 from minigpt.arena.ratings import ratings, win_rates
 from minigpt.arena.safe_http import DEFAULT as OWN_NETWORKS
 from minigpt.arena.safe_http import Allowed, lan_address
+from minigpt.arena.sessions import Sessions
 from minigpt.arena.store import Ledger, jsonl, markdown, preference_pairs
+from minigpt.arena.voters import Voters
+from minigpt.common.credentials import read_secret
 from minigpt.common.presets import read_prompts
+from minigpt.common.spreadsheet import csv_row
 from minigpt.common.urls import address, is_everywhere, is_local
 from minigpt.inference import quantization
 from minigpt.inference.engine import Engine
 from minigpt.inference.scheduler import Host, Limits, set_threads
 from minigpt.models import checkpoint
+from minigpt.serving.allowed_hosts import AllowedHosts
+from minigpt.serving.asgi import serve
 
 REFRESH = 0.12  # seconds between two looks at what is being written
 WATCH_SECONDS = 30.0  # between two looks at how the endpoints are
-KEPT_SECONDS = 3600.0  # that what stands on a page can be voted on after the page was lost
-COOKIE = "minigpt_voter"
-# Nothing of the page may come from, or go to, anywhere else.
-CONTENT_POLICY = (
-    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-    "style-src 'self' 'unsafe-inline'; connect-src 'self'; frame-ancestors 'self'"
-)
+# Variables whose values an admin may send as a key to a server that they add on the page; not ours.
+KEY_PREFIX = "MINIGPT_"
+OWN_SECRETS = {"MINIGPT_AUTH", "MINIGPT_ADMIN_PASSWORD", "MINIGPT_API_KEY"}
 # Enter ends the composing of a Chinese word, and must not send the half-made text.
 HEAD = """<script>
 for (const kind of ["keydown", "keypress"])
@@ -67,25 +70,36 @@ for (const kind of ["keydown", "keypress"])
   }, true);
 </script>"""
 
+log = logging.getLogger("minigpt")
+
 
 class Settings:
     runs: list[str] = []  # folders of local runs; none: every run in out/
     endpoints: str = ""  # a .csv of servers: name,base_url,model,api_key_env
     host: str = "127.0.0.1"  # 0.0.0.0: whoever reaches this machine over the network
     port: int = 7860  # of the page
-    auth: str = ""  # NAME:PASSWORD for the whole page
-    admin_password: str = ""  # lets its owner add and remove endpoints on the page
+    allowed_hosts: list[str] = []  # further names under which browsers ask for the page; *: any
+    auth: str = ""  # NAME:PASSWORD for the whole page; or the variable MINIGPT_AUTH, which other
+    #                 users of this machine cannot see
+    auth_file: str = ""  # a file whose only line is NAME:PASSWORD
+    admin_password: str = ""  # lets its owner add and remove endpoints on the page; or the variable
+    #                           MINIGPT_ADMIN_PASSWORD
+    admin_password_file: str = ""  # a file whose only line is that password
     networks: list[str] = []  # further ones that endpoints may be in, such as 203.0.113.0/24
     ledger: str = "out/arena.sqlite"  # battles and votes
     examples: str = "examples.csv"  # preset prompts: prompt,format
     slots: int = 8  # texts that a local run writes at once
     deadline: float = 120.0  # seconds that a side may take
     most_battles: int = 32  # battles and answers at once; more wait, and see their place
+    address_limit: int = 60  # questions, and votes, a minute from one address; more where a class
+    #                          shares one
 
 
 def main():
     settings = configure(Settings, shared="device dtype", doc=__doc__, quiet=True)
+    read_secrets(settings)
     check(settings)
+    allowed_hosts = AllowedHosts(settings.allowed_hosts, settings.host)
     ledger = Ledger(settings.ledger)
     entries, checkpoints = local_runs(settings)
     allowed = Allowed((*OWN_NETWORKS, *settings.networks))
@@ -99,18 +113,29 @@ def main():
         most=settings.most_battles,
     )
     prompts = read_prompts(settings.examples)
-    page = Page(arena, prompts, settings.admin_password, allowed, settings.most_battles)
+    voters = Voters.beside(settings.ledger)
+    pace = Pace(settings.address_limit)
+    page = Page(
+        arena, prompts, settings.admin_password, allowed, settings.most_battles, voters, pace
+    )
     threading.Thread(target=page.watch, daemon=True).start()
-    app = make_app(page, settings.auth)
+    app = PageFilter(make_app(page), voters, allowed_hosts, settings.auth)
     print(welcome(settings, arena), flush=True)
-    uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning")
+    serve(app, settings.host, settings.port)
+
+
+def read_secrets(settings):
+    """Take the passwords from their variables or files, where no flag has them."""
+    for flag in ("auth", "admin_password"):
+        secret = read_secret(settings, flag, f"MINIGPT_{flag.upper()}")
+        settings.set(flag, secret or "", settings.origin(flag))
 
 
 def check(settings):
     """UserError with all that is wrong with the settings."""
-    problems = settings.below(slots=1, most_battles=1, deadline=1)
+    problems = settings.below(slots=1, most_battles=1, deadline=1, address_limit=1)
     if settings.auth and ":" not in settings.auth:
-        problems.append("--auth: expected NAME:PASSWORD")
+        problems.append("--auth (MINIGPT_AUTH, --auth_file): expected NAME:PASSWORD")
     try:
         family, *_, place = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM
@@ -172,37 +197,24 @@ def welcome(settings, arena):
 # -- the app under the page ------------------------------------------------------------------------
 
 
-def make_app(page, auth=""):
-    """A FastAPI app: the page, its downloads, a voter's cookie, and the password for all of it."""
+def make_app(page):
+    """A FastAPI app: the page and its downloads. PageFilter decides what reaches it."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-
-    @app.middleware("http")
-    async def around(request: Request, call_next):
-        if auth and not _knows(request.headers.get("authorization", ""), auth):
-            asks = {"WWW-Authenticate": 'Basic realm="MiniGPT"'}
-            return Response("a name and a password, please\n", 401, asks)
-        response = await call_next(request)
-        response.headers["Content-Security-Policy"] = CONTENT_POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        if COOKIE not in request.cookies and request.url.path == "/":
-            voter = secrets.token_urlsafe(16)
-            year = 365 * 24 * 3600
-            response.set_cookie(COOKIE, voter, max_age=year, httponly=True, samesite="lax")
-        return response
-
     ledger = page.arena.ledger
-    for path, kind, made in (
-        ("battles.jsonl", "application/jsonl", lambda: "".join(jsonl(ledger.battles()))),
-        ("battles.md", "text/markdown", lambda: "".join(markdown(ledger.battles()))),
-        ("preferences.jsonl", "application/jsonl", lambda: _pairs(ledger.battles())),
-        ("leaderboard.csv", "text/csv", lambda: _leaderboard_csv(ledger)),
+    for name, kind, parts in (
+        ("battles.jsonl", "application/jsonl", lambda: jsonl(ledger.each_battle())),
+        ("battles.md", "text/markdown", lambda: markdown(ledger.each_battle())),
+        ("preferences.jsonl", "application/jsonl", lambda: _pairs(ledger.each_battle())),
+        ("leaderboard.csv", "text/csv", lambda: [_leaderboard_csv(ledger)]),
     ):
-        app.add_api_route(f"/download/{path}", _download(path, kind, made), methods=["GET"])
+        app.add_api_route(f"/download/{name}", _download(name, kind, parts), methods=["GET"])
     blocks = page.build()
     blocks.queue(default_concurrency_limit=64, max_size=256, api_open=False)
     # Each chat holds a thread while it waits for the next piece; votes and Stop want theirs.
     blocks.max_threads = 40 + page.writing["concurrency_limit"]
+    # launch() sets this, mount_gradio_app() does not; without it Gradio takes the path of any file
+    # in what a visitor sends, and copies the file to where it can be read.
+    blocks.has_launched = True
     return gr.mount_gradio_app(
         app,
         blocks,
@@ -218,58 +230,61 @@ def make_app(page, auth=""):
     )
 
 
-def _knows(header, auth):
-    """Whether the header is HTTP's Basic one with this NAME:PASSWORD."""
-    scheme, _, given = header.partition(" ")
-    wanted = base64.b64encode(auth.encode()).decode()
-    return scheme.lower() == "basic" and hmac.compare_digest(given.encode(), wanted.encode())
+def _download(name, kind, parts):
+    """A route that sends a file as it is made: parts() yields its texts."""
 
-
-def _download(name, kind, made):
     def answer():
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-        return Response(made(), media_type=f"{kind}; charset=utf-8", headers=headers)
+        return StreamingResponse(parts(), media_type=f"{kind}; charset=utf-8", headers=headers)
 
     return answer
 
 
 def _pairs(battles):
-    pairs = preference_pairs(battles)
-    return "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
+    for pair in preference_pairs(battles):
+        yield json.dumps(pair, ensure_ascii=False) + "\n"
 
 
 def _leaderboard_csv(ledger):
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["model", "rating", "low", "high", "battles"])
-    writer.writerows(ratings(ledger.decided(), seed=0))
+    writer.writerow(["votes", "model", "rating", "low", "high", "battles"])
+    for kind, decided in (("blind", "blind"), ("open", "open"), ("all", None)):
+        rows = ratings(ledger.decided(decided), seed=0)
+        writer.writerows(csv_row([kind, *rating]) for rating in rows)
     return "\ufeff" + text.getvalue()  # the mark by which spreadsheets know UTF-8
 
 
 # -- the page --------------------------------------------------------------------------------------
 
 
-class Session:
-    """What an open page has under way."""
+class Pace:
+    """How fast one voter, and all of one address, may ask and vote."""
 
-    def __init__(self):
-        self.bout = None  # its last battle
-        self.side = None  # what writes in its chat
-        self.left = None  # when the page was closed, or lost its connection
+    def __init__(self, address_limit):
+        # A person reads two answers before a vote, so a voter's pace is low.
+        self._voters = dict(ask=RateLimit(10, 20), vote=RateLimit(5, 12))
+        bursts = max(1, address_limit // 2)
+        self._addresses = {kind: RateLimit(bursts, address_limit) for kind in self._voters}
+
+    def wait(self, kind, voter, address):
+        """Count one "ask" or "vote"; returns 0.0, or the seconds to wait (then it is refused)."""
+        return self._voters[kind].wait(voter) or self._addresses[kind].wait(address)
 
 
 class Page:
     """Builds the page, and answers what is done on it."""
 
-    def __init__(self, arena, prompts, admin_password, allowed, most):
-        self.arena, self.prompts = arena, prompts
+    def __init__(self, arena, prompts, admin_password, allowed, most, voters, pace):
+        self.arena, self.prompts, self.voters, self.pace = arena, prompts, voters, pace
         # What writes shares one limit; show_progress tells the place in the queue.
         self.writing = dict(
             concurrency_limit=most, concurrency_id="writing", show_progress="minimal"
         )
         self.admin_password, self.allowed = admin_password, allowed
         self.health = {}  # name → the last Health
-        self.sessions = {}  # session hash → Session
+        self.sessions = Sessions()
+        self.admin_failures = Backoff()
         self.i18n = gr.I18n(en=ENGLISH, zh=CHINESE, **{"zh-CN": CHINESE, "zh-TW": CHINESE})
 
     def build(self):
@@ -307,25 +322,30 @@ class Page:
                 self.health[name] = self.arena.endpoints.get(name).probe()
             yield name
 
+    def voter(self, request):
+        """The voter's id, None for a browser without our cookie."""
+        return self.voters.id_of(request.cookies.get(COOKIE))
+
+    def owner(self, request):
+        """Whose a session is: the voter's, without a cookie all of the address."""
+        return self.voter(request) or f"at {client_address(request)}"
+
     def session(self, request):
         """The Session of a request."""
-        session = self.sessions.setdefault(request.session_hash, Session())
-        session.left = None
-        return session
+        return self.sessions.get(self.owner(request), request.session_hash)
+
+    def check_pace(self, kind, request, said):
+        """UserError where a visitor asks or votes too fast."""
+        seconds = self.pace.wait(kind, self.owner(request), client_address(request))
+        if seconds:
+            raise UserError(said["too_fast"].format(seconds=max(1, round(seconds))))
 
     def leave(self, request: gr.Request):
         """The page was closed: nobody reads what is being written. Or its connection was lost for a
-        moment (a telephone that sleeps): then what has been written can still be voted on."""
-        session = self.sessions.get(request.session_hash)
+        moment (a phone that sleeps): the session stays, so what is written can be voted on."""
+        session = self.sessions.find(self.owner(request), request.session_hash)
         if session:
-            session.left = time.monotonic()
-            if session.side:
-                session.side.close()
-            if session.bout:
-                session.bout.battle.stop()
-        for key, other in list(self.sessions.items()):
-            if other.left is not None and time.monotonic() - other.left > KEPT_SECONDS:
-                self.sessions.pop(key, None)
+            session.stop()
 
     def names(self, chosen=None, several=()):
         """The models to choose from, for the chat and for open battles; what is chosen stays."""
@@ -371,6 +391,7 @@ class Page:
                     ask = gr.Textbox(
                         show_label=False,
                         placeholder=t("ask"),
+                        max_length=MAX_PROMPT_CHARS,
                         lines=1,
                         max_lines=8,
                         scale=5,
@@ -384,34 +405,37 @@ class Page:
         told = [self.chat_model, *sliders]
         shown = [talk, ask, status]
         options = dict(show_progress_on=status, **self.writing)
-        gr.on([send.click, ask.submit], self.say, [ask, talk, *told], shown, **options)
-        again.click(self.say_again, [talk, *told], shown, **options)
-        talk.edit(self.say_edited, [talk, *told], shown, **options)
+        # The conversation is the session's: what the browser holds of it is never read.
+        gr.on([send.click, ask.submit], self.say, [ask, *told], shown, **options)
+        again.click(self.say_again, told, shown, **options)
+        talk.edit(self.say_edited, told, shown, **options)
         stop.click(self.stop_chat, queue=False, show_progress="hidden")
         clear.click(self.clear_chat, None, shown, queue=False, show_progress="hidden")
         presets.input(lambda prompt: prompt, presets, ask, show_progress="hidden")
 
-    def say(self, text, talk, model, request: gr.Request, *sliders):
+    def say(self, text, model, request: gr.Request, *sliders):
         """Send what was typed."""
+        session = self.session(request)
         if not text.strip():
-            yield talk, text, ""
+            yield drawn(session.talk), text, ""
             return
-        talk = [*talk, turn("user", text)]
-        yield from self._answer(talk, model, sliders, request)
+        yield from self._answer([*session.talk, turn("user", text)], model, sliders, request)
 
-    def say_again(self, talk, model, request: gr.Request, *sliders):
+    def say_again(self, model, request: gr.Request, *sliders):
         """Have the last question answered anew."""
-        asked = [i for i, turn in enumerate(talk) if turn["role"] == "user"]
+        talk = self.session(request).talk
+        asked = [i for i, each in enumerate(talk) if each["role"] == "user"]
         if not asked:
-            yield talk, "", ""
+            yield drawn(talk), "", ""
             return
         yield from self._answer(talk[: asked[-1] + 1], model, sliders, request)
 
-    def say_edited(self, talk, model, request: gr.Request, event: gr.EditData, *sliders):
+    def say_edited(self, model, request: gr.Request, event: gr.EditData, *sliders):
         """A question was changed: what followed it goes, and it is answered anew."""
         place = event.index if isinstance(event.index, int) else event.index[0]
-        talk = [*talk[:place], turn("user", unescape(event.value))]
-        yield from self._answer(talk, model, sliders, request)
+        kept = self.session(request).talk[: max(0, place)]
+        edited = turn("user", unescape(str(event.value)))
+        yield from self._answer([*kept, edited], model, sliders, request)
 
     def _answer(self, talk, model, sliders, request):
         """The model's answer to a conversation, as it is written."""
@@ -420,18 +444,20 @@ class Page:
         if session.side:
             session.side.close()
         try:
+            check_prompt(talk[-1]["content"])
+            self.check_pace("ask", request, said)
             settings = read_settings(sliders, said)
             side = session.side = self.arena.endpoints.get(model or "").side()
         except UserError as error:
-            yield talk, "", html.note(str(error))
+            yield drawn(session.talk), gr.skip(), html.note(str(error))
             return
+        session.remember(talk)
         settings = {name: value for name, value in settings.items() if name in side.takes}
-        messages = [{"role": each["role"], "content": text_of(each)} for each in talk]
         answer, shown, note = Shown(20_000), time.monotonic(), ""
         began, n_pieces = time.monotonic(), 0
-        yield [*talk, turn("assistant", "…")], "", html.note(said["waiting"])
+        yield drawn(talk, "…"), "", html.note(said["waiting"])
         try:
-            for piece in side.stream(messages, settings):
+            for piece in side.stream(session.talk, settings):
                 n_pieces += 1
                 answer.push(piece)
                 if answer.overflowed:
@@ -439,21 +465,21 @@ class Page:
                     break
                 if time.monotonic() - shown > REFRESH:
                     shown = time.monotonic()
-                    growing = [*talk, turn("assistant", answer.text)]
                     # What is being typed meanwhile stays.
-                    yield growing, gr.skip(), html.note(said["writing"])
+                    yield drawn(talk, answer.text), gr.skip(), html.note(said["writing"])
         except EndpointError as error:
             note = error.message
         finally:
             side.close()
         if session.side is not side:  # it was cleared, or something else was asked
             return
+        session.remember([*talk, turn("assistant", answer.text)])
         seconds = time.monotonic() - began
         written = (side.usage or {}).get("completion_tokens") or n_pieces
         parts = [note, said["speed"].format(rate=f"{written / max(seconds, 1e-3):.0f}")]
         parts.append(said["took"].format(seconds=f"{seconds:.1f} s"))
         yield (
-            [*talk, turn("assistant", answer.text or "…")],
+            drawn(talk, answer.text or "…"),
             gr.skip(),
             html.note(" · ".join(filter(None, parts))),
         )
@@ -467,7 +493,9 @@ class Page:
     def clear_chat(self, request: gr.Request):
         """Begin anew."""
         self.stop_chat(request)
-        self.session(request).side = None  # or the answer under way would come back
+        session = self.session(request)
+        session.side = None  # or the answer under way would come back
+        session.talk = []
         return [], "", ""
 
     # -- arena --
@@ -490,7 +518,12 @@ class Page:
             )
         with gr.Row():
             ask = gr.Textbox(
-                show_label=False, placeholder=t("ask"), max_lines=8, scale=5, elem_id="arena-ask"
+                show_label=False,
+                placeholder=t("ask"),
+                max_length=MAX_PROMPT_CHARS,
+                max_lines=8,
+                scale=5,
+                elem_id="arena-ask",
             )
             presets = gr.Dropdown(self.prompts, value=None, label=t("presets"), scale=2)
         with gr.Row():
@@ -531,9 +564,13 @@ class Page:
     def battle(self, prompt, mode, pairing, chosen, request: gr.Request, *sliders):
         """Let the sides answer, showing them as they write, and put the battle on record."""
         said, session = words(request.headers.get("accept-language")), self.session(request)
-        voter = request.cookies.get(COOKIE) or request.session_hash
+        voter = self.voter(request)
         try:
+            if voter is None:
+                raise UserError(said["no_cookie"])
             settings = read_settings(sliders, said)
+            check_prompt(prompt)
+            self.check_pace("ask", request, said)
             names = chosen if mode == "open" else None
             bout = self.arena.begin(voter, prompt, settings, names, pairing)
         except UserError as error:
@@ -566,6 +603,7 @@ class Page:
             if bout is None:
                 return _status_alone(said["no_battle"])
             try:
+                self.check_pace("vote", request, said)
                 self.arena.vote(bout, choice)
             except UserError as error:
                 drawn = self._drawn(said, bout)
@@ -590,14 +628,23 @@ class Page:
             drawn.append(gr.update(value=card, visible=True))
         drawn.append(html.note(self._status(said, bout, ended)))
         voting = ended and bout.votable
+        # The vote on a blind battle is final, since it shows the names.
+        can_vote = bout.kind == "open" or bout.choice is None
         for place in range(MOST_SIDES):
             label = said["best"].format(side=html.SIDES[place])
             kind = "primary" if bout.choice == place else "secondary"
-            drawn.append(gr.update(value=label, visible=voting and place < n, variant=kind))
+            drawn.append(
+                gr.update(
+                    value=label,
+                    visible=voting and place < n,
+                    variant=kind,
+                    interactive=can_vote,
+                )
+            )
         kinds = ["primary" if bout.choice == each else "secondary" for each in ("tie", "none")]
-        drawn.append(gr.update(visible=voting and n == 2, variant=kinds[0]))
+        drawn.append(gr.update(visible=voting and n == 2, variant=kinds[0], interactive=can_vote))
         none = said["none_2"] if n == 2 else said["none_n"]
-        drawn.append(gr.update(value=none, visible=voting, variant=kinds[1]))
+        drawn.append(gr.update(value=none, visible=voting, variant=kinds[1], interactive=can_vote))
         return drawn
 
     def _status(self, said, bout, ended):
@@ -605,7 +652,7 @@ class Page:
         if bout.battle.left_out:
             parts.append(said["left_out"].format(names=", ".join(bout.battle.left_out)))
         if ended and bout.choice is not None:
-            parts.append(said["voted"])
+            parts.append(said["voted" if bout.kind == "blind" else "voted_open"])
         elif ended:
             parts.append(said["vote_now"] if bout.votable else said["no_vote"])
         return " ".join(parts)
@@ -613,8 +660,8 @@ class Page:
     # -- leaderboard --
 
     def _build_leaderboard(self, t, tab):
-        choices = [(t("both_kinds"), "both"), (t("only_blind"), "blind"), (t("only_open"), "open")]
-        kind = gr.Radio(choices, value="both", show_label=False, elem_id="board-kind")
+        choices = [(t("only_blind"), "blind"), (t("only_open"), "open"), (t("both_kinds"), "both")]
+        kind = gr.Radio(choices, value="blind", show_label=False, elem_id="board-kind")
         board = gr.HTML("", elem_id="board")
         gr.HTML(_links("leaderboard.csv"))
         # always_last: what is chosen while an answer is under way counts, not what was before.
@@ -699,6 +746,8 @@ class Page:
         row = (name.strip(), url.strip(), model.strip() or None, key.strip() or None)
 
         def change():
+            if row[3] is not None and not may_be_sent(row[3]):
+                raise UserError(words(request.headers.get("accept-language"))["key_variable"])
             entry = Endpoint(*row, allowed=self.allowed)
             self.arena.endpoints.add(entry)
             self.health[entry.name] = entry.probe()
@@ -718,15 +767,30 @@ class Page:
     def _changed(self, done, password, name, change, request):
         """Change the list for whoever knows the password: what to tell, and the table."""
         said = words(request.headers.get("accept-language"))
-        message = said[done].format(name=name.strip())
-        if not hmac.compare_digest(password.encode(), self.admin_password.encode()):
-            message = said["wrong_password"]
-        else:
-            try:
-                change()
-            except UserError as error:
-                message = str(error)
+        try:
+            self._check_admin(password, request, said)
+            change()
+            message = said[done].format(name=name.strip())
+        except UserError as error:
+            message = str(error)
         return html.note(message), self.endpoint_table(request)
+
+    def _check_admin(self, password, request, said):
+        """UserError for a wrong password, and while an address has to wait after several."""
+        host = client_address(request)
+        wait = self.admin_failures.wait(host)
+        if wait:
+            raise UserError(said["wrong_passwords"].format(seconds=max(1, round(wait))))
+        if not hmac.compare_digest(password.encode(), self.admin_password.encode()):
+            self.admin_failures.failed(host)
+            log.warning("wrong admin password from %s", host)
+            raise UserError(said["wrong_password"])
+        self.admin_failures.succeeded(host)
+
+
+def may_be_sent(variable):
+    """Whether the value of an environment variable may go to a server that the page adds."""
+    return variable.startswith(KEY_PREFIX) and variable not in OWN_SECRETS
 
 
 def _status_alone(text):
@@ -754,17 +818,20 @@ def read_settings(sliders, said):
 
 
 def turn(role, text):
-    """A turn for gr.Chatbot, which draws what it is given as HTML, without Markdown too: escaped,
-    so that it is shown as text."""
-    return {"role": role, "content": escape(text, quote=False)}
+    """A turn of a conversation."""
+    return {"role": role, "content": text}
 
 
-def text_of(turn):
-    """A turn's text, whichever way Gradio spells it."""
-    content = turn["content"]
-    if not isinstance(content, str):
-        content = "".join(part.get("text", "") for part in content)
-    return unescape(content)
+def drawn(talk, answer=None):
+    """A conversation, and the answer that is being written, as gr.Chatbot takes them: it draws its
+    value as HTML, without Markdown too, so the text is escaped."""
+    turns = talk if answer is None else [*talk, turn("assistant", answer)]
+    return [turn(each["role"], escape(each["content"], quote=False)) for each in turns]
+
+
+def client_address(request):
+    """The key of the address that a request comes from."""
+    return address_key(request.client.host if request.client else None)
 
 
 def _links(*names):
@@ -775,3 +842,4 @@ def _links(*names):
 
 if __name__ == "__main__":
     run(main)
+    os._exit(0)  # at once: threads that wait for a model hold nothing that has to be closed

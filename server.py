@@ -12,7 +12,6 @@ are finished first, and a second one ends at once.
 """
 
 import logging
-import os
 import signal
 import threading
 import time
@@ -22,6 +21,7 @@ import torch
 
 from config.configurator import configure
 from minigpt.arena.safe_http import lan_address
+from minigpt.common.credentials import read_secret
 from minigpt.common.errors import UserError, run
 from minigpt.common.urls import address, is_everywhere, is_key, is_local
 from minigpt.inference import quantization
@@ -30,6 +30,7 @@ from minigpt.inference.scheduler import Host, set_threads
 from minigpt.inference.scheduler import Limits as HostLimits
 from minigpt.models import checkpoint
 from minigpt.openai.schemas import Limits
+from minigpt.serving.allowed_hosts import AllowedHosts
 from minigpt.serving.app import Options, Served, Service, make_app
 from minigpt.serving.wsgi import flush, listen
 from model import GPT, GPTConfig
@@ -43,6 +44,7 @@ class Settings:
     api_key: str | None = None  # clients must send it; or the variable MINIGPT_API_KEY, unseen by
     #                             whoever lists this machine's processes
     api_key_file: str | None = None  # a file whose only line is the key
+    allowed_hosts: list[str] = []  # further names under which clients ask for this server; *: any
     cors_origins: list[str] = []  # web pages that may call this server: their origins, or *
 
     threads: int = 0  # of the processor, for the models; 0: as many as pay, for HTTP needs some too
@@ -130,25 +132,22 @@ def options_of(settings):
         settings.default_max_tokens,
         settings.max_n,
     )
-    origins = tuple(settings.cors_origins)
-    return Options(key_of(settings), origins, settings.log_text, limits, defaults)
+    return Options(
+        api_key=key_of(settings),
+        cors_origins=tuple(settings.cors_origins),
+        allowed_hosts=AllowedHosts(settings.allowed_hosts, settings.host),
+        log_text=settings.log_text,
+        limits=limits,
+        defaults=defaults,
+    )
 
 
 def key_of(settings):
     """The key that clients must send, or None."""
-    if settings.api_key is not None and settings.api_key_file is not None:
-        raise UserError("--api_key and --api_key_file: give one of them")
-    key = settings.api_key or os.environ.get("MINIGPT_API_KEY")
-    if settings.api_key_file is not None:
-        try:
-            key = Path(settings.api_key_file).read_text(encoding="utf-8-sig").strip()
-        except (OSError, UnicodeDecodeError):
-            raise UserError(f"--api_key_file={settings.api_key_file}: cannot be read") from None
-        if not key:
-            raise UserError(f"--api_key_file={settings.api_key_file}: the file is empty")
+    key = read_secret(settings, "api_key", "MINIGPT_API_KEY")
     if key and not is_key(key):
         raise UserError("the key: expected ASCII letters, digits and signs, without spaces")
-    return key or None
+    return key
 
 
 def load(settings, folders):

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from config.configurator import configure
+from config.configurator import configure, knob_types, typed
 from data_utils import Batches, Blocks, evaluation_batches, read_meta
 from minigpt.common.errors import UserError, run
 from minigpt.common.files import written_whole
@@ -56,12 +56,25 @@ ORDER += ["stage", "dpo_beta", "dpo_average", "dpo_label_smoothing", "dpo_guard_
 
 
 def main():
-    # -- settings: one process, or one of several under torchrun -----------------------------------
+    """One process, or one of several under torchrun, of which the first holds the run's lock."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    first = rank == 0
     settings = configure(shared="all", doc=__doc__, quiet=True)
     check_ranges(settings)
-    out_dir = Path(settings.out_dir)
+    with contextlib.ExitStack() as stack:
+        if rank == 0:
+            try:
+                stack.enter_context(checkpoint.writer(settings.out_dir))
+            except OSError as error:
+                raise UserError(
+                    f"{settings.out_dir}: cannot be written ({error.strerror}); give another "
+                    "--out_dir"
+                ) from None
+        train(settings, rank, world)
+
+
+def train(settings, rank, world):
+    """The whole training of one process."""
+    first, out_dir = rank == 0, Path(settings.out_dir)
 
     # -- what the run starts from --------------------------------------------------------------
     resume, parent = settings.init_from == "resume", None
@@ -70,11 +83,12 @@ def main():
         parent = checkpoint.load(out_dir, hint=hint, merged=False)
         adopt(settings, parent, SHAPE + ["tokenizer"] + ORDER)
         now = settings.as_dict()
-        for name, value in parent.meta["settings"].items():
+        for name, value in saved_settings(parent).items():
             if name in now and settings.origin(name) == "default" and value != now[name]:
                 settings.set(name, value, f"resumed from {out_dir}")
         settings.set("init_from", "resume", "--init_from")
-        state = checkpoint.load_state(out_dir)
+        check_ranges(settings)  # config.json may have been changed by hand
+        state = load_state(out_dir)
         share_steps(settings, state["world"], world)
     elif checkpoint.exists(out_dir) and not settings.overwrite:
         raise UserError(
@@ -197,16 +211,13 @@ def main():
                 f"{len(train_blocks)}: its data order cannot be continued; start another run with "
                 f"--init_from={out_dir} --out_dir=…"
             )
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            # Its moments; learning rate and decay are the settings', which may have changed.
-            saved["param_groups"] = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict(saved)
-        if scaler.is_enabled() and state["scaler"]:
-            scaler.load_state_dict(state["scaler"])
-        if rank < state["world"]:  # one more than before goes on with its seed
-            torch.set_rng_state(state["rng"][rank])
-            if device.startswith("cuda") and state["cuda_rng"][rank] is not None:
-                torch.cuda.set_rng_state(state["cuda_rng"][rank], device)
+        try:
+            restore(optimizers, scaler, state, rank, device)
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise UserError(
+                f"{out_dir}/state.pt: does not fit this run ({str(error).splitlines()[0][:150]}); "
+                f"start another from its weights with --init_from={out_dir} --out_dir=…"
+            ) from None
         step, best, stale = state["step"], state["best"], state["stale"]
         val_loss, evaluated = state["val_loss"], state["evaluated"]
         minutes, tokens = state["minutes"], state["tokens"]
@@ -434,13 +445,67 @@ def check_ranges(settings):
 
 def adopt(settings, parent, names):
     """Take over from a checkpoint what it fixes; contradictions by hand raise UserError."""
-    saved = {**parent.meta["settings"], **parent.meta["model"]}
+    saved = {**saved_settings(parent), **parent.meta["model"]}
     values = {name: saved[name] for name in names if name in saved}
     # none stands for a value that the shape works out: it contradicts nothing.
     for name in ("n_kv_head", "head_dim", "n_hidden"):
         if name in values and getattr(settings, name) is None:
             settings.set(name, values[name], str(parent.folder))
     settings.inherit(values, str(parent.folder))
+
+
+def saved_settings(parent):
+    """The settings in a checkpoint's config.json. UserError for values of another type."""
+    where = f"{parent.folder}/config.json: settings"
+    values, problems = typed(parent.meta["settings"], knob_types(), where)
+    if problems:
+        raise UserError("\n".join(problems))
+    return values
+
+
+# What state.pt holds, by name and type.
+STATE = dict(optimizers=list, scaler=dict, rng=list, cuda_rng=list, world=int, blocks=int)
+STATE |= dict(step=int, best=float, stale=int, val_loss=float | None, evaluated=int)
+STATE |= dict(minutes=float, tokens=int)
+
+
+def load_state(folder):
+    """state.pt as a dict. UserError where a value is missing or of another type."""
+    state = checkpoint.load_state(folder)
+    wrong = [
+        name
+        for name, kind in STATE.items()
+        if not isinstance(state.get(name, ...), kind) or isinstance(state[name], bool)
+    ]
+    if not wrong:
+        counts = state["step"], state["tokens"], state["blocks"], state["world"] - 1
+        wrong += ["a count"] * (min(counts) < 0)
+        wrong += ["rng"] * (not len(state["rng"]) == len(state["cuda_rng"]) == state["world"])
+    if wrong:
+        raise UserError(
+            f"{folder}/state.pt: {', '.join(wrong)}: missing or not as train.py writes it; start "
+            f"another run from its weights with --init_from={folder} --out_dir=…"
+        )
+    return state
+
+
+def restore(optimizers, scaler, state, rank, device):
+    """Set optimizers, scaler and random generators to a saved state. Any of several errors where it
+    is another run's."""
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        # Its moments; learning rate and decay are the settings', which may have changed.
+        saved["param_groups"] = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict(saved)
+        for weight, moments in optimizer.state.items():
+            for name, value in moments.items():
+                if torch.is_tensor(value) and value.dim() and value.shape != weight.shape:
+                    raise ValueError(f"{name} {tuple(value.shape)}, not {tuple(weight.shape)}")
+    if scaler.is_enabled() and state["scaler"]:
+        scaler.load_state_dict(state["scaler"])
+    if rank < state["world"]:  # one more than before goes on with its seed
+        torch.set_rng_state(state["rng"][rank])
+        if device.startswith("cuda") and state["cuda_rng"][rank] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"][rank], device)
 
 
 def take_over(settings):
@@ -704,12 +769,12 @@ class Log:
             told = self.path.read_text(encoding="utf-8")
             lines = told.splitlines()
             whole = [line for line in lines if line.endswith("}")]  # the last may be torn
-            kept = [line for line in whole if json.loads(line)["step"] <= step]
+            kept = [line for line in whole if self._step(line) <= step]
             if len(kept) < len(lines) or not told.endswith("\n"):
                 write_text(self.path, "".join(line + "\n" for line in kept))
         if self.samples.exists():
             told = self.samples.read_bytes()  # as bytes: a model may write any kind of line break
-            texts = [text for text in re.split(rb"^(?=step \d+: )", told, flags=re.M) if text]
+            texts = [text for text in re.split(rb"^(?=step \d{1,18}: )", told, flags=re.M) if text]
             kept = [text for text in texts if int(text[5:].split(b":")[0]) <= step]
             if len(kept) < len(texts):
                 with written_whole(self.samples) as partial:
@@ -720,6 +785,15 @@ class Log:
             except ImportError:
                 raise UserError("tensorboard=true: first, pip install tensorboard") from None
             self.board = SummaryWriter(folder, purge_step=0 if fresh else step + 1)
+
+    def _step(self, line):
+        """The step of a line of log.jsonl; UserError where train.py did not write it."""
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, LookupError, TypeError, RecursionError, OverflowError):
+            raise UserError(
+                f"{self.path}: {line[:40]!r}: no line that train.py wrote; delete it"
+            ) from None
 
     def _write(self, record):
         with open(self.path, "a", encoding="utf-8") as file:

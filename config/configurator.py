@@ -12,6 +12,7 @@ import difflib
 import importlib
 import inspect
 import io
+import json
 import math
 import operator
 import sys
@@ -206,15 +207,16 @@ def _knobs_of(source):
 # -- reading values --------------------------------------------------------------------------------
 
 
-def _type_name(kind):
+def type_name(kind):
     """How an error or --help names a type."""
     if kind == list[str]:
         return "str[,str…], or the flag again"
     if typing.get_origin(kind) is typing.Literal:
         return " | ".join(map(str, typing.get_args(kind)))
     if isinstance(kind, types.UnionType):
-        return " | ".join(_type_name(part) for part in typing.get_args(kind))
-    return {type(None): "none", bool: "bool (true or false)"}.get(kind, kind.__name__)
+        return " | ".join(type_name(part) for part in typing.get_args(kind))
+    names = {type(None): "none", bool: "bool (true or false)", dict: "an object"}
+    return names.get(kind, kind.__name__)
 
 
 def _show(value):
@@ -224,13 +226,13 @@ def _show(value):
     return repr(value) if isinstance(value, str) else str(value)
 
 
-def _coerce(value, kind):
+def coerce(value, kind):
     """`value` as `kind`, or ValueError. int → float yes; float → int, bool ↔ number no; a text is
     a list of its parts between commas, blanks around them and empty ones dropped."""
     if isinstance(kind, types.UnionType):
         for part in typing.get_args(kind):
             try:
-                return _coerce(value, part)
+                return coerce(value, part)
             except ValueError:
                 pass
         raise ValueError
@@ -240,6 +242,8 @@ def _coerce(value, kind):
         raise ValueError
     if kind is type(None) and value is None:
         return None
+    if kind == list[str] and type(value) is list and all(type(part) is str for part in value):
+        return value
     if kind == list[str] and type(value) is str:
         return [part.strip() for part in value.split(",") if part.strip()]
     if kind is float and type(value) in (int, float) and math.isfinite(value):
@@ -247,6 +251,28 @@ def _coerce(value, kind):
     if type(value) is kind and kind is not float:
         return value
     raise ValueError
+
+
+def knob_types():
+    """{name: annotation} of the knobs in config/train_config.py."""
+    return typing.get_type_hints(importlib.import_module("config.train_config"))
+
+
+def typed(values, kinds, where):
+    """(values, problems): the `values` (name → value) of a JSON object, coerced to `kinds` (name →
+    annotation), and a line for each that is of another kind. `where` begins the lines. A name that
+    only one of the two has is passed over."""
+    found, problems = dict(values), []
+    for name, kind in kinds.items():
+        if name not in values:
+            continue
+        try:
+            found[name] = coerce(values[name], kind)
+        except (ValueError, OverflowError):
+            shown = json.dumps(values[name], ensure_ascii=False)
+            shown = shown if len(shown) <= 60 else shown[:60] + "…"
+            problems.append(f"{where}: {name}={shown}: expected {type_name(kind)}")
+    return found, problems
 
 
 def _parse(word, kind):
@@ -259,12 +285,12 @@ def _parse(word, kind):
                 pass
         raise ValueError
     if kind in (str, list[str]) or typing.get_origin(kind) is typing.Literal:
-        return _coerce(word, kind)
+        return coerce(word, kind)
     if kind is bool:
-        return _coerce({"true": True, "false": False}.get(word.lower()), bool)
+        return coerce({"true": True, "false": False}.get(word.lower()), bool)
     if kind is type(None):
-        return _coerce(None if word.lower() == "none" else word, kind)
-    return _coerce(kind(word), kind)
+        return coerce(None if word.lower() == "none" else word, kind)
+    return coerce(kind(word), kind)
 
 
 def _assign(name, raw, reader, knob, where, problems):
@@ -273,7 +299,7 @@ def _assign(name, raw, reader, knob, where, problems):
         return True, reader(raw, knob.type)
     except (ValueError, OverflowError):
         shown = raw if reader is _parse else _show(raw)
-        expected = _type_name(knob.type)
+        expected = type_name(knob.type)
         hint = ""
         options = typing.get_args(knob.type)
         if typing.get_origin(knob.type) is typing.Literal:
@@ -314,7 +340,7 @@ def _read_flag(word, settings, everything, problems):
     elif knob is None:
         _unknown(name, settings._knobs, where, problems)
     elif not equals and knob.type is not bool:
-        problems.append(f"{where}: no value; write --{name}=… ({_type_name(knob.type)})")
+        problems.append(f"{where}: no value; write --{name}=… ({type_name(knob.type)})")
     else:
         raw = raw if equals else "true"
         good, value = _assign(name, raw, _parse, knob, where, problems)
@@ -394,7 +420,7 @@ def _read_recipe(word, knobs, values, problems):
         if target not in knobs:
             _unknown(target, knobs, where, problems)
             continue
-        good, value = _assign(target, raw, _coerce, knobs[target], where, problems)
+        good, value = _assign(target, raw, coerce, knobs[target], where, problems)
         if good:
             names[target] = value
             yield target, value, where
@@ -422,7 +448,7 @@ def _help(script, doc, knobs):
             section = knob.section
             lines += ["", f"{section}:"] if section else [""]
         head = f"  --{knob.name}={_show(knob.default)}"
-        kind = _type_name(knob.type)
+        kind = type_name(knob.type)
         lines += textwrap.wrap(
             f"{head:<34}  {kind}: {knob.comment}", 100, subsequent_indent=" " * 36
         )

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
+from minigpt.common.locks import beside, locked
 from minigpt.common.report import check_writable
 from minigpt.data.pipeline import LARGEST_FRACTION
 from minigpt.data.readers import Source, find_files
@@ -45,6 +46,12 @@ def main():
     settings = configure(Settings, doc=__doc__)
     check(settings)
     check_writable(f"{settings.output}.tiktoken")
+    with locked(beside(settings.output.removesuffix(".tiktoken")), settings.output, "--output"):
+        train(settings)
+
+
+def train(settings):
+    """Read the texts, train, and write the two files."""
     weights = Counter(part.strip() for part in settings.input.split(",") if part.strip())
     files = {part: find_files(part) for part in weights or [""]}
     tallies = {part: Tally() for part in files}

@@ -210,7 +210,8 @@ def test_wider_ids(dataset):
     tokens = np.array([[70000, 1, 2, 3]], "<u4")
     (dataset / "train.bin").write_bytes(tokens.tobytes())
     (dataset / "train.mask").write_bytes(bytes(4))
-    change_meta(dataset, dtype="uint32", n_vocab=80000, block_size=4)
+    counts = {split: {"blocks": 1, "targets": 1} for split in ("train", "val")}
+    change_meta(dataset, dtype="uint32", n_vocab=80000, block_size=4, counts=counts)
     assert Blocks(dataset, "train").tokens.tolist() == tokens.tolist()
 
 
@@ -263,7 +264,7 @@ def test_a_torn_file(dataset, name, row):
     assert MAKE in text
     (dataset / name).write_bytes(data[:-row])  # a row short: whole rows, but not as many
     text = complaint(dataset)
-    assert "3" in text and "2" in text and "masks" in text and MAKE in text
+    assert name in text and "2 blocks" in text and "counts 3" in text and MAKE in text
 
 
 def test_no_blocks(dataset):

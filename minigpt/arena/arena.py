@@ -16,6 +16,17 @@ from minigpt.arena.store import BattleRecord, SideRecord
 from minigpt.common.errors import UserError
 
 MOST_SIDES = 4
+MAX_PROMPT_CHARS = 20_000
+
+
+def check_prompt(prompt):
+    """UserError for a prompt that is empty or too long."""
+    if not prompt.strip():
+        raise UserError("prompt: empty; expected a question or the beginning of a text")
+    if len(prompt) > MAX_PROMPT_CHARS:
+        raise UserError(
+            f"prompt: {len(prompt):,} characters; expected at most {MAX_PROMPT_CHARS:,}"
+        )
 
 
 class Crowded(UserError):
@@ -73,8 +84,7 @@ class Arena:
         or (how="least") one that has met least. UserError where that cannot be; Crowded where the
         voter's last battle, or too many others', still run.
         """
-        if not prompt.strip():
-            raise UserError("prompt: empty; expected a question or the beginning of a text")
+        check_prompt(prompt)
         if names is not None and not 2 <= len(set(names)) == len(names) <= MOST_SIDES:
             raise UserError(f"models: {len(names)} chosen; expected 2 to {MOST_SIDES}")
         kind = "blind" if names is None else "open"

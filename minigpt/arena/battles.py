@@ -133,16 +133,27 @@ class Shown:
     """
 
     def __init__(self, cap):
-        self.text, self.cap = "", cap
+        self.cap, self._parts, self._length = cap, [], 0
         self.overflowed = False  # there was more than `cap`
         self._decoder = codecs.getincrementaldecoder("utf-16-le")("replace")
+
+    def __bool__(self):
+        """Whether there is any text."""
+        return self._length > 0
+
+    @property
+    def text(self):
+        """The text so far."""
+        return "".join(self._parts)
 
     def push(self, piece, final=False):
         """Add a piece; `final` says that no other follows."""
         whole = self._decoder.decode(piece.encode("utf-16-le", "surrogatepass"), final)
-        text = self.text + _CONTROL.sub("", whole)
-        self.overflowed |= len(text) > self.cap
-        self.text = text[: self.cap]
+        text = _CONTROL.sub("", whole)
+        room = self.cap - self._length
+        self.overflowed |= len(text) > room
+        self._parts.append(text[:room])
+        self._length += len(self._parts[-1])
 
 
 class _Runner:
@@ -214,7 +225,7 @@ class _Runner:
                 return False
             self._shown.push(piece)
             self._pieces += piece != ""
-            if self._first is None and self._shown.text:
+            if self._first is None and self._shown:
                 self._first, self._status = self._now(), "writing"
         if self._shown.overflowed:
             self.end("done", "too long")

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 from minigpt.arena.safe_http import Allowed, CheckedConnection, Forbidden, UnknownHost
 from minigpt.common.errors import UserError
+from minigpt.common.json_text import parse_json
 from minigpt.common.presets import read_text
 from minigpt.common.report import one_line
 from minigpt.common.urls import api_path, is_key, is_variable, problem_of_url, root_path
@@ -147,8 +148,8 @@ def _counts(usage):
 
 def _read_json(data):
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
+        return parse_json(data)
+    except ValueError:
         raise EndpointError("garbage", f"it sent no JSON: {data}") from None
 
 

@@ -5,6 +5,7 @@ from html import escape
 
 SIDES = "ABCD"
 FEW_BATTLES = 10  # below so many a rating says little
+SHOWN_CHARS = 2000  # of a text in the history; the downloads have all of it
 
 CSS = """
 .side { flex: 1 1 240px !important; min-width: 240px !important; }
@@ -160,15 +161,19 @@ def history(words, battles):
             f'<div class="card{" chosen" * (battle.choice == place)}"><div class="head">'
             f"<span>{escape(side.model)}</span>"
             f'<span class="state">{escape(words["chosen"]) * (battle.choice == place)}</span></div>'
-            f'<div class="text">{escape(side.answer)}</div></div>'
+            f'<div class="text">{escape(_clipped(side.answer))}</div></div>'
             for place, side in enumerate(battle.sides)
         )
         parts.append(
             f'<div class="battle"><div class="quiet">{escape(_standing(words, battle))}</div>'
-            f'<div class="question">{escape(battle.prompt)}</div>'
+            f'<div class="question">{escape(_clipped(battle.prompt))}</div>'
             f'<div class="answers">{sides}</div></div>'
         )
     return "".join(parts)
+
+
+def _clipped(text):
+    return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + " …"
 
 
 def _standing(words, battle):

@@ -35,7 +35,8 @@ ENGLISH = {
     "waiting": "waiting …",
     "writing": "writing …",
     "vote_now": "All have answered: which is best?",
-    "voted": "Your vote is saved. You can change it until your next question.",
+    "voted": "Your vote is saved.",
+    "voted_open": "Your vote is saved. You can change it until your next question.",
     "no_vote": "A side did not end well, so there is nothing to vote on.",
     "left_out": "Left out for all, because one of them does not take it: {names}",
     "first_token": "first token {seconds}",
@@ -80,6 +81,11 @@ ENGLISH = {
     "stopped": "stopped",
     "bad_seed": "Seed: expected a whole number of at most 18 digits, or nothing.",
     "no_battle": "This battle is no longer known here: send the question again.",
+    "no_cookie": "Votes need this page's cookie: allow cookies, then reload the page.",
+    "too_fast": "Too many requests: wait {seconds} s.",
+    "wrong_passwords": "Too many wrong passwords: wait {seconds} s.",
+    "key_variable": "The page sends only keys in variables that begin with MINIGPT_ (but not its "
+    "own passwords); endpoints.csv may name any variable.",
 }
 CHINESE = {
     "chat": "对话",
@@ -116,7 +122,8 @@ CHINESE = {
     "waiting": "等待中……",
     "writing": "正在写……",
     "vote_now": "都答完了：哪个最好？",
-    "voted": "投票已保存。提下一个问题之前可以改。",
+    "voted": "投票已保存。",
+    "voted_open": "投票已保存。提下一个问题之前可以改。",
     "no_vote": "有一方没有正常答完，这一局不能投票。",
     "left_out": "以下设置有一方不支持，已对所有人省略：{names}",
     "first_token": "首 token {seconds}",
@@ -161,6 +168,11 @@ CHINESE = {
     "stopped": "已停止",
     "bad_seed": "随机种子：应为不超过 18 位的整数，或留空。",
     "no_battle": "这场对局已经不在这里了：请重新发送问题。",
+    "no_cookie": "投票需要本页的 cookie：请允许 cookie，然后刷新页面。",
+    "too_fast": "请求太多：请等 {seconds} 秒。",
+    "wrong_passwords": "密码错误次数太多：请等 {seconds} 秒。",
+    "key_variable": "在本页添加的端点只能使用以 MINIGPT_ 开头的环境变量"
+    "（本页和 server.py 自己的密码除外）；endpoints.csv 里可以写任何变量。",
 }
 
 

@@ -154,8 +154,9 @@ class Ledger:
     def vote(self, battle_id, voter, choice):
         """Save a vote: a side's place, "tie" (of two sides) or "none". Returns the BattleRecord.
 
-        Only a battle's own voter may vote, once; a second vote takes the place of the first, as
-        long as the voter has begun no other battle. UserError otherwise, or where a side failed.
+        Only a battle's own voter may vote. The vote on a blind battle is final, since it shows the
+        names; that on an open one may be changed until the voter's next battle. UserError
+        otherwise, or where a side failed.
         """
         with self._transaction("IMMEDIATE"):
             found = self._records("WHERE id = ?", (battle_id,))
@@ -177,17 +178,20 @@ class Ledger:
             return f"vote: {choice!r}: expected one of {', '.join(map(str, choices))}"
         later = "SELECT 1 FROM battle WHERE voter = ? AND id > ?"
         changed = battle.choice not in (None, choice)
+        if changed and battle.kind == "blind":
+            return "the vote on a blind battle is final: it has shown the names"
         if changed and self._execute(later, (voter, battle.id)).fetchone():
             return "a vote can be changed until the next battle; this one has been followed"
         return None
 
     # -- reading -----------------------------------------------------------------------------------
 
-    def battles(self, text="", model="", kind=None, limit=None, offset=0):
+    def battles(self, text="", model="", kind=None, limit=None, before=None):
         """The BattleRecords in which `text` stands, in the prompt or an answer (capitals of ASCII
         count as small letters), and in which `model` took part; the newest first.
 
         A blind battle that waits for its vote is not listed: the page must not tell who fought.
+        limit: at most so many; before: only battles with a smaller id.
         """
         where, values = [_TOLD], []
         if text:
@@ -199,9 +203,20 @@ class Ledger:
         if kind:
             where.append("kind = ?")
             values.append(kind)
-        rest = f"WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ? OFFSET ?"
+        if before is not None:
+            where.append("id < ?")
+            values.append(before)
+        rest = f"WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?"
         with self._transaction():
-            return self._records(rest, (*values, -1 if limit is None else limit, offset))
+            return self._records(rest, (*values, -1 if limit is None else limit))
+
+    def each_battle(self, at_once=100):
+        """Yield what battles() lists, read from the file `at_once` at a time: an export needs no
+        more memory than that, however long the ledger is."""
+        before = None
+        while page := self.battles(limit=at_once, before=before):
+            yield from page
+            before = page[-1].id
 
     def decided(self, kind=None):
         """All battles with a vote, of one kind or of both, as minigpt.arena.ratings takes them."""

@@ -1,13 +1,32 @@
-"""Files and folders that are whole, or as they were.
+"""Files and folders that are whole, or as they were; and how to read what others replace.
 
-with written_whole("out/run/perplexity.json") as partial:
-    partial.write_text("…")
+    with written_whole("out/run/perplexity.json") as partial:
+        partial.write_text("…")
+    facts = read_json("out/run/config.json", "train the run again")
+
+Written is: a temporary name beside the target, fsync of the data, rename, fsync of the folder. So
+after a power cut, too, there is the old or the new.
 """
 
 import contextlib
+import errno
 import os
+import re
+import secrets
 import shutil
+import time
 from pathlib import Path
+
+from minigpt.common import locks
+from minigpt.common.errors import UserError
+from minigpt.common.json_text import parse_json
+
+PATIENCE = 5.0  # seconds that a reader or a second writer waits for a writer that is renaming
+LARGEST_JSON = 2**27  # bytes; a tokenizer.json of 250,000 ids has 2**25
+_partials = set()  # that this process is writing
+
+
+# -- writing ---------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -15,40 +34,93 @@ def written_whole(path):
     """Give a path beside `path` to write a file or a folder to; it takes the place of `path` when
     the block has ended well.
 
-    Whatever stops the writing (an error, Ctrl-C, kill -9, a full disk), `path` keeps what it held;
-    what was half written is removed at once, or by the next who writes there. OSError where
-    nothing can be written. A device or a pipe is given as it is.
+    Whatever stops the writing (an error, Ctrl-C, kill -9, a full disk, a power cut), `path` keeps
+    what it held; what was half written is removed at once, or by the next process that writes
+    there. One process writes at a time (minigpt/common/locks.py): a second one waits PATIENCE seconds,
+    then gets a UserError. OSError where nothing can be written. A device or a pipe is given as it
+    is.
     """
     path = Path(path)
     if path.exists() and not (path.is_file() or path.is_dir()):
         yield path
         return
     path = Path(os.path.realpath(path))  # of a link: what it leads to is replaced
-    partial, old = beside(path)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    with locks.locked(locks.beside(path), path, wait=PATIENCE) as alone:
+        if alone:
+            _clear(path)
+        _partials.add(partial)
+        try:
+            yield partial
+            sync(partial)
+            if path.is_dir() and partial.is_dir():
+                _swap(path, partial)
+            else:
+                partial.replace(path)  # refused by the system where one is a folder
+            sync_folder(path.parent)
+        finally:
+            _partials.discard(partial)
+            with contextlib.suppress(OSError):
+                _remove(partial)
+
+
+def set_aside(path):
+    """Where _swap() puts the old folder for the moment between its two renames."""
+    return path.with_name(f".{path.name}.old")
+
+
+def leftovers(path):
+    """What written_whole() may have left beside `path` when it was killed."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.(([0-9a-f]{{8}}\.)?partial|old)")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if old.exists() and not path.exists():
-            old.rename(path)  # a writer was killed between the two renames below
-        for leftover in (partial, old):
-            _remove(leftover)
-        yield partial
-        if path.is_dir() and partial.is_dir():
-            _swap(path, partial, old)
-        else:
-            partial.replace(path)  # refused by the system where one is a folder
+        return [found for found in path.parent.iterdir() if name.fullmatch(found.name)]
+    except FileNotFoundError:
+        return []
+
+
+def sync(path):
+    """Have the system put a file, or a folder with all that is in it, on the disk."""
+    if path.is_dir():
+        for inner in path.iterdir():
+            sync(inner)
+        sync_folder(path)
+    else:
+        sync_file(path)
+
+
+def sync_file(path):
+    """fsync a file."""
+    with open(path, "rb+" if os.name == "nt" else "rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path):
+    """fsync a folder: only then a rename in it outlives a power cut. Windows has no such call."""
+    if os.name == "nt":
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # some network disks
+            raise
     finally:
-        with contextlib.suppress(OSError):
-            _remove(partial)
+        os.close(fd)
 
 
-def beside(path):
-    """The two paths that written_whole() may leave beside `path` when it is killed: of what was
-    half written, and of what stood there before."""
-    return path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+def _clear(path):
+    """Undo what a killed writer left; only while the lock is held."""
+    old = set_aside(path)
+    if old.exists() and not path.exists():
+        old.rename(path)  # it was killed between the two renames below
+    for leftover in leftovers(path):
+        if leftover not in _partials:
+            _remove(leftover)
 
 
-def _swap(folder, partial, old):
+def _swap(folder, partial):
     # A folder cannot be renamed over another one.
+    old = set_aside(folder)
     folder.rename(old)
     try:
         partial.rename(folder)
@@ -63,3 +135,61 @@ def _remove(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def read_unchanged(read, paths, pending=lambda: None):
+    """read(), again while another process replaces `paths`, so that all is from one save.
+
+    pending(): None, or in words why the files are not to be read yet. A UserError of read() counts
+    only if no file changed meanwhile. UserError where that does not end within PATIENCE seconds.
+    """
+    end = time.monotonic() + PATIENCE
+    while True:
+        before, why, error = _stamps(paths), pending(), None
+        if not why:
+            try:
+                found = read()
+            except (UserError, OSError) as caught:
+                error = caught
+            if _stamps(paths) == before:
+                if error:
+                    raise error
+                return found
+        if time.monotonic() > end:
+            raise UserError(why or f"{paths[0].parent}: its files change all the time; try again")
+        time.sleep(0.01)
+
+
+def _stamps(paths):
+    """What changes when a file is replaced or written."""
+    found = []
+    for path in paths:
+        try:
+            facts = os.stat(path)
+            found.append((facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns))
+        except OSError:
+            found.append(None)
+    return found
+
+
+def read_json(path, remedy):
+    """The JSON object in a file that may be from anywhere, as a dict. UserError, with the remedy,
+    where the file is too large, no JSON, nested too deeply, or no object. FileNotFoundError where
+    it is missing."""
+    path = Path(path)
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise UserError(f"{path}: larger than {LARGEST_JSON >> 20} MB; {remedy}")
+        found = parse_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({str(error)[:100]}); {remedy}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}; {remedy}")
+    return found

@@ -9,7 +9,7 @@ from minigpt.common.report import one_line
 _URL = re.compile(
     r"https?://(\[[\w.:]+\]|[\w.-]+)(:\d+)?(/[\w~-][\w.~-]*)*/*", re.ASCII | re.IGNORECASE
 )
-_VERSION = re.compile(r"/v\d+\w*(?=/|$)")  # a part of a path such as /v1 or /v1beta
+_VERSION = re.compile(r"/v\d\w*(?=/|$)")  # a part of a path such as /v1 or /v1beta
 
 
 def problem_of_url(url):

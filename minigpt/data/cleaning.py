@@ -6,6 +6,10 @@
 A rule a line, each with the example it exists for (the tests hold every rule to its example). The
 rules run over and over until none changes anything, for what one removes may leave work for
 another: `（《》）` → `（）` → nothing. So cleaning what is clean changes nothing.
+
+The time is linear in the text: each rule is, and they run a bounded number of times. What is nested
+so deeply that this is not enough is no page but vandalism: brackets, comments and entities are then
+resolved at any depth in one go, and of what is left the marks are dropped.
 """
 
 import html
@@ -36,16 +40,16 @@ LABEL = "[\u4e00-\u9fff]{1,6}[语語文名音写寫称稱][：:]"
 # -- replacements that are more than a string ------------------------------------------------------
 
 _SIMPLIFIED = ("zh-hans", "zh-cn", "zh-sg", "zh-my", "zh")  # the first of these that is there
-_NEXT_FORM = re.compile(r"[;；](?=\s*(?:[^;；:：]*=>\s*)?zh(?:-\w+)?\s*[:：])", re.IGNORECASE)
-_FORM = re.compile(r"\s*(?:[^;；:：]*=>\s*)?(zh(?:-\w+)?)\s*[:：](.*)", re.IGNORECASE | re.DOTALL)
-_FLAGS = re.compile(r"\s*([A-Za-z;\s-]{0,40})\|(.*)", re.DOTALL)
+_NEXT_FORM = re.compile(r"[;；](?=(?:[^;；:：]*=>)?\s*zh(?:-\w+)?\s*[:：])", re.IGNORECASE)
+_FORM = re.compile(r"(?:[^;；:：]*=>)?\s*(zh(?:-\w+)?)\s*[:：](.*)", re.IGNORECASE | re.DOTALL)
+_FLAGS = re.compile(r"([A-Za-z;\s-]{0,40})\|(.*)", re.DOTALL)
 _SILENT = {"H", "T", "-"}  # a rule for the rest of the page, its title: nothing is shown here
 
 
 def _simplified(match):
     """What a reader of simplified Chinese sees of -{ … }-."""
     body = match[1]
-    if flags := _FLAGS.fullmatch(body):
+    if flags := _FLAGS.fullmatch(body.lstrip()):
         if _SILENT & {flag.strip().upper() for flag in flags[1].split(";")}:
             return ""
         body = flags[2]
@@ -129,23 +133,97 @@ RULES = (
 _STEPS = [(r.needs, re.compile(r.pattern, re.DOTALL).sub, r.replacement) for r in RULES]
 
 
+PASSES = 16  # of all rules; a page needs three or four
+
+
 def clean(text, title=""):
     """`text` without title line, line breaks and leftovers; "" when nothing is left.
 
     The title line is the first line, where it equals `title` and a blank line follows.
     """
     text = _without_title(text, title)
-    while True:
-        before = text
-        hidden = not text.replace("\n", "").isprintable()
-        for needs, substitute, replacement in _STEPS:
-            for part in needs:
-                if part in text if part else hidden:
-                    text = substitute(replacement, text)
-                    break
-        text = text.strip()
-        if text == before:
-            return text
+    for flatten in (None, _without_nesting, _without_marks):
+        text = flatten(text) if flatten else text
+        for _ in range(PASSES):
+            before = text
+            text = _pass(text)
+            if text == before:
+                return text
+    return text
+
+
+def _pass(text):
+    """Every rule once."""
+    hidden = not text.replace("\n", "").isprintable()
+    for needs, substitute, replacement in _STEPS:
+        for part in needs:
+            if part in text if part else hidden:
+                text = substitute(replacement, text)
+                break
+    return text.strip()
+
+
+# -- what is nested too deeply for the rules -------------------------------------------------------
+
+_CLOSES = {
+    **{"（": "）)", "(": "）)", "《": "》", "〈": "〉", "【": "】", "〔": "〕", "［": "］"},
+    **{"[": "]", "{": "}", "“": "”", "‘": "’", "「": "」", "『": "』"},
+}
+_QUOTES = "“‘「『"  # empty with separators only
+_MARKS = r"（(《〈【〔［\[{“‘「『）)》〉】〕］\]}”’」』"
+_PARTS = re.compile(rf"[{_MARKS}]|[{S}]+|[{P}]+|[^{_MARKS}{P}]+")
+_SEPARATORS, _PUNCTUATION = re.compile(f"[{S}]+"), re.compile(f"[{P}]+")
+_COMMENT = re.compile("(<!--|-->)")
+_ESCAPED = re.compile(rf"&(?:(?:amp|#0{{0,5}}38|#[xX]0{{0,4}}26);)+(?=(?:{ENTITY});)")
+
+
+def _without_nesting(text):
+    """`text` without comments and without brackets that hold nothing but brackets, punctuation and
+    blanks, however deeply they are nested; entities that were escaped again and again are escaped
+    once."""
+    return _without_empty_brackets(_without_comments(_ESCAPED.sub("&", text)))
+
+
+def _without_comments(text):
+    kept, opened = [], []  # opened: where in `kept` a comment begins
+    for part in _COMMENT.split(text):
+        kept.append(part)
+        if part == "<!--":
+            opened.append(len(kept) - 1)
+        elif part == "-->" and opened:
+            del kept[opened.pop() :]
+    return "".join(kept)
+
+
+def _without_empty_brackets(text):
+    kept = []
+    opened = []  # where in `kept` each bracket begins that is empty so far
+    quotes = []  # where in `opened` those of them are that are quotes
+    for part in _PARTS.findall(text):
+        if part in _CLOSES:
+            if part in _QUOTES:
+                quotes.append(len(opened))
+            opened.append(len(kept))
+            kept.append(part)
+        elif opened and part in _CLOSES[kept[opened[-1]]]:
+            del kept[opened.pop() :]
+            if quotes and quotes[-1] == len(opened):
+                quotes.pop()
+        else:
+            if not _PUNCTUATION.match(part):
+                opened.clear()
+                quotes.clear()
+            elif quotes and not _SEPARATORS.match(part):
+                # Such a quote is not empty, nor is what holds it.
+                del opened[: quotes[-1] + 1]
+                quotes.clear()
+            kept.append(part)
+    return "".join(kept)
+
+
+def _without_marks(text):
+    """`text` without all characters with which a leftover that can hold another one begins."""
+    return re.sub(rf"-\{{|\}}-|[&<>{_MARKS}]", "", text)
 
 
 def _without_title(text, title):

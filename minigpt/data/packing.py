@@ -11,23 +11,23 @@ data_utils.py reads what is written here: {train,val}.bin, rows of block_size id
 
 import contextlib
 import errno
-import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from minigpt.common.errors import UserError
-from minigpt.common.files import beside, written_whole
+from minigpt.common.files import leftovers, written_whole
+from minigpt.common.locks import beside, locked
 from minigpt.data.block_format import BEGIN, TARGET
 
 FILES = (
     *(f"{split}.{kind}" for split in ("train", "val") for kind in ("bin", "mask")),
     *("val.jsonl", "rejects.jsonl", "meta.json"),
 )
-OF_BLOCKS = (
-    "reference-*.npy"  # what minigpt/training/dpo.py keeps beside them: of no worth without them
-)
+# What minigpt/training/dpo.py keeps beside them, perhaps half written: it is worth nothing without them.
+OF_BLOCKS = re.compile(r"reference-.*\.npy|\.reference-.*\.npy\.(.*\.)?(partial|lock)")
 WINDOW = 2**21  # tokens that `concat` looks over at once: 4 MB, however long the input
 
 
@@ -141,8 +141,6 @@ class SplitWriter:
             tokens = np.append(tokens, np.full(missing, self.pad, self.dtype))
             self._write_stream(tokens, np.append(mask, np.zeros(missing, np.uint8)))
         for file in self._files:
-            file.flush()
-            os.fsync(file.fileno())  # before the folder takes its name
             file.close()
         room = self.counts["blocks"] * self.block_size
         self.counts["padding"] = room - self.counts["tokens"]
@@ -205,15 +203,17 @@ class SplitWriter:
 @contextlib.contextmanager
 def replacing(folder):
     """A folder to write into, beside `folder`, whose place it takes when all has gone well, as
-    files.written_whole() has it. UserError where nothing can be written, and where `folder` holds
-    other files than a dataset's: they would be lost."""
+    files.written_whole() has it. UserError where nothing can be written, where another process
+    writes there, and where `folder` holds other files than a dataset's: they would be lost."""
     folder = Path(folder).resolve()  # through a link: the folder itself is replaced
-    for place in (folder, *beside(folder)):
-        _check_only_ours(place)
     try:
-        with written_whole(folder) as partial:
-            partial.mkdir()
-            yield partial
+        # Held from the start, without waiting: a preparation may take hours.
+        with locked(beside(folder), folder, "--dataset"):
+            for place in (folder, *leftovers(folder)):
+                _check_only_ours(place)
+            with written_whole(folder) as partial:
+                partial.mkdir()
+                yield partial
     except OSError as error:
         full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
         remedy = "make room, or choose another disk with --dataset=…" if full else "is it in use?"
@@ -226,8 +226,7 @@ def _check_only_ours(folder):
         return
     if not folder.is_dir():
         raise UserError(f"{folder}: is a file; --dataset= names a folder to write into")
-    own = (OF_BLOCKS, beside(Path(OF_BLOCKS))[0].name)  # the latter half written
-    names = sorted(p.name for p in folder.iterdir() if not any(map(p.match, own)))
+    names = sorted(p.name for p in folder.iterdir() if not OF_BLOCKS.fullmatch(p.name))
     others = [name for name in names if name not in FILES]
     if others:
         raise UserError(

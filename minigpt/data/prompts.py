@@ -5,6 +5,7 @@ puts the answer mark after a question, "chat" reads turns in ChatML's marks. Pre
 are spelled here, too: what a model learned to continue is what it is given to continue.
 """
 
+import math
 from array import array
 
 from minigpt.common.errors import UserError
@@ -13,15 +14,31 @@ FORMATS = ("plain", "qa", "chat")
 
 
 class TooLong(UserError):
-    """A prompt of `length` ids where there is room for `room`."""
+    """A prompt of `length` ids where there is room for `room`. is_least: it was not encoded, and
+    has so many ids at least."""
 
-    def __init__(self, length, room):
-        super().__init__(f"the prompt has {length} tokens; this model has room for {room}")
-        self.length, self.room = length, room
+    def __init__(self, length, room, is_least=False):
+        self.length, self.room, self.is_least = length, room, is_least
+        super().__init__(f"the prompt has {self.counted}; this model has room for {room}")
+
+    @property
+    def counted(self):
+        """The length in words."""
+        return f"at least {self.length} tokens" if self.is_least else f"{self.length} tokens"
 
 
-def prompt_ids(tokenizer, prompt_format, text):
-    """The ids to continue for a person's `text`."""
+def check_length(tokenizer, texts, room):
+    """TooLong where the length of `texts` alone proves that their ids are more than `room`: what
+    cannot fit is not encoded."""
+    least = sum(map(tokenizer.fewest, texts))
+    if least > room:
+        raise TooLong(least, room, is_least=True)
+
+
+def prompt_ids(tokenizer, prompt_format, text, room=math.inf):
+    """The ids to continue for a person's `text`. TooLong, before it is encoded, where it is so long
+    that they are certainly more than `room`; the caller checks their number."""
+    check_length(tokenizer, [text], room)
     if prompt_format == "chat":
         return [*_encoded_turn(tokenizer, "user", text), *_opening_ids(tokenizer)]
     ids = tokenizer.encode(text)
@@ -41,18 +58,30 @@ def chat_ids(tokenizer, prompt_format, messages, room, truncate=None):
         raise UserError('messages: expected one with the role "user"')
     if prompt_format == "chat":
         return _chat_prompt(tokenizer, messages, asked[-1], room, truncate == "oldest")
-    return _fitting(prompt_ids(tokenizer, prompt_format, messages[asked[-1]][1]), room)
+    return _fitting(prompt_ids(tokenizer, prompt_format, messages[asked[-1]][1], room), room)
 
 
 def _chat_prompt(tokenizer, messages, last_question, room, may_drop):
-    turns = [_encoded_turn(tokenizer, role, content) for role, content in messages]
+    """The ids of the turns that stay. A turn is encoded only if its length allows that it fits."""
+
+    def is_kept(i):
+        return not may_drop or i >= last_question or messages[i][0] == "system"
+
+    kept = {i: message for i, message in enumerate(messages) if is_kept(i)}
+    check_length(tokenizer, [content for _, content in kept.values()], room)
+    turns = {i: _encoded_turn(tokenizer, *message) for i, message in kept.items()}
     opening = _opening_ids(tokenizer)
-    excess = sum(map(len, turns)) + len(opening) - room
-    for i in range(last_question if may_drop else 0):
-        if excess > 0 and messages[i][0] != "system":
-            excess -= len(turns[i])
-            turns[i] = []
-    return _fitting([*(i for turn in turns for i in turn), *opening], room)
+    left = room - len(opening) - sum(map(len, turns.values()))
+    # Dropping the oldest turns until the others fit is keeping the latest ones as long as they fit.
+    for i in (i for i in reversed(range(len(messages))) if i not in kept):
+        if tokenizer.fewest(messages[i][1]) > left:
+            break
+        turn = _encoded_turn(tokenizer, *messages[i])
+        if len(turn) > left:
+            break
+        turns[i] = turn
+        left -= len(turn)
+    return _fitting([*(id_ for i in sorted(turns) for id_ in turns[i]), *opening], room)
 
 
 def _fitting(ids, room):

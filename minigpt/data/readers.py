@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minigpt.common.errors import UserError
+from minigpt.common.json_text import MOST_DEPTH, is_deep, parse_json
 from minigpt.data.cleaning import clean as clean_text
 
 SUFFIXES = (".jsonl", ".json", ".txt")
@@ -296,9 +297,15 @@ def _list_items(name, blocks):
                 yield Chunk(name, "items", items[0][0], items)
                 items, size = [], 0
         else:
-            block = next(blocks, None)
-            ended = block is None
-            buffer, at = buffer[at:] + decoder.decode(block or b"", final=ended), 0
+            # As much again as waits already: what is read one block at a time would be parsed from
+            # its start for each, in the square of its length.
+            more, wanted = [], max(1, len(buffer) - at)
+            while wanted > 0 and not ended:
+                block = next(blocks, None)
+                ended = block is None
+                more.append(decoder.decode(block or b"", final=ended))
+                wanted -= len(more[-1])
+            buffer, at = "".join([buffer[at:], *more]), 0
     if items:
         yield Chunk(name, "items", items[0][0], items)
     rest = buffer[at : at + 200]
@@ -323,7 +330,7 @@ def _prose(name, blocks):
         if len(buffer) < CHUNK:
             continue
         start = max(0, len(buffer) - 8 * ENTRY)  # at least 2 × ENTRY characters
-        while buffer[start] & 0xC0 == 0x80:  # within a character
+        while start < len(buffer) - 4 * ENTRY and buffer[start] & 0xC0 == 0x80:  # in a character
             start += 1
         tail = buffer[start:].decode("utf-8", "surrogateescape")
         cut = start + len(tail[: _last_break(tail)].encode("utf-8", "surrogateescape"))
@@ -440,8 +447,10 @@ def _whole_lines(data):
         found = json.loads((b"[%b]" % lines.replace(b"\n", b",")).decode())
     except (ValueError, RecursionError):
         return None
-    good = len(found) == lines.count(b"\n") + 1 and all(type(item) is dict for item in found)
-    return found if good else None
+    n_lines = lines.count(b"\n") + 1
+    may_be_deep = lines.count(b"{") + lines.count(b"[") > n_lines + MOST_DEPTH
+    good = len(found) == n_lines and all(type(item) is dict for item in found)
+    return found if good and not (may_be_deep and is_deep(found)) else None
 
 
 def _json_records(source, lines):
@@ -449,10 +458,10 @@ def _json_records(source, lines):
         if not line or line.isspace():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            where = f" (column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-            record = Reject(source, number, f"no JSON{where}", _shown(line))
+            record = parse_json(line)
+        except ValueError as error:
+            where = f"column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            record = Reject(source, number, f"no JSON ({where})", _shown(line))
         else:
             if not isinstance(record, dict):
                 record = Reject(source, number, "expected a JSON object, {…}", _shown(line))

@@ -86,7 +86,7 @@ class Cutter:
     def _long(self, text, ids):
         numbers = np.frombuffer(ids, np.uintc)
         begun, goes_on = self._begun[numbers], self._goes_on[numbers]
-        return _LongText(self.encode, self._seam, text, ids, begun, goes_on)
+        return _LongText(self.encode, self._seam, text, ids, begun, goes_on, self.block_size)
 
 
 class _LongText:
@@ -95,15 +95,17 @@ class _LongText:
     The ids of a stretch are those of the whole text between its first and its last seam; only what
     stands outside these is encoded anew. So cutting costs little, however long the text.
 
-    begun:   (n,) how many characters begin in each token
-    goes_on: (n,) bool, whether a token begins within a character
+    begun:      (n,) how many characters begin in each token
+    goes_on:    (n,) bool, whether a token begins within a character
+    block_size: no stretch has more tokens
     """
 
-    def __init__(self, encode, seam, text, ids, begun, goes_on):
+    def __init__(self, encode, seam, text, ids, begun, goes_on, block_size):
         self._encode, self._seam, self._text, self._ids = encode, seam, text, ids
         self._goes_on = goes_on
         self._stops = np.cumsum(begun)  # how many characters have begun at the end of each token
         self._last_head = -1, None
+        self._most = block_size + _SLACK
 
     def rest(self, start, room):
         """The ids of all from `start` on, or None where they are more than `room`."""
@@ -160,7 +162,10 @@ class _LongText:
             return array("I"), 0
         if count := self._tokens_before_seam(start):
             return array("I"), count
-        for match in self._seam.finditer(self._text, start):
+        # A seam behind the longest stretch is of no use, and seeking it would take as long as the
+        # text. One character more, for what a seam stands before.
+        end = self._reach(start, self._most) + 1
+        for match in self._seam.finditer(self._text, start, end):
             count = self._tokens_before(match.end())
             if count:
                 return self._encode(self._text[start : match.end()]), count

@@ -23,6 +23,8 @@ import numpy as np
 import torch
 
 from minigpt.common.errors import UserError
+from minigpt.common.json_text import parse_json
+from minigpt.common.locks import beside, locked
 from minigpt.common.presets import read_text
 from minigpt.common.report import check_writable, write_json, write_jsonl
 from minigpt.data.prompts import prompt_ids
@@ -109,15 +111,22 @@ def split(rows, test_fraction, seed):
 def excerpts(text, length):
     """The text in parts of at most `length` characters, each ended at a blank if one stands in its
     second half."""
-    parts = []
-    while text:
+    return [text[start:end] for start, end in _excerpt_places(text, length)]
+
+
+def _excerpt_places(text, length):
+    """Yield where each of the excerpts() begins and ends."""
+    start = 0
+    while start < len(text):
         end = len(text)
-        if end > length:
-            blank = text.rfind(" ", 0, length + 1)
-            end = blank if blank > length // 2 else length
-        parts.append(text[:end])
-        text = text[end:].lstrip()
-    return parts
+        if end - start > length:
+            blank = text.rfind(" ", start, start + length + 1)
+            end = blank if blank - start > length // 2 else start + length
+        yield start, end
+        start = _NO_BLANK.search(text, end).start()
+
+
+_NO_BLANK = re.compile(r"\S|\Z")
 
 
 # -- how a text becomes a question -----------------------------------------------------------------
@@ -153,10 +162,11 @@ def write_task(folder, task, train, test, n_excerpts, made_by):
         for part in excerpts(row.text, task.length)[:n_excerpts]
     ]
     check_writable(folder / "task.json")
-    write_jsonl(folder / "train.jsonl", [row._asdict() for row in train])
-    write_jsonl(folder / "pairs.jsonl", pairs)
-    write_jsonl(folder / "test.jsonl", [row._asdict() for row in test])
-    write_json(folder / "task.json", task._asdict() | made_by)
+    with locked(beside(folder), folder, "--output"):
+        write_jsonl(folder / "train.jsonl", [row._asdict() for row in train])
+        write_jsonl(folder / "pairs.jsonl", pairs)
+        write_jsonl(folder / "test.jsonl", [row._asdict() for row in test])
+        write_json(folder / "task.json", task._asdict() | made_by)
     return len(pairs)
 
 
@@ -164,8 +174,13 @@ def read_task(folder):
     """The Task in `folder`. UserError where there is none."""
     path = Path(folder) / "task.json"
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        return Task(tuple(facts["labels"]), facts["ask"], facts["length"])
+        facts = parse_json(path.read_text(encoding="utf-8"))
+        task = Task(tuple(facts["labels"]), facts["ask"], facts["length"])
+        if not all(isinstance(text, str) and text for text in (*task.labels, task.ask)):
+            raise TypeError("labels and ask: expected texts")
+        if type(task.length) is not int or task.length < 1 or not task.labels:
+            raise ValueError(f"length={task.length}: expected 1 or more, and a label or more")
+        return task
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or repr(error)
         raise UserError(

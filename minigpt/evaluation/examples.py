@@ -7,7 +7,6 @@ turn; one that continues text ("plain") gets an entry's first sentence and is he
 """
 
 import contextlib
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ import numpy as np
 
 from data_utils import Blocks
 from minigpt.common.errors import UserError
+from minigpt.common.json_text import parse_json
 from minigpt.data.cleaning import clean
 from minigpt.data.prompts import chat_ids, prompt_ids, stop_ids
 from minigpt.data.readers import (
@@ -115,8 +115,9 @@ def first_held_out(dataset, prompt_format):
     path = Path(dataset) / "val.jsonl"
     made = None
     if make:
-        with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as file:
-            made = make(json.loads(file.readline()), str(path), 1)
+        wrong = OSError, ValueError, AttributeError  # then it is no such file
+        with contextlib.suppress(*wrong), open(path, encoding="utf-8") as file:
+            made = make(parse_json(file.readline()), str(path), 1)
     if isinstance(made, Conversation):
         return example_of(made)
     return Example(*made) if isinstance(made, Pair) else None
@@ -184,7 +185,7 @@ def standings(examples, dataset, tokenizer, prompt_format):
     blocks = Blocks(dataset, "train", tokenizer)
     try:
         with open(path, encoding="utf-8") as file:  # str.splitlines() would cut at U+2028 as well
-            kept = [json.loads(line) for line in file]
+            kept = [parse_json(line) for line in file]
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     if blocks.meta["prompt_format"] != prompt_format:

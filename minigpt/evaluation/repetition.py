@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from minigpt.common.errors import UserError
 from minigpt.common.presets import read_text
+from minigpt.common.spreadsheet import csv_cell
 from minigpt.data.prompts import prompt_ids, stop_ids
 from minigpt.data.readers import Reject, hash_all, read_records
 from minigpt.inference.engine import Request
@@ -276,7 +277,7 @@ def as_csv(figures):
     text = io.StringIO()
     writer = csv.DictWriter(text, list(figures[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(figures)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in figures)
     return text.getvalue()
 
 

@@ -7,7 +7,6 @@ int8 that is a quarter. Each row of activations has a scale of its own (and each
 so what else is in a batch does not change a row's result.
 """
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 from minigpt.common.errors import ROOT, UserError
+from minigpt.common.json_text import parse_json
 from minigpt.data.readers import conversation_of
 from minigpt.evaluation.perplexity import answer_passages, reply_passages, text_passages
 from minigpt.inference.kernels import FEW, build
@@ -72,19 +72,27 @@ def held_out_passages(trained):
     path = next(path for path in paths if path.is_file())
     passages, count = [], 0
     with open(path, encoding="utf-8") as file:
-        for record in map(json.loads, file):
-            if "question" in record:
-                pair = record["question"], record["answer"]
-                passages += answer_passages(trained.tokenizer, [pair])
-            elif "messages" in record:
-                conversation = conversation_of(record, str(path), 1)
-                passages += reply_passages(trained.tokenizer, [conversation])
-            else:
-                passages += text_passages(trained.tokenizer, [record["text"]])
-            count += len(passages[-1].ids)
+        for number, line in enumerate(file, 1):
+            try:
+                passages += _passages(trained.tokenizer, parse_json(line))
+            except (ValueError, LookupError, TypeError, AttributeError):
+                raise UserError(
+                    f"{path}:{number}: no entry, pair or conversation as data/prepare*.py write "
+                    "them; prepare the data again, or take dtype=float32"
+                ) from None
+            count += len(passages[-1].ids) if passages else 0
             if count >= MEASURED:
                 break
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path, passages
+
+
+def _passages(tokenizer, record):
+    """The Passages of a line of val.jsonl. Any of several errors where it is none."""
+    if "question" in record:
+        return answer_passages(tokenizer, [(record["question"], record["answer"])])
+    if "messages" in record:
+        return reply_passages(tokenizer, [conversation_of(record, "val.jsonl", 1)])
+    return text_passages(tokenizer, [record["text"]])
 
 
 class Int8Linear(nn.Module):

@@ -15,6 +15,7 @@ import torch
 
 from minigpt.common.errors import UserError
 from minigpt.common.files import written_whole
+from minigpt.common.locks import beside, locked
 
 NAME = "MiniGPT"  # by which an export says whose it is
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -38,9 +39,10 @@ def check_target(target, stranger):
 
 @contextlib.contextmanager
 def exported(target):
-    """files.written_whole(), with UserError where nothing can be written."""
+    """files.written_whole(), with UserError where nothing can be written or another process writes
+    there."""
     try:
-        with written_whole(target) as partial:
+        with locked(beside(target), target, "--output"), written_whole(target) as partial:
             yield partial
     except OSError as error:
         if error.errno == errno.ENOSPC:

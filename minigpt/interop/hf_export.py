@@ -14,6 +14,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from minigpt.common.errors import UserError
+from minigpt.common.files import read_json
 from minigpt.interop.export_folder import DTYPES, NAME, converted, exported
 from minigpt.interop.hf_weights import to_hf
 from minigpt.tokenizer.export import end_ids, tokenizer_config, tokenizer_json
@@ -37,8 +39,8 @@ def stranger(folder):
     if other:
         return f"holds {other[0]}"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if names else {}
-    except (OSError, ValueError):
+        config = read_json(folder / "config.json", "") if names else {}
+    except (OSError, UserError):
         return "holds files of another model"
     return "holds another model" if names and config.get("exported_by") != NAME else None
 

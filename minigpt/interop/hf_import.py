@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from minigpt.common.errors import UserError
 from minigpt.interop.hf_weights import GPT2_NAMES, QWEN3_NAMES, SHAPES, to_hf
 from minigpt.models.checkpoint import Checkpoint
+from minigpt.models.shapes import few, model_config, of_model, read_shapes, size_problems
 from minigpt.tokenizer.huggingface import (
     PREFIX,
     TOKENIZER_FILES,
@@ -49,12 +50,15 @@ def load(source, block_size=None):
     config = read_json(folder / "config.json")
     if block_size is None:
         longest = config.get("n_positions", config.get("max_position_embeddings"))
-        block_size = min(GPTConfig.block_size, longest or GPTConfig.block_size)
-    tokenizer = load_tokenizer(source)
+        good = type(longest) is int and longest > 0  # else _plan() says what is wrong
+        block_size = min(GPTConfig.block_size, longest) if good else GPTConfig.block_size
     try:
+        _plan(config, _read_shapes(folder), block_size)  # from headers, before tensors are read
+        tokenizer = load_tokenizer(source)
         model = from_hf(config, _read_tensors(folder), block_size)
     except UserError as error:
-        raise UserError(f"{folder}: {error}") from None
+        where = "" if str(folder) in str(error) else f"{folder}: "
+        raise UserError(f"{where}{error}") from None
     _add_rows(model, read_vocabulary(folder).n_source, tokenizer)
     meta = dict(model=model.config.as_dict(), settings={"tokenizer": source}, step=0)
     return Checkpoint(Path(source), model, tokenizer, meta)
@@ -71,67 +75,98 @@ def from_hf(config, tensors, block_size=None):
     source has. UserError names an architecture or a setting that we do not have, and tensors that
     are missing, too many, or of another size.
     """
-    name = (config.get("architectures") or ["none"])[0]
-    known = {"gpt2": "GPT2LMHeadModel", "qwen3": "Qwen3ForCausalLM"}
-    if config.get("architectures") is None:
-        name = known.get(config.get("model_type"), f"model_type={config.get('model_type')}")
-    if name not in SHAPES:
-        raise UserError(
-            f"its architecture is {name}; those that can be taken over: {', '.join(SHAPES)}"
-        )
-    is_gpt2 = name == "GPT2LMHeadModel"
-    try:
-        shape = _gpt2_shape(config) if is_gpt2 else _qwen3_shape(config)
-        wrong = [f"{k}={v!r}" for k, v in shape.items() if not isinstance(v, int | float | None)]
-        if wrong:
-            raise UserError(f"config.json: {', '.join(wrong)}: expected a number; copy it again")
-        longest = shape["block_size"]
-        shape["block_size"] = block_size or longest
-        ours = GPTConfig(**shape, **SHAPES[name])
-        problems = ours.problems()
-    except (KeyError, TypeError) as error:
-        raise UserError(f"config.json: {type(error).__name__}: {error}; copy it again") from None
-    if is_gpt2 and ours.block_size > longest:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    ours, theirs = _plan(config, shapes, block_size)
+    tensors = {_short(name): tensor for name, tensor in tensors.items()}
+    model = GPT(ours).eval()
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            # GPT-2's Conv1D keeps its matrices as (in, out).
+            parts = [
+                tensors[at].t() if ".c_" in at and tensors[at].dim() == 2 else tensors[at]
+                for at in theirs[key]
+            ]
+            weight.copy_(torch.cat(parts)[: len(weight)])  # of learned positions the first
+    return model
+
+
+def _plan(config, shapes, block_size):
+    """(GPTConfig, our tensors' names → [theirs]) for from_hf(); nothing is allocated.
+
+    shapes: {their name: shape}. UserError as from_hf() has it.
+    """
+    ours, longest = _config(config, block_size)
+    shapes = {_short(name): shape for name, shape in shapes.items()}
+    problems = size_problems(ours, shapes)
+    if ours.n_layer > len(shapes):
+        problems.append(f"n_layer={ours.n_layer}: the weights have {len(shapes)} tensors")
+    if ours.position == "learned" and ours.block_size > longest:
         problems.append(
             f"block_size={block_size}: its table of learned positions has {longest} rows; take at "
             f"most --block_size={longest}"
         )
     if problems:
         raise UserError("\n".join(problems))
-    tensors = {re.sub(r"^(transformer|model)\.", "", key): t for key, t in tensors.items()}
-    theirs = _gpt2_names(ours) if is_gpt2 else _qwen3_names(ours)
-    lacks = [part for parts in theirs.values() for part in parts if part not in tensors]
-    also = set(tensors) - {part for parts in theirs.values() for part in parts}
+    theirs = _gpt2_names(ours) if ours.position == "learned" else _qwen3_names(ours)
+    lacks = [part for parts in theirs.values() for part in parts if part not in shapes]
+    also = set(shapes) - {part for parts in theirs.values() for part in parts}
     also = sorted(key for key in also if not _BUFFERS.search(key))
     if ours.tie_embeddings and "lm_head.weight" in also:
         also.remove("lm_head.weight")  # the same once more
     if lacks or also:
-        raise UserError(f"its weights lack {_few(lacks)}, and have besides: {_few(also)}")
-    model = GPT(ours).eval()
-    with torch.no_grad():
-        for key, weight in model.named_parameters():
-            parts = [tensors[part] for part in theirs[key]]
-            # GPT-2's Conv1D keeps its matrices as (in, out).
-            parts = [
-                part.t() if ".c_" in at and part.dim() == 2 else part
-                for at, part in zip(theirs[key], parts, strict=True)
-            ]
-            found = torch.cat(parts)
-            if key == "wpe.weight":
-                found = found[: ours.block_size]
-            if found.shape != weight.shape:
-                raise UserError(
-                    f"{' + '.join(theirs[key])}: {tuple(found.shape)}, where config.json says "
-                    f"{tuple(weight.shape)}"
-                )
-            weight.copy_(found)
-    return model
+        raise UserError(f"its weights lack {few(lacks)}, and have besides: {few(also)}")
+    for key, expected in of_model(ours).items():
+        found = _joined_shape(theirs[key], shapes)
+        if key == "wpe.weight" and len(found) == 2:
+            found = min(found[0], ours.block_size), found[1]
+        if found != expected:
+            raise UserError(
+                f"{' + '.join(theirs[key])}: {found}, where config.json says {expected}"
+            )
+    return ours, theirs
 
 
-def _few(names):
-    """Some of `names`, for a message."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more if names else "nothing"
+def _short(name):
+    """A tensor's name without the first part, which not every file has."""
+    return re.sub(r"^(transformer|model)\.", "", name)
+
+
+def _joined_shape(names, shapes):
+    """The shape of the tensors `names`, one below the other; () where they do not fit together."""
+    parts = [
+        shapes[name][::-1] if ".c_" in name and len(shapes[name]) == 2 else shapes[name]
+        for name in names
+    ]
+    if not all(parts) or len({part[1:] for part in parts}) > 1:
+        return ()
+    return sum(part[0] for part in parts), *parts[0][1:]
+
+
+def _config(config, block_size):
+    """(GPTConfig, the source's longest context) of a config.json of theirs."""
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else names or "none"
+    known = {"gpt2": "GPT2LMHeadModel", "qwen3": "Qwen3ForCausalLM"}
+    if names is None:
+        kind = str(config.get("model_type"))
+        name = known.get(kind, f"model_type={kind[:60]}")
+    if not isinstance(name, str) or name not in SHAPES:
+        raise UserError(
+            f"its architecture is {str(name)[:60]}; those that can be taken over: "
+            f"{', '.join(SHAPES)}"
+        )
+    try:
+        shape = _gpt2_shape(config) if name == "GPT2LMHeadModel" else _qwen3_shape(config)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"config.json: {type(error).__name__}: {error}; copy it again") from None
+    # In its file the names of these values are others; the values tell them apart.
+    longest = shape["block_size"]
+    if type(longest) is not int:
+        raise UserError(
+            f"config.json: block_size={str(longest)[:40]!r}: expected a number; copy it again"
+        )
+    shape["block_size"] = block_size or longest
+    return model_config(shape | SHAPES[name], "config.json"), longest
 
 
 def _demand(config, **wanted):
@@ -218,23 +253,50 @@ def _qwen3_names(config):
     return names
 
 
+def _weight_files(folder):
+    """model.safetensors, or the names of the files that the index lists."""
+    if not (folder / INDEX).is_file():
+        return ["model.safetensors"]
+    parts = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(parts, dict) or not parts:
+        raise UserError(f"{INDEX}: has no weight_map; copy it again")
+    strange = [part for part in parts.values() if not _is_file_name(part)]
+    if strange:
+        raise UserError(
+            f"{INDEX}: {str(strange[0])[:60]!r}: expected the name of a .safetensors file in the "
+            "same folder; copy it again"
+        )
+    return sorted(set(parts.values()))
+
+
+def _is_file_name(part):
+    return isinstance(part, str) and re.fullmatch(r"\w[\w.-]{0,200}\.safetensors", part)
+
+
+def _read_shapes(folder):
+    """{name: shape} of all weights, from the headers of their files."""
+    shapes = {}
+    for name in _weight_files(folder):
+        if not (folder / name).is_file():
+            raise _missing(name)
+        shapes |= read_shapes(folder / name, "copy it again")
+    return shapes
+
+
+def _missing(name):
+    return UserError(
+        f"{name}: missing (weights are read from safetensors alone); copy the model's whole folder"
+    )
+
+
 def _read_tensors(folder):
-    """{name: tensor} of model.safetensors, or of the files that the index names."""
-    names = ["model.safetensors"]
-    if (folder / INDEX).is_file():
-        parts = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(parts, dict) or not parts:
-            raise UserError(f"{INDEX}: has no weight_map; copy it again")
-        names = sorted(set(parts.values()))
+    """{name: tensor} of all weights."""
     tensors = {}
-    for name in names:
+    for name in _weight_files(folder):
         try:
             tensors |= load_file(folder / name)
         except FileNotFoundError:
-            raise UserError(
-                f"{name}: missing (weights are read from safetensors alone); copy the model's "
-                "whole folder"
-            ) from None
+            raise _missing(name) from None
         except (OSError, SafetensorError) as error:
             raise UserError(f"{name}: cannot be read ({error}); copy it again") from None
     return tensors

@@ -18,10 +18,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from config.configurator import typed
 from minigpt.common.errors import UserError
+from minigpt.common.files import read_json
 from minigpt.interop.export_folder import NAME, check_target, exported
 from minigpt.interop.hf_weights import architecture
 from minigpt.models.lora import PARTS, LoRA, LoRALinear, attach
+from minigpt.models.shapes import LARGEST_ALPHA, read_shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # The matrices of a block, by the names that Hugging Face's classes give them.
@@ -33,6 +36,10 @@ NAMES = {
     "Qwen3ForCausalLM": ("model.layers", QWEN3),
     "GPT2LMHeadModel": ("transformer.h", GPT2),
 }
+# What adapter_config.json must hold, and what of the rest is read.
+ABOUT = dict(peft_type=str, r=int, lora_alpha=float)
+MORE_ABOUT = dict(lora_dropout=float | None, alpha_pattern=dict | None, bias=str)
+REPEATS = 3  # in a regular expression of alpha_pattern
 # What peft may put into adapters beside W + s · B A.
 STRANGE = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "use_qalora")
 STRANGE += ("layer_replication", "target_parameters", "alora_invocation_tokens", "use_bdlora")
@@ -146,10 +153,14 @@ def load_peft(folder, model):
         linear = model.blocks[int(match[2])].get_submodule(PARTS[parts[0]][0])
         sizes = getattr(linear, "split", (linear.out_features,))
         sizes = sizes if len(parts) > 1 else [sizes[PARTS[parts[0]][1]]]
-        if a.shape != (b.size(1), linear.in_features) or len(b) != sum(sizes):
+        fits = a.dim() == b.dim() == 2 and a.shape == (b.size(1), linear.in_features)
+        if not fits or len(b) != sum(sizes):
             shapes = f"A {tuple(a.shape)}, B {tuple(b.shape)}"
             raise UserError(f"{folder}: adapters of {key} ({shapes}) do not fit this model")
-        b = b * _scale(about, match[1], b.size(1))
+        try:
+            b = b * _scale(about, match[1], b.size(1))
+        except (ValueError, re.error) as error:
+            raise UserError(f"{folder}/{CONFIG}: alpha_pattern: {error}") from None
         for part, rows in zip(parts, b.split(list(sizes)), strict=True):
             # Of blocks on a diagonal each part takes its own: columns of zeros add nothing.
             used = rows.any(dim=0) if len(parts) > 1 and rows.any() else slice(None)
@@ -165,7 +176,7 @@ def _attach(model, found, about):
     scale = about["lora_alpha"] / about["r"] or 1.0
     targets = [part for part in PARTS if any(part == other for _, other in found)]
     first = min(i for i, _ in found)
-    dropout = about.get("lora_dropout", 0.0)
+    dropout = about.get("lora_dropout") or 0.0
     attach(model, LoRA(rank, scale * rank, dropout, targets, first))
     with torch.no_grad():
         for i, block in enumerate(model.blocks):
@@ -188,23 +199,57 @@ def _scale(about, name, rank):
     return alpha / (math.sqrt(rank) if about.get("use_rslora") else rank)
 
 
+def _about_problems(about, where):
+    """What is wrong with the values in adapter_config.json, a line each, which `where` begins."""
+    problems = [] if about["r"] > 0 else [f"{where}: r={about['r']}: expected more than 0"]
+    if abs(about["lora_alpha"]) > LARGEST_ALPHA:
+        problems.append(
+            f"{where}: lora_alpha={about['lora_alpha']:g}: expected at most {LARGEST_ALPHA:g}"
+        )
+    if not 0 <= (about.get("lora_dropout") or 0) < 1:
+        problems.append(f"{where}: lora_dropout={about['lora_dropout']}: expected 0 to below 1")
+    for key, value in (about.get("alpha_pattern") or {}).items():
+        is_number = type(value) in (int, float) and abs(value) <= LARGEST_ALPHA
+        if not _is_simple(key) or not is_number:
+            problems.append(
+                f"{where}: alpha_pattern: {key[:60]!r}: expected a regular expression of at most "
+                f"{REPEATS} repetitions and none of a group, and a number"
+            )
+    return problems
+
+
+def _is_simple(pattern):
+    """Whether a regular expression from elsewhere is one, and takes no more than polynomial time:
+    what repeats is few and single characters. Names of matrices are short."""
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    repeats = len(re.findall(r"[*+?{]", pattern))
+    return repeats <= REPEATS and not re.search(r"\)[*+?{]", pattern)
+
+
 def _read(folder):
     """(adapter_config.json as a dict, the tensors); UserError for what cannot be taken over."""
+    path = folder / CONFIG
     try:
-        about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        kind = about["peft_type"]
-        about["lora_alpha"] / about["r"]
-    except OSError:
+        about = read_json(path, "export the adapters again")
+    except FileNotFoundError:
         raise UserError(f"{folder}: no adapters of peft: {CONFIG} is not there") from None
-    except (ValueError, TypeError, LookupError, ArithmeticError):
-        raise UserError(
-            f"{folder}/{CONFIG}: no settings of peft: expected peft_type, r …"
-        ) from None
+    if not ABOUT.keys() <= about.keys():
+        raise UserError(f"{path}: no settings of peft: expected peft_type, r …")
+    where = f"{path}: no settings of peft"
+    about, problems = typed(about, ABOUT | MORE_ABOUT, where)
+    problems = problems or _about_problems(about, where)
+    if problems:
+        raise UserError("\n".join(problems))
+    kind = about["peft_type"]
     strange = [name for name in STRANGE if about.get(name)]
     strange += ["bias"] if about.get("bias", "none") != "none" else []
     if kind != "LORA" or strange:
         what = f"{strange[0]}={about[strange[0]]}" if kind == "LORA" else f"peft_type={kind}"
         raise UserError(f"{folder}: adapters with {what}; here they are plain LoRA's W + s · B A")
+    read_shapes(folder / WEIGHTS, "export the adapters again")  # whole, and floating-point numbers
     try:
         return about, load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:

@@ -8,35 +8,51 @@
     out/<run>/best/                the same without state.pt, from the best evaluation
 
 A save is whole or absent: all files are staged in `.staged`, and one rename of that folder is the
-moment at which the save has happened. Whoever opens the folder next finishes moving them.
+moment at which the save has happened. The next process that opens the folder finishes moving them.
+One process writes at a time: it holds the lock `.lock`. Readers take none; where a save moves files
+while they read, they read again.
+
+A folder may be from anywhere: types, ranges and shapes are checked before anything is built
+(minigpt/models/shapes.py).
 """
 
 import contextlib
 import hashlib
 import json
 import os
-import pickle
 import re
+import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from config.configurator import typed
 from minigpt.common.errors import ROOT, UserError
+from minigpt.common.files import read_json, read_unchanged, sync, sync_folder
+from minigpt.common.locks import locked
 from minigpt.models.lora import LoRA, adapters, attach, merge
+from minigpt.models.shapes import check_adapters, check_weights, model_config
+from minigpt.tokenizer.huggingface import PREFIX
 from minigpt.tokenizer.tokenizer import load_tokenizer
-from model import GPT, GPTConfig
+from model import GPT
 
 FORMAT = 1
-WRITING, STAGED = ".writing", ".staged"
+WRITING, STAGED, LOCK = ".writing", ".staged", ".lock"
 # What a save may write, in the order in which it is moved to its place.
 FILES = ("model.safetensors", "state.pt", "adapter.safetensors")
 FILES += ("tokenizer.tiktoken", "tokenizer.json", "config.json")
-LORA_FACTS = ("rank", "alpha", "dropout", "targets", "first_block", "base_hash")
-FACTS = ("model", "tokenizer", "tokenizer_hash", "n_vocab", "prompt_format", "step", "settings")
+# What config.json must hold, and what it may hold.
+FACTS = dict(model=dict, tokenizer=str, tokenizer_hash=str, n_vocab=int)
+FACTS |= dict(prompt_format=Literal["plain", "qa", "chat"], step=int, settings=dict)
+MORE_FACTS = dict(lora=dict, dataset=str, init_from=str, reference=str, reference_hash=str)
+LORA_FACTS = dict(rank=int, alpha=float, dropout=float, targets=list[str], first_block=int)
+LORA_FACTS |= dict(base_hash=str)
+LORA_BASE = dict(base=str, base_from_here=str)
 
 
 @dataclass
@@ -56,12 +72,24 @@ class Checkpoint:
 def save(folder, model, tokenizer, meta, state=None):
     """Write a checkpoint: `meta` to config.json, the weights (where the model has adapters, those
     alone), and `state` (tensors and plain values) if there is one. OSError where the disk is full;
-    the last checkpoint then stands."""
+    the last checkpoint then stays. UserError where another process writes there."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    settle(folder)
-    writing = folder / WRITING
-    shutil.rmtree(writing, ignore_errors=True)  # of a save that was interrupted
+    with writer(folder):
+        settle(folder)
+        _save(folder, model, tokenizer, dict(meta), state)
+        settle(folder)
+
+
+def writer(folder):
+    """Within it, this process is the only one that writes a run to `folder`; see locks.locked()."""
+    return locked(Path(folder) / LOCK, folder, "--out_dir")
+
+
+def _save(folder, model, tokenizer, meta, state):
+    """save(), as far as the rename that decides."""
+    for leftover in folder.glob(f"{WRITING}*"):  # of a save that was interrupted
+        shutil.rmtree(leftover, ignore_errors=True)
+    writing = folder / f"{WRITING}-{secrets.token_hex(4)}"
     writing.mkdir()
     try:
         meta = dict(
@@ -88,13 +116,12 @@ def save(folder, model, tokenizer, meta, state=None):
         tokenizer.copy_to(writing / "tokenizer")
         text = json.dumps(meta, ensure_ascii=False, indent=1)
         (writing / "config.json").write_text(text + "\n", encoding="utf-8")
-        for path in writing.iterdir():
-            _flush(path)
+        sync(writing)
         writing.rename(folder / STAGED)
     except BaseException:
         shutil.rmtree(writing, ignore_errors=True)
         raise
-    settle(folder)
+    sync_folder(folder)
 
 
 def resave(folder, trained):
@@ -117,10 +144,20 @@ def settle(folder):
         staged.rmdir()
 
 
-def _flush(path):
-    """Have the system put a file on the disk before anything relies on it."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
+def _read(folder, read):
+    """read(), such that all files of the run in `folder` are of one save."""
+
+    def pending():
+        if not (folder / STAGED).is_dir():
+            return None
+        with contextlib.suppress(OSError):  # a folder that may only be read
+            settle(folder)
+        return (
+            f"{folder}: a save is not finished and cannot be finished from here; read the run once "
+            "as a user who may write there"
+        )
+
+    return read_unchanged(read, [folder / name for name in FILES], pending)
 
 
 def exists(folder):
@@ -132,8 +169,8 @@ def exists(folder):
 def discard(folder):
     """Remove a run from `folder`: the files of a run, and nothing else that may lie there."""
     folder = Path(folder)
-    for name in (WRITING, STAGED, "best"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in (*folder.glob(f"{WRITING}*"), folder / STAGED, folder / "best"):
+        shutil.rmtree(path, ignore_errors=True)
     for name in (*FILES, "log.jsonl", "samples.txt"):
         (folder / name).unlink(missing_ok=True)
 
@@ -153,35 +190,52 @@ def _how_to_make(folder):
 
 
 def read_meta(folder, hint=None):
-    """config.json as a dict; where there is none, UserError says which command makes one: `hint`,
-    or that of the recipe which writes there."""
+    """config.json as a dict, checked, also against the weights; where there is none, UserError says
+    which command makes one: `hint`, or that of the recipe which writes there."""
     folder = Path(folder)
     if not exists(folder):
         how = f"make one with: {hint} --out_dir={folder}" if hint else _how_to_make(folder)
         raise UserError(f"{folder}: no trained run here; {how}")
-    settle(folder)
+    return _read(folder, lambda: _read_meta(folder))
+
+
+def _read_meta(folder):
+    path = folder / "config.json"
     try:
-        meta = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(meta, dict):
-            raise ValueError("no object")
-    except ValueError as error:
-        raise UserError(f"{folder}/config.json: not JSON ({error}); train the run again") from None
+        meta = read_json(path, "train the run again")
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; train the run again") from None
     if meta.get("format") != FORMAT:
         raise UserError(
-            f"{folder}: checkpoint format {meta.get('format')}, this version reads {FORMAT}"
+            f"{folder}: checkpoint format {str(meta.get('format'))[:40]}, this version reads "
+            f"{FORMAT}"
         )
     missing = [name for name in FACTS if name not in meta]
-    if "lora" in meta:
+    if isinstance(meta.get("lora"), dict):
         missing += [f"lora: {name}" for name in (*LORA_FACTS, "base") if name not in meta["lora"]]
     if missing:
-        raise UserError(f"{folder}/config.json: lacks {', '.join(missing)}; train the run again")
-    unknown = sorted(set(meta["model"]) - set(GPTConfig.__dataclass_fields__))
-    if unknown:
-        raise UserError(
-            f"{folder}/config.json: a model with {', '.join(unknown)}, which this version does not "
-            f"know; use the version of MiniGPT that trained it"
-        )
+        raise UserError(f"{path}: lacks {', '.join(missing)}; train the run again")
+    meta, problems = typed(meta, FACTS | MORE_FACTS, path)
+    if "lora" in meta and not problems:
+        meta["lora"], problems = typed(meta["lora"], LORA_FACTS | LORA_BASE, f"{path}: lora")
+    texts = {name: meta.get(name) for name in (FACTS | MORE_FACTS) if name != "settings"}
+    problems += _text_problems(texts | meta.get("lora", {}) if not problems else texts, path)
+    if problems:
+        raise UserError("\n".join(problems))
+    config = model_config(meta["model"], path)
+    if "lora" not in meta:  # else those of the base are checked when it is loaded
+        check_weights(config, folder / "model.safetensors", path)
+    meta["model"] = config.as_dict()
     return meta
+
+
+def _text_problems(facts, path):
+    """A line for each text that can be no name of a file."""
+    return [
+        f"{path}: {name}={value[:40]!r}: expected a name, at most 1,000 printable characters"
+        for name, value in facts.items()
+        if isinstance(value, str) and (len(value) > 1000 or not value.isprintable())
+    ]
 
 
 def load(
@@ -198,9 +252,13 @@ def load(
     adapters is gone or has changed.
     """
     folder = Path(folder)
-    meta = read_meta(folder, hint)
-    tokenizer = read_tokenizer(folder, meta)
-    model = _load_model(folder, meta)
+    read_meta(folder, hint)  # says what is wrong where there is no run at all
+
+    def read():
+        meta = read_meta(folder)
+        return meta, read_tokenizer(folder, meta), _load_model(folder, meta)
+
+    meta, tokenizer, model = _read(folder, read)
     if merged:
         merge(model)
     return Checkpoint(folder, model.to(device=device, dtype=dtype), tokenizer, meta)
@@ -208,34 +266,43 @@ def load(
 
 def _load_model(folder, meta):
     """The run's model, adapters apart; their base's own adapters are merged."""
+    config = model_config(meta["model"], folder / "config.json")
     if "lora" not in meta:
-        model = GPT(GPTConfig(**meta["model"]))
-        _fill(model, folder / "model.safetensors", dict(model.named_parameters()))
+        model = GPT(config)
+        _fill(model, folder / "model.safetensors")
         return model
-    lora = _read_lora(folder, meta)
-    model = _load_model(lora.base, read_meta(lora.base))
+    places = _bases(folder, meta)
+    lora, model = _read(places[0], lambda: _load_base(folder, meta, places))
     merge(model)
-    model.config.dropout = meta["model"]["dropout"]
+    model.config.dropout = config.dropout
+    if model.config != config:
+        ours, theirs = config.as_dict(), model.config.as_dict()
+        other = [f"{name}={ours[name]}" for name in ours if ours[name] != theirs[name]]
+        raise UserError(
+            f"{folder}/config.json: model: {', '.join(other)}: expected what its base "
+            f"{lora.base} has; put the file back as it was"
+        )
+    check_adapters(config, lora, folder / "adapter.safetensors", folder / "config.json")
     attach(model, lora)
-    _fill(model, folder / "adapter.safetensors", adapters(model))
+    _fill(model, folder / "adapter.safetensors")
     return model
 
 
-def _fill(model, path, expected):
-    """Read the tensors of a file into the model; `expected` has the names that it must hold."""
-    folder = path.parent
+def _load_base(folder, meta, places):
+    """(LoRA, model of its base)."""
+    lora = _read_lora(folder, meta, places)
+    return lora, _load_model(lora.base, read_meta(lora.base))
+
+
+def _fill(model, path):
+    """Read the tensors of a file, whose names and shapes were checked, into the model."""
     try:
-        weights = load_file(path)
+        model.load_state_dict(load_file(path), strict=False)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read ({error}); train the run again") from None
-    try:
-        _, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:  # tensors of another size, a line each
-        reason = str(error).splitlines()[1].strip()
-        raise UserError(f"{path}: does not fit {folder}/config.json: {reason}") from None
-    missing = [name for name in expected if name not in weights]
-    if missing or unexpected:
-        raise UserError(f"{path}: lacks {missing or 'nothing'}, has also {unexpected or 'nothing'}")
+    except RuntimeError as error:  # of other shapes: it was replaced since
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{path}: does not fit {path.parent}/config.json: {reason}") from None
 
 
 def weights_hash(folder):
@@ -265,17 +332,26 @@ def _lora_facts(folder, lora):
     return {**facts, "base": lora.base.as_posix()}
 
 
-def _read_lora(folder, meta):
-    """config.json's "lora" as a LoRA whose base is found and is what it was. UserError if not."""
+def _bases(folder, meta):
+    """The folders that may be the base of the run's adapters. UserError where there is none."""
     facts = meta["lora"]
     given = Path(facts["base"])
     here = Path(os.path.normpath(folder / facts.get("base_from_here", given)))
-    there = [place for place in dict.fromkeys((here, given)) if exists(place)]
+    there = []
+    with contextlib.suppress(OSError):  # a name too long for the system
+        there = [place for place in dict.fromkeys((here, given)) if exists(place)]
     if not there:
         raise UserError(
             f"{folder}: adapters, whose base {given} is gone; put it back, or write where it is "
             f"now into {folder}/config.json (lora, base)"
         )
+    return there
+
+
+def _read_lora(folder, meta, there):
+    """config.json's "lora" as a LoRA whose base, one of the folders `there`, is what it was.
+    UserError if not."""
+    facts = meta["lora"]
     for place in there:
         if weights_hash(place) == facts["base_hash"]:
             return LoRA(**{name: facts[name] for name in LORA_FACTS}, base=place)
@@ -288,11 +364,22 @@ def _read_lora(folder, meta):
 def read_tokenizer(folder, meta):
     """The tokenizer of a run, checked against the hash in its config.json."""
     name, copy = meta["tokenizer"], Path(folder) / "tokenizer.tiktoken"
-    tokenizer = load_tokenizer(copy, called=name) if copy.exists() else load_tokenizer(name)
+    if not copy.exists() and name.startswith(PREFIX):  # a run may not start a download
+        raise UserError(f"{copy}: missing; a run with the tokenizer {name} keeps its copy: copy it")
+    try:
+        tokenizer = load_tokenizer(copy, called=name) if copy.exists() else load_tokenizer(name)
+    except OSError as error:
+        raise UserError(f"{folder}: tokenizer {name}: cannot be read ({error.strerror})") from None
     if tokenizer.hash != meta["tokenizer_hash"]:
         raise UserError(
             f"{folder}: trained with tokenizer {name} ({meta['tokenizer_hash']}), but its "
             f"tokenizer is now another ({tokenizer.hash}); bring back the run's own files"
+        )
+    n_vocab, n_rows = meta["n_vocab"], meta["model"]["n_rows"]
+    if n_vocab != tokenizer.n_vocab or n_rows < n_vocab:
+        raise UserError(
+            f"{folder}/config.json: n_vocab={n_vocab}, model: n_rows={n_rows}: expected "
+            f"{tokenizer.n_vocab} ids, as its tokenizer has, and at least as many rows"
         )
     return tokenizer
 
@@ -306,12 +393,15 @@ def load_state(folder):
             f"--init_from={folder} --out_dir=…"
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError):
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # an unpickler meets any error in a file that it did not write
+        state = None
+    if not isinstance(state, dict):
         raise UserError(
             f"{path}: damaged, so the run cannot be resumed; start another from its weights with "
             f"--init_from={folder} --out_dir=…"
-        ) from None
+        )
+    return state
 
 
 def model_names(folders):

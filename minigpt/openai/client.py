@@ -29,6 +29,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from minigpt.common.errors import UserError
+from minigpt.common.json_text import parse_json
 from minigpt.common.report import one_line
 from minigpt.common.urls import is_local
 
@@ -368,8 +369,8 @@ class _Adapter(HTTPAdapter):
 
 def _read_json(data):
     try:
-        return json.loads(data.decode("utf-8-sig", "replace"))
-    except (ValueError, RecursionError):
+        return parse_json(data.decode("utf-8-sig", "replace"))
+    except ValueError:
         start = data[:_READ].decode("utf-8", "replace")
         raise _Garbage(f"it sent no JSON: {start}") from None
 
@@ -409,8 +410,8 @@ def _complaint(data):
     """What the body of an error says, whatever it is."""
     text = data.decode("utf-8", "replace")
     try:
-        said = json.loads(text)
-    except (ValueError, RecursionError):
+        said = parse_json(text)
+    except ValueError:
         return re.sub(r"<[^<>]{0,200}>", " ", text[:_READ])
     for name in ("error", "message", "detail"):
         if isinstance(said, dict) and said.get(name):

@@ -541,6 +541,7 @@ MEANINGS = {
     200: "the answer; streamed where `stream` is true",
     400: "the request is wrong; the message names the field",
     401: "the key is missing or wrong",
+    403: "the Host header is not a name of this server",
     404: "there is no such model",
     413: "the body is too large",
     415: "the body is no application/json",
@@ -595,11 +596,11 @@ def _fill_in(schemas, limits, defaults, names):
 def _responses(path, answers, statuses, has_key):
     content = {kind: {"schema": _schema_of(kind, model)} for kind, model in answers.items()}
     responses = {"200": dict(description=MEANINGS[200], content=content)}
-    for status in sorted(set(statuses) - (set() if has_key else {401})):
+    for status in sorted({403, *statuses} - (set() if has_key else {401})):
         if path == "/generate":
             content = {"text/plain": {"schema": {"type": "string"}}}
         else:
-            model = Health if path == "/health" else ErrorAnswer
+            model = Health if path == "/health" and status == 503 else ErrorAnswer
             content = {"application/json": {"schema": _schema_of("application/json", model)}}
         responses[str(status)] = dict(description=MEANINGS[status], content=content)
     return responses

@@ -19,7 +19,7 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from minigpt.common.errors import UserError
-from minigpt.data.prompts import TooLong, chat_ids, prompt_ids, stop_ids
+from minigpt.data.prompts import TooLong, chat_ids, check_length, prompt_ids, stop_ids
 from minigpt.inference.engine import Request
 from minigpt.openai.formats import ChatForm, CompletionForm
 from minigpt.openai.schemas import (
@@ -36,6 +36,7 @@ from minigpt.openai.schemas import (
     read_form,
     read_json,
 )
+from minigpt.serving.allowed_hosts import AllowedHosts
 from minigpt.serving.streaming import Generation, Reader
 from minigpt.tokenizer.huggingface import SPECIAL_TEXTS
 
@@ -86,6 +87,7 @@ class Options:
 
     api_key: str | None = None
     cors_origins: tuple[str, ...] = ()  # "*" for all
+    allowed_hosts: AllowedHosts = field(default_factory=AllowedHosts)
     log_text: bool = False
     limits: Limits = field(default_factory=Limits)
     defaults: dict = field(
@@ -246,7 +248,7 @@ class Routes:
         try:
             ids = chat_ids(served.tokenizer, served.prompt_format, turns, room, asked.truncate)
         except TooLong as error:
-            raise _too_long("messages", error.length, error.room) from None
+            raise _too_long("messages", error) from None
         except UserError as error:
             raise Refused(400, str(error), "messages") from None
         self._check_prompt(served, ids, "messages")
@@ -276,7 +278,11 @@ class Routes:
         asked = self._read_generate()
         served = self.service.served(asked.model)
         self._check_settings(asked)
-        ids = prompt_ids(served.tokenizer, served.prompt_format, asked.prompt)
+        room = self._room(served)
+        try:
+            ids = prompt_ids(served.tokenizer, served.prompt_format, asked.prompt, room)
+        except TooLong as error:
+            raise _too_long("prompt", error) from None
         self._check_prompt(served, ids)
         if request.method == "HEAD":
             return _text("")
@@ -293,7 +299,7 @@ class Routes:
         tokenizer = served.tokenizer
         names = {SPECIAL_TEXTS["EOT"]: tokenizer.eot, SPECIAL_TEXTS["PAD"]: tokenizer.pad}
         special = names.get(asked.prompt)
-        ids = tokenizer.encode(asked.prompt) if special is None else [special]
+        ids = self._encoded(served, asked.prompt) if special is None else [special]
         return _json(dict(tokens=ids, count=len(ids), max_model_len=served.block_size))
 
     def detokenize(self):
@@ -356,17 +362,25 @@ class Routes:
         if not ids:
             raise Refused(400, f"{param}: empty; expected a text to continue", param)
         if len(ids) > self._room(served):
-            raise _too_long(param, len(ids), self._room(served))
+            raise _too_long(param, TooLong(len(ids), self._room(served)))
 
     def _prompt(self, served, prompt):
         """A completion's prompt as ids."""
         if isinstance(prompt, str):
-            ids = served.tokenizer.encode(prompt)
+            ids = self._encoded(served, prompt)
         else:
             ids = prompt
             _check_ids(served.tokenizer, ids, "prompt")
         self._check_prompt(served, ids)
         return ids
+
+    def _encoded(self, served, text):
+        """The ids of a text. Refused before it is encoded where it certainly does not fit."""
+        try:
+            check_length(served.tokenizer, [text], self._room(served))
+        except TooLong as error:
+            raise _too_long("prompt", error) from None
+        return served.tokenizer.encode(text)
 
     def _requests(self, asked, prompts, **more):
         """The engine's requests: n for each prompt, each with a seed of its own."""
@@ -397,8 +411,9 @@ class Routes:
         return self.service.served(name)
 
 
-def _too_long(param, length, room):
-    message = f"{param}: {length} tokens; this model takes up to {room}"
+def _too_long(param, error):
+    """The Refused for a TooLong."""
+    message = f"{param}: {error.counted}; this model takes up to {error.room}"
     if param == "messages":
         message += ', or set truncate to "oldest"'
     return Refused(400, message, param, "context_length_exceeded")
@@ -442,12 +457,19 @@ def make_app(service):
         ("GET", "/openapi.json", routes.openapi),
     ):
         app.add_url_rule(path, path, view, methods=method.split())
+    app.before_request(lambda: _check_host(service.options.allowed_hosts))
     app.before_request(lambda: _check_key(service.options.api_key))
     app.after_request(lambda response: _finish(response, service.options.cors_origins))
     app.register_error_handler(Refused, _refuse)
     app.register_error_handler(HTTPException, _refuse_http)
     app.register_error_handler(Exception, _apologize)
     return app
+
+
+def _check_host(allowed_hosts):
+    host = request.headers.get("Host")
+    if not allowed_hosts.allows(host):
+        raise Refused(403, allowed_hosts.refusal(host), code="host_not_allowed")
 
 
 def _check_key(key):

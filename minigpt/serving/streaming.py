@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -42,12 +43,18 @@ class Choice:
 
     def __init__(self, index, tokenizer, stops, end_ids=()):
         self.index, self.end_ids = index, end_ids
-        self.text, self.tokens, self.finish_reason = "", [], None  # all that has been let go
+        self.tokens, self.finish_reason = [], None  # all that has been let go
+        self._texts = []  # and its text, in parts
         self.n_tokens = 0  # written, whether let go or not
         self.echoed = False
         self._decoder, self._stops = tokenizer.stream(), StopStrings(stops)
         self._n_decoded = self._n_let_go = 0  # characters
-        self._waiting = []  # tokens whose text has not been let go
+        self._waiting = deque()  # tokens whose text has not been let go
+
+    @property
+    def text(self):
+        """The text that has been let go."""
+        return "".join(self._texts)
 
     def echo(self, tokens):
         """The Piece of the prompt's tokens: a part of the text in which no stop string counts."""
@@ -83,10 +90,11 @@ class Choice:
 
     def _let_go(self, text, all_tokens=False):
         """Tokens go with the first character of theirs: what a stop string cuts away, stays."""
-        self.text += text
+        self._texts.append(text)
         self._n_let_go += len(text)
-        tokens = [each for each in self._waiting if all_tokens or each[1] < self._n_let_go]
-        self._waiting = self._waiting[len(tokens) :]
+        tokens = []
+        while self._waiting and (all_tokens or self._waiting[0][1] < self._n_let_go):
+            tokens.append(self._waiting.popleft())
         self.tokens += tokens
         return Piece(self.index, text, tokens)
 

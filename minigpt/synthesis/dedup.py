@@ -17,6 +17,7 @@ import zlib
 import numpy as np
 
 from minigpt.common.errors import UserError
+from minigpt.tokenizer.normalization import normalize
 
 GRAM = 4  # characters in a row
 VALUES = 64  # of a sketch: an estimate's standard deviation is 0.05 at 0.8, and a pair 256 bytes
@@ -29,7 +30,7 @@ MEANT = "#%&@"  # punctuation that tells C# from C
 def bare(text):
     """`text` as it is compared: NFKC, case-folded, without blanks, punctuation and control
     characters. Symbols stay: C++ is not C."""
-    text = unicodedata.normalize("NFKC", text).casefold()
+    text = normalize("NFKC", text).casefold()
     return "".join(c for c in text if unicodedata.category(c)[0] not in "PZC" or c in MEANT)
 
 

@@ -16,6 +16,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from minigpt.synthesis.dedup import bare
+from minigpt.tokenizer.normalization import normalize
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class _Source:
     """A text as the rules look at it."""
 
     def __init__(self, text):
-        self.text = unicodedata.normalize("NFKC", text)
+        self.text = normalize("NFKC", text)
         self.title = text.partition("\n")[0].strip()
         self.bigrams = _bigrams(text)
         self.numbers = {value for _, value in _numbers(self.text)}
@@ -134,7 +135,7 @@ class _Case:
 
     def has(self, words):
         """Whether the text itself says these words."""
-        return self.source is not None and unicodedata.normalize("NFKC", words) in self.source.text
+        return self.source is not None and normalize("NFKC", words) in self.source.text
 
 
 _SCALES = {"百": 100, "千": 1000, "万": 10_000, "萬": 10_000, "亿": 10**8, "億": 10**8}
@@ -174,7 +175,7 @@ def _bigrams(text):
         value = _number(match)
         return match[0] if value is None else f"{value.normalize():f}"
 
-    text = bare(_NUMBER.sub(in_digits, unicodedata.normalize("NFKC", text)))
+    text = bare(_NUMBER.sub(in_digits, normalize("NFKC", text)))
     return {text[i : i + 2] for i in range(len(text) - 1)} or {text}
 
 
@@ -199,7 +200,7 @@ def _value(numeral):
 
 def _latin(text):
     """The Latin words of an NFKC text, case-folded, without accents."""
-    plain = unicodedata.normalize("NFD", text)
+    plain = normalize("NFD", text)
     plain = "".join(c for c in plain if not unicodedata.combining(c))
     return [word.casefold() for word in re.findall(r"[A-Za-z\u00c0-\u024f]+", plain)]
 
@@ -310,9 +311,11 @@ _POINTING = re.compile(
 @_rule("points at the text")
 def _points_at_the_text(pair, case):
     """words that mean nothing without the text: 文中, 上文, 根据材料 …"""
-    for found in _POINTING.finditer(pair.question + "\n" + pair.answer):
-        if not case.has(found[0]):
-            return f"“{found[0]}”离开原文就看不懂，应直接写出所指的内容。"
+    # Each wording once: to look for it takes as long as the text.
+    found = _POINTING.finditer(pair.question + "\n" + pair.answer)
+    for words in dict.fromkeys(match[0] for match in found):
+        if not case.has(words):
+            return f"“{words}”离开原文就看不懂，应直接写出所指的内容。"
 
 
 _MODEL = "(?:大型?)?(?:AI|人工智能|人工智慧|语言模型|語言模型|智能助手|聊天机器人|聊天機器人)"
@@ -377,7 +380,7 @@ def _script(pair, case):
 def _number_not_in_text(pair, case):
     """a number in the answer that the text does not have"""
     if case.source:
-        for written, value in _numbers(unicodedata.normalize("NFKC", pair.answer)):
+        for written, value in dict.fromkeys(_numbers(normalize("NFKC", pair.answer))):
             if value not in case.source.numbers and not _is_numeral_in(written, case.source.text):
                 return f"答案里的数字“{written}”在原文里没有。"
 
@@ -391,7 +394,7 @@ def _is_numeral_in(written, text):
 def _latin_not_in_text(pair, case):
     """a word in Latin letters in the answer that the text does not have"""
     if case.source:
-        for word in _latin(unicodedata.normalize("NFKC", pair.answer)):
+        for word in _latin(normalize("NFKC", pair.answer)):
             if word not in case.source.latin:
                 return f"答案里的“{word[:30]}”在原文里没有。"
 

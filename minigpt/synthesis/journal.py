@@ -20,7 +20,6 @@ for one generation; another prompt or model asks them again and leaves the old p
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -30,10 +29,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from minigpt.common.errors import UserError
+from minigpt.common.files import sync_folder
+from minigpt.common.json_text import parse_json
+from minigpt.common.locks import lock_if_possible
 
 OUTCOMES = ("done", "rejected", "refused")  # refused: the server took the entry for no question
 SYNC_SECONDS = 1.0  # how much work a power cut may cost
-_LOCKED_BYTE = 1 << 40  # on Windows a lock hides bytes from other programs: one where none stands
 _HASH = re.compile("[0-9a-f]{32}")
 _PLACE = re.compile(r"([1-9]\d{0,5})/([1-9]\d{0,5})")
 
@@ -67,9 +68,15 @@ def generation_hash(facts):
 
 
 def beside(path):
-    """(progress, rejects): the paths of the two files beside FILE.jsonl."""
-    path = Path(path)
+    """(progress, rejects): the paths of the two files beside FILE.jsonl; of a link, beside what it
+    leads to."""
+    path = _followed(path)
     return tuple(path.with_name(f"{path.stem}.{name}.jsonl") for name in ("progress", "rejects"))
+
+
+def _followed(path):
+    path = Path(path)
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 class PairsLog:
@@ -89,9 +96,10 @@ class PairsLog:
         UserError, and nothing is changed: where another run writes the file, where it is not one of
         ours, or where a line in the middle is not as it was written.
         """
-        self.path = Path(path)
-        if self.path.suffix != ".jsonl":
+        if Path(path).suffix != ".jsonl":
             raise UserError(f"--output={path}: expected a name that ends in .jsonl")
+        # Through a link: its files beside it, and their lock, are those of the file itself.
+        self.path = _followed(path)
         self.generation = generation_hash(facts)
         self._model = facts.get("model")
         self._pairs = _Journal(self.path, ("question",))
@@ -103,6 +111,8 @@ class PairsLog:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._progress.lock()
+            if self.path.exists():
+                self._pairs.lock()  # it may have a second name (a hard link)
             self._open(facts, on_pair or _ignore, on_finished or _ignore)
         except OSError as error:
             self.close()
@@ -307,24 +317,11 @@ class _Journal:
 
     def lock(self):
         """UserError where another process has locked it; the lock ends with the process."""
-        file = self._open()
-        try:
-            if os.name == "nt":
-                import msvcrt
-
-                os.lseek(file.fileno(), _LOCKED_BYTE, os.SEEK_SET)
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
-                raise
+        if lock_if_possible(self._open().fileno(), self.path) is False:
             raise UserError(
                 f"{self.path}: another run is writing it; wait for its end, or give another "
                 "--output"
-            ) from None
+            )
 
     def lines(self, is_ours):
         """Yield (number, where it ends, object) for each whole line.
@@ -340,8 +337,8 @@ class _Journal:
                 return
             for number, line in enumerate(file, start=1):
                 try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError):
+                    record = parse_json(line)
+                except ValueError:
                     record = None
                 ended = line.endswith(b"\n")
                 if not ended and record is None and self._is_torn(line, is_ours):
@@ -419,7 +416,10 @@ class _Journal:
 
     def _open(self):
         if self._file is None:
+            is_new = not self.path.exists()
             self._file = open(self.path, "ab", buffering=0)
+            if is_new:
+                sync_folder(self.path.parent)  # without its name in there it would be lost
             if self._size is None:
                 self._size = self._file.seek(0, os.SEEK_END)
         return self._file

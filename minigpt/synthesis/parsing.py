@@ -11,8 +11,9 @@ that has no end and invent the answer's.
 
 import json
 import re
-import unicodedata
 from typing import NamedTuple
+
+from minigpt.tokenizer.normalization import normalize
 
 LONGEST = 100_000  # characters of a reply that are read, its thinking left out
 BROKEN = 200  # objects that may fail to be JSON; whoever writes more writes no pairs
@@ -25,7 +26,7 @@ NAMES = QUESTION, ANSWER
 
 QUOTE = "[\"'“”‘’＂]"
 BEGINS = re.compile(rf"\{{\s{{0,99}}{QUOTE}?\w[\w .-]{{0,30}}{QUOTE}?\s{{0,99}}[:：]")
-ENDS = re.compile(rf"(?:{QUOTE}|\d)\s*[,，]?\s*\}}(?=[\s,，;；\]}}`]|$)")
+ENDS = re.compile(rf"(?:{QUOTE}|\d)\s*(?:[,，]\s*)?\}}(?=[\s,，;；\]}}`]|$)")
 
 # Numbers stay as they were written: 3.10 is a version, and a huge one would be refused.
 _DECODER = json.JSONDecoder(
@@ -125,7 +126,7 @@ _SYNTAX = [
     (re.compile(rf"{_BEFORE}{QUOTE}(\w{{1,20}}){QUOTE}\s*[:：]\s*"), r'\1"\2": '),
     (re.compile(rf"({_KEY}){QUOTE}"), r'\1"'),
     (re.compile(rf"{QUOTE}\s*[,，](?=\s*{_KEY})"), '",'),
-    (re.compile(rf"{QUOTE}(?=\s*[,，]?\s*\}}\s*$)"), '"'),
+    (re.compile(rf"{QUOTE}(?=\s*(?:[,，]\s*)?\}}\s*$)"), '"'),
     (re.compile(r"，(?=\s*\}\s*$)"), ","),
 ]
 
@@ -144,7 +145,7 @@ def _pairs(value):
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
-            named = {unicodedata.normalize("NFKC", key).strip().casefold(): key for key in value}
+            named = {normalize("NFKC", key).strip().casefold(): key for key in value}
             keys = [next((named[n] for n in names if n in named), None) for names in NAMES]
             if None not in keys:
                 texts = [_text(value[key]) for key in keys]

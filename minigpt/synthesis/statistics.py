@@ -7,13 +7,13 @@ Any file of question–answer pairs will do; of one that sft/sft_generate.py wro
 counted too.
 """
 
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from minigpt.common.errors import UserError
+from minigpt.common.json_text import parse_json
 from minigpt.common.report import table
 from minigpt.data.readers import pair_of, read_entries, read_records
 from minigpt.synthesis.generator import ROUND
@@ -116,7 +116,7 @@ def _progress(path):
             if not line.endswith("\n") or line.isspace():  # a run may be writing the last one
                 continue
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except ValueError as error:
                 raise UserError(
                     f"{progress}, line {number}: no JSON ({error}); take the line out"

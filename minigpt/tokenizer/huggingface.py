@@ -14,12 +14,13 @@ ids.
 """
 
 import functools
+import heapq
 import itertools
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from minigpt.common import files
 from minigpt.common.errors import UserError
 
 PREFIX = "hf:"
@@ -36,6 +37,7 @@ SPECIAL_TEXTS = {
     "IM_END": "<|im_end|>",
 }
 _OTHER_TEXTS = {"PAD": ("<pad>", "[PAD]")}  # what else stands for one where the files name none
+MOST_IDS = 2**22  # sixteen times as many as the largest vocabularies have
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
@@ -135,7 +137,7 @@ def _read(folder, stamps):
     try:
         description = read_json(whole) if whole.is_file() else _of_two_files(folder)
         return _vocabulary(whole, description, _settings(folder))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{whole}: not as the tokenizers library writes it ({type(error).__name__}: {error}): "
             "copy the file again"
@@ -145,14 +147,17 @@ def _read(folder, stamps):
 def read_json(path):
     """The object in a JSON file. UserError where it is missing or damaged."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        return files.read_json(path, "copy it again")
     except FileNotFoundError:
         raise UserError(f"{path}: missing; copy the model's whole folder") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); copy it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
+
+
+def check_ids(ids):
+    """ValueError unless all are whole numbers from 0 to below MOST_IDS: a table has a row for every
+    id up to the highest."""
+    for i in ids:
+        if type(i) is not int or not 0 <= i < MOST_IDS:
+            raise ValueError(f"token id {str(i)[:40]}: expected 0 to {MOST_IDS - 1}")
 
 
 def _settings(folder):
@@ -217,6 +222,7 @@ def _vocabulary(path, description, settings):
     pattern, nfc = _pattern(path, description), _is_nfc(path, description.get("normalizer"))
     added = {token["content"]: token for token in description.get("added_tokens") or ()}
     vocab = model["vocab"]
+    check_ids([*vocab.values(), *(token["id"] for token in added.values())])
     special = _special(path, vocab, added, settings)
     apart = {*added, *(text for text in vocab if vocab[text] in special.values())}
     ordinary = {_to_bytes(path, text): i for text, i in vocab.items() if text not in apart}
@@ -386,10 +392,21 @@ def _rank(path, ordinary, pairs, model):
 
 def _joined(token, pairs):
     """What BPE makes of a token's bytes: (the parts that are left, the place of the last pair)."""
-    parts, place = [token[i : i + 1] for i in range(len(token))], None
-    while found := [
-        (pairs[pair], i) for i, pair in enumerate(itertools.pairwise(parts)) if pair in pairs
-    ]:
-        place, i = min(found)
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return parts, place
+    parts, place, n = [token[i : i + 1] for i in range(len(token))], None, len(token)
+    # Of each part the first byte's number stands for it: where the next one and the last one begin.
+    following, preceding = list(range(1, n + 1)), list(range(-1, n - 1))
+    found = [(pairs[pair], i) for i, pair in enumerate(itertools.pairwise(parts)) if pair in pairs]
+    heapq.heapify(found)
+    while found:
+        this, i = heapq.heappop(found)
+        j = following[i]
+        if j == n or pairs.get((parts[i], parts[j])) != this:
+            continue  # one of the two was joined with another before
+        place, after = this, following[j]
+        parts[i], parts[j], following[i] = parts[i] + parts[j], None, after
+        if after < n:
+            preceding[after] = i
+        for left, right in ((preceding[i], i), (i, after)):
+            if left >= 0 and right < n and (parts[left], parts[right]) in pairs:
+                heapq.heappush(found, (pairs[parts[left], parts[right]], left))
+    return [part for part in parts if part is not None], place

@@ -35,7 +35,16 @@ import tiktoken
 import tiktoken.load
 
 from minigpt.common.errors import UserError
-from minigpt.tokenizer.huggingface import PREFIX, TOKENIZER_FILES, read_vocabulary, source_folder
+from minigpt.common.files import PATIENCE, read_json, read_unchanged, written_whole
+from minigpt.common.locks import beside, locked
+from minigpt.tokenizer.huggingface import (
+    PREFIX,
+    TOKENIZER_FILES,
+    check_ids,
+    read_vocabulary,
+    source_folder,
+)
+from minigpt.tokenizer.normalization import normalize
 
 FORMAT = 1  # of NAME.json
 SPECIAL_NAMES = ("EOT", "PAD", "A", "IM_START", "IM_END")  # in the order of their ids
@@ -65,9 +74,20 @@ _GPT2_FILES = {
 _GPT2_SPECIAL = {"EOT": 50256, "PAD": 50257, "A": 2235, "IM_START": 50258, "IM_END": 50259}
 
 # `\s+(?!\S)` makes tiktoken's regex engine remember every blank of a run; at about a million it
-# runs out of stack and the process panics. So a run this long is encoded in parts.
+# runs out of stack and the process panics. So the pattern does not see a run this long: what is one
+# piece of the text by PATTERNS is encoded as a piece. A run is looked for from its start alone, or
+# the search would take the square of its length. Blanks are what Unicode and tiktoken call so;
+# Python's \s has four more.
 _LONGEST_BLANK = 100_000
-_LONG_BLANK = re.compile(rf"\s{{{_LONGEST_BLANK}}}")
+_BLANK = "\\t\\v\\f \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+
+
+def _long_run(blank):
+    return re.compile(f"(?<![{blank}])[{blank}]{{{_LONGEST_BLANK},}}")
+
+
+_LONG_BLANK = _long_run(rf"\r\n{_BLANK}")
+_LONG_BLANK_IN_LINE = _long_run(_BLANK)  # where a pattern's `\s*[\r\n]+` takes line breaks first
 # fastokens takes the Mongolian vowel separator for a blank, which Unicode and tiktoken do not.
 # tests/tokenizer/test_tokenizer.py looks at every character.
 _NO_BLANK = "\u180e"
@@ -107,6 +127,7 @@ class Tokenizer:
             self._bytes[ids[rank]] = token
         for number, token in unwritten.items():
             self._bytes[number] = token
+        self._longest = max(map(len, ranks))  # bytes of a token
         self._byte_ids = [ids[ranks[bytes([byte])]] for byte in range(256)]
         self._ids = None  # rank → id, where they differ; what joins a batch stays as it is
         if imported and imported.ids:
@@ -131,15 +152,51 @@ class Tokenizer:
         if len(text) < _LONGEST_BLANK:
             ranks = self._encoding.encode_ordinary(text)
         else:
-            cuts = [0, *(match.end() for match in _LONG_BLANK.finditer(text)), len(text)]
-            parts = (text[start:end] for start, end in itertools.pairwise(cuts))
-            ranks = [i for part in parts for i in self._encoding.encode_ordinary(part)]
+            ranks, start = [], 0
+            for first, end in self._long_blanks(text):
+                ranks += self._encoding.encode_ordinary(text[start:first])
+                ranks += self._uncut.encode_ordinary(text[first:end])
+                start = end
+            ranks += self._encoding.encode_ordinary(text[start:])
         return ranks if self._ids is None else self._ids[ranks].tolist()
+
+    def _long_blanks(self, text):
+        """Yield (start, end) of each piece of `text` that is a long run of blanks, as the pattern
+        cuts it. Of a pattern that is none of PATTERNS that is not known: there the text is cut
+        within a run, every _LONGEST_BLANK characters, and each pair is such a place twice."""
+        if self.pattern not in PATTERNS.values():
+            for run in _LONG_BLANK.finditer(text):
+                cuts = range(run.start() + _LONGEST_BLANK, run.end() + 1, _LONGEST_BLANK)
+                yield from ((cut, cut) for cut in cuts)
+            return
+        by_line = "[\\r\\n]+" in self.pattern
+        for run in (_LONG_BLANK_IN_LINE if by_line else _LONG_BLANK).finditer(text):
+            start, end = run.span()
+            follows = text[end : end + 1]
+            if follows in ("\r", "\n"):  # `\s*[\r\n]+` takes the run, and remembers nothing
+                continue
+            is_digit = follows and unicodedata.category(follows).startswith("N")
+            is_whole = not follows or (is_digit and self.pattern == PATTERNS["smollm"])
+            # Else the last blank goes with what follows, or is a piece of its own.
+            yield start, end if is_whole else end - 1
+
+    @functools.cached_property
+    def _uncut(self):
+        """An encoder to which any text is one piece."""
+        return tiktoken.Encoding(
+            self.name, pat_str="(?s:.+)", mergeable_ranks=self._ranks, special_tokens={}
+        )
+
+    def fewest(self, text):
+        """How many ids `text` has at least. Takes far less time than encode(), for nothing is
+        encoded: a text that is refused by this need not be."""
+        size = len(self.normalize(text).encode("utf-8", "surrogatepass"))
+        return -(-size // self._longest)
 
     def normalize(self, text):
         """`text` as it is encoded: in NFC where an imported vocabulary wants that, else unchanged.
         Whoever counts characters beside ids counts those of this."""
-        return unicodedata.normalize("NFC", text) if self._nfc else text
+        return normalize("NFC", text) if self._nfc else text
 
     def copy_to(self, path):
         """Write the vocabulary's two files as `path`.tiktoken and `path`.json, for load_tokenizer;
@@ -285,8 +342,12 @@ def load_tokenizer(name, called=None):
             f"{about_file}: missing. It belongs beside {ranks_file.name} and holds the pattern and "
             "the special ids: copy both files, or train anew with data/train_tokenizer.py"
         )
-    stamps = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in _pair(ranks_file))
-    return _load_files(called or name, ranks_file, stamps)
+
+    def read():
+        stamps = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in _pair(ranks_file))
+        return _load_files(called or name, ranks_file, stamps)
+
+    return read_unchanged(read, _pair(ranks_file))
 
 
 def save_tokenizer(path, ranks, pattern_name, special, about):
@@ -321,10 +382,10 @@ def _write_pair(stem, ranks, facts, tokenizer_hash, n_vocab):
     facts = {"format": FORMAT, "hash": tokenizer_hash, "n_vocab": n_vocab, **facts}
     ranks_file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(facts, ensure_ascii=False, indent=2) + "\n"
-    for file, data in ((about_file, text.encode()), (ranks_file, _ranks_lines(ranks))):
-        unfinished = file.with_name(file.name + ".tmp")
-        unfinished.write_bytes(data)
-        unfinished.replace(file)
+    with locked(beside(Path(stem)), stem, "--output", wait=PATIENCE):
+        for file, data in ((about_file, text.encode()), (ranks_file, _ranks_lines(ranks))):
+            with written_whole(file) as partial:
+                partial.write_bytes(data)
 
 
 def _ranks_lines(ranks):
@@ -356,7 +417,7 @@ def _load_files(name, ranks_file, stamps):
     ranks = _read_ranks(ranks_file)
     about_file = ranks_file.with_suffix(".json")
     try:
-        about = json.loads(about_file.read_text(encoding="utf-8"))
+        about = read_json(about_file, "copy it again, or train it again")
         pattern, special = about["pattern"], about["special"]
         found, recorded = about["format"], about["hash"]
         if found != FORMAT:
@@ -367,6 +428,7 @@ def _load_files(name, ranks_file, stamps):
         imported = Imported.of(about["imported"]) if "imported" in about else None
         ids = {special[special_name] for special_name in SPECIAL_NAMES}
         ordinary = imported.ids if imported and imported.ids else range(len(ranks))
+        check_ids([*special.values(), *ordinary, *(imported.unwritten if imported else ())])
         if (
             not ids.isdisjoint(ordinary)
             or len(ids) != len(special)
@@ -378,7 +440,7 @@ def _load_files(name, ranks_file, stamps):
                 "records): copy both files again, or train anew with data/train_tokenizer.py"
             )
         return Tokenizer(name, ranks, pattern, special, _pair(ranks_file), imported)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{about_file}: expected the JSON that data/train_tokenizer.py writes beside a "
             f".tiktoken file ({type(error).__name__}: {error}): copy it again, or train anew"

@@ -78,7 +78,7 @@ class Pairs(Blocks):
         self.starts = np.concatenate(([0], np.cumsum(n_targets)))
         self.reference = None
 
-    def of_another_kind(self):
+    def of_another_kind(self, meta):
         """See Blocks."""
         return UserError(
             f"{self.folder}: holds no preference pairs, of which --stage=dpo learns; make them: "

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from minigpt.common.errors import UserError
+from minigpt.common.json_text import parse_json
 
 TRAIN = ("step", "tokens", "minutes", "loss", "lr", "rate")
 STOPPED = "stopped; go on with"  # how train.py's last line begins where it did not reach its end
@@ -63,7 +64,7 @@ def read_runlog(folder):
     train, val = [], []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             if number == len(lines):
                 break

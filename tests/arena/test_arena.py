@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from minigpt.arena.arena import Arena, Bout, Crowded
+from minigpt.arena.arena import MAX_PROMPT_CHARS, Arena, Bout, Crowded
 from minigpt.arena.endpoints import Endpoints
 from minigpt.arena.ratings import Decided
 from minigpt.arena.store import Ledger
@@ -282,7 +282,7 @@ def test_no_vote_before_the_end(make, ledger):
 
 def test_a_vote_can_be_changed_until_the_next_battle(make, ledger):
     arena = make(*three())
-    first = fight(arena)
+    first = fight(arena, names=["a", "b"])
     for choice in (0, 1, 1, "tie"):
         arena.vote(first, choice)
     assert ledger.decided() == [Decided(first.names, "tie")]
@@ -292,6 +292,13 @@ def test_a_vote_can_be_changed_until_the_next_battle(make, ledger):
     with pytest.raises(UserError, match="until the next battle"):
         arena.vote(first, 1)
     assert first.choice == 0 and ledger.decided() == [Decided(first.names, 0)]
+
+
+def test_a_long_prompt_is_refused(make, ledger):
+    arena = make(*three())
+    with pytest.raises(UserError, match=r"20,001 characters; expected at most 20,000"):
+        arena.begin("v", "长" * (MAX_PROMPT_CHARS + 1), SETTINGS)
+    assert ledger.battles() == []
 
 
 def test_a_vote_that_means_nothing_changes_nothing(make, ledger):
@@ -311,7 +318,7 @@ def test_many_voters_at_once_lose_no_vote(make, ledger):
         for turn in range(3):
             bouts.append(fight(arena, voter=f"v{voter}"))
             arena.vote(bouts[-1], turn % 2)
-            arena.vote(bouts[-1], (turn + 1) % 2)
+            arena.vote(bouts[-1], turn % 2)  # a click that was sent twice
         return bouts
 
     began = time.monotonic()

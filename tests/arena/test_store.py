@@ -128,7 +128,7 @@ def test_a_battle_is_saved_whole_or_not_at_all(ledger):
 
 
 def test_a_vote_and_its_change(ledger):
-    number = ledger.add_battle(battle(kind="blind"))
+    number = ledger.add_battle(battle(kind="open"))
     assert ledger.decided() == []
     for choice in (0, 1, "tie", "none", "none"):
         told = ledger.vote(number, "v1", choice)
@@ -140,7 +140,18 @@ def test_a_vote_and_its_change(ledger):
     with pytest.raises(UserError, match="until the next battle"):
         ledger.vote(number, "v1", 0)
     ledger.vote(number, "v1", 1)  # the same again: a click that was sent twice
-    assert ledger.decided("blind") == [Decided(("a", "b"), 1)] and ledger.decided("open") == []
+    assert ledger.decided("open") == [Decided(("a", "b"), 1)] and ledger.decided("blind") == []
+
+
+def test_a_blind_vote_is_final(ledger):
+    """It shows the names: a vote that came after them would not be blind."""
+    number = ledger.add_battle(battle(kind="blind"))
+    ledger.vote(number, "v1", 0)
+    ledger.vote(number, "v1", 0)  # a click that was sent twice
+    for choice in (1, "tie", "none"):
+        with pytest.raises(UserError, match="final"):
+            ledger.vote(number, "v1", choice)
+    assert ledger.decided("blind") == [Decided(("a", "b"), 0)]
 
 
 def test_the_first_vote_may_come_late(ledger):
@@ -189,7 +200,11 @@ def test_search(ledger):
     assert ids(ledger.battles(kind="blind")) == [second]
     assert ids(ledger.battles(text="对", model="c", kind="open")) == [third]
     assert ids(ledger.battles(limit=2)) == [third, second]
-    assert ids(ledger.battles(limit=2, offset=2)) == [first] == ids(ledger.battles(offset=2))
+    assert (
+        ids(ledger.battles(limit=2, before=second)) == [first] == ids(ledger.battles(before=second))
+    )
+    for at_once in (1, 2, 3, 100):
+        assert ids(ledger.each_battle(at_once)) == [third, second, first]
 
 
 def test_a_blind_battle_is_not_told_before_its_vote(ledger):

@@ -2,10 +2,13 @@
 
 import errno
 import os
+import threading
 
 import pytest
 
-from minigpt.common.files import beside, written_whole
+from minigpt.common import files
+from minigpt.common.errors import UserError
+from minigpt.common.files import read_json, set_aside, written_whole
 
 
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
@@ -33,14 +36,15 @@ def write_folder(target, name):
 
 def test_a_folder_takes_its_place_when_it_is_whole(tmp_path):
     target = tmp_path / "it"
-    beside(target)[0].mkdir()  # of one that was killed
+    for name in (".it.partial", ".it.0123abcd.partial", ".it.more.0123abcd.partial"):
+        (tmp_path / name).mkdir()  # of writers that were killed; the last of another target
     target.mkdir()  # an empty one
     write_folder(target, "a")
     write_folder(target, "b")
     with pytest.raises(RuntimeError):
         write_folder(target, "bad")
     assert [path.name for path in target.iterdir()] == ["b"]
-    assert list(tmp_path.iterdir()) == [target]
+    assert {path.name for path in tmp_path.iterdir()} == {"it", ".it.more.0123abcd.partial"}
 
 
 def test_a_file_does_not_take_the_place_of_a_folder(tmp_path):
@@ -56,7 +60,7 @@ def test_a_writer_that_was_killed_between_its_renames(tmp_path):
     """The old folder stands aside then: it comes back, whether or not the next writer succeeds."""
     target = tmp_path / "it"
     write_folder(target, "a")
-    target.rename(beside(target)[1])
+    target.rename(set_aside(target))
     with pytest.raises(RuntimeError):
         write_folder(target, "bad")
     assert [path.name for path in target.iterdir()] == ["a"]
@@ -78,3 +82,85 @@ def test_a_device_stays_one():
         assert str(there) == "/dev/null"
         there.write_text("nothing")
     assert not os.path.isfile("/dev/null") and os.path.exists("/dev/null")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot sync a folder")
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_data_is_on_the_disk_before_the_rename_and_the_rename_after_it(
+    tmp_path, monkeypatch, is_folder
+):
+    """What a power cut leaves cannot be tried here; the order of the system calls can."""
+    calls, fsync, target = [], os.fsync, tmp_path / "it"
+    names = {}
+
+    def note(fd):
+        calls.append(names.get(os.fstat(fd).st_ino, "?"))
+        fsync(fd)
+
+    def note_rename(path, new):
+        calls.append("rename")
+        return rename(path, new)
+
+    rename = type(target).replace
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(type(target), "replace", note_rename)
+    names[os.stat(tmp_path).st_ino] = "parent"
+    with written_whole(target) as partial:
+        if is_folder:
+            partial.mkdir()
+            (partial / "file").write_text("text")
+            names[os.stat(partial / "file").st_ino] = "file"
+            names[os.stat(partial).st_ino] = "folder"
+        else:
+            partial.write_text("text")
+            names[os.stat(partial).st_ino] = "file"
+    assert calls == ["file"] + ["folder"] * is_folder + ["rename", "parent"]
+
+
+def test_threads_that_write_one_file(tmp_path):
+    """Each has a temporary name of its own, which the others do not take for a killed writer's."""
+    target, failures = tmp_path / "it", []
+
+    def write(text):
+        try:
+            for _ in range(50):
+                with written_whole(target) as partial:
+                    partial.write_text(text * 1000)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures and len(set(target.read_text())) == 1 and len(target.read_text()) == 1000
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a":' * 100_000, "nested too deeply"),
+        (b"[1]", "expected a JSON object, found list"),
+        (b'{"a": "\xff"}', "not JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b"", "not JSON"),
+    ],
+)
+def test_json_from_anywhere(tmp_path, data, says):
+    path = tmp_path / "config.json"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=says) as caught:
+        read_json(path, "copy it again")
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+    assert str(caught.value).endswith("copy it again")
+
+
+def test_json_that_is_too_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST_JSON", 2**20)
+    path = tmp_path / "config.json"
+    path.write_text('{"a": "' + "x" * 2**20 + '"}')
+    with pytest.raises(UserError, match="larger than 1 MB; copy it again"):
+        read_json(path, "copy it again")

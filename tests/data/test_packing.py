@@ -216,7 +216,11 @@ def test_what_is_kept_beside_blocks_goes_with_them(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     fill(data, "old")
-    for name in ("reference-train-ab.npy", ".reference-val-ab.npy.partial"):
+    for name in (
+        "reference-train-ab.npy",
+        ".reference-val-ab.npy.partial",
+        ".reference-val-ab.npy.lock",
+    ):
         (data / name).write_text("")
     with replacing(data) as folder:
         fill(folder, "new")

@@ -356,6 +356,11 @@ def test_bad_records_are_copied_when_skipped(make, texts_file, tmp_path):
     assert not (folder / "rejects.jsonl").exists()
 
 
+def half_written(folder):
+    """What a running or a killed preparation has beside the folder."""
+    return list(folder.parent.glob(".processed.*.partial"))
+
+
 def long_run(root, tmp_path, folder):
     """A prepare.py that takes seconds, in its own session, once it has begun to write."""
     many = tmp_path / "many.txt"
@@ -367,8 +372,7 @@ def long_run(root, tmp_path, folder):
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    partial = folder.with_name(".processed.partial")
-    while not partial.exists() and process.poll() is None:
+    while not half_written(folder) and process.poll() is None:
         time.sleep(0.02)
     time.sleep(0.3)
     assert process.poll() is None, process.stderr.read().decode()
@@ -384,7 +388,7 @@ def test_ctrl_c_and_kill_leave_the_old_data(make, texts_file, tmp_path, root):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and b"Traceback" not in errors, errors.decode()
-    assert not folder.with_name(".processed.partial").exists()
+    assert not half_written(folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
     process = long_run(root, tmp_path, folder)
@@ -393,7 +397,7 @@ def test_ctrl_c_and_kill_leave_the_old_data(make, texts_file, tmp_path, root):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     make(PlainText(), texts_file)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
-    assert not folder.with_name(".processed.partial").exists()
+    assert not half_written(folder)
 
 
 # -- as run ----------------------------------------------------------------------------------------

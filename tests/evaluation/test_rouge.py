@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from unittest import mock
 
 import jieba
 import pytest
@@ -28,6 +29,14 @@ def test_rouge_l_is_the_f1_of_the_longest_common_subsequence(prediction, referen
     precision, recall = common / len(prediction), common / len(reference)
     expected = 2 * precision * recall / (precision + recall) if common else 0
     assert rouge_l(list(prediction), list(reference)) == pytest.approx(expected, abs=1e-6)
+
+
+@settings(deadline=None)
+@given(*[st.lists(st.sampled_from("黄河长江"), min_size=1, max_size=40)] * 2)
+def test_long_texts_are_scored_as_short_ones(prediction, reference):
+    with mock.patch("minigpt.evaluation.rouge.MOST_CELLS", 0):
+        ours = rouge_l(prediction, reference)
+    assert ours == pytest.approx(rouge_l(prediction, reference), abs=1e-9)
 
 
 def test_words_and_characters_leave_blanks_out():

@@ -117,6 +117,18 @@ def test_ours_loads_peft(tmp_path, model, kind, settings):
     assert_same_logits(model, theirs)
 
 
+@pytest.mark.parametrize("key", ["(.+)+!", "(a|a)*$", ".*.*.*.*!", "x" * 2000, "("])
+def test_a_pattern_that_takes_for_ever(tmp_path, model, kind, key):
+    names = ["c_attn"] if kind == "gpt2" else ["q_proj"]
+    config = peft.LoraConfig(r=4, target_modules=names, fan_in_fan_out=kind == "gpt2")
+    theirs = peft.get_peft_model(exported(model, tmp_path / "hf"), config)
+    theirs.save_pretrained(tmp_path / "peft")
+    about = tmp_path / "peft" / "adapter_config.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"alpha_pattern": {key: 4}}))
+    with pytest.raises(UserError, match="alpha_pattern"):
+        load_peft(tmp_path / "peft", model)
+
+
 def test_adapters_that_have_not_learned_yet(tmp_path, model, kind):
     names = ["c_attn"] if kind == "gpt2" else ["q_proj"]
     config = peft.LoraConfig(r=4, target_modules=names, fan_in_fan_out=kind == "gpt2")
@@ -156,7 +168,8 @@ def complaint(folder, model):
         (dict(bias="all"), "bias=all"),
         (dict(modules_to_save=["lm_head"]), "modules_to_save"),
         (dict(r=0), "no settings of peft"),
-        (dict(peft_type=None, lora_alpha="x"), "no settings of peft"),
+        (dict(peft_type=None), "no settings of peft"),
+        (dict(lora_alpha="x"), "no settings of peft"),
     ],
 )
 def test_settings_that_are_more_than_lora(folder, model, change, word):
@@ -238,3 +251,31 @@ def test_the_script(tmp_path, kind, tiny_model, byte_tokenizer):
     }.items():
         code, text = run(*words)
         assert code == 2 and expected in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(lora_alpha="16"),
+        dict(lora_alpha=1e300),
+        dict(r=-2),
+        dict(r=2.5),
+        dict(lora_dropout="x"),
+        dict(alpha_pattern=[1]),
+        dict(alpha_pattern={"(a+)+b": 1}),
+        dict(alpha_pattern={"(": 1}),
+        dict(alpha_pattern={"q_proj": "2"}),
+        dict(bias=7),
+    ],
+)
+def test_values_from_anywhere(folder, model, change):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=r"adapter_config\.json: no settings of peft: "):
+        load_peft(folder, model)
+
+
+def test_json_that_is_nested_too_deeply(folder, model):
+    (folder / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="nested too deeply"):
+        load_peft(folder, model)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from minigpt.common import files
 from minigpt.common.errors import UserError
 from minigpt.models import checkpoint
 from minigpt.tokenizer.tokenizer import load_tokenizer
@@ -114,12 +115,12 @@ def test_a_vocabulary_outlives_the_run_it_came_from(folder, model, byte_tokenize
 def test_which_tokenizers_a_run_keeps(folder, tiny_model):
     """zh, whose shipped file may change with a version; not gpt2, which never does."""
     zh = load_tokenizer("zh")
-    save(folder, tiny_model(n_rows=zh.n_rows, n_layer=1, n_embd=4), zh, 1)
+    save(folder, tiny_model(n_rows=zh.n_rows, n_layer=1, n_head=2, n_embd=4), zh, 1)
     assert (folder / "tokenizer.tiktoken").read_bytes() == zh.files[0].read_bytes()
     assert checkpoint.load(folder).tokenizer.hash == zh.hash
     gpt2 = load_tokenizer("gpt2")
     other = folder.with_name("other")
-    save(other, tiny_model(n_rows=gpt2.n_rows, n_layer=1, n_embd=4), gpt2, 1)
+    save(other, tiny_model(n_rows=gpt2.n_rows, n_layer=1, n_head=2, n_embd=4), gpt2, 1)
     assert {path.name for path in other.iterdir()} == {*checkpoint.FILES[:2], "config.json"}
     assert checkpoint.load(other).tokenizer.name == "gpt2"
 
@@ -147,7 +148,9 @@ def kill_at(patch, moment):
     for owner, name in (
         (checkpoint, "save_file"),
         (torch, "save"),
-        (checkpoint, "_flush"),
+        (files, "sync_file"),
+        (files, "sync_folder"),
+        (checkpoint, "sync_folder"),
         (Path, "write_text"),
         (Path, "mkdir"),
         (Path, "rename"),
@@ -198,9 +201,9 @@ def test_a_first_save_killed_is_no_run_or_a_whole_one(folder, model, byte_tokeni
 def test_reading_while_a_save_is_under_way(folder, model, byte_tokenizer, monkeypatch):
     """sample.py beside train.py: the reader gets the last whole one and disturbs nothing."""
     save(folder, model, byte_tokenizer, 1)
-    flush, seen = checkpoint._flush, []
+    flush, seen = files.sync_file, []
     monkeypatch.setattr(
-        checkpoint, "_flush", lambda path: seen.append(version_of(folder)) or flush(path)
+        files, "sync_file", lambda path: seen.append(version_of(folder)) or flush(path)
     )
     save(folder, model, byte_tokenizer, 2)
     assert seen and set(seen) == {1}
@@ -252,13 +255,13 @@ def test_a_full_disk_while_state_or_config_is_written(
     with full_disk(30_000), pytest.raises(OSError):  # the weights fit, state.pt does not
         save(folder, model, byte_tokenizer, 2)
     assert version_of(folder) == 1
-    for part in ("_flush", "save_file"):
+    for owner, part in ((files, "sync_file"), (checkpoint, "save_file")):
         with pytest.MonkeyPatch.context() as patch:
 
             def fail(*words):
                 raise OSError(28, "No space left on device")
 
-            patch.setattr(checkpoint, part, fail)
+            patch.setattr(owner, part, fail)
             with pytest.raises(OSError):
                 save(folder, model, byte_tokenizer, 2)
         assert version_of(folder) == 1 and not list(folder.glob(".*"))

@@ -705,3 +705,60 @@ def test_tensorboard_that_is_not_installed(tmp_path, train, monkeypatch, tiny):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     text = complaint(train, *tiny, f"--out_dir={tmp_path / 'run'}", "--tensorboard=true")
     assert "pip install tensorboard" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("step", "7"),
+        ("step", -1),
+        ("world", 0),
+        ("rng", []),
+        ("rng", ["x"]),
+        ("optimizers", []),
+        ("optimizers", [{}, {}]),
+        ("best", None),
+        ("blocks", True),
+    ],
+)
+def test_a_state_from_anywhere(train, tiny, base, name, value):
+    state = checkpoint.load_state(base)
+    torch.save({**state, name: value}, base / "state.pt")
+    text = complaint(train, f"--out_dir={base}", "--init_from=resume", "--max_iters=30")
+    assert "state.pt" in text and f"--init_from={base} --out_dir=" in text
+
+
+def test_moments_of_another_model(train, tiny, base):
+    state = checkpoint.load_state(base)
+    for saved in state["optimizers"]:
+        for moments in saved["state"].values():
+            for key, moment in moments.items():
+                moments[key] = torch.ones(3, 5) if moment.dim() else moment
+    torch.save(state, base / "state.pt")
+    text = complaint(train, f"--out_dir={base}", "--init_from=resume", "--max_iters=30")
+    assert "state.pt: does not fit this run" in text and "(3, 5)" in text
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        (dict(batch_size="many"), 'settings: batch_size="many": expected int'),
+        (dict(batch_size=-3), "batch_size=-3: expected at least 1"),
+        (dict(optimizer="magic"), 'settings: optimizer="magic": expected muon | adamw'),
+    ],
+)
+def test_settings_from_anywhere(train, tiny, base, facts, says):
+    path = base / "config.json"
+    about = json.loads(path.read_text(encoding="utf-8"))
+    about["settings"] |= facts
+    path.write_text(json.dumps(about), encoding="utf-8")
+    text = complaint(train, f"--out_dir={base}", "--init_from=resume", "--max_iters=30")
+    assert says in text and str(base) in text
+
+
+@pytest.mark.parametrize("line", ['{"step": []}', "{}", "[}", '{"step": 1e999}'])
+def test_a_log_from_anywhere(train, tiny, base, line):
+    path = base / "log.jsonl"
+    path.write_text(path.read_text() + line + "\n")
+    text = complaint(train, f"--out_dir={base}", "--init_from=resume", "--max_iters=30")
+    assert "log.jsonl" in text and "no line that train.py wrote" in text

@@ -609,6 +609,29 @@ def test_index_and_description(api):
     assert fields["temperature"]["default"] == 0.1 and "sft" in fields["model"]["anyOf"][0]["enum"]
 
 
+def test_what_cannot_fit_is_refused_before_it_is_encoded(api, byte_tokenizer, monkeypatch):
+    def encode(self, text):
+        assert len(text) < 1000, "this text was encoded"
+        return encode_(self, text)
+
+    encode_ = type(byte_tokenizer).encode
+    monkeypatch.setattr(type(byte_tokenizer), "encode", encode)
+    long = " " * 300_000
+    for path, body in (
+        ("/v1/completions", dict(model="plain", prompt=long)),
+        ("/v1/completions", dict(model="plain", prompt=["a", long])),
+        ("/v1/chat/completions", dict(model="chat", messages=[dict(role="user", content=long)])),
+        ("/generate", dict(model="sft", prompt=long)),
+        ("/tokenize", dict(prompt=long)),
+    ):
+        refused = api.post(path, body)
+        assert refused.status_code == 400
+        assert f"at least 300000 tokens; this model takes up to {BLOCK}" in refused.text
+    turns = [dict(role="user", content=long), dict(role="user", content="天")]
+    body = dict(model="chat", messages=turns, truncate="oldest", max_tokens=1)
+    assert api.post("/v1/chat/completions", body).status_code == 200
+
+
 def test_tokenize(api, byte_tokenizer):
     ids = api.post("/tokenize", dict(prompt="天a", add_special_tokens=False)).json()["tokens"]
     assert ids == byte_tokenizer.encode("天a")
@@ -644,7 +667,7 @@ def test_utf8_is_not_escaped(api):
 
 def raw(path, body):
     data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return head.encode() + b"Content-Length: %d\r\n\r\n" % len(data) + data
 
 
@@ -735,7 +758,7 @@ def test_what_is_no_http(api, lines):
 
 
 def test_a_body_that_never_comes(api):
-    head = b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+    head = b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
     with contextlib.closing(api.connect(head)):
         assert api.get("/health").ok
 

@@ -371,6 +371,27 @@ def test_two_never_write_the_same_file(path):
     assert write(path, ENTRIES).pairs == 6
 
 
+@pytest.mark.parametrize("kind", ["symbolic link", "hard link"])
+def test_two_names_of_one_file(path, tmp_path, kind):
+    write(path, ENTRIES[:1])
+    other = tmp_path / "other" / "name.jsonl"
+    other.parent.mkdir()
+    (other.symlink_to if kind == "symbolic link" else other.hardlink_to)(path)
+    log = PairsLog(path, FACTS)
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from minigpt.synthesis.journal import PairsLog\n"
+        f"PairsLog({str(other)!r}, {FACTS!r})"
+    )
+    second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert second.returncode == 1 and "another run is writing it" in second.stderr
+    log.close()
+    assert list(other.parent.iterdir()) == [other]
+    if kind == "symbolic link":  # goes on where the other name stopped
+        assert len(PairsLog(other, FACTS)) == 1
+        assert beside(other) == beside(path)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX's")
 def test_a_full_disk_leaves_the_file_whole(path):
     """A limit on the size of files refuses a write as a full disk does, in the midst of it."""

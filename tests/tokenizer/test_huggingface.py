@@ -260,7 +260,7 @@ def in_cut(**facts):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("{", "cannot be read as JSON"),
+        ("{", "not JSON"),
         ("[]", "expected a JSON object"),
         ("{}", "not as the tokenizers library writes it"),
         (in_model(type="Unigram"), "Unigram"),

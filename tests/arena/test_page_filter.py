@@ -1,0 +1,380 @@
+"""What a visitor of the arena's page can reach: the installed Gradio behind the filter, attacked.
+
+No browser and no sockets: requests go to the ASGI app itself, so each attack is one request.
+"""
+
+import json
+import logging
+import re
+from html import unescape
+
+import pytest
+from starlette.routing import Mount
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+
+import sample_gradio
+from minigpt.arena.arena import MAX_PROMPT_CHARS, Arena
+from minigpt.arena.endpoints import Endpoints
+from minigpt.arena.i18n import ENGLISH
+from minigpt.arena.page_filter import COOKIE, MAX_BODY_BYTES, ROUTES, PageFilter
+from minigpt.arena.store import Ledger
+from minigpt.arena.voters import Voters
+from minigpt.common.errors import UserError
+from minigpt.serving.allowed_hosts import AllowedHosts
+
+HOST = "http://localhost:7860"
+HOSTS = AllowedHosts()
+
+
+class Side:
+    takes, finish_reason, usage = (), "stop", None
+
+    def __init__(self, text):
+        self.text = text
+
+    def stream(self, messages, settings):
+        self.messages = messages
+        yield self.text
+
+    def close(self):
+        pass
+
+
+class Entry:
+    """An endpoint that always answers the same."""
+
+    def __init__(self, name):
+        self.name, self.sides = name, []
+
+    def side(self):
+        self.sides.append(Side(f"回答 {self.name}"))
+        return self.sides[-1]
+
+    def probe(self):
+        raise AssertionError("not asked")
+
+
+@pytest.fixture(scope="module")
+def entries():
+    return [Entry("a"), Entry("b")]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, entries):
+    ledger = Ledger(tmp_path_factory.mktemp("ledger") / "arena.sqlite")
+    arena = Arena(Endpoints(entries), ledger)
+    voters = Voters(b"k" * 32)
+    pace = sample_gradio.Pace(10_000)
+    yield sample_gradio.Page(arena, ["甲？"], "admin", None, 4, voters, pace)
+    ledger.close()
+
+
+@pytest.fixture(scope="module")
+def bare(page):
+    """The app that the filter is around: Gradio's routes and the downloads."""
+    return sample_gradio.make_app(page)
+
+
+@pytest.fixture(scope="module")
+def running(bare, page):
+    """The filtered app, started."""
+    with TestClient(PageFilter(bare, page.voters, HOSTS), base_url=HOST) as client:
+        yield client
+
+
+@pytest.fixture
+def visitor(running, page):
+    """A visitor with a cookie of their own and nothing else."""
+    running.cookies.clear()
+    running.get("/")
+    yield running
+    running.cookies.clear()
+
+
+def open_page(client, session):
+    """What a browser does first: the lists of models are filled."""
+    call(client, "names", [None, []], session)
+
+
+def shown(messages):
+    """What the last message with output shows, as text."""
+    done = [each for each in messages if each["msg"] == "process_completed"]
+    assert done and done[-1]["success"], messages
+    return unescape(json.dumps(messages, ensure_ascii=False))
+
+
+def fn_index(client, name):
+    """Gradio's number of the event that calls the method `name`."""
+    config = client.get("/config").json()
+    (number,) = [each["id"] for each in config["dependencies"] if each["api_name"] == name]
+    return number
+
+
+def call(client, name, data, session="page1", event_data=None):
+    """Run an event as the page does; returns the messages of its stream."""
+    body = dict(data=data, fn_index=fn_index(client, name), session_hash=session)
+    joined = client.post("/gradio_api/queue/join", json={**body, "event_data": event_data})
+    if joined.status_code != 200:
+        return joined
+    stream = client.get("/gradio_api/queue/data", params={"session_hash": session})
+    lines = [line for line in stream.text.splitlines() if line.startswith("data:")]
+    return [json.loads(line[5:]) for line in lines]
+
+
+SLIDERS = [0.7, 50, 1, 1.05, 20, "1"]
+
+
+# -- routes ----------------------------------------------------------------------------------------
+
+
+def gradio_routes(bare):
+    """(method, a path that matches) of every route of the installed Gradio."""
+    (mount,) = [route for route in bare.routes if isinstance(route, Mount)]
+
+    def each(routes):
+        for route in routes:
+            if hasattr(route, "original_router"):  # an included APIRouter
+                yield from each(route.original_router.routes)
+            else:
+                yield route
+
+    for route in each(mount.app.routes):
+        path = re.sub(r"\{\w+(:path)?\}", "x", route.path)
+        for method in getattr(route, "methods", None) or ["GET"]:
+            yield method, path
+
+
+USED = {
+    *(("GET", path) for path in ("/", "/config", "/theme.css", "/favicon.ico")),
+    *(("GET", path) for path in ("/assets/x", "/static/x", "/gradio_api/app_id")),
+    *(("GET", f"/gradio_api/{name}") for name in ("queue/data", "heartbeat/x")),
+    ("POST", "/gradio_api/queue/join"),
+    ("HEAD", "/"),
+}
+
+
+def test_gradio_has_no_open_route_that_the_page_does_not_use(bare):
+    open_routes = {
+        (method, path)
+        for method, path in gradio_routes(bare)
+        if method in ROUTES and ROUTES[method].fullmatch(path)
+    }
+    assert open_routes == USED
+    assert len(set(gradio_routes(bare))) > 60  # the others are there, and closed
+
+
+def test_a_closed_route_is_not_found_whatever_its_spelling(visitor):
+    paths = [path.lstrip("/") for method, path in gradio_routes(visitor.app._app)]
+    paths += [
+        "gradio_api/file=/etc/passwd",
+        "gradio_api/file=http://127.0.0.1:1/x",
+        "gradio_api/%66ile=/etc/passwd",
+        "gradio_api//file=/etc/passwd",
+        "gradio_api/proxy=http://127.0.0.1:1/x",
+        "gradio_api/heartbeat/../file=/etc/passwd",
+        "assets/../gradio_api/file=/etc/passwd",
+        "monitoring",
+        "docs",
+        "openapi.json",
+    ]
+    for path in paths:
+        for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
+            if (method, f"/{path}") in USED:
+                continue
+            answer = visitor.request(method, f"/{path}")
+            assert answer.status_code in (404, 405), (method, path)
+            assert "root:" not in answer.text
+
+
+def test_no_route_is_reached_by_a_websocket(running):
+    with pytest.raises(WebSocketDisconnect), running.websocket_connect("/gradio_api/queue/join"):
+        pass
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+FILE = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+
+
+def test_a_file_in_a_value_is_refused(bare, page, visitor):
+    """Without has_launched Gradio copies the file to its cache and tells the URL."""
+    inputs = visitor.get("/config").json()["dependencies"]
+    for event in inputs:
+        name, n = event["api_name"], len(event["inputs"])
+        if not n or name == "lambda" or not event["backend_fn"]:
+            continue
+        hostile = [{"role": "user", "content": [{"type": "file", "file": FILE}]}]
+        data = [hostile] * n
+        try:
+            answer = call(visitor, name, data)
+        except ValueError:  # two events of one name
+            continue
+        told = answer.text if hasattr(answer, "text") else json.dumps(answer)
+        assert "file=" not in told and "root:" not in told, name
+
+
+def test_a_page_keeps_its_own_conversation(visitor, entries):
+    """What a client says of the chat so far is not an input of any event."""
+    components = {c["id"]: c for c in visitor.get("/config").json()["components"]}
+    for event in visitor.get("/config").json()["dependencies"]:
+        kinds = {components[each]["type"] for each in event["inputs"]}
+        assert kinds <= {"textbox", "dropdown", "slider", "radio", "checkboxgroup"}, kinds
+    open_page(visitor, "page1")
+    assert "回答 a" in shown(call(visitor, "say", ["你好？", "a", *SLIDERS]))
+    call(visitor, "say", ["再问", "a", *SLIDERS])
+    said = [(m["role"], m["content"]) for m in entries[0].sides[-1].messages]
+    assert said == [("user", "你好？"), ("assistant", "回答 a"), ("user", "再问")]
+    open_page(visitor, "page2")
+    call(visitor, "say", ["别人", "a", *SLIDERS], session="page2")
+    assert len(entries[0].sides[-1].messages) == 1
+
+
+# -- sizes -----------------------------------------------------------------------------------------
+
+
+def test_a_large_body_is_refused_unread(visitor, caplog):
+    sent = []
+
+    def parts():
+        for _ in range(400):
+            sent.append(1)
+            yield b"x" * 4096
+
+    text = "x" * (MAX_BODY_BYTES + 1)
+    answer = visitor.post("/gradio_api/queue/join", content=text)
+    assert answer.status_code == 413 and str(MAX_BODY_BYTES) in answer.text
+    assert visitor.post("/gradio_api/queue/join", content=parts()).status_code == 413
+    assert "xxxx" not in caplog.text
+
+
+def test_a_long_question_is_refused(visitor, page):
+    for name, data in (
+        ("say", ["长" * (MAX_PROMPT_CHARS + 1), "a", *SLIDERS]),
+        ("battle", ["长" * (MAX_PROMPT_CHARS + 1), "blind", "random", [], *SLIDERS]),
+    ):
+        open_page(visitor, "page3")
+        told = json.dumps(call(visitor, name, data, "page3"), ensure_ascii=False)
+        assert f"max_length {MAX_PROMPT_CHARS}" in told or "20,000" in told, told[:2000]
+        assert "长长长" not in told
+    assert page.arena.ledger.battles() == []
+
+
+def test_the_history_shows_the_beginning_of_a_long_text():
+    from minigpt.arena import html
+    from minigpt.arena.store import BattleRecord, SideRecord
+
+    side = SideRecord("a", "a", None, "长" * 20_000, None, None, None, "stop")
+    battle = BattleRecord("open", "问" * 20_000, {}, 1, "v", (side, side), 1, 0.0, 0)
+    assert len(html.history(ENGLISH, [battle] * 50)) < 50 * 3 * (html.SHOWN_CHARS + 400)
+
+
+# -- origins ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("origin", ["http://evil.test", "null", "http://localhost", HOST + "1"])
+def test_another_origin_reads_and_sends_nothing(visitor, origin):
+    for method, path in (("GET", "/config"), ("OPTIONS", "/gradio_api/queue/join"), ("GET", "/")):
+        headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        answer = visitor.request(method, path, headers=headers)
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+    answer = visitor.post("/gradio_api/queue/join", json={}, headers={"Origin": origin})
+    assert answer.status_code == 403 and "may not send" in answer.text
+    cross = {"Sec-Fetch-Site": "cross-site"}
+    assert visitor.post("/gradio_api/queue/join", json={}, headers=cross).status_code == 403
+
+
+def test_another_name_of_this_machine_is_refused(visitor):
+    """DNS rebinding: a website whose name now means this machine."""
+    for host in ("rebound.test", "localhost, rebound.test", "localhost.evil", "x y", "[::1"):
+        for path in ("/", "/config", "/gradio_api/queue/data"):
+            answer = visitor.get(path, headers={"Host": host})
+            assert answer.status_code == 403 and "--allowed_hosts" in answer.text
+    for host in ("localhost:7860", "127.0.0.1", "192.168.1.5:7860", "[::1]:7860", "LOCALHOST."):
+        assert visitor.get("/config", headers={"Host": host}).status_code == 200
+
+
+def test_the_page_s_own_origin_and_a_named_one_may_send(bare, page):
+    client = TestClient(PageFilter(bare, page.voters, AllowedHosts(["Class.test"])), base_url=HOST)
+    for origin in (HOST, "https://class.test"):
+        answer = client.post("/gradio_api/queue/join", json={}, headers={"Origin": origin})
+        assert answer.status_code == 422  # read, and found to ask for nothing
+
+
+def test_parameters_of_the_page_that_gradio_would_read_files_by(visitor):
+    for query in ("page=nowhere", "deep_link=../../x", "deep_link=" + "a" * 32):
+        answer = visitor.get(f"/?{query}&__theme=dark")
+        assert answer.status_code == 200 and "deep_links" not in answer.text
+
+
+# -- voters ----------------------------------------------------------------------------------------
+
+
+def test_a_vote_needs_a_cookie_of_ours(running, page):
+    forged = ["x", "x.y", "." + "0" * 64, f"{'v' * 22}.{'0' * 64}"]
+    for cookie in [None, *forged]:
+        running.cookies.clear()
+        if cookie:
+            running.cookies.set(COOKIE, cookie)
+        told = call(running, "battle", ["甲？", "blind", "random", [], *SLIDERS], session="p")
+        assert ENGLISH["no_cookie"] in shown(told)
+    running.cookies.clear()
+    assert page.arena.ledger.battles() == []
+
+
+def test_one_voter_s_pace_is_bounded(visitor, page, monkeypatch):
+    monkeypatch.setattr(page, "pace", sample_gradio.Pace(60))
+    open_page(visitor, "page4")
+    battle = ["甲？", "open", "random", ["a", "b"], *SLIDERS]
+    refused = [
+        "Too many requests" in shown(call(visitor, "battle", battle, "page4")) for _ in range(14)
+    ]
+    assert refused[:10] == [False] * 10 and all(refused[10:])
+
+
+def test_one_address_s_pace_is_bounded(visitor, page, monkeypatch):
+    """A script that takes a new cookie for each vote has one address."""
+    pace = sample_gradio.Pace(60)
+    taken = [pace.wait("vote", f"voter {i}", "10.0.0.7") == 0.0 for i in range(40)]
+    assert taken == [True] * 30 + [False] * 10
+    assert pace.wait("vote", "voter 1", "10.0.0.8") == 0.0
+
+
+def test_new_cookies_for_one_address_are_bounded(running):
+    n_issued = 0
+    for _ in range(90):
+        running.cookies.clear()
+        n_issued += "set-cookie" in running.get("/").headers
+    assert n_issued <= 60
+
+
+# -- passwords -------------------------------------------------------------------------------------
+
+
+def test_wrong_passwords_of_the_page_are_logged_and_slowed(bare, page, caplog):
+    client = TestClient(PageFilter(bare, page.voters, HOSTS, "class:right"), base_url=HOST)
+    assert client.get("/").status_code == 401
+    with caplog.at_level(logging.WARNING, "minigpt"):
+        codes = [client.get("/", auth=("class", f"wrong{i}")).status_code for i in range(12)]
+    assert codes == [401] * 11 + [429]
+    assert "wrong password for the page from" in caplog.text and "wrong3" not in caplog.text
+    assert client.get("/", auth=("class", "right")).status_code == 429
+
+
+def test_wrong_admin_passwords_are_logged_and_slowed(page, caplog):
+    class Asked:
+        headers, client, cookies = {}, None, {}
+
+    with caplog.at_level(logging.WARNING, "minigpt"):
+        for expected in ["wrong."] * 4 + ["Too many wrong passwords"]:
+            with pytest.raises(UserError, match=expected):
+                page._check_admin("guess", Asked, ENGLISH)
+    assert caplog.text.count("wrong admin password") == 4 and "guess" not in caplog.text
+    with pytest.raises(UserError, match="Too many"):
+        page._check_admin("admin", Asked, ENGLISH)
+
+
+def test_which_variables_an_admin_may_have_sent():
+    assert sample_gradio.may_be_sent("MINIGPT_LAB_KEY")
+    for name in ("HOME", "AWS_SECRET_ACCESS_KEY", *sample_gradio.OWN_SECRETS):
+        assert not sample_gradio.may_be_sent(name)
