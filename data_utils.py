@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from config.configurator import typed
 from minigpt.common.errors import UserError
 from minigpt.common.files import read_json, read_unchanged, set_aside
+from minigpt.common.types import typed
 from minigpt.data.block_format import BEGIN, FORMAT, TARGET
 
 # What meta.json must hold for the blocks to be read.

@@ -21,11 +21,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from config.configurator import configure, knob_types, typed
+from config.configurator import configure, knob_types
 from data_utils import Batches, Blocks, evaluation_batches, read_meta
 from minigpt.common.errors import UserError, run
 from minigpt.common.files import written_whole
 from minigpt.common.report import check_writable, duration, write_text
+from minigpt.common.types import typed
 from minigpt.data.prompts import stop_ids
 from minigpt.evaluation.examples import Example, example_ids, first_held_out
 from minigpt.inference.engine import Engine, Request

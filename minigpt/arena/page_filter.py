@@ -21,8 +21,8 @@ MAX_BODY_BYTES = 1 << 18  # a question of MAX_PROMPT_CHARS, each written as \uXX
 COOKIE = "minigpt_voter"
 COOKIE_SECONDS = 365 * 24 * 3600
 
-# Method → the paths that the page uses. A new version of Gradio opens nothing: what is not here
-# is not served. tests/arena/test_page_filter.py holds the list of all routes of the installed Gradio.
+# Method → the paths that the page uses. A new version of Gradio opens nothing: what is not here is
+# not served. tests/arena/test_page_filter.py compares this with all routes of the installed Gradio.
 ROUTES = {
     "GET": re.compile(
         r"/|/config|/theme\.css|/favicon\.ico"
@@ -54,8 +54,8 @@ log = logging.getLogger("minigpt")
 class PageFilter:
     """ASGI middleware; see the module's docstring.
 
-    app: the ASGI app of the page. voters: minigpt.arena.voters.Voters, whose cookie "/" sets. hosts:
-    minigpt.serving.allowed_hosts.AllowedHosts; pages of the names that the owner gave may POST as well, for
+    app: the ASGI app of the page. voters: the Voters whose cookie "/" sets. hosts: an AllowedHosts
+    (minigpt/serving/allowed_hosts.py); pages of the names that the owner gave may POST as well, for
     a proxy may change the Host header. auth: "NAME:PASSWORD" for everything, or "".
     """
 

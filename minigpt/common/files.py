@@ -36,9 +36,9 @@ def written_whole(path):
 
     Whatever stops the writing (an error, Ctrl-C, kill -9, a full disk, a power cut), `path` keeps
     what it held; what was half written is removed at once, or by the next process that writes
-    there. One process writes at a time (minigpt/common/locks.py): a second one waits PATIENCE seconds,
-    then gets a UserError. OSError where nothing can be written. A device or a pipe is given as it
-    is.
+    there. One process writes at a time (minigpt/common/locks.py): a second one waits PATIENCE
+    seconds, then gets a UserError. OSError where nothing can be written. A device or a pipe is
+    given as it is.
     """
     path = Path(path)
     if path.exists() and not (path.is_file() or path.is_dir()):

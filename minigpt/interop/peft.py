@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from config.configurator import typed
 from minigpt.common.errors import UserError
 from minigpt.common.files import read_json
+from minigpt.common.types import typed
 from minigpt.interop.export_folder import NAME, check_target, exported
 from minigpt.interop.hf_weights import architecture
 from minigpt.models.lora import PARTS, LoRA, LoRALinear, attach

@@ -31,10 +31,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from config.configurator import typed
 from minigpt.common.errors import ROOT, UserError
 from minigpt.common.files import read_json, read_unchanged, sync, sync_folder
 from minigpt.common.locks import locked
+from minigpt.common.types import typed
 from minigpt.models.lora import LoRA, adapters, attach, merge
 from minigpt.models.shapes import check_adapters, check_weights, model_config
 from minigpt.tokenizer.huggingface import PREFIX

@@ -15,8 +15,8 @@ import re
 import torch
 from safetensors import SafetensorError, safe_open
 
-from config.configurator import typed
 from minigpt.common.errors import UserError
+from minigpt.common.types import typed
 from minigpt.models.lora import adapters, attach
 from model import GPT, GPTConfig
 

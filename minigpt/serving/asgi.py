@@ -111,7 +111,7 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """A connection of uvicorn's that knows what it waits for (see minigpt/serving/connections.py)."""
+    """A connection of uvicorn that knows what it waits for (minigpt/serving/connections.py)."""
 
     def __init__(self, table, **of_uvicorn):
         super().__init__(**of_uvicorn)
