@@ -78,6 +78,20 @@ def test_what_was_made_for_a_lock_goes_with_it(tmp_path):
     assert (tmp_path / "a" / "b" / "file").read_text() == "kept"
 
 
+def test_a_lock_file_that_its_holder_removes_while_it_is_opened(tmp_path, monkeypatch):
+    """A lock on a removed file would lock nobody out."""
+    lock, lock_fd = tmp_path / "lock", locks.lock_fd
+
+    def remove_first(fd):
+        monkeypatch.undo()
+        lock.unlink()
+        return lock_fd(fd)
+
+    monkeypatch.setattr(locks, "lock_fd", remove_first)
+    with locked(lock, "it"):
+        assert str(os.getpid()) in lock.read_text()
+
+
 def test_many_processes_never_hold_it_together(tmp_path):
     """Releasing removes the file: a process that waits must not lock the removed one."""
     code = BEGIN + (

@@ -186,6 +186,9 @@ def test_odd_rows_are_no_pairs(prepared):
     for suffix, size in ((".bin", 64), (".mask", 32)):
         path = folder / f"val{suffix}"
         path.write_bytes(path.read_bytes()[:-size])
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    meta["counts"]["val"]["blocks"] -= 1
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     with pytest.raises(UserError, match="not two blocks with an answer for every pair"):
         Pairs(folder, "val")
 
