@@ -62,7 +62,7 @@ PENDING_PATHS = {
 
 # Programs of others that code blocks run, and flags of others that the text names.
 PROGRAMS = {"curl", "lm_eval", "ollama", "pip", "source"}
-OTHERS_FLAGS = {"json", "node_rank", "model", "setup", "test", "help"}
+OTHERS_FLAGS = {"json", "node_rank", "model", "model_args", "setup", "test", "help"}
 TORCHRUN = {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port"}
 
 
@@ -158,7 +158,8 @@ def _text(node, tree):
         (node,) = (
             statement.value
             for statement in ast.walk(tree)
-            if isinstance(statement, ast.Assign) and statement.targets[0].id == node.id
+            if isinstance(statement, ast.Assign)
+            and getattr(statement.targets[0], "id", "") == node.id
         )
     return ast.literal_eval(node)
 
@@ -403,7 +404,7 @@ def test_both_languages_have_the_same_commands_pictures_and_structure(page):
         return re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
 
     def runs(text):
-        return [words for _, words in shell_lines(text)]
+        return [words for language, words in shell_lines(text) if language]
 
     def rows(text):
         return len(re.findall(r"^\|", prose(text), re.M))
