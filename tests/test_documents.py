@@ -8,12 +8,15 @@ import ast
 import importlib.util
 import re
 import shlex
+import sys
+import typing
 from functools import cache
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
+from config import train_config
 from config.configurator import configure
 from minigpt.common.errors import UserError
 
@@ -53,9 +56,14 @@ PENDING_PATHS = {
     "docs/en/security.md",
     "docs/zh/security.md",
     "minigpt/arena/ui/",
+    "minigpt/data/encoders.py",
     "minigpt/data/formats.py",
-    "minigpt/data/readers/files.py",
+    "minigpt/data/readers/",
+    "minigpt/data/writer.py",
     "minigpt/inference/sampling.py",
+    "minigpt/training/distributed.py",
+    "minigpt/training/objectives.py",
+    "minigpt/training/setup.py",
     "minigpt/training/state.py",
     "minigpt/training/trainer.py",
 }
@@ -177,15 +185,23 @@ def load_settings(tmp_path_factory):
             if node:
                 path = folder / f"settings_{len(loaded)}.py"
                 path.write_text("from typing import Literal\n\n" + _without_constants(node))
-                spec = importlib.util.spec_from_file_location(path.stem, path)
-                module = importlib.util.module_from_spec(spec)
-                importlib.sys.modules[path.stem] = module
-                spec.loader.exec_module(module)
-                own = module.Settings
+                try:
+                    own = _imported(path).Settings
+                except NameError:  # a type that is computed, as the choices of --format
+                    own = _imported(ROOT / script).Settings
             loaded[script] = own, shared
         return loaded[script]
 
     return load
+
+
+def _imported(path):
+    """The module of a file."""
+    spec = importlib.util.spec_from_file_location(f"document_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def _without_constants(node):
@@ -363,6 +379,12 @@ def test_the_walk_names_what_the_files_define(document):
             continue
         tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
         defined = {getattr(node, "name", None) for node in tree.body}
+        defined |= {
+            getattr(target, "id", None)
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+        }
         assert set(spans(names)) <= defined, f"{document}: {path}"
 
 
@@ -374,6 +396,26 @@ def test_everything_has_its_place_in_the_documents():
         index = read(f"docs/{language}/index.md")
         unlisted = [page for page in PAGES if page != "index.md" and f"({page})" not in index]
         assert not unlisted, f"docs/{language}/index.md does not list {unlisted}"
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize(
+    "script, knob, page",
+    [
+        ("data/prepare_sft.py", "format", "fine-tuning.md"),
+        ("train.py", "layout", "your-data.md"),
+        ("train.py", "schedule", "pretraining.md"),
+        ("train.py", "optimizer", "pretraining.md"),
+        ("tools/export.py", "dtype", "export-and-import.md"),
+        ("data/train_tokenizer.py", "pattern", "tokenizers.md"),
+    ],
+)
+def test_a_page_names_all_choices_of_a_setting(language, script, knob, page, load_settings):
+    own, _ = load_settings(script)
+    choices = typing.get_args(typing.get_type_hints(own or train_config)[knob])
+    assert len(choices) > 1
+    missing = [choice for choice in choices if f"`{choice}`" not in read(f"docs/{language}/{page}")]
+    assert not missing, f"docs/{language}/{page} does not name --{knob}={missing}"
 
 
 # -- two languages ---------------------------------------------------------------------------------
