@@ -25,6 +25,8 @@ from pathlib import Path
 from minigpt.common.errors import ROOT, UserError
 
 DEFAULTS = ROOT / "config" / "train_config.py"
+# Old names that flags and recipes may still use: name → (the knob, its value from the old value).
+ALIASES = {"if_trav": ("shuffle", operator.not_)}
 
 
 @dataclass
@@ -306,6 +308,7 @@ def _read_flag(word, settings, everything, problems):
     """Yield (name, value, origin) for --name=value, unless it is a mistake."""
     name, equals, raw = word.lstrip("-").partition("=")
     where = f"--{name}"
+    name, convert = ALIASES.get(name, (name, None))
     knob = settings._knobs.get(name)
     if not word.startswith("--"):
         problems.append(f"{word}: expected --key=value")
@@ -319,7 +322,7 @@ def _read_flag(word, settings, everything, problems):
         raw = raw if equals else "true"
         good, value = _assign(name, raw, _parse, knob, where, problems)
         if good:
-            yield name, value, where
+            yield name, convert(value) if convert else value, where
 
 
 # -- recipes ---------------------------------------------------------------------------------------
@@ -391,12 +394,13 @@ def _read_recipe(word, knobs, values, problems):
         names[target] = raw
         if target.startswith("_"):
             continue  # a helper of the recipe's own arithmetic
+        target, convert = ALIASES.get(target, (target, None))
         if target not in knobs:
             _unknown(target, knobs, where, problems)
             continue
         good, value = _assign(target, raw, _coerce, knobs[target], where, problems)
         if good:
-            names[target] = value
+            names[target] = value = convert(value) if convert else value
             yield target, value, where
 
 

@@ -61,7 +61,7 @@ class Settings:
 
 OWN = set(Settings.__annotations__)
 DATA = ("tokenizer", "block_size", "layout")  # what a dataset is prepared for
-DPO = ("dpo_beta", "dpo_average", "dpo_label_smoothing")  # what its loss is made of
+DPO = ("dpo_beta",)  # what its loss is made of
 HEADS = {"bits_per_char": "bits/char", "val_loss": "val loss"}
 LONGER = 10  # times as long as a trial: the run that is proposed at the end
 

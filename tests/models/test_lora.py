@@ -433,7 +433,7 @@ def test_a_run_of_adapters_is_a_run_like_any(tmp_path, train, tiny, base, capsys
     before = weights_of(base)
     words = [*tiny, *ON, f"--init_from={base}", f"--out_dir={folder}", "--learning_rate=0.01"]
     train(*words)
-    assert "M of them move, starting from" in capsys.readouterr().out
+    assert "M of them trained, starting from" in capsys.readouterr().out
     assert same_bits(weights_of(base), before)
     assert not list(folder.rglob("model.safetensors"))
     assert (folder / "adapter.safetensors").stat().st_size < 20_000
