@@ -72,10 +72,11 @@ class Settings:
         """The text `word` as a value of the knob `name`, which stays as it is. UserError, as for a
         flag called `where`, for a name that is no knob and for a value that it cannot have."""
         problems = []
-        if name not in self._knobs:
+        knob = self._knobs.get(ALIASES.get(name, (name,))[0])
+        if knob is None:
             _unknown(name, self._knobs, where, problems)
         else:
-            good, value = _assign(name, word, _parse, self._knobs[name], where, problems)
+            good, value = _assign(name, word, _parse, knob, where, problems)
             if good:
                 return value
         raise UserError("\n".join(problems))

@@ -6,7 +6,6 @@ Only the configurator reads recipes and flags; these functions get its Settings.
 import operator
 
 from minigpt.common.errors import UserError
-from model import GPTConfig
 
 # What resuming fixes besides the model and the tokenizer: what the data order, the parameters that
 # move and the objective depend on.
@@ -82,7 +81,7 @@ def inherit_settings(settings, parent, resumed=False):
     A resumed run takes all other settings from the checkpoint too, unless they are given by hand.
     """
     saved = {**saved_settings(parent), **parent.meta["model"]}
-    fixed = [name for name in GPTConfig.__dataclass_fields__ if name != "dropout"] + ["tokenizer"]
+    fixed = [name for name in parent.meta["model"] if name != "dropout"] + ["tokenizer"]
     fixed += FIXED if resumed else []
     # none means that the shape determines the value: that contradicts nothing.
     for name in ("n_kv_head", "head_dim", "n_hidden"):
@@ -101,21 +100,26 @@ def inherit_settings(settings, parent, resumed=False):
 def saved_settings(parent):
     """The settings in a Checkpoint's config.json, by their present names. UserError where the run
     used one that no longer exists."""
-    saved, problems = {}, []
-    for name, value in parent.meta["settings"].items():
-        if name in RENAMED:
-            name, convert = RENAMED[name]
-            value = convert(value)
-        if name in REMOVED and value != REMOVED[name]:
-            problems.append(
-                f"{parent.folder}: was trained with {name}={value}, which this version no longer "
-                f"has; resume it with the version that trained it"
-            )
-        if name not in REMOVED:
-            saved[name] = value
+    return present_settings(parent.meta["settings"], parent.folder)
+
+
+def present_settings(saved, source):
+    """Settings that any version saved (name → value), by their present names. UserError, with
+    `source`, for the value of a removed setting that changed the training."""
+    present, problems = {}, []
+    for name, value in saved.items():
+        if name in REMOVED:
+            if value != REMOVED[name]:
+                problems.append(
+                    f"{source}: {name}={value} no longer exists; use the version of MiniGPT that "
+                    f"made it"
+                )
+            continue
+        name, convert = RENAMED.get(name, (name, None))
+        present[name] = convert(value) if convert else value
     if problems:
         raise UserError("\n".join(problems))
-    return saved
+    return present
 
 
 def keep_step_size(settings, before, world_size):

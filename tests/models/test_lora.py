@@ -414,7 +414,7 @@ def test_training_resumes_to_the_bit(tmp_path, train, monkeypatch, tiny, base):
     """Interrupted in the middle of a run: weights, optimizer and losses as if it had not been."""
     words = [*tiny, *ON, f"--init_from={base}", "--lora_dropout=0.1"]
     train(*words, f"--out_dir={tmp_path / 'one'}")
-    at_step(train, monkeypatch, 13, lambda: os.kill(os.getpid(), signal.SIGINT))
+    at_step(monkeypatch, 13, lambda: os.kill(os.getpid(), signal.SIGINT))
     train(*words, f"--out_dir={tmp_path / 'two'}")
     assert checkpoint.read_meta(tmp_path / "two")["step"] == 14
     train(f"--out_dir={tmp_path / 'two'}", "--init_from=resume")
