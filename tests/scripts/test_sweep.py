@@ -85,7 +85,7 @@ def finished(tmp_path_factory, run_script, recipe):
 def module():
     """tools/sweep.py as a module; what Scripts() does to signals is undone."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield importlib.import_module("sweep")
+    yield importlib.import_module("tools.sweep")
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
