@@ -1,839 +1,178 @@
 """Train: settings → data → model → optimizer → loop. One loop for pretraining and fine-tuning.
 
     python train.py config/train_config.py                 # pretrain
-    python train.py config/train_config_sft.py             # fine-tune what that made
+    python train.py config/train_config_sft.py             # fine-tune the result
     python train.py config/cpu_small.py --max_minutes=20   # on a laptop
     python train.py --out_dir=out/pretrain --init_from=resume
     torchrun --nproc_per_node=4 train.py config/train_config.py
 
 The run's folder then holds the last checkpoint, best/ (lowest val loss), log.jsonl and samples.txt.
+A step, an evaluation and a save are methods of minigpt/training/trainer.py; the learning-rate
+schedule and the optimizers are in optim.py beside it, losses in losses.py, settings in settings.py.
 """
 
-import contextlib
-import json
-import math
-import os
-import re
-import signal
-import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
-from config.configurator import configure, knob_types
-from data_utils import Batches, Blocks, evaluation_batches, read_meta
-from minigpt.common.errors import UserError, run
-from minigpt.common.files import written_whole
-from minigpt.common.report import check_writable, duration, write_text
-from minigpt.common.types import typed
+from config.configurator import configure
+from minigpt.common.errors import run
+from minigpt.common.report import check_writable
 from minigpt.data.prompts import stop_ids
 from minigpt.evaluation.examples import Example, example_ids, first_held_out
 from minigpt.inference.engine import Engine, Request
-from minigpt.interop import hf_import
 from minigpt.models import checkpoint
-from minigpt.models.device import (
-    autocast,
-    has_varlen,
-    matmul_flops,
-    peak_flops,
-    pick_device,
-    pick_dtype,
-)
-from minigpt.models.lora import LoRA, attach
+from minigpt.models.device import peak_flops, pick_dtype
 from minigpt.tokenizer.tokenizer import load_tokenizer
-from minigpt.training.dpo import DPO, Pairs, add_reference
-from minigpt.training.log import STOPPED
-from minigpt.training.losses import next_token, total_loss
-from minigpt.training.optim import lr_scale, make_optimizers, set_lr
-from model import GPT, GPTConfig
-
-# What a checkpoint fixes for any run that starts from it, and what resuming fixes besides.
-SHAPE = [name for name in GPTConfig.__dataclass_fields__ if name not in ("n_rows", "dropout")]
-ORDER = ["dataset", "seed", "if_trav", "batch_size", "gradient_accumulation_steps", "optimizer"]
-ORDER += ["val_dataset", "isolate", "freeze_layers", "freeze_embeddings"]
-ORDER += ["lora_rank", "lora_alpha", "lora_dropout", "lora_targets"]
-ORDER += ["stage", "dpo_beta", "dpo_average", "dpo_label_smoothing", "dpo_guard_dataset"]
+from minigpt.training.distributed import Distributed
+from minigpt.training.dpo import make_dpo
+from minigpt.training.log import STOPPED, Log
+from minigpt.training.objectives import NextToken
+from minigpt.training.optim import make_optimizers
+from minigpt.training.settings import check_ranges
+from minigpt.training.setup import (
+    attach_lora,
+    choose_attention,
+    configure_torch,
+    freeze,
+    load_data,
+    load_start,
+    lock_run,
+    make_model,
+)
+from minigpt.training.summary import print_summary, warn_if_long
+from minigpt.training.trainer import Trainer, out_of_memory_advice
 
 
 def main():
-    """One process, or one of several under torchrun, of which the first holds the run's lock."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     settings = configure(shared="all", doc=__doc__, quiet=True)
     check_ranges(settings)
-    with contextlib.ExitStack() as stack:
-        if rank == 0:
-            try:
-                stack.enter_context(checkpoint.writer(settings.out_dir))
-            except OSError as error:
-                raise UserError(
-                    f"{settings.out_dir}: cannot be written ({error.strerror}); give another "
-                    "--out_dir"
-                ) from None
-        train(settings, rank, world)
+    distributed = Distributed()  # one process, or one of several under torchrun
+    with lock_run(settings, distributed), out_of_memory_advice():
+        train(settings, distributed)
+    distributed.stop()
 
 
-def train(settings, rank, world):
-    """The whole training of one process."""
-    first, out_dir = rank == 0, Path(settings.out_dir)
+def train(settings, distributed):
+    """The whole run of one process."""
+    is_main, out_dir = distributed.is_main, Path(settings.out_dir)
 
-    # -- what the run starts from --------------------------------------------------------------
-    resume, parent = settings.init_from == "resume", None
-    if resume:
-        hint = f"python train.py --dataset={settings.dataset}"
-        parent = checkpoint.load(out_dir, hint=hint, merged=False)
-        adopt(settings, parent, SHAPE + ["tokenizer"] + ORDER)
-        now = settings.as_dict()
-        for name, value in saved_settings(parent).items():
-            if name in now and settings.origin(name) == "default" and value != now[name]:
-                settings.set(name, value, f"resumed from {out_dir}")
-        settings.set("init_from", "resume", "--init_from")
-        check_ranges(settings)  # config.json may have been changed by hand
-        state = load_state(out_dir)
-        share_steps(settings, state["world"], world)
-    elif checkpoint.exists(out_dir) and not settings.overwrite:
-        raise UserError(
-            f"{out_dir}: already holds a run; go on with --init_from=resume, keep it with another "
-            f"--out_dir, or throw it away with --overwrite=true"
-        )
-    elif settings.init_from.startswith(hf_import.PREFIX):
-        parent = take_over(settings)
-        adopt(settings, parent, SHAPE + ["tokenizer"])
-    elif settings.init_from != "scratch":
-        start = Path(settings.init_from)
-        if start.resolve() in (out_dir.resolve(), out_dir.resolve() / "best"):
-            raise UserError(
-                f"{out_dir}: overwriting it would throw away {start}, from which the run starts; "
-                f"choose another --out_dir"
-            )
-        parent = checkpoint.load(start)
-        adopt(settings, parent, SHAPE + ["tokenizer"])
-    if settings.origin("max_iters") == "--max_iters" and settings.origin("epochs") != "--epochs":
-        settings.set("epochs", None, "--max_iters")  # a length said by hand goes before a recipe's
-    if first:
+    # -- settings: the checkpoint that the run starts from, if any, fixes some -----------------
+    parent, state = load_start(settings, distributed.world_size)
+    resumed = state is not None
+    if is_main:
         print(settings.describe())
-
-    # -- the machine -------------------------------------------------------------------------------
-    device = pick_device(settings.device)
-    if world > 1 and device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    if device.startswith("cuda:"):
-        torch.cuda.set_device(device)
-    if world > 1:
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.set_float32_matmul_precision("high")
-    torch.set_flush_denormal(True)
-    torch.manual_seed(settings.seed)  # all processes start from the same weights
+    device = distributed.start(settings.device)
     dtype = pick_dtype(settings.dtype, device)
+    configure_torch(settings)
 
-    # -- data --------------------------------------------------------------------------------------
+    # -- data ----------------------------------------------------------------------------------
     tokenizer = parent.tokenizer if parent else load_tokenizer(settings.tokenizer)
-    size = settings.block_size
-    kind = Pairs if settings.stage == "dpo" else Blocks
-    train_blocks = kind(settings.dataset, "train", tokenizer, size, settings.isolate)
-    val_blocks = kind(settings.val_dataset or settings.dataset, "val", tokenizer, size)
-    guard_blocks = None
-    if settings.dpo_guard_dataset:
-        make = f"python data/prepare_sft.py --block_size={size} --input=PAIRS"
-        read_meta(settings.dpo_guard_dataset, make)  # which says how to make it
-        guard_blocks = Blocks(settings.dpo_guard_dataset, "val", tokenizer, size)
-    prompt_format = train_blocks.meta["prompt_format"]
-    settings.inherit({"layout": train_blocks.meta["layout"]}, settings.dataset)
-    accumulation = settings.gradient_accumulation_steps
-    batches = Batches(
-        train_blocks,
-        settings.batch_size,
-        settings.seed,
-        settings.if_trav,
-        rank,
-        world,
-        device,
-        ahead=accumulation,
-    )
-    if settings.epochs is not None:
-        steps = math.ceil(settings.epochs * batches.per_epoch / accumulation)
-        settings.set("max_iters", max(1, steps), f"epochs={settings.epochs:g}")
-    tokens_per_step = settings.batch_size * train_blocks.tokens_each * accumulation * world
+    data = load_data(settings, tokenizer, distributed)
 
-    # -- model and optimizer -----------------------------------------------------------------------
-    if parent:
-        model = parent.model
-        model.config.dropout = settings.dropout
-    else:
-        shape = {name: getattr(settings, name) for name in [*SHAPE, "dropout"]}
-        config = GPTConfig(n_rows=tokenizer.n_rows, **shape)
-        if config.problems():
-            raise UserError("\n".join(config.problems()))
-        model = GPT(config)
-    with oom_advice():
-        model.to(device)
-    objective, figures, reference = next_token, lambda summed: {}, {}
+    # -- model and objective -------------------------------------------------------------------
+    model = make_model(settings, parent, tokenizer).to(device)
+    objective, metadata = NextToken(), {}
     if settings.stage == "dpo":
-        check_prompts(settings, parent, prompt_format)
-        objective = DPO(settings.dpo_beta, settings.dpo_average, settings.dpo_label_smoothing)
-        figures, reference = objective.figures, refer(parent, resume)
-        for pairs in (train_blocks, val_blocks):
-            with oom_advice():
-                add_reference(
-                    pairs,
-                    reference["reference_hash"],
-                    dtype,
-                    lambda: load_reference(reference, device) if resume else model,
-                    device,
-                    rank,
-                    world,
-                    lambda totals: summed(totals, device),
-                )
-    if settings.lora_rank and not resume:  # a resumed run has its adapters
-        adapt(model, settings, parent)
-    torch.manual_seed(settings.seed + rank)  # and each has a dropout of its own
+        objective, metadata = make_dpo(settings, parent, model, data, dtype, distributed, resumed)
+    if settings.lora_rank and not resumed:  # a resumed run has its adapters
+        attach_lora(model, settings, parent)
     freeze(model, settings)
+    choose_attention(model, settings, distributed, data.train, dtype)
+    torch.manual_seed(settings.seed + distributed.rank)  # each process has its own dropout
+
+    # -- optimizer -----------------------------------------------------------------------------
     optimizers = make_optimizers(model, settings, device)
-    scaler = torch.amp.GradScaler(device.split(":")[0], enabled=dtype == torch.float16)
-    if not settings.deterministic:  # the kernel for pieces sums gradients in no fixed order
-        model.varlen = has_varlen(device, dtype, model.config.head_dim)
-        slow = settings.dropout > 0 or not model.varlen
-        if first and train_blocks.isolated and device.startswith("cuda") and slow:
-            why = "has no dropout" if model.varlen else "does not fit here"
-            print(f"attention inside pieces by a mask: PyTorch's quicker kernel {why}")
-    compiled = torch.compile(model) if settings.compile else model
+    trainer = Trainer(
+        settings, distributed, model, tokenizer, objective, optimizers, data, dtype, metadata
+    )
+    if resumed:
+        trainer.load(state)
 
-    # -- where it stands ---------------------------------------------------------------------------
-    step, best, stale, minutes, tokens = 0, float("inf"), 0, 0.0, 0
-    val_loss, evaluated = None, -1  # the last evaluation, and the step at which it was
-    guard_start, forgetting = None, 1.0  # the guard's loss at first; its perplexity beside that now
-    if resume:
-        if state["blocks"] != len(train_blocks):
-            raise UserError(
-                f"{out_dir}: was trained on {state['blocks']} blocks, now there are "
-                f"{len(train_blocks)}: its data order cannot be continued; start another run with "
-                f"--init_from={out_dir} --out_dir=…"
-            )
-        try:
-            restore(optimizers, scaler, state, rank, device)
-        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise UserError(
-                f"{out_dir}/state.pt: does not fit this run ({str(error).splitlines()[0][:150]}); "
-                f"start another from its weights with --init_from={out_dir} --out_dir=…"
-            ) from None
-        step, best, stale = state["step"], state["best"], state["stale"]
-        val_loss, evaluated = state["val_loss"], state["evaluated"]
-        minutes, tokens = state["minutes"], state["tokens"]
-        guard_start, forgetting = state.get("guard_start"), state.get("forgetting", 1.0)
-    log = Log(out_dir, step, settings, fresh=not resume) if first else None
-    flops = model.flops_per_token(train_blocks.share_of_targets)
-    peak = peak_flops(device) if first else None
-    if first:
-        introduce(model, settings, train_blocks, val_blocks, parent, resume)
-        left = tokens_per_step / world * (settings.max_iters - step)  # tokens for this device
-        warn_if_long(settings, device, flops * left, dtype)
-    stop = StopOnSignal()
+    # -- loop ----------------------------------------------------------------------------------
+    log = start_log(out_dir, trainer, resumed) if is_main else None
+    if is_main:
+        print_summary(model, settings, data, parent, resumed)
+        steps = settings.max_iters - trainer.state.step
+        tokens = steps * trainer.tokens_per_step / distributed.world_size  # of this device
+        flops = tokens * model.flops_per_token(data.train.share_of_targets)
+        warn_if_long(settings, device, dtype, flops)
+    loop(trainer, log, out_dir)
 
-    def progress():
-        share = step / settings.max_iters
-        if settings.max_minutes is not None:
-            share = max(share, minutes / settings.max_minutes)
-        return share
 
-    def evaluate(blocks, objective):
-        """Mean loss a target (or a pair), over the same batches every time, without dropout."""
-        batches = evaluation_batches(
-            blocks, settings.batch_size, settings.eval_iters, rank, world, device
-        )
-        model.eval()
-        with oom_advice():
-            total = total_loss(objective, compiled, batches, device, dtype)
-        model.train()
-        loss, count = summed(torch.tensor(total, dtype=torch.float64), device).tolist()
-        return loss / max(count, 1)
-
-    def save(folder, with_state):
-        rng = gathered(torch.get_rng_state(), world)
-        cuda_rng = torch.cuda.get_rng_state(device) if device.startswith("cuda") else None
-        cuda_rng = gathered(cuda_rng, world)
-        if not first:
-            return
-        meta = dict(
-            prompt_format=prompt_format,
-            step=step,
-            tokens=tokens,
-            val_loss=val_loss,
-            best_val_loss=best,
-            init_from=settings.init_from,
-            dataset=settings.dataset,
-            settings=settings.as_dict(),
-            **reference,
-        )
-        state = dict(
-            optimizers=[optimizer.state_dict() for optimizer in optimizers],
-            scaler=scaler.state_dict(),
-            rng=rng,
-            cuda_rng=cuda_rng,
-            world=world,
-            blocks=len(train_blocks),
-            step=step,
-            best=best,
-            stale=stale,
-            val_loss=val_loss,
-            evaluated=evaluated,
-            guard_start=guard_start,
-            forgetting=forgetting,
-            minutes=minutes,
-            tokens=tokens,
-        )
-        try:
-            checkpoint.save(folder, model, tokenizer, meta, state if with_state else None)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: the checkpoint could not be written ({error.strerror or error}); the "
-                f"last good one stands; make room, then go on with --init_from=resume"
-            ) from None
-
-    # -- the loop ------------------------------------------------------------------------------
-    model.train()
-    most_forgetting = settings.dpo_max_forgetting or math.inf
-    begun, started = step, time.perf_counter()
-    last_log = started, tokens
+def loop(trainer, log, out_dir):
+    """Evaluate, save and take steps until the run ends. log: a Log; None in all but one process."""
+    settings, state = trainer.settings, trainer.state
+    trainer.begin()
     while True:
-        before = time.perf_counter()
-        stopping = stop.asked(device)  # then save at once, and evaluate after the resume
-        ended = step >= settings.max_iters or progress() >= 1
-        due = ended or step % settings.eval_interval == 0
-        if due and not stopping and step != evaluated:
-            val_loss, evaluated = evaluate(val_blocks, objective), step
-            if not math.isfinite(val_loss):
-                raise not_finite(f"step {step}: the val loss is {val_loss}", settings)
-            told = figures(lambda totals: summed(totals, device))
-            if guard_blocks:
-                guard = evaluate(guard_blocks, next_token)
-                if not math.isfinite(guard):
-                    raise not_finite(f"step {step}: the guard's loss is {guard}", settings)
-                guard_start = guard if guard_start is None else guard_start
-                forgetting = math.exp(min(guard - guard_start, 99))
-                told |= dict(guard_perplexity=math.exp(min(guard, 99)), forgetting=forgetting)
-            better = val_loss < best and forgetting <= most_forgetting
-            best, stale = val_loss if better else best, 0 if better else stale + 1
-            if better:
-                save(out_dir / "best", with_state=False)
-            if first:
-                log.evaluation(step, tokens, minutes, val_loss, better, told)
-                log.sample(step, write_sample(model, tokenizer, prompt_format, settings))
-        if settings.patience and stale >= settings.patience:  # also where it is resumed
-            ended = True
-            if first:
-                print(f"no better val loss in {stale} evaluations: stopping early")
-        if forgetting > most_forgetting:
-            ended = True
-            if first:
-                print(
-                    f"perplexity over {settings.dpo_guard_dataset} is {forgetting:.3f} times what "
-                    f"it was, more than dpo_max_forgetting={most_forgetting:g}: stopping; best/ is "
-                    "the last good one"
-                )
-        if due or stopping or ended:
-            save(out_dir, with_state=True)
-            pause = time.perf_counter() - before  # evaluating is no training time
-            started, last_log = started + pause, (last_log[0] + pause, last_log[1])
-        if ended or stopping:
+        is_done = trainer.progress >= 1
+        is_due = is_done or state.step % settings.eval_interval == 0
+        # After a signal save at once; the evaluation follows when the run is resumed.
+        if is_due and state.evaluated != state.step and not trainer.stop_requested:
+            metrics, is_best = trainer.evaluate()
+            if is_best:
+                trainer.save(out_dir / "best", resumable=False)
+            if log:
+                log.evaluation(state, metrics, is_best)
+                log.sample(state.step, write_sample(trainer))
+        reason = trainer.early_stop()
+        ends = is_done or reason or trainer.stop_requested
+        if is_due or ends:
+            trainer.save(out_dir)
+        if ends:
             break
-
-        scale = lr_scale(step, progress(), settings)
-        set_lr(optimizers, scale)
-        micro = [batches[step * accumulation + k] for k in range(accumulation)]
-        count = summed(torch.tensor(float(sum(batch.count for batch in micro))), device)
-        losses = []
-        for batch in micro:
-            with oom_advice(), autocast(device, dtype):
-                loss, _ = objective(compiled, batch)
-                # Each micro-batch gives its share of the mean over all the step's targets.
-                loss = loss / count.clamp(min=1).item()
-            with oom_advice():
-                scaler.scale(loss).backward()
-            losses.append(loss.detach())  # read when all are under way: reading waits for the GPU
-        losses = torch.stack(losses).tolist()
-        for batch, loss in zip(micro, losses, strict=True):
-            if not math.isfinite(loss):
-                rows = f"blocks {batch.rows.tolist()} of {settings.dataset}/train.bin"
-                raise not_finite(f"step {step}: the loss is {loss}, in {rows}", settings)
-        step_loss = float(summed(torch.tensor(sum(losses)), device))
-        told = figures(lambda totals: summed(totals, device))
-        sum_gradients(model, world)
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf)
-        finite = math.isfinite(norm)
-        if not finite and not scaler.is_enabled():
-            raise not_finite(f"step {step}: the norm of the gradient is {norm}", settings)
-        with oom_advice():  # the first step makes the optimizers' state
-            for optimizer in optimizers if finite else ():  # else the scaler tries a lower scale
-                scaler.step(optimizer)
-        scaler.update()
-        model.zero_grad(set_to_none=True)
-
-        step += 1
-        tokens += tokens_per_step
-        now = time.perf_counter()
-        if settings.compile and step == begun + 1:
-            started = now  # compiling is no training time
-        minutes, started = minutes + (now - started) / 60, now
-        clock = torch.tensor(minutes if first else 0.0, dtype=torch.float64)
-        minutes = float(summed(clock, device))  # one clock for all: they must end at the same step
-        if first and (step % settings.log_interval == 0 or step == 1):
-            rate = (tokens - last_log[1]) / (now - last_log[0])
-            last_log = now, tokens
-            mfu = rate * flops / peak / world if peak else None
-            left = minutes * 60 * (1 / max(progress(), 1e-9) - 1) if progress() < 1 else 0
-            lr = settings.learning_rate * scale
-            log.progress(step, tokens, minutes, step_loss, lr, rate, mfu, left, told)
-
-    if first:
+        result = trainer.train_step()
+        if log:
+            log.step(state, result, trainer.progress)
+    if log:
         log.close()
-        if val_loss is not None:
-            print(f"{out_dir}: step {step}, val loss {val_loss:.4f}, the best {best:.4f} in best/")
-        if stopping:
-            print(f"{STOPPED}: python train.py --out_dir={out_dir} --init_from=resume")
-    if world > 1:
-        dist.destroy_process_group()
+        print_end(state, out_dir, reason, trainer.stop_requested)
 
 
-# -- the start -------------------------------------------------------------------------------------
-
-AT_LEAST = {
-    1: "batch_size gradient_accumulation_steps eval_interval eval_iters log_interval",
-    0: "max_iters seed learning_rate embedding_lr_ratio warmup_iters weight_decay grad_clip "
-    "freeze_layers lora_rank patience sample_tokens norm_eps",
-}
-SHARES = "min_lr_ratio decay_fraction dropout lora_dropout beta1 beta2 muon_momentum"
-
-
-def check_ranges(settings):
-    """Values that no run can have: UserError names all of them."""
-    rules = []
-    for name in SHARES.split():
-        value = getattr(settings, name)
-        below_one = name not in ("min_lr_ratio", "decay_fraction")
-        good = 0 <= value < 1 or (value == 1 and not below_one)
-        rules.append((name, good, "0 to below 1" if below_one else "0 to 1"))
-    for name in ("epochs", "max_minutes", "rope_theta", "lora_alpha", "dpo_beta"):
-        value = getattr(settings, name)
-        rules.append((name, value is None or value > 0, "more than 0"))
-    rules.append(("seed", settings.seed < 2**63, "below 2**63"))
-    limit = settings.dpo_max_forgetting
-    rules.append(("dpo_max_forgetting", limit is None or limit > 1, "more than 1, or none"))
-    rules.append(("dpo_label_smoothing", 0 <= settings.dpo_label_smoothing < 0.5, "0 to below 0.5"))
-    a_run = "the folder of a run that answers already: stage=dpo starts from it, and is held to it"
-    rules.append(("init_from", (settings.stage, settings.init_from) != ("dpo", "scratch"), a_run))
-    if settings.stage == "lm" and settings.init_from != "resume":  # else they come with the run
-        given = [name for name in settings.as_dict() if name.startswith("dpo_")]
-        given = [name for name in given if settings.origin(name) != "default"]
-        rules += [(name, False, "--stage=dpo with it") for name in given]
-    if settings.origin("lora_rank") == "default" and settings.init_from != "resume":
-        beside = ("lora_alpha", "lora_dropout", "lora_targets")
-        given = [name for name in beside if settings.origin(name) != "default"]
-        rules += [(name, False, "--lora_rank=8 or so with it") for name in given]
-    least = {name: bound for bound, names in AT_LEAST.items() for name in names.split()}
-    problems = settings.below(**least) + [
-        f"{settings.origin(name)}: {name}={getattr(settings, name)}: expected {expected}"
-        for name, good, expected in rules
-        if not good
-    ]
-    if problems:
-        raise UserError("\n".join(problems))
+def start_log(out_dir, trainer, resumed):
+    """The run's Log. In a new run's folder it removes the run that --overwrite=true gave up."""
+    check_writable(out_dir / "log.jsonl")
+    if not resumed:
+        checkpoint.discard(out_dir)
+    peak = peak_flops(trainer.device)
+    flops = trainer.model.flops_per_token(trainer.data.train.share_of_targets)
+    peak_rate = peak * trainer.distributed.world_size / flops if peak else None
+    return Log(out_dir, trainer.settings, trainer.state.step if resumed else None, peak_rate)
 
 
-def adopt(settings, parent, names):
-    """Take over from a checkpoint what it fixes; contradictions by hand raise UserError."""
-    saved = {**saved_settings(parent), **parent.meta["model"]}
-    values = {name: saved[name] for name in names if name in saved}
-    # none stands for a value that the shape works out: it contradicts nothing.
-    for name in ("n_kv_head", "head_dim", "n_hidden"):
-        if name in values and getattr(settings, name) is None:
-            settings.set(name, values[name], str(parent.folder))
-    settings.inherit(values, str(parent.folder))
-
-
-def saved_settings(parent):
-    """The settings in a checkpoint's config.json. UserError for values of another type."""
-    where = f"{parent.folder}/config.json: settings"
-    values, problems = typed(parent.meta["settings"], knob_types(), where)
-    if problems:
-        raise UserError("\n".join(problems))
-    return values
-
-
-# What state.pt holds, by name and type.
-STATE = dict(optimizers=list, scaler=dict, rng=list, cuda_rng=list, world=int, blocks=int)
-STATE |= dict(step=int, best=float, stale=int, val_loss=float | None, evaluated=int)
-STATE |= dict(minutes=float, tokens=int)
-
-
-def load_state(folder):
-    """state.pt as a dict. UserError where a value is missing or of another type."""
-    state = checkpoint.load_state(folder)
-    wrong = [
-        name
-        for name, kind in STATE.items()
-        if not isinstance(state.get(name, ...), kind) or isinstance(state[name], bool)
-    ]
-    if not wrong:
-        counts = state["step"], state["tokens"], state["blocks"], state["world"] - 1
-        wrong += ["a count"] * (min(counts) < 0)
-        wrong += ["rng"] * (not len(state["rng"]) == len(state["cuda_rng"]) == state["world"])
-    if wrong:
-        raise UserError(
-            f"{folder}/state.pt: {', '.join(wrong)}: missing or not as train.py writes it; start "
-            f"another run from its weights with --init_from={folder} --out_dir=…"
-        )
-    return state
-
-
-def restore(optimizers, scaler, state, rank, device):
-    """Set optimizers, scaler and random generators to a saved state. Any of several errors where it
-    is another run's."""
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        # Its moments; learning rate and decay are the settings', which may have changed.
-        saved["param_groups"] = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict(saved)
-        for weight, moments in optimizer.state.items():
-            for name, value in moments.items():
-                if torch.is_tensor(value) and value.dim() and value.shape != weight.shape:
-                    raise ValueError(f"{name} {tuple(value.shape)}, not {tuple(weight.shape)}")
-    if scaler.is_enabled() and state["scaler"]:
-        scaler.load_state_dict(state["scaler"])
-    if rank < state["world"]:  # one more than before goes on with its seed
-        torch.set_rng_state(state["rng"][rank])
-        if device.startswith("cuda") and state["cuda_rng"][rank] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"][rank], device)
-
-
-def take_over(settings):
-    """The Hugging Face model of init_from as a Checkpoint, in blocks of the size that was asked
-    for. UserError where the training needs a run with a folder of its own."""
-    if settings.lora_rank or settings.stage == "dpo":
-        raise UserError(
-            f"{settings.origin('init_from')}: init_from={settings.init_from}: adapters and DPO "
-            f"start from a run, which they refer to; make it one first with the same --init_from, "
-            f"--max_iters=0 and an --out_dir, and start from that"
-        )
-    size = None if settings.origin("block_size") == "default" else settings.block_size
-    return hf_import.load(settings.init_from, size)
-
-
-def share_steps(settings, before, world):
-    """Keep a step's blocks the same where a run of `before` processes goes on with `world`: each
-    accumulates more of them, or fewer. UserError where they cannot be shared."""
-    batches = settings.gradient_accumulation_steps * before
-    if batches % world:
-        fit = [str(n) for n in range(1, batches + 1) if batches % n == 0]
-        raise UserError(
-            f"{settings.out_dir}: a step of this run takes {batches} batches, which {world} "
-            f"processes cannot share; take {' or '.join(fit)}"
-        )
-    if world != before:
-        origin = f"{before} processes before, {world} now"
-        settings.set("gradient_accumulation_steps", batches // world, origin)
-
-
-def adapt(model, settings, parent):
-    """Give the model adapters beside its weights, which freeze; UserError where there is no run
-    that these are from, and for a rank above their own."""
-    if parent is None:
-        raise UserError(
-            f"{settings.origin('lora_rank')}: lora_rank={settings.lora_rank}: adapters are trained "
-            f"beside the weights of a run: say which with --init_from=out/…"
-        )
-    width = model.config.n_embd
-    if settings.lora_rank > width:
-        raise UserError(
-            f"{settings.origin('lora_rank')}: lora_rank={settings.lora_rank}: expected at most "
-            f"{width}, the model's width: its matrices have no higher rank"
-        )
-    lora = LoRA(
-        settings.lora_rank,
-        settings.lora_alpha,
-        settings.lora_dropout,
-        settings.lora_targets,
-        settings.freeze_layers,
-        parent.folder,
-        checkpoint.weights_hash(parent.folder),
-    )
-    attach(model, lora)
-
-
-def check_prompts(settings, parent, prompt_format):
-    """UserError where the run that DPO starts from is not asked as the pairs ask."""
-    if parent.prompt_format != prompt_format:
-        raise UserError(
-            f"{settings.dataset}: its prompts are of the format {prompt_format}, those of "
-            f"{parent.folder} of {parent.prompt_format}: fine-tune that first, or prepare the "
-            f"pairs with its --format"
-        )
-
-
-def refer(parent, resume):
-    """What config.json says of the run that DPO refers to: where it is and its weights' hash."""
-    if resume:
-        return {name: parent.meta[name] for name in ("reference", "reference_hash")}
-    weights = checkpoint.weights_hash(parent.folder)
-    return dict(reference=parent.folder.as_posix(), reference_hash=weights)
-
-
-def load_reference(reference, device):
-    """The model of the run that DPO refers to, whose log-probabilities a resumed run did not find.
-    UserError where it is no longer what it was."""
-    folder = reference["reference"]
-    if checkpoint.weights_hash(folder) != reference["reference_hash"]:
-        raise UserError(
-            f"{folder}: has other weights than those that this run refers to, and what those gave "
-            f"is no longer beside the pairs; bring either back"
-        )
-    return checkpoint.load(folder, device).model
-
-
-def freeze(model, settings):
-    """Keep embeddings and the lower blocks as they are, where the settings say so."""
-    frozen = list(model.blocks[: settings.freeze_layers])
-    if settings.freeze_layers > len(model.blocks):
-        raise UserError(
-            f"freeze_layers={settings.freeze_layers}: the model has {len(model.blocks)} blocks"
-        )
-    if settings.freeze_embeddings:
-        frozen += [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
-    for module in frozen:
-        module.requires_grad_(False)
-
-
-def introduce(model, settings, train_blocks, val_blocks, parent, resume):
-    """Say what is about to be trained on what."""
-    count, moving = model.n_params(), sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = f", {moving / 1e6:.2f}M of them move" if moving != count else ""
-    start = "from scratch"
-    if parent:
-        verb = "resuming" if resume else "starting from"
-        start = f"{verb} {parent.folder} at step {parent.meta['step']}"
-    print(f"model: {count / 1e6:.2f}M parameters{frozen}, {start}")
-    blocks = train_blocks.meta["counts"]["train"]
-    judge = f" ({val_blocks.folder})" if settings.val_dataset else ""
-    print(
-        f"data: {settings.dataset}: {len(train_blocks)} train and {len(val_blocks)} val{judge} "
-        f"{train_blocks.unit} of {settings.block_size} ({train_blocks.meta['layout']}), "
-        f"{blocks['targets']:,} targets",
-        flush=True,
-    )
-
-
-def warn_if_long(settings, device, flops, dtype):
-    """Before the first step: a run of more than a day says so, and what would fit."""
-    if settings.max_minutes is not None and settings.max_minutes <= 24 * 60:
-        return
-    # A well-fed CPU keeps 0.6 of its matrix-product rate in training, a GPU about 0.4.
-    on_cpu = device == "cpu"
-    size = 1024 if on_cpu else 4096
-    rate = matmul_flops(device, dtype, size) * (0.6 if on_cpu else 0.4)
-    days = flops / rate / 86400
-    if days > 1:
-        recipe = "config/cpu_small.py" if on_cpu else "a smaller max_iters"
-        print(
-            f"note: this run will take about {days:.1f} days on this machine; "
-            f"{recipe} fits it better (or --max_minutes=… for a part of the run)",
-            flush=True,
-        )
-
-
-def not_finite(what, settings):
-    """The UserError for a run that went beyond all numbers, raised before that can be saved."""
-    return UserError(
-        f"{what}; the last good checkpoint is {settings.out_dir}; try a lower learning_rate, more "
-        f"warmup_iters, or dtype=float32"
-    )
-
-
-class StopOnSignal:
-    """Ctrl-C or SIGTERM ends the run after the present step, saved; a second one at once."""
-
-    def __init__(self):
-        self.signalled = False
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, self._note)
-
-    def _note(self, number, frame):
-        if self.signalled:
-            raise KeyboardInterrupt
-        self.signalled = True
-        print("\nstopping after this step (again: at once) …", flush=True)
-
-    def asked(self, device):
-        """Whether any process was asked to stop, so that all stop at the same step."""
-        # Not noted as this process's own: its own signal may still be on its way.
-        return bool(summed(torch.tensor(float(self.signalled)), device))
-
-
-# -- many processes as one -------------------------------------------------------------------------
-
-
-def summed(value, device):
-    """The sum of a tensor over all processes."""
-    if not dist.is_initialized():
-        return value
-    value = value.to(device)
-    with lost_process():
-        dist.all_reduce(value)
-    return value.cpu()
-
-
-def sum_gradients(model, world):
-    """Add up the gradients of all processes. They were divided by the global count before, and are
-    reduced once a step whatever the accumulation; so the sum is the gradient of the mean."""
-    if world == 1:
-        return
-    for weight in model.parameters():
-        if weight.grad is not None:
-            with lost_process():
-                dist.all_reduce(weight.grad)
-
-
-def gathered(value, world):
-    """Every process's `value`, in the order of ranks."""
-    if world == 1:
-        return [value]
-    values = [None] * world
-    with lost_process():
-        dist.all_gather_object(values, value)
-    return values
-
-
-@contextlib.contextmanager
-def lost_process():
-    """Within it, the end of another process becomes a message with the way to go on."""
-    try:
-        yield
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(
-            f"another process of this run has ended ({reason}); the last checkpoint stands: go on "
-            "with --init_from=resume, on any number of processes that share a step's batches evenly"
-        ) from None
-
-
-class oom_advice:
-    """Within it, running out of GPU memory becomes a message with the knobs to turn."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if kind is torch.cuda.OutOfMemoryError:
-            raise UserError(
-                "the GPU is out of memory; turn one of: batch_size down (and "
-                "gradient_accumulation_steps up by as much: the same training), block_size down "
-                "(prepare the data anew), n_layer or n_embd down"
-            ) from None
-
-
-# -- what the run tells ----------------------------------------------------------------------------
-
-
-def write_sample(model, tokenizer, prompt_format, settings):
-    """A short text, to see how the model writes; "" where no prompt is set."""
-    asked = Example(None, settings.sample_prompt, "")
+def write_sample(trainer):
+    """A prompt and how the model continues it; "" where there is no prompt."""
+    settings, tokenizer = trainer.settings, trainer.tokenizer
+    prompt_format = trainer.data.train.meta["prompt_format"]
+    example = Example(None, settings.sample_prompt, "")
     if settings.origin("sample_prompt") == "default":
-        asked = first_held_out(settings.dataset, prompt_format) or asked
-    if not asked.prompt:
+        example = first_held_out(settings.dataset, prompt_format) or example
+    if not example.prompt:
         return ""
     request = Request(
-        example_ids(tokenizer, prompt_format, asked),
+        example_ids(tokenizer, prompt_format, example),
         settings.sample_tokens,
         temperature=0.7,
         top_k=50,
-        seed=settings.seed,  # a generator of its own: the run's randomness is left alone
+        seed=settings.seed,  # a generator of its own: the run's randomness does not change
         stop_ids=stop_ids(tokenizer),
     )
-    (ticket,) = Engine(model, tokenizer.n_vocab, n_slots=1).generate([request])
-    model.train()
-    return f"{asked.prompt} → {tokenizer.decode(ticket.ids)}"
+    (ticket,) = Engine(trainer.model, tokenizer.n_vocab, n_slots=1).generate([request])
+    trainer.model.train()
+    return f"{example.prompt} → {tokenizer.decode(ticket.ids)}"
 
 
-class Log:
-    """Progress lines on the screen; log.jsonl, samples.txt and TensorBoard in the run's folder."""
-
-    def __init__(self, folder, step, settings, fresh):
-        self.max_iters, self.board = settings.max_iters, None
-        self.path, self.samples = folder / "log.jsonl", folder / "samples.txt"
-        check_writable(self.path)
-        if fresh:
-            checkpoint.discard(folder)  # what --overwrite=true gave up
-        # What stands after the checkpoint belongs to steps that are taken again.
-        if self.path.exists():
-            told = self.path.read_text(encoding="utf-8")
-            lines = told.splitlines()
-            whole = [line for line in lines if line.endswith("}")]  # the last may be torn
-            kept = [line for line in whole if self._step(line) <= step]
-            if len(kept) < len(lines) or not told.endswith("\n"):
-                write_text(self.path, "".join(line + "\n" for line in kept))
-        if self.samples.exists():
-            told = self.samples.read_bytes()  # as bytes: a model may write any kind of line break
-            texts = [text for text in re.split(rb"^(?=step \d{1,18}: )", told, flags=re.M) if text]
-            kept = [text for text in texts if int(text[5:].split(b":")[0]) <= step]
-            if len(kept) < len(texts):
-                with written_whole(self.samples) as partial:
-                    partial.write_bytes(b"".join(kept))
-        if settings.tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise UserError("tensorboard=true: first, pip install tensorboard") from None
-            self.board = SummaryWriter(folder, purge_step=0 if fresh else step + 1)
-
-    def _step(self, line):
-        """The step of a line of log.jsonl; UserError where train.py did not write it."""
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, LookupError, TypeError, RecursionError, OverflowError):
-            raise UserError(
-                f"{self.path}: {line[:40]!r}: no line that train.py wrote; delete it"
-            ) from None
-
-    def _write(self, record):
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        if self.board:
-            for name, value in record.items():
-                if name not in ("step", "best") and value is not None:
-                    self.board.add_scalar(name, value, record["step"])
-
-    def progress(self, step, tokens, minutes, loss, lr, rate, mfu, left, told):
-        record = dict(step=step, tokens=tokens, minutes=minutes, loss=loss, lr=lr, rate=rate)
-        self._write(record | told)
-        mfu = f" | mfu {mfu:4.0%}" if mfu else ""
+def print_end(state, out_dir, reason, stopped):
+    """The last lines: why the run ended, what it reached, and how to go on."""
+    if reason:
+        print(reason)
+    if state.val_loss is not None:
         print(
-            f"step {step:>6}/{self.max_iters} | loss {loss:7.4f}{_shown(told)} | lr {lr:.2e} | "
-            f"{rate:8,.0f} tok/s{mfu} | {duration(left)} left",
-            flush=True,
+            f"{out_dir}: step {state.step}, val loss {state.val_loss:.4f}, "
+            f"the best {state.best:.4f} in best/"
         )
-
-    def evaluation(self, step, tokens, minutes, val_loss, better, told):
-        record = dict(step=step, tokens=tokens, minutes=minutes, val_loss=val_loss, best=better)
-        self._write(record | told)
-        best = " (best)" if better else ""
-        print(f"step {step:>6}: val loss {val_loss:.4f}{best}{_shown(told)}", flush=True)
-
-    def sample(self, step, text):
-        if text:
-            with open(self.samples, "a", encoding="utf-8") as file:
-                file.write(f"step {step}: {text}\n\n")
-            print(f"  sample: {text}", flush=True)
-
-    def close(self):
-        if self.board:
-            self.board.close()
-
-
-def _shown(told):
-    """An objective's own figures, for a line on the screen."""
-    return "".join(f" | {name} {value:.3f}" for name, value in told.items())
+    if stopped:
+        print(f"{STOPPED}: python train.py --out_dir={out_dir} --init_from=resume")
 
 
 if __name__ == "__main__":

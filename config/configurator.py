@@ -25,6 +25,8 @@ from minigpt.common.errors import ROOT, UserError
 from minigpt.common.types import coerce, type_name
 
 DEFAULTS = ROOT / "config" / "train_config.py"
+# Old names that flags and recipes may still use: name → (the knob, its value from the old value).
+ALIASES = {"if_trav": ("shuffle", operator.not_)}
 
 
 @dataclass
@@ -61,6 +63,10 @@ class Settings:
         """All values by name."""
         return {name: getattr(self, name) for name in self._knobs}
 
+    def types(self):
+        """The annotation of each knob by name."""
+        return {name: knob.type for name, knob in self._knobs.items()}
+
     def words(self, without=()):
         """The words of the command line, but the flags of the knobs `without`: for a script that
         runs another one."""
@@ -70,10 +76,11 @@ class Settings:
         """The text `word` as a value of the knob `name`, which stays as it is. UserError, as for a
         flag called `where`, for a name that is no knob and for a value that it cannot have."""
         problems = []
-        if name not in self._knobs:
+        knob = self._knobs.get(ALIASES.get(name, (name,))[0])
+        if knob is None:
             _unknown(name, self._knobs, where, problems)
         else:
-            good, value = _assign(name, word, _parse, self._knobs[name], where, problems)
+            good, value = _assign(name, word, _parse, knob, where, problems)
             if good:
                 return value
         raise UserError("\n".join(problems))
@@ -213,11 +220,6 @@ def _show(value):
     return repr(value) if isinstance(value, str) else str(value)
 
 
-def knob_types():
-    """{name: annotation} of the knobs in config/train_config.py."""
-    return typing.get_type_hints(importlib.import_module("config.train_config"))
-
-
 def _parse(word, kind):
     """The text of a flag as `kind`, or ValueError."""
     if isinstance(kind, types.UnionType):
@@ -275,6 +277,7 @@ def _read_flag(word, settings, everything, problems):
     """Yield (name, value, origin) for --name=value, unless it is a mistake."""
     name, equals, raw = word.lstrip("-").partition("=")
     where = f"--{name}"
+    name, convert = ALIASES.get(name, (name, None))
     knob = settings._knobs.get(name)
     if not word.startswith("--"):
         problems.append(f"{word}: expected --key=value")
@@ -288,7 +291,7 @@ def _read_flag(word, settings, everything, problems):
         raw = raw if equals else "true"
         good, value = _assign(name, raw, _parse, knob, where, problems)
         if good:
-            yield name, value, where
+            yield name, convert(value) if convert else value, where
 
 
 # -- recipes ---------------------------------------------------------------------------------------
@@ -360,12 +363,13 @@ def _read_recipe(word, knobs, values, problems):
         names[target] = raw
         if target.startswith("_"):
             continue  # a helper of the recipe's own arithmetic
+        target, convert = ALIASES.get(target, (target, None))
         if target not in knobs:
             _unknown(target, knobs, where, problems)
             continue
         good, value = _assign(target, raw, coerce, knobs[target], where, problems)
         if good:
-            names[target] = value
+            names[target] = value = convert(value) if convert else value
             yield target, value, where
 
 

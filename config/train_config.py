@@ -31,7 +31,8 @@ isolate: bool = True  # concat: attention and positions are kept inside each pie
 #                             reads a row as one piece, as concatenation is done elsewhere
 val_dataset: str | None = None  # another folder whose val blocks judge the run (same tokenizer and
 #                             block_size, any layout); none: dataset's
-if_trav: bool = False  # true: blocks in the order of the file; false: at random (better)
+shuffle: bool = True  # blocks in random order (better); false: in the order of the file. The older
+#                             name if_trav means the opposite: if_trav=true is shuffle=false
 
 # -- the model -----------------------------------------------------------------------------------
 n_layer: int = 12  # transformer blocks
@@ -84,9 +85,6 @@ stage: Literal["lm", "dpo"] = "lm"  # lm: learn to predict the next token; dpo: 
 #                             answers which is better (data/prepare_dpo.py, config/dpo.py);
 #                             batch_size then counts pairs, and init_from is also the reference
 dpo_beta: float = 0.1  # how strongly the model is held to the reference; small: it may go further
-dpo_average: bool = False  # true: log-probabilities are divided by the answer's tokens, so that its
-#                             length counts for nothing; dpo_beta then has to be as much larger
-dpo_label_smoothing: float = 0.0  # the share of pairs whose label may be wrong, below 0.5
 dpo_guard_dataset: str | None = None  # ordinary blocks, such as those of fine-tuning, over whose
 #                             val split each evaluation measures how much the model has forgotten
 dpo_max_forgetting: float | None = 1.2  # stop where that perplexity is so many times what it was

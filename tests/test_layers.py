@@ -18,7 +18,7 @@ PACKAGES = {
     "tokenizer": ("common",),
     "data": ("tokenizer", "common"),
     "models": ("tokenizer", "common", "model"),
-    "training": ("models", "data", "data_utils"),
+    "training": ("models", "data", "data_utils", "interop"),
     "inference": ("models", "common"),
     "evaluation": ("inference", "training", "data"),
     "openai": ("common",),
@@ -30,6 +30,7 @@ PACKAGES = {
 }
 # Of a package that may be imported, these modules alone may be.
 ONLY = {("evaluation", "training"): {"losses"}, ("plotting", "training"): {"log"}}
+ONLY |= {("training", "interop"): {"hf_import"}}  # a run may start from a Hugging Face model
 # Imports that the table does not allow: importer → imported. The list may only get shorter.
 EXCEPTIONS = {
     # endpoints.py spells prompts for runs of our own; the arena should be given a function.

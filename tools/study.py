@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import PurePosixPath
 
 from minigpt.common.errors import UserError
+from minigpt.training.settings import present_settings
 
 PATIENCE = 4  # times the heartbeat without a sign of life: the process is gone
 LOGARITHMIC = 10  # a range whose ends differ by so much is drawn from its logarithm
@@ -231,6 +232,7 @@ class Study:
         """UserError where the study was begun with something else than `made_of` (JSON), with a
         line for each difference."""
         known, made_of = self._study.user_attrs.get("made_of"), json.loads(json.dumps(made_of))
+        known = known and present_settings(known, f"study {self.name}")
         if known in (None, made_of):
             return
         lines = [

@@ -40,6 +40,7 @@ from minigpt.models import checkpoint
 from minigpt.plotting.plots import sweep_figure, write_figure
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from minigpt.training.log import STOPPED, read_runlog
+from minigpt.training.settings import present_settings
 from tools.study import Study, TrialFailed, TrialStopped, as_word, read_plan, trial_name
 
 
@@ -61,7 +62,7 @@ class Settings:
 
 OWN = set(Settings.__annotations__)
 DATA = ("tokenizer", "block_size", "layout")  # what a dataset is prepared for
-DPO = ("dpo_beta", "dpo_average", "dpo_label_smoothing")  # what its loss is made of
+DPO = ("dpo_beta",)  # what its loss is made of
 HEADS = {"bits_per_char": "bits/char", "val_loss": "val loss"}
 LONGER = 10  # times as long as a trial: the run that is proposed at the end
 
@@ -166,7 +167,8 @@ def compare(path, made_of):
     """The same for the folder, whose runs must not be taken for those of another study."""
     if not path.exists():
         return
-    if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(made_of)):
+    known = present_settings(json.loads(path.read_text(encoding="utf-8")), path)
+    if known != json.loads(json.dumps(made_of)):
         raise UserError(
             f"{path.parent}: holds the runs of a sweep with other settings ({path.name} has them); "
             f"give this one another --study=NAME, or delete the folder"

@@ -1,16 +1,16 @@
 """DPO (Rafailov et al. 2023): learn from pairs which of two answers is better.
 
     pairs = Pairs("data/processed_dpo", "train", tokenizer, 512)
-    base = checkpoint.weights_hash("out/sft")
-    add_reference(pairs, base, dtype, lambda: parent.model, device)
+    weights_hash = checkpoint.weights_hash("out/sft")
+    add_reference(pairs, weights_hash, dtype, lambda: parent.model, distributed)
     objective = DPO(beta=0.1)
     loss, count = objective(model, pairs.batch(numbers))    # summed over the pairs, and how many
-    objective.figures()                                     # {"margin", "accuracy", "kl"}
+    objective.metrics(objective.metric_sums().tolist())     # {"margin", "accuracy", "kl"}
 
-The loss of a pair is −log σ(β (Δ chosen − Δ rejected)), Δ the log-probability of an answer by the
-model less that by the reference, the run from which training started. Those of the reference are
-computed once and lie beside the blocks, in a file that is named by the hashes of its weights and of
-the blocks.
+The loss of a pair is −log σ(β (Δ chosen − Δ rejected)), where Δ is the log-probability of an answer
+under the model minus that under the reference model, from which training started. The reference's
+log-probabilities are computed once and stored beside the blocks, in a file whose name contains the
+hashes of its weights and of the blocks.
 """
 
 import hashlib
@@ -27,11 +27,12 @@ from minigpt.common.errors import UserError
 from minigpt.common.files import written_whole
 from minigpt.data.block_format import TARGET
 from minigpt.data.preferences import FACTS
+from minigpt.models import checkpoint
 from minigpt.models.device import autocast
 from minigpt.training import losses
 
-ROWS = 32  # pairs read at once for the reference, whatever batch_size: the same bits every time
-STEP = 16  # the width of a batch is a multiple of it, so that compiled code meets few shapes
+ROWS = 32  # pairs in a batch of the reference, whatever batch_size: the same bits every time
+STEP = 16  # the width of a batch is a multiple of it, so that compiled code sees few shapes
 
 
 # -- pairs -----------------------------------------------------------------------------------------
@@ -55,33 +56,33 @@ class PairBatch(Batch):
 
 
 class Pairs(Blocks):
-    """One split of preference pairs: Blocks of which two and two belong together. Its length, and
+    """One split of preference pairs: Blocks whose rows 2i and 2i + 1 are pair i. Its length, and
     the numbers that batch() takes, count pairs.
 
-    lengths: (n_rows,), tokens of each row up to its answer's end.  starts: (n_rows + 1,), where the
-    targets of each row begin in `reference`.  reference: (n_targets,) float32, the reference's
-    log-probability of every target, row by row; None before add_reference().
+    lengths: (n_rows,), tokens of each row up to the end of its answer.  starts: (n_rows + 1,), the
+    index in `reference` of each row's first target.  reference: (n_targets,) float32, the
+    reference's log-probability of every target, row by row; None before add_reference().
     """
 
     kind, unit = FACTS["kind"], "pairs of blocks"
 
     def __init__(self, folder, split, tokenizer=None, block_size=None, isolate=True):
         super().__init__(folder, split, tokenizer, block_size, isolate)
-        learned = (self.mask & TARGET) > 0  # (n_rows, T)
-        n_targets = learned[:, 1:].sum(axis=1)  # of each row; its first token is no target
+        is_target = (self.mask & TARGET) > 0  # (n_rows, T)
+        n_targets = is_target[:, 1:].sum(axis=1)  # (n_rows,); the first token is never a target
         if len(self.tokens) % 2 or not n_targets.all():
             raise UserError(
                 f"{self.folder / split}.bin: not two blocks with an answer for every pair; run "
                 f"again: {self.meta.get('command')}"
             )
-        self.lengths = learned.shape[1] - learned[:, ::-1].argmax(axis=1)
+        self.lengths = is_target.shape[1] - is_target[:, ::-1].argmax(axis=1)
         self.starts = np.concatenate(([0], np.cumsum(n_targets)))
         self.reference = None
 
     def of_another_kind(self, meta):
         """See Blocks."""
         return UserError(
-            f"{self.folder}: holds no preference pairs, of which --stage=dpo learns; make them: "
+            f"{self.folder}: holds no preference pairs, which --stage=dpo needs; make them: "
             f"python data/prepare_dpo.py --input=PATH --dataset=…"
         )
 
@@ -90,23 +91,23 @@ class Pairs(Blocks):
 
     @property
     def tokens_each(self):
-        """See Blocks: of a pair in the mean, without padding."""
+        """See Blocks: the mean of a pair, without padding."""
         return round(2 * self.lengths.mean())
 
     def batch(self, numbers):
-        """The pairs with these numbers ((B,) int64) as a PairBatch of 2 B rows on the CPU, without
-        the padding that all of them end in."""
+        """The pairs with these numbers ((B,) int64) as a PairBatch of 2B rows on the CPU, without
+        the padding at the end of all rows."""
         rows = (2 * np.asarray(numbers)[:, None] + [0, 1]).ravel()
         width = -(-self.lengths[rows].max() // STEP) * STEP
         tokens, mask = (part[rows][:, :width] for part in (self.tokens, self.mask))
         batch = PairBatch.of(tokens, mask, self.isolated, rows)
         reference = None
         if self.reference is not None:
-            reference = torch.from_numpy(self.reference[self.places(rows)])
+            reference = torch.from_numpy(self.reference[self.target_positions(rows)])
         return replace(batch, count=len(numbers), reference=reference)
 
-    def places(self, rows):
-        """Where the targets of these rows, one row after the other, stand in `reference`."""
+    def target_positions(self, rows):
+        """The indices in `reference` of the targets of these rows, row by row."""
         return np.concatenate([np.arange(*self.starts[[row, row + 1]]) for row in rows])
 
     def fingerprint(self):
@@ -123,19 +124,19 @@ class Pairs(Blocks):
 
 
 def target_logprobs(model, batch):
-    """(N,) float32: the log-probability of the target at each of batch.at; what pads `at` gets 0.
+    """(N,) float32: the log-probability of the target at each of batch.at; 0 where `at` is padded.
 
-    Logits stand in memory a chunk at a time, as in objectives.LinearCrossEntropy; the backward pass
-    makes each chunk anew.
+    Only a chunk of logits is in memory at a time, as in losses.LinearCrossEntropy; the backward
+    pass recomputes each chunk.
     """
     h = model(batch.x, batch.pieces, batch.positions, ends=batch.ends).flatten(0, 1)
     h = h.index_select(0, batch.at)
     targets, weight = batch.y.flatten()[batch.at], model.lm_head.weight
     chunk = losses.CPU_CHUNK if h.device.type == "cpu" else losses.CHUNK
     rows = max(losses.FEWEST_ROWS, chunk // weight.size(0))
-    anew = dict(use_reentrant=False, preserve_rng_state=False)  # there is no randomness in it
+    options = dict(use_reentrant=False, preserve_rng_state=False)  # there is no randomness in it
     parts = [
-        recomputed(_logprobs, h[i : i + rows], weight, targets[i : i + rows], **anew)
+        recomputed(_logprobs, h[i : i + rows], weight, targets[i : i + rows], **options)
         for i in range(0, len(h), rows)
     ]
     return torch.cat(parts) * batch.loss_mask.flatten()[batch.at]
@@ -158,8 +159,8 @@ def row_sums(values, batch):
 
 @torch.no_grad()
 def answer_logprobs(model, pairs, batch_size=ROWS):
-    """(sums, lengths), (n_pairs, 2) each, float64 and int64: the log-probabilities that `model`
-    gives the chosen and the rejected answers, and their tokens, ends and all."""
+    """(sums, lengths), (n_pairs, 2) each, float64 and int64: log-probabilities of the chosen and
+    the rejected answers under `model`, and their lengths in tokens, EOT included."""
     model.eval()
     device = model.wte.weight.device
     sums, lengths = np.zeros(2 * len(pairs)), np.zeros(2 * len(pairs), np.int64)
@@ -171,103 +172,143 @@ def answer_logprobs(model, pairs, batch_size=ROWS):
 
 
 class DPO:
-    """The objective: called as objectives.next_token is, it gives (sum, count) over pairs.
+    """The objective (see objectives.py), over pairs.
 
-    beta: how much a difference in log-probability counts; small values let the model go further
-    from the reference. average: log-probabilities are divided by their answer's length in tokens.
-    label_smoothing: the share of pairs that are taken to be labelled the wrong way round (Mitchell
-    2023, "conservative DPO").
+    beta: how strongly the model is held to the reference; small values let it go further away.
     """
 
-    def __init__(self, beta=0.1, average=False, label_smoothing=0.0):
-        self.beta, self.average, self.label_smoothing = beta, average, label_smoothing
-        self._noted = [torch.zeros(5)]  # what figures() will say, on the device
+    def __init__(self, beta=0.1):
+        self.beta = beta
+        self._sums = [torch.zeros(5)]  # for metrics(), of each batch, on its device
 
     def __call__(self, model, batch):
+        """(sum, count) of the losses of the batch's pairs."""
         change = target_logprobs(model, batch) - batch.reference  # (N,), 0 where `at` is padded
         row = row_sums(change, batch)  # (2 pairs,)
-        lengths = batch.loss_mask.sum(dim=1)
-        if self.average:
-            row = row / lengths
-        chosen, rejected = row[0::2], row[1::2]
-        margin = self.beta * (chosen - rejected)
-        smoothing = self.label_smoothing
-        loss = -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
-        self._note(batch, change.detach(), margin.detach(), lengths)
-        return loss.sum(), batch.count
+        margin = self.beta * (row[0::2] - row[1::2])  # (pairs,)
+        self._record(batch, change.detach(), margin.detach())
+        return -F.logsigmoid(margin).sum(), batch.count
 
-    def _note(self, batch, change, margin, lengths):
-        strays = row_sums(change.expm1() - change, batch)[0::2].sum()  # 0 where `at` is padded
-        facts = margin.sum(), (margin > 0).sum(), strays, lengths[0::2].sum()
+    def _record(self, batch, change, margin):
+        kl = row_sums(change.expm1() - change, batch)[0::2].sum()  # 0 where `at` is padded
+        tokens = batch.loss_mask.sum(dim=1)[0::2].sum()
         count = torch.tensor(float(batch.count), device=margin.device)
-        self._noted.append(torch.stack([count, *facts]))
+        self._sums.append(torch.stack([count, margin.sum(), (margin > 0).sum(), kl, tokens]))
 
-    def figures(self, summed=lambda totals: totals):
-        """Means over all pairs since the last call, {} where there were none:
+    def metric_sums(self):
+        """See NextToken: pairs, margins, pairs ranked correctly, KL and tokens of chosen ones."""
+        device = self._sums[-1].device
+        total = torch.stack([sums.to(device) for sums in self._sums]).sum(dim=0)
+        self._sums = self._sums[:1]
+        return total.cpu().double()
+
+    def metrics(self, sums):
+        """Means over the pairs, {} where there were none:
 
         margin     β (Δ chosen − Δ rejected)
         accuracy   the share of pairs whose margin is above 0
-        kl         over the tokens of the chosen answers, r − 1 − log r in nats, r the model's
-                   probability of the token divided by the reference's: an estimate of the KL
-                   divergence of the model from the reference, KL(reference ‖ model), a token
-                   (Schulman 2020, "k3"). The chosen answers stand for samples from the reference.
-
-        summed: adds up a tensor over all processes.
+        kl         an estimate of the KL divergence of the model from the reference, KL(reference ‖
+                   model), in nats a token: the mean of r − 1 − log r over the tokens of the chosen
+                   answers, r the token's probability under the model divided by that under the
+                   reference (Schulman 2020, "k3"). The chosen answers serve as samples of the
+                   reference.
         """
-        device = self._noted[-1].device
-        totals = torch.stack([noted.to(device) for noted in self._noted]).sum(dim=0)
-        self._noted = self._noted[:1]
-        count, margin, right, strays, tokens = summed(totals.cpu()).tolist()
+        count, margin, correct, kl, tokens = sums
         if not count:
             return {}
-        return dict(margin=margin / count, accuracy=right / count, kl=strays / tokens)
+        return dict(margin=margin / count, accuracy=correct / count, kl=kl / tokens)
 
 
 # -- the reference ---------------------------------------------------------------------------------
 
 
-def add_reference(
-    pairs, base, dtype, load, device="cpu", rank=0, world=1, summed=lambda totals: totals
-):
-    """Set pairs.reference: from the file beside the blocks; where that is not there, compute and
-    keep it.
+def make_dpo(settings, parent, model, data, dtype, distributed, resumed):
+    """(objective, metadata): the DPO objective, with the reference's log-probabilities added to
+    data.train and data.val, and what config.json records of the reference.
 
-    base: the hash of the reference's weights. dtype: in which it reads the pairs. load(): the
-    reference, a GPT on the device; it is called by all processes or by none. summed: as in
-    DPO.figures(). UserError where the file cannot be written.
+    parent: the Checkpoint that the run starts from, or that it resumes. model: its model, not yet
+    changed. UserError where the data and the run have different prompt formats.
     """
-    key = hashlib.sha256(f"{base} {pairs.fingerprint()} {dtype}".encode()).hexdigest()[:16]
+    check_prompt_format(settings, parent, data.train.meta["prompt_format"])
+    metadata = reference_metadata(parent, resumed)
+
+    def load():
+        return load_reference(metadata, distributed.device) if resumed else model
+
+    for pairs in (data.train, data.val):
+        add_reference(pairs, metadata["reference_hash"], dtype, load, distributed)
+    return DPO(settings.dpo_beta), metadata
+
+
+def check_prompt_format(settings, parent, prompt_format):
+    """UserError where the prompts of the pairs have another format than those of the run."""
+    if parent.prompt_format != prompt_format:
+        raise UserError(
+            f"{settings.dataset}: its prompts have the format {prompt_format}, those of "
+            f"{parent.folder} {parent.prompt_format}: fine-tune that run first, or prepare the "
+            f"pairs with its --format"
+        )
+
+
+def reference_metadata(parent, resumed):
+    """What config.json records of the reference: its folder and the hash of its weights."""
+    if resumed:
+        return {name: parent.meta[name] for name in ("reference", "reference_hash")}
+    weights_hash = checkpoint.weights_hash(parent.folder)
+    return dict(reference=parent.folder.as_posix(), reference_hash=weights_hash)
+
+
+def load_reference(metadata, device):
+    """The reference model of a resumed run, whose log-probabilities are no longer beside the pairs.
+    UserError where its weights have changed."""
+    folder = metadata["reference"]
+    if checkpoint.weights_hash(folder) != metadata["reference_hash"]:
+        raise UserError(
+            f"{folder}: its weights are not those of this run's reference, whose log-probabilities "
+            f"are no longer beside the pairs; restore either"
+        )
+    return checkpoint.load(folder, device).model
+
+
+def add_reference(pairs, weights_hash, dtype, load, distributed):
+    """Set pairs.reference: read from the file beside the blocks, or compute and store it.
+
+    weights_hash: of the reference model. dtype: of its forward pass. load(): the reference, a GPT
+    on the device; all processes call it, or none. UserError where the file cannot be written.
+    """
+    key = hashlib.sha256(f"{weights_hash} {pairs.fingerprint()} {dtype}".encode()).hexdigest()[:16]
     path = pairs.folder / f"reference-{pairs.split}-{key}.npy"
     n_targets = int(pairs.starts[-1])
-    found = _read(path, n_targets) if rank == 0 else None
-    if int(summed(torch.tensor(float(found is not None)))):
+    found = _read(path, n_targets) if distributed.is_main else None
+    if distributed.sum(torch.tensor(float(found is not None))):
         values = np.zeros(n_targets, np.float32) if found is None else found
     else:
-        values = _reference(load(), pairs, dtype, device, rank, world)
-    # Of each value all processes but one have 0.
-    pairs.reference = summed(torch.from_numpy(values)).numpy()
-    if rank == 0 and found is None:
+        values = _reference(load(), pairs, dtype, distributed)
+    # Each value is 0 in all processes but one.
+    pairs.reference = distributed.sum(torch.from_numpy(values)).numpy()
+    if distributed.is_main and found is None:
         _write(path, pairs.reference)
 
 
 @torch.no_grad()
-def _reference(model, pairs, dtype, device, rank, world):
-    """(n_targets,) float32: log-probabilities of all targets by `model`; 0 where another process
+def _reference(model, pairs, dtype, distributed):
+    """(n_targets,) float32: log-probabilities of all targets under `model`; 0 where another process
     computes them."""
     model.eval()
+    device, n = distributed.device, distributed.world_size
     values = np.zeros(int(pairs.starts[-1]), np.float32)
     order = np.argsort(pairs.lengths.reshape(-1, 2).max(axis=1), kind="stable")  # little padding
-    starts = range(rank * ROWS, len(pairs), world * ROWS)
+    starts = range(distributed.rank * ROWS, len(pairs), n * ROWS)
     for start in tqdm(starts, desc=f"reference, {pairs.split}", leave=False, disable=None):
         batch = pairs.batch(order[start : start + ROWS])
         with autocast(device, dtype):
             found = target_logprobs(model, batch.to(device))[: len(batch.at)]
-        values[pairs.places(batch.rows)] = found.cpu().numpy()
+        values[pairs.target_positions(batch.rows)] = found.cpu().numpy()
     return values
 
 
 def _read(path, n_targets):
-    """The values in a file; None where it is not there or is not whole."""
+    """The values in a file; None where it is missing or incomplete."""
     try:
         values = np.load(path)
     except (OSError, ValueError, EOFError):

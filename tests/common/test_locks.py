@@ -224,7 +224,7 @@ def saver(folder, name):
     return python(f"""
 import torch
 from tiny_run import save_run
-from minigpt import checkpoint
+from minigpt.models import checkpoint
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 tokenizer = load_tokenizer({name!r})

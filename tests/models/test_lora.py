@@ -414,7 +414,7 @@ def test_training_resumes_to_the_bit(tmp_path, train, monkeypatch, tiny, base):
     """Interrupted in the middle of a run: weights, optimizer and losses as if it had not been."""
     words = [*tiny, *ON, f"--init_from={base}", "--lora_dropout=0.1"]
     train(*words, f"--out_dir={tmp_path / 'one'}")
-    at_step(train, monkeypatch, 13, lambda: os.kill(os.getpid(), signal.SIGINT))
+    at_step(monkeypatch, 13, lambda: os.kill(os.getpid(), signal.SIGINT))
     train(*words, f"--out_dir={tmp_path / 'two'}")
     assert checkpoint.read_meta(tmp_path / "two")["step"] == 14
     train(f"--out_dir={tmp_path / 'two'}", "--init_from=resume")
@@ -433,7 +433,7 @@ def test_a_run_of_adapters_is_a_run_like_any(tmp_path, train, tiny, base, capsys
     before = weights_of(base)
     words = [*tiny, *ON, f"--init_from={base}", f"--out_dir={folder}", "--learning_rate=0.01"]
     train(*words)
-    assert "M of them move, starting from" in capsys.readouterr().out
+    assert "M of them trained, starting from" in capsys.readouterr().out
     assert same_bits(weights_of(base), before)
     assert not list(folder.rglob("model.safetensors"))
     assert (folder / "adapter.safetensors").stat().st_size < 20_000

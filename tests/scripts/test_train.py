@@ -1,7 +1,6 @@
 """The training loop, run as its user runs it: resumed = uninterrupted, and every way to go wrong.
 
-Most runs happen inside the test's own process, for speed; those that are killed, or that are
-several processes, are processes of their own.
+Most runs happen inside the test's own process, for speed; those that are killed are forked from it.
 """
 
 import importlib
@@ -16,10 +15,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from forks import forked, needs_fork
 from safetensors.torch import load_file
 
 from minigpt.common.errors import UserError
 from minigpt.models import checkpoint
+from minigpt.training import objectives, summary
+from minigpt.training.trainer import Trainer
 
 TINY = """
     --n_layer=2 --n_head=2 --n_embd=32 --block_size=32 --batch_size=4 --dropout=0.1
@@ -60,9 +62,9 @@ def tiny(dataset, byte_tokenizer):
 def train(monkeypatch):
     """train(*flags): train.py's main() in this process; .module is the module."""
     module = importlib.import_module("train")
-    # A measurement of the machine, of which no test here depends.
+    # Measurements of the machine, on which no test here depends.
     monkeypatch.setattr(module, "peak_flops", lambda *words: None)
-    monkeypatch.setattr(module, "matmul_flops", lambda *words: 1e12)
+    monkeypatch.setattr(summary, "matmul_flops", lambda *words: 1e12)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run(*flags):
@@ -76,32 +78,22 @@ def train(monkeypatch):
     torch.set_flush_denormal(False)
 
 
-def at_step(train, monkeypatch, step, act):
-    """Have act() called once, in the middle of the run's loop, when `step` steps are done."""
-    scale, due = train.module.lr_scale, [True]
+def at_step(monkeypatch, step, act):
+    """Have act() called once, when `step` steps are done and the next one begins."""
+    train_step, due = Trainer.train_step, [True]
 
-    def lr_scale(now, *words):
-        if now == step and due:
+    def patched(trainer):
+        if trainer.state.step == step and due:
             due.clear()
             act()
-        return scale(now, *words)
+        return train_step(trainer)
 
-    monkeypatch.setattr(train.module, "lr_scale", lr_scale)
+    monkeypatch.setattr(Trainer, "train_step", patched)
 
 
-# A process of its own that kills itself in the middle of a step: nothing can be tidied up.
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-import train
-scale = train.lr_scale
-def lr_scale(step, *words):
-    if step == {step}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return scale(step, *words)
-train.lr_scale = lr_scale
-train.main()
-"""
+def kill():
+    """End this process at once: nothing can be tidied up."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def log_of(folder, *without):
@@ -177,27 +169,40 @@ def test_what_a_run_says_and_leaves_behind(uninterrupted):
     assert about["val_loss"] == records[-1]["val_loss"] and about["settings"]["n_layer"] == 2
 
 
+@needs_fork
 def test_killed_and_resumed_is_the_run_that_was_not(
-    tmp_path, run_script, root, tiny, uninterrupted
+    tmp_path, train, monkeypatch, capsys, tiny, uninterrupted
 ):
     """20 steps = 10, saved + 3, lost by kill -9 + 10 resumed."""
     folder = tmp_path / "run"
-    words = [*tiny, f"--out_dir={folder}"]
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED.format(root=str(root), step=13), *words], capture_output=True
-    )
-    assert killed.returncode == -signal.SIGKILL
+    with monkeypatch.context() as patch:
+        at_step(patch, 13, kill)
+        ((code, _),) = forked(lambda: train(*tiny, f"--out_dir={folder}"), tmp_path)
+    assert code == -signal.SIGKILL
     assert log_of(folder)[-1]["step"] == 13
     assert checkpoint.load_state(folder)["step"] == 10
     with open(folder / "log.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 14, "lo')  # as if it had been killed while it wrote this line
-    # Nothing but where it is: all else is in the checkpoint.
-    result = run_script("train.py", f"--out_dir={folder}", "--init_from=resume")
-    assert result.returncode == 0, result.stderr
-    assert f"resuming {folder} at step 10" in result.stdout
+    # Only where it is: all else is in the checkpoint.
+    train(f"--out_dir={folder}", "--init_from=resume")
+    assert f"resuming {folder} at step 10" in capsys.readouterr().out
     assert_same_run(folder, uninterrupted[0])
     samples = [path / "samples.txt" for path in (folder, uninterrupted[0])]
     assert samples[0].read_bytes() == samples[1].read_bytes()
+
+
+def as_older_versions_saved(folder):
+    """Give config.json and state.pt the form that they had before `shuffle` and with two knobs that
+    were removed since."""
+    path = folder / "config.json"
+    about = json.loads(path.read_text(encoding="utf-8"))
+    assert about["settings"].pop("shuffle") is True
+    about["settings"] |= dict(if_trav=False, dpo_average=False, dpo_label_smoothing=0.0)
+    path.write_text(json.dumps(about), encoding="utf-8")
+    state = checkpoint.load_state(folder)
+    for name in ("guard_start", "forgetting"):
+        del state[name]
+    torch.save(state, folder / "state.pt")
 
 
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGINT, 6), (signal.SIGTERM, 9)])
@@ -206,12 +211,14 @@ def test_stopped_and_resumed_is_the_run_that_was_not(
 ):
     """Ctrl-C finishes the step, saves and ends well; also where an evaluation was due (10)."""
     folder = tmp_path / "run"
-    at_step(train, monkeypatch, step, lambda: os.kill(os.getpid(), number))
+    at_step(monkeypatch, step, lambda: os.kill(os.getpid(), number))
     train(*tiny, f"--out_dir={folder}")
     told = capsys.readouterr().out
     assert "stopping after this step" in told
     assert f"python train.py --out_dir={folder} --init_from=resume" in told
     assert checkpoint.load_state(folder)["step"] == step + 1
+    if number == signal.SIGTERM:
+        as_older_versions_saved(folder)
     train(f"--out_dir={folder}", "--init_from=resume")
     assert_same_run(folder, uninterrupted[0])
 
@@ -219,9 +226,15 @@ def test_stopped_and_resumed_is_the_run_that_was_not(
 def test_stopped_before_the_first_step(tmp_path, train, monkeypatch, tiny, uninterrupted):
     """A resume at step 0 goes on with the run; it does not throw it away."""
     folder = tmp_path / "run"
-    monkeypatch.setattr(train.module.StopOnSignal, "asked", lambda *words: True)
-    train(*tiny, f"--out_dir={folder}")
-    monkeypatch.undo()
+    begin = Trainer.begin
+
+    def signalled(trainer):
+        trainer.stop.requested = True
+        begin(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "begin", signalled)
+        train(*tiny, f"--out_dir={folder}")
     assert checkpoint.load_state(folder)["step"] == 0
     (folder / "best").mkdir(exist_ok=True)
     train(f"--out_dir={folder}", "--init_from=resume")
@@ -233,79 +246,102 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path, train, monkeypatch, tiny):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    at_step(train, monkeypatch, 3, twice)
+    at_step(monkeypatch, 3, twice)
     with pytest.raises(KeyboardInterrupt):
         train(*tiny, f"--out_dir={tmp_path / 'run'}")
     assert checkpoint.load_state(tmp_path / "run")["step"] == 0
 
 
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory, write_blocks, byte_tokenizer):
+    """Flags of a run without dropout on blocks that have 1 to 28 targets."""
+    tokens, mask = sentences(24, 1)
+    dice = np.random.default_rng(4)
+    for marks in mask:
+        marks[: dice.integers(1, 29)] &= 2
+        marks[29] = 1
+    assert len(set((mask & 1).sum(axis=1))) > 10
+    folder = tmp_path_factory.mktemp("data") / "uneven"
+    write_blocks(folder, byte_tokenizer, (tokens, mask), (tokens[:7], mask[:7]))
+    flags = [*TINY.split(), "--dropout=0", "--max_iters=8", "--eval_interval=4"]
+    return [*flags, f"--dataset={folder}", f"--tokenizer={byte_tokenizer.name}"]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory, uneven):
+    """What one process makes of them, two batches a step."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py", *uneven, f"--out_dir={folder}"])
+        importlib.import_module("train").main()
+    return folder
+
+
+def assert_equal_losses(one, two):
+    """The lines of two logs are equal to 1e-5."""
+    assert len(one) == len(two)
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="torchrun's gloo needs a POSIX system here")
-def test_two_processes_are_one_with_twice_the_accumulation(
-    tmp_path, train, root, tiny, byte_tokenizer
-):
-    words = [*tiny, "--dropout=0", "--max_iters=8", "--eval_interval=4"]
-    train(*words, f"--out_dir={tmp_path / 'one'}")
+def test_two_processes_are_one_with_twice_the_accumulation(tmp_path, root, uneven, one_process):
+    """Started by torchrun, as a user does it."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    words = [*uneven, "--gradient_accumulation_steps=1", f"--out_dir={tmp_path / 'two'}"]
     result = subprocess.run(
-        [
-            *launch,
-            str(root / "train.py"),
-            *words,
-            "--gradient_accumulation_steps=1",
-            f"--out_dir={tmp_path / 'two'}",
-        ],
+        [*launch, str(root / "train.py"), *words],
         capture_output=True,
         text=True,
         encoding="utf-8",
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("step      8/8") == 1  # one of them speaks
-    one, two = (log_of(tmp_path / name) for name in ("one", "two"))
-    assert len(one) == len(two) == 8 + 3
-    for a, b in zip(one, two, strict=True):
-        assert a == pytest.approx(b, rel=1e-5)
-    weights = [weights_of(tmp_path / name) for name in ("one", "two")]
-    for name in weights[0]:
-        torch.testing.assert_close(weights[0][name], weights[1][name], atol=1e-4, rtol=1e-3)
+    assert result.stdout.count("step      8/8") == 1  # only the main process prints
+    assert len(log_of(one_process)) == 8 + 3
+    assert_equal_losses(log_of(one_process), log_of(tmp_path / "two"))
+    one, two = weights_of(one_process), weights_of(tmp_path / "two")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="torchrun's gloo needs a POSIX system here")
-def test_a_killed_process_ends_the_run_which_another_number_resumes(tmp_path, train, root, tiny):
-    """kill -9 of one of two; then one process goes on, as if it had been alone from the start."""
-    words = [*tiny, "--dropout=0", "--max_iters=8", "--eval_interval=4"]
-    train(*words, f"--out_dir={tmp_path / 'one'}")
-    words = [*words, "--gradient_accumulation_steps=1", f"--out_dir={tmp_path / 'two'}"]
-    script = tmp_path / "killed.py"
-    script.write_text(
-        "import os, signal, sys\n"
-        f"sys.path.insert(0, {str(root)!r})\n"
-        "import train\n"
-        "from config.configurator import run\n"
-        "scale = train.lr_scale\n"
-        "def at(step, *rest):\n"
-        "    if step == 6 and os.environ['RANK'] == '1':\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return scale(step, *rest)\n"
-        "train.lr_scale = at\n"
-        "run(train.main)\n",
-        encoding="utf-8",
-    )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    options = dict(capture_output=True, text=True, encoding="utf-8", timeout=300)
-    result = subprocess.run([*launch, str(script), *words], **options)
-    assert result.returncode != 0
-    assert "another process of this run has ended" in result.stderr
-    assert "--init_from=resume" in result.stderr
-    assert checkpoint.load_state(tmp_path / "two")["step"] == 4
-    train(f"--out_dir={tmp_path / 'two'}", "--init_from=resume")
-    one, two = (log_of(tmp_path / name) for name in ("one", "two"))
-    for a, b in zip(one[-6:], two[-6:], strict=True):
-        assert a == pytest.approx(b, rel=1e-5)
+@needs_fork
+def test_a_killed_process_ends_the_run_which_another_number_resumes(
+    tmp_path, train, monkeypatch, uneven, one_process
+):
+    """kill -9 of one of two; then one process continues, as if it had been alone from the start."""
+    folder = tmp_path / "two"
+    words = [*uneven, "--gradient_accumulation_steps=1", f"--out_dir={folder}"]
+    with monkeypatch.context() as patch:
+        at_step(patch, 6, lambda: kill() if os.environ["RANK"] == "1" else None)
+        (code, told), (killed, _) = forked(lambda: train(*words), tmp_path, world_size=2)
+    assert (code, killed) == (2, -signal.SIGKILL)
+    assert "another process of this run has ended" in told and "--init_from=resume" in told
+    assert checkpoint.load_state(folder)["step"] == 4
+    train(f"--out_dir={folder}", "--init_from=resume")
+    assert_equal_losses(log_of(one_process)[-6:], log_of(folder)[-6:])
+
+
+@needs_fork
+def test_a_signal_to_one_process_stops_both_after_the_same_step(
+    tmp_path, train, monkeypatch, uneven
+):
+    folder = tmp_path / "two"
+
+    def interrupt():
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    at_step(monkeypatch, 5, interrupt)
+    words = [*uneven, f"--out_dir={folder}"]
+    (code, told), (other, _) = forked(lambda: train(*words), tmp_path, world_size=2)
+    assert (code, other) == (0, 0) and "stopped; go on with" in told
+    state = checkpoint.load_state(folder)
+    assert (state["step"], state["world"], len(state["rng"])) == (6, 2, 2)
 
 
 def test_steps_that_cannot_be_shared(tmp_path, train, tiny, monkeypatch):
-    train(*tiny, f"--out_dir={tmp_path / 'run'}")  # two batches a step
+    train(*tiny, "--max_iters=0", f"--out_dir={tmp_path / 'run'}")  # two batches a step
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UserError, match=r"takes 2 batches, which 4 processes .* take 1 or 2"):
         train(f"--out_dir={tmp_path / 'run'}", "--init_from=resume")
@@ -428,7 +464,7 @@ def test_float16_skips_a_step_whose_gradient_overflows(tmp_path, train, monkeypa
     def overflow():
         before.extend(weight.detach().clone() for weight in models[0].parameters())
         hook = models[0].wte.weight.register_hook(lambda grad: grad * math.nan)
-        at_step(train, monkeypatch, 6, lambda: check(hook))
+        at_step(monkeypatch, 6, lambda: check(hook))
 
     def check(hook):
         hook.remove()
@@ -436,7 +472,7 @@ def test_float16_skips_a_step_whose_gradient_overflows(tmp_path, train, monkeypa
 
     monkeypatch.setattr(module, "make_optimizers", make_optimizers)
     monkeypatch.setattr(module, "pick_dtype", lambda *words: torch.float16)
-    at_step(train, monkeypatch, 5, overflow)
+    at_step(monkeypatch, 5, overflow)
     train(*tiny, f"--out_dir={tmp_path / 'run'}", "--max_iters=10")
     state = checkpoint.load_state(tmp_path / "run")
     assert before and state["scaler"]["scale"] < 2**16  # halved, and the run went on
@@ -581,7 +617,7 @@ def test_data_that_changed_cannot_be_resumed(tmp_path, train, write_blocks, byte
 
 def test_a_loss_that_is_not_finite_names_batch_and_checkpoint(tmp_path, train, monkeypatch, tiny):
     folder = tmp_path / "run"
-    objective, calls = train.module.next_token, []
+    objective, calls = objectives.next_token, []
 
     def next_token(model, batch):
         loss, count = objective(model, batch)
@@ -589,7 +625,7 @@ def test_a_loss_that_is_not_finite_names_batch_and_checkpoint(tmp_path, train, m
         # Two evaluations of two batches and eleven steps of two micro-batches stand before it.
         return (loss * math.nan if len(calls) == 2 + 2 + 22 + 2 else loss), count
 
-    monkeypatch.setattr(train.module, "next_token", next_token)
+    monkeypatch.setattr(objectives, "next_token", next_token)
     text = complaint(train, *tiny, f"--out_dir={folder}")
     assert "step 11: the loss is nan" in text
     assert f"blocks {calls[-1]} of " in text and "train.bin" in text
@@ -599,7 +635,7 @@ def test_a_loss_that_is_not_finite_names_batch_and_checkpoint(tmp_path, train, m
 
 def test_a_val_loss_that_is_not_finite_is_not_saved(tmp_path, train, monkeypatch, tiny):
     folder = tmp_path / "run"
-    objective, evaluated = train.module.next_token, []
+    objective, evaluated = objectives.next_token, []
 
     def next_token(model, batch):
         loss, count = objective(model, batch)
@@ -607,7 +643,7 @@ def test_a_val_loss_that_is_not_finite_is_not_saved(tmp_path, train, monkeypatch
             evaluated.append(count)
         return (loss * math.nan if len(evaluated) == 4 else loss), count  # the second, at step 10
 
-    monkeypatch.setattr(train.module, "next_token", next_token)
+    monkeypatch.setattr(objectives, "next_token", next_token)
     text = complaint(train, *tiny, f"--out_dir={folder}")
     assert "step 10: the val loss is nan" in text and f"checkpoint is {folder}" in text
     assert checkpoint.load(folder).meta["step"] == 0
@@ -637,7 +673,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     def fill():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
 
-    at_step(train, monkeypatch, 13, fill)
+    at_step(monkeypatch, 13, fill)
     try:
         text = complaint(train, *tiny, f"--out_dir={folder}")
     finally:
@@ -686,8 +722,8 @@ def test_an_impossible_shape_or_machine(tmp_path, train, tiny):
 
 
 def test_a_run_of_more_than_a_day_says_so(tmp_path, train, monkeypatch, tiny, capsys):
-    monkeypatch.setattr(train.module, "matmul_flops", lambda *words: 1e6)  # a very slow machine
-    at_step(train, monkeypatch, 0, lambda: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(summary, "matmul_flops", lambda *words: 1e6)  # a very slow machine
+    at_step(monkeypatch, 0, lambda: os.kill(os.getpid(), signal.SIGINT))
     train(*tiny, "--max_iters=100000", f"--out_dir={tmp_path / 'run'}")
     told = capsys.readouterr().out
     note = next(line for line in told.splitlines() if line.startswith("note:"))

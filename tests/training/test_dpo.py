@@ -2,15 +2,16 @@
 
 import json
 import math
+import os
 import shutil
 import signal
-import subprocess
-import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from forks import forked, needs_fork
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -21,7 +22,9 @@ from minigpt.common.errors import UserError
 from minigpt.evaluation.perplexity import block_perplexity
 from minigpt.models import checkpoint
 from minigpt.training import losses
+from minigpt.training.distributed import Distributed
 from minigpt.training.dpo import DPO, PairBatch, Pairs, add_reference, row_sums, target_logprobs
+from minigpt.training.trainer import Trainer
 from model import GPT, GPTConfig
 
 EOT, PAD, MARK = 256, 257, 258
@@ -76,10 +79,22 @@ def by_rows(model, pairs):
     return found
 
 
+def alone():
+    """The only process of a run, on the CPU."""
+    distributed = Distributed()
+    distributed.start("cpu")
+    return distributed
+
+
 def referred(folder, reference, split="train"):
     pairs = Pairs(folder, split)
-    add_reference(pairs, "hash", torch.float32, lambda: reference)
+    add_reference(pairs, "hash", torch.float32, lambda: reference, alone())
     return pairs
+
+
+def metrics_of(objective):
+    """What one process shows after the batches so far."""
+    return objective.metrics(objective.metric_sums().tolist())
 
 
 # -- pairs -----------------------------------------------------------------------------------------
@@ -112,7 +127,7 @@ def test_an_epoch_has_every_pair_once(own_folder, models):
 
 
 def test_what_cuda_pads_counts_for_nothing(own_folder, models):
-    """Batch.padded() is what a GPU gets: longer `at`, the same loss and figures."""
+    """Batch.padded() is what a GPU gets: longer `at`, the same loss and metrics."""
     pairs = referred(own_folder, models[1])
     batch = pairs.batch(np.arange(4))
     padded = batch.padded(64)
@@ -121,7 +136,7 @@ def test_what_cuda_pads_counts_for_nothing(own_folder, models):
     padded.reference = torch.nn.functional.pad(batch.reference, (0, extra))
     one, two = DPO(0.3), DPO(0.3)
     torch.testing.assert_close(one(models[0], batch)[0], two(models[0], padded)[0])
-    assert one.figures() == pytest.approx(two.figures())
+    assert metrics_of(one) == pytest.approx(metrics_of(two))
 
 
 # -- the loss --------------------------------------------------------------------------------------
@@ -163,68 +178,51 @@ def even(tiny_model):
     return model
 
 
-# Sums 1.2 and 0.4, means 0.4 and 0.2; beta 2 makes the margins 1.6 and 0.4.
-@pytest.mark.parametrize(
-    ("how", "margin", "loss"),
-    [
-        (dict(), 1.6, math.log(1 + math.exp(-1.6))),
-        (dict(average=True), 0.4, math.log(1 + math.exp(-0.4))),
-        (
-            dict(label_smoothing=0.1),
-            1.6,
-            0.9 * math.log(1 + math.exp(-1.6)) + 0.1 * math.log(1 + math.exp(1.6)),
-        ),
-    ],
-)
-def test_loss_and_figures_by_hand(even, how, margin, loss):
-    objective = DPO(beta=2.0, **how)
-    found, count = objective(even, batch_of_changes([0.2, 0.4, 0.6], [-0.1, 0.5]))
-    assert count == 1 and found.item() == pytest.approx(loss, abs=1e-5)
-    figures = objective.figures()
-    assert figures["margin"] == pytest.approx(margin, abs=1e-5) and figures["accuracy"] == 1
+def test_loss_and_metrics_by_hand(even):
+    """Sums 1.2 and 0.4: beta 2 makes the margin 1.6."""
+    objective = DPO(beta=2.0)
+    loss, count = objective(even, batch_of_changes([0.2, 0.4, 0.6], [-0.1, 0.5]))
+    assert count == 1 and loss.item() == pytest.approx(math.log(1 + math.exp(-1.6)), abs=1e-5)
+    metrics = metrics_of(objective)
+    assert metrics["margin"] == pytest.approx(1.6, abs=1e-5) and metrics["accuracy"] == 1
     kl = sum(math.exp(change) - 1 - change for change in (0.2, 0.4, 0.6)) / 3  # the chosen's alone
-    assert figures["kl"] == pytest.approx(kl, abs=1e-5)
-    assert objective.figures() == {}  # they were told
+    assert metrics["kl"] == pytest.approx(kl, abs=1e-5)
+    assert metrics_of(objective) == {}  # each batch counts once
 
 
-def test_figures_are_means_over_pairs_and_tokens(even):
+def test_metrics_are_means_over_pairs_and_tokens(even):
     objective = DPO(beta=1.0)
     objective(even, batch_of_changes([0.5], [0.0]))
     objective(even, batch_of_changes([0.0, 0.0, 0.0], [2.0, -0.5]))
-    figures = objective.figures()
-    assert figures["margin"] == pytest.approx((0.5 - 1.5) / 2, abs=1e-5)
-    assert figures["accuracy"] == 0.5
-    assert figures["kl"] == pytest.approx((math.exp(0.5) - 1.5) / 4, abs=1e-5)
+    metrics = metrics_of(objective)
+    assert metrics["margin"] == pytest.approx((0.5 - 1.5) / 2, abs=1e-5)
+    assert metrics["accuracy"] == 0.5
+    assert metrics["kl"] == pytest.approx((math.exp(0.5) - 1.5) / 4, abs=1e-5)
 
 
-def test_figures_of_processes_are_those_of_one(even):
+def test_metrics_of_processes_are_those_of_one(even):
     batches = [batch_of_changes([0.5], [0.0]), batch_of_changes([0.1, 0.2], [0.7])]
     one, parts = DPO(), [DPO(), DPO(), DPO()]  # the third has no batch
     for batch, part in zip(batches, parts, strict=False):
         one(even, batch), part(even, batch)
-    totals = []
-    for part in parts:
-        part.figures(lambda total: totals.append(total) or total)
-    merged = DPO()
-    assert merged.figures(lambda _: sum(totals)) == pytest.approx(one.figures())
+    total = sum(part.metric_sums() for part in parts).tolist()
+    assert DPO().metrics(total) == pytest.approx(metrics_of(one))
 
 
-@given(seed=st.integers(0, 9), beta=st.floats(0.01, 5), average=st.booleans())
+@given(seed=st.integers(0, 9), beta=st.floats(0.01, 5))
 @settings(max_examples=10)
-def test_ln_2_at_the_start_and_symmetric_gradients(pairs_folder, models, seed, beta, average):
-    """Where model and reference are one, the loss is ln 2, and the gradients of the two answers'
-    log-probabilities are −β/2 and β/2 (divided by the length, where that is asked)."""
+def test_ln_2_at_the_start_and_symmetric_gradients(pairs_folder, models, seed, beta):
+    """Where the model is the reference, the loss is ln 2, and the gradients of the two answers'
+    log-probabilities are −β/2 and β/2."""
     pairs = referred(pairs_folder, models[1])
     batch = pairs.batch(np.random.default_rng(seed).permutation(20)[:3])
-    objective = DPO(beta, average)
+    objective = DPO(beta)
     loss, count = objective(models[1], batch)
     assert loss.item() / count == pytest.approx(math.log(2), abs=1e-5)
-    figures = objective.figures()
-    assert figures["margin"] == pytest.approx(0, abs=1e-4) and abs(figures["kl"]) < 1e-6
+    metrics = metrics_of(objective)
+    assert metrics["margin"] == pytest.approx(0, abs=1e-4) and abs(metrics["kl"]) < 1e-6
     (found,) = torch.autograd.grad(loss, models[1].lm_head.weight)
     sums = row_sums(target_logprobs(models[1], batch), batch)
-    if average:
-        sums = sums / batch.loss_mask.sum(1)
     by_hand = beta / 2 * (sums[1::2] - sums[0::2]).sum()
     (wanted,) = torch.autograd.grad(by_hand, models[1].lm_head.weight)
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
@@ -259,43 +257,29 @@ def test_equals_trl(tmp_path, byte_tokenizer, tiny_model):
             )
         )
 
-    def loss_of(kind, smoothing, chosen):
-        config = trl.DPOConfig(
-            str(tmp_path / "trl"),
-            loss_type=[kind],
-            beta=0.3,
-            label_smoothing=smoothing,
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-        )
-        text = Dataset.from_list([dict(prompt="a", chosen="b", rejected="c")])
-        trainer = trl.DPOTrainer(
-            theirs[0],
-            theirs[1],
-            args=config,
-            train_dataset=text,
-            processing_class=AutoTokenizer.from_pretrained(tmp_path / "hf1"),
-        )
-        batch = trainer.data_collator(chosen)
-        theirs[0].eval()
-        with torch.no_grad():
-            return float(trainer.compute_loss(trainer.model, batch))
-
-    def our_loss(objective, first, last):
-        batch = PairBatch.of(tokens[first:last], mask[first:last], False)
-        batch.reference = target_logprobs(ours[1], batch).detach()
-        batch.count = (last - first) // 2
-        loss, count = objective(ours[0], batch)
-        return loss.item() / count
-
-    assert our_loss(DPO(0.3), 0, 8) == pytest.approx(loss_of("sigmoid", 0.0, examples), abs=1e-5)
-    normed = loss_of("sigmoid_norm", 0.0, examples)
-    assert our_loss(DPO(0.3, average=True), 0, 8) == pytest.approx(normed, abs=1e-5)
-    # Of one pair "aot" is DPO, and the only loss of theirs that smooths labels as ours does.
-    smoothed = loss_of("aot", 0.2, examples[:1])
-    assert our_loss(DPO(0.3, label_smoothing=0.2), 0, 2) == pytest.approx(smoothed, abs=1e-5)
+    config = trl.DPOConfig(
+        str(tmp_path / "trl"),
+        beta=0.3,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+    )
+    trainer = trl.DPOTrainer(
+        theirs[0],
+        theirs[1],
+        args=config,
+        train_dataset=Dataset.from_list([dict(prompt="a", chosen="b", rejected="c")]),
+        processing_class=AutoTokenizer.from_pretrained(tmp_path / "hf1"),
+    )
+    theirs[0].eval()
+    with torch.no_grad():
+        expected = float(trainer.compute_loss(trainer.model, trainer.data_collator(examples)))
+    batch = PairBatch.of(tokens, mask, False)
+    batch.reference = target_logprobs(ours[1], batch).detach()
+    batch.count = 4
+    loss, count = DPO(0.3)(ours[0], batch)
+    assert loss.item() / count == pytest.approx(expected, abs=1e-5)
 
 
 # -- the reference's file --------------------------------------------------------------------------
@@ -305,11 +289,11 @@ def test_the_reference_is_computed_once(own_folder, models):
     first = referred(own_folder, models[1])
     (path,) = own_folder.glob("reference-train-*.npy")
     again = Pairs(own_folder, "train")
-    add_reference(again, "hash", torch.float32, None)  # nothing is loaded: there is a file
+    add_reference(again, "hash", torch.float32, None, alone())  # nothing is loaded: there is a file
     assert np.array_equal(first.reference, again.reference)
     wanted = torch.cat(by_rows(models[1], again))
     assert again.reference == pytest.approx(wanted.numpy(), abs=1e-5)
-    path.write_bytes(path.read_bytes()[:-4])  # torn: it is computed anew
+    path.write_bytes(path.read_bytes()[:-4])  # torn: it is computed again
     torn = referred(own_folder, models[1])
     assert np.array_equal(first.reference, torn.reference)
 
@@ -322,7 +306,7 @@ def test_another_base_other_pairs_or_another_dtype_is_another_file(own_folder, m
         return models[1]
 
     def add(base="one", dtype=torch.float32):
-        add_reference(Pairs(own_folder, "val"), base, dtype, load)
+        add_reference(Pairs(own_folder, "val"), base, dtype, load, alone())
         return len(loaded)
 
     assert [add(), add(), add("two"), add(dtype=torch.bfloat16), add("two")] == [1, 1, 2, 3, 3]
@@ -341,7 +325,10 @@ def test_processes_share_the_work(own_folder, models, monkeypatch):
     parts = []
     for rank in range(3):
         pairs = Pairs(own_folder, "train")
-        add_reference(pairs, "hash", torch.float32, lambda: models[1], "cpu", rank, 3)
+        one = SimpleNamespace(
+            rank=rank, world_size=3, is_main=rank == 0, device="cpu", sum=lambda values: values
+        )
+        add_reference(pairs, "hash", torch.float32, lambda: models[1], one)
         parts.append(pairs.reference)
         for path in own_folder.glob("reference-*"):
             path.unlink()
@@ -464,33 +451,27 @@ def test_the_next_run_takes_the_reference_as_it_is(tmp_path, train, flags, own_f
     assert abs(first[1] - first[0]) > 1e-3
 
 
-# A process of its own that kills itself in the middle of a step: nothing can be tidied up.
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-import train
-scale = train.lr_scale
-def lr_scale(step, *words):
-    if step == 6:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return scale(step, *words)
-train.lr_scale = lr_scale
-train.main()
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+@needs_fork
 def test_killed_and_resumed_is_the_run_that_was_not(
-    tmp_path, train, flags, own_folder, base, guard_folder
+    tmp_path, train, monkeypatch, flags, own_folder, base, guard_folder
 ):
-    """Also where the base is gone: what it gave lies beside the pairs."""
+    """Also where the base is gone: its log-probabilities are beside the pairs."""
     moved = shutil.copytree(base, tmp_path / "base")
     flags = [*flags, f"--init_from={moved}", f"--dpo_guard_dataset={guard_folder}"]
     flags += ["--dpo_max_forgetting=none"]
     train(*flags, f"--out_dir={tmp_path / 'whole'}")
-    words = [sys.executable, "-c", KILLED.format(root=str(ROOT)), *flags]
-    killed = subprocess.run([*words, f"--out_dir={tmp_path / 'cut'}"], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    step = Trainer.train_step
+
+    def killed(trainer):
+        if trainer.state.step == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", killed)
+        words = [*flags, f"--out_dir={tmp_path / 'cut'}"]
+        ((code, told),) = forked(lambda: train(*words), tmp_path)
+    assert code == -signal.SIGKILL, told
     assert checkpoint.load_state(tmp_path / "cut")["step"] == 4
     shutil.rmtree(moved)
     train(f"--out_dir={tmp_path / 'cut'}", "--init_from=resume")
@@ -518,11 +499,11 @@ def test_a_base_that_has_changed_is_no_reference(
     for path in own_folder.glob("reference-*"):
         path.unlink()
     words = [f"--out_dir={out}", "--init_from=resume", "--max_iters=2"]
-    assert "other weights than those that this run refers to" in train.fails(*words)
+    assert "its weights are not those of this run's reference" in train.fails(*words)
 
 
 def test_accumulated_batches_are_one_batch(tmp_path, train, flags):
-    size = ["--max_iters=3", "--dpo_average=true", "--dpo_beta=1"]
+    size = ["--max_iters=3"]
     train(*flags, *size, f"--out_dir={tmp_path / 'one'}", "--batch_size=6")
     parts = ["--batch_size=2", "--gradient_accumulation_steps=3"]
     train(*flags, *size, *parts, f"--out_dir={tmp_path / 'three'}")
@@ -531,24 +512,21 @@ def test_accumulated_batches_are_one_batch(tmp_path, train, flags):
     assert_same_weights(tmp_path / "one", tmp_path / "three", atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="torchrun's gloo needs a POSIX system here")
+@needs_fork
 def test_two_processes_are_one(tmp_path, train, flags):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     train(*flags, "--max_iters=3", "--eval_interval=3", f"--out_dir={whole}")
     for path in (tmp_path / "pairs").glob("reference-*"):
         path.unlink()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(ROOT / "train.py"), *flags, "--max_iters=3", "--eval_interval=3"]
-    ran = subprocess.run(
-        [*command, "--batch_size=2", f"--out_dir={halves}"], capture_output=True, timeout=300
-    )
-    assert ran.returncode == 0, ran.stderr
+    words = [*flags, "--max_iters=3", "--eval_interval=3", "--batch_size=2"]
+    results = forked(lambda: train(*words, f"--out_dir={halves}"), tmp_path, world_size=2)
+    assert [code for code, _ in results] == [0, 0], results
     for one, two in zip(log_of(whole), log_of(halves), strict=True):
         assert one == pytest.approx(two, abs=1e-5)
     assert_same_weights(whole, halves, atol=1e-5, rtol=1e-3)
 
 
-# -- the guard -------------------------------------------------------------------------------------
+# -- the forgetting check --------------------------------------------------------------------------
 
 
 def test_a_run_that_forgets_is_stopped(tmp_path, train, flags, guard_folder):
@@ -590,7 +568,6 @@ def test_without_a_limit_it_only_measures(tmp_path, train, flags, guard_folder):
     [
         (["--init_from=scratch"], "init_from=scratch: expected the folder of a run that answers"),
         (["--stage=lm"], "holds preferences, for --stage=dpo"),
-        (["--dpo_label_smoothing=0.5"], "expected 0 to below 0.5"),
         (["--dpo_beta=0"], "expected more than 0"),
         (["--dpo_max_forgetting=1"], "expected more than 1, or none"),
     ],
@@ -610,6 +587,6 @@ def test_ordinary_blocks_and_another_prompt_format(
     plain = checkpoint.load(base).model
     plain = save_run(tmp_path / "plain", plain, byte_tokenizer, "plain")
     told = train.fails(*flags, f"--init_from={plain}", out)
-    assert "its prompts are of the format qa" in told and "of plain" in told
+    assert "its prompts have the format qa" in told and "plain plain: fine-tune" in told
     told = train.fails(f"--dataset={guard_folder}", "--dpo_beta=0.2", out)
     assert "dpo_beta=0.2: expected --stage=dpo with it" in told

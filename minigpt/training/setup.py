@@ -1,0 +1,221 @@
+"""What a run consists of before its first step: the checkpoint that it starts from, data, model."""
+
+import contextlib
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_utils import Batches, Blocks, read_meta
+from minigpt.common.errors import UserError
+from minigpt.interop import hf_import
+from minigpt.models import checkpoint
+from minigpt.models.device import has_varlen
+from minigpt.models.lora import LoRA, attach
+from minigpt.training.dpo import Pairs
+from minigpt.training.settings import (
+    check_ranges,
+    inherit_settings,
+    keep_step_size,
+    prefer_max_iters,
+)
+from minigpt.training.state import TrainState
+from model import GPT, GPTConfig
+
+
+@contextlib.contextmanager
+def lock_run(settings, distributed):
+    """Within it the run's main process is the only one that writes to out_dir. UserError where
+    another run does, and where the folder cannot be written."""
+    with contextlib.ExitStack() as stack:
+        if distributed.is_main:
+            try:
+                stack.enter_context(checkpoint.writer(settings.out_dir))
+            except OSError as error:
+                raise UserError(
+                    f"{settings.out_dir}: cannot be written ({error.strerror}); give another "
+                    "--out_dir"
+                ) from None
+        yield
+
+
+def configure_torch(settings):
+    """Precision, determinism and seed of this process."""
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.set_float32_matmul_precision("high")
+    torch.set_flush_denormal(True)
+    torch.manual_seed(settings.seed)  # all processes start from the same weights
+
+
+# -- the checkpoint --------------------------------------------------------------------------------
+
+
+def load_start(settings, world_size):
+    """(parent, state): the Checkpoint that the run starts from, and the TrainState if it resumes
+    that run; None where there is none. `settings` inherit what the checkpoint fixes.
+
+    UserError where there is no such run, where it contradicts the settings, and where out_dir holds
+    a run that would be lost.
+    """
+    parent, state = _load_start(settings, Path(settings.out_dir), world_size)
+    prefer_max_iters(settings)
+    return parent, state
+
+
+def _load_start(settings, out_dir, world_size):
+    if settings.init_from == "resume":
+        hint = f"python train.py --dataset={settings.dataset}"
+        parent = checkpoint.load(out_dir, hint=hint, merged=False)
+        inherit_settings(settings, parent, resumed=True)
+        check_ranges(settings)  # config.json may have been edited
+        state = TrainState.from_dict(checkpoint.load_state(out_dir), out_dir)
+        keep_step_size(settings, state.world, world_size)
+        return parent, state
+    if checkpoint.exists(out_dir) and not settings.overwrite:
+        raise UserError(
+            f"{out_dir}: already holds a run; continue it with --init_from=resume, keep it with "
+            f"another --out_dir, or throw it away with --overwrite=true"
+        )
+    if settings.init_from == "scratch":
+        return None, None
+    if settings.init_from.startswith(hf_import.PREFIX):
+        parent = load_hf_parent(settings)
+    else:
+        start = Path(settings.init_from)
+        if start.resolve() in (out_dir.resolve(), out_dir.resolve() / "best"):
+            raise UserError(
+                f"{out_dir}: overwriting it would throw away {start}, from which the run starts; "
+                f"choose another --out_dir"
+            )
+        parent = checkpoint.load(start)
+    inherit_settings(settings, parent)
+    return parent, None
+
+
+def load_hf_parent(settings):
+    """The Hugging Face model of init_from as a Checkpoint, for blocks of the size given by hand.
+    UserError for LoRA and DPO, which need a run's folder to refer to."""
+    if settings.lora_rank or settings.stage == "dpo":
+        raise UserError(
+            f"{settings.origin('init_from')}: init_from={settings.init_from}: adapters and DPO "
+            f"start from a run, which they refer to; make it one first with the same --init_from, "
+            f"--max_iters=0 and an --out_dir, and start from that"
+        )
+    size = None if settings.origin("block_size") == "default" else settings.block_size
+    return hf_import.load(settings.init_from, size)
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Data:
+    """train, val: Blocks, or Pairs for DPO. forgetting: the Blocks of the forgetting check, or
+    None. batches: the training batches of this process, by number."""
+
+    train: Blocks
+    val: Blocks
+    forgetting: Blocks | None
+    batches: Batches
+
+
+def load_data(settings, tokenizer, distributed):
+    """The run's Data. Sets max_iters where `epochs` is given. UserError where data are missing or
+    do not fit the settings."""
+    size = settings.block_size
+    kind = Pairs if settings.stage == "dpo" else Blocks
+    train = kind(settings.dataset, "train", tokenizer, size, settings.isolate)
+    val = kind(settings.val_dataset or settings.dataset, "val", tokenizer, size)
+    forgetting = None
+    if settings.dpo_guard_dataset:
+        make = f"python data/prepare_sft.py --block_size={size} --input=PAIRS"
+        read_meta(settings.dpo_guard_dataset, make)  # whose error says how to make it
+        forgetting = Blocks(settings.dpo_guard_dataset, "val", tokenizer, size)
+    settings.inherit({"layout": train.meta["layout"]}, settings.dataset)
+    batches = Batches(
+        train,
+        settings.batch_size,
+        settings.seed,
+        in_order=not settings.shuffle,
+        rank=distributed.rank,
+        world=distributed.world_size,
+        device=distributed.device,
+        ahead=settings.gradient_accumulation_steps,
+    )
+    if settings.epochs is not None:
+        steps = settings.epochs * batches.per_epoch / settings.gradient_accumulation_steps
+        settings.set("max_iters", max(1, math.ceil(steps)), f"epochs={settings.epochs:g}")
+    return Data(train, val, forgetting, batches)
+
+
+# -- model -----------------------------------------------------------------------------------------
+
+
+def make_model(settings, parent, tokenizer):
+    """The model of the Checkpoint `parent`, or a new one. UserError for an impossible shape."""
+    if parent:
+        parent.model.config.dropout = settings.dropout
+        return parent.model
+    knobs = settings.as_dict()
+    shape = {name: knobs[name] for name in GPTConfig.__dataclass_fields__ if name in knobs}
+    config = GPTConfig(n_rows=tokenizer.n_rows, **shape)
+    if config.problems():
+        raise UserError("\n".join(config.problems()))
+    return GPT(config)
+
+
+def attach_lora(model, settings, parent):
+    """Attach adapters to the weights, which freezes these. UserError where the weights are of no
+    run, and for a rank above theirs."""
+    value = f"{settings.origin('lora_rank')}: lora_rank={settings.lora_rank}"
+    if parent is None:
+        raise UserError(
+            f"{value}: adapters are trained beside the weights of a run: say which with "
+            f"--init_from=out/…"
+        )
+    width = model.config.n_embd
+    if settings.lora_rank > width:
+        raise UserError(
+            f"{value}: expected at most {width}, the model's width: its matrices have no higher "
+            f"rank"
+        )
+    lora = LoRA(
+        settings.lora_rank,
+        settings.lora_alpha,
+        settings.lora_dropout,
+        settings.lora_targets,
+        settings.freeze_layers,
+        parent.folder,
+        checkpoint.weights_hash(parent.folder),
+    )
+    attach(model, lora)
+
+
+def freeze(model, settings):
+    """Freeze the lower freeze_layers blocks and, with freeze_embeddings, the embeddings."""
+    if settings.freeze_layers > len(model.blocks):
+        raise UserError(
+            f"freeze_layers={settings.freeze_layers}: the model has {len(model.blocks)} blocks"
+        )
+    frozen = list(model.blocks[: settings.freeze_layers])
+    if settings.freeze_embeddings:
+        frozen += [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+    for module in frozen:
+        module.requires_grad_(False)
+
+
+def choose_attention(model, settings, distributed, train_blocks, dtype):
+    """Let the model use the kernel for packed segments where it gives what the mask gives. Not with
+    `deterministic`: it sums gradients in no fixed order."""
+    if settings.deterministic:
+        return
+    model.varlen = has_varlen(distributed.device, dtype, model.config.head_dim)
+    on_cuda = distributed.device.startswith("cuda")
+    is_slow = settings.dropout > 0 or not model.varlen
+    if distributed.is_main and train_blocks.isolated and on_cuda and is_slow:
+        why = "has no dropout" if model.varlen else "does not fit here"
+        print(f"attention within segments uses a mask: PyTorch's faster kernel {why}")

@@ -1,0 +1,309 @@
+"""Trainer: take steps, evaluate, save and resume.
+
+    trainer = Trainer(settings, distributed, model, tokenizer, objective, optimizers, data, dtype)
+    trainer.begin()
+    while trainer.progress < 1:
+        result = trainer.train_step()
+    metrics, is_best = trainer.evaluate()
+    trainer.save("out/run")
+
+The trainer does not know what it trains: pretraining, fine-tuning, LoRA, frozen layers and DPO
+differ in the data, the objective and the parameters that require a gradient. The loop is in
+train.py.
+"""
+
+import contextlib
+import math
+import signal
+import time
+from dataclasses import dataclass
+
+import torch
+
+from data_utils import evaluation_batches
+from minigpt.common.errors import UserError
+from minigpt.models import checkpoint
+from minigpt.models.device import autocast
+from minigpt.training.losses import total_loss
+from minigpt.training.objectives import NextToken
+from minigpt.training.optim import lr_scale, set_lr
+from minigpt.training.state import TrainState
+
+
+@dataclass
+class StepResult:
+    """One step of all processes. loss: the objective's mean over the step's targets (or pairs),
+    before the update. lr: learning rate. tokens: that the network read. metrics: the objective's
+    own, by name."""
+
+    loss: float
+    lr: float
+    tokens: int
+    seconds: float
+    metrics: dict
+
+
+class Trainer:
+    """state: a TrainState, up to date after each step. stop_requested: whether any process got
+    SIGINT or SIGTERM; all processes see it after the same step.
+
+    model: a GPT on distributed.device. objective: see objectives.py. optimizers: a list, from
+    make_optimizers(). data: see setup.Data. dtype: of the forward pass. metadata: what config.json
+    records besides what the trainer knows, a dict.
+    """
+
+    def __init__(
+        self,
+        settings,
+        distributed,
+        model,
+        tokenizer,
+        objective,
+        optimizers,
+        data,
+        dtype,
+        metadata=None,
+    ):
+        self.settings, self.distributed, self.data = settings, distributed, data
+        self.model, self.tokenizer, self.objective = model, tokenizer, objective
+        self.optimizers, self.dtype, self.metadata = optimizers, dtype, metadata or {}
+        self.device = distributed.device
+        self.compiled = torch.compile(model) if settings.compile else model
+        device_type = self.device.split(":")[0]
+        self.scaler = torch.amp.GradScaler(device_type, enabled=dtype == torch.float16)
+        self.state = TrainState(world=distributed.world_size, blocks=len(data.train))
+        self.stop = StopOnSignal()
+        self.stop_requested = False
+        n_batches = settings.gradient_accumulation_steps * distributed.world_size
+        self.tokens_per_step = settings.batch_size * data.train.tokens_each * n_batches
+        self._batches, self._count = [], 0  # the next step's: of this process; targets of all
+        self._is_compiling = False
+
+    @property
+    def progress(self):
+        """The share of the run that is done, 0 to 1 or above: by steps or by minutes, whichever is
+        larger."""
+        if self.state.step >= self.settings.max_iters:
+            return 1.0
+        share = self.state.step / self.settings.max_iters
+        if self.settings.max_minutes is not None:
+            share = max(share, self.state.minutes / self.settings.max_minutes)
+        return share
+
+    # -- steps -------------------------------------------------------------------------------------
+
+    def begin(self):
+        """Get ready for the first step; once, after load()."""
+        self.model.train()
+        self._is_compiling = self.settings.compile  # in the first step
+        self._read_batches()
+        self._synchronize(loss=0.0, seconds=0.0)
+
+    def train_step(self):
+        """One update of the parameters; a StepResult. UserError where the loss or the gradient is
+        not finite: then nothing was updated."""
+        start = time.perf_counter()
+        scale = lr_scale(self.state.step, self.progress, self.settings)
+        set_lr(self.optimizers, scale)
+        loss = self._backward()
+        self._update()
+        self.state.step += 1
+        self.state.tokens += self.tokens_per_step
+        self._read_batches()
+        seconds = time.perf_counter() - start
+        # Compiling is no training time.
+        loss, metrics = self._synchronize(loss, 0.0 if self._is_compiling else seconds)
+        self._is_compiling = False
+        lr = self.settings.learning_rate * scale
+        return StepResult(loss, lr, self.tokens_per_step, seconds, metrics)
+
+    def _backward(self):
+        """Accumulate the gradients of the step's micro-batches; this process's part of the loss."""
+        losses = []
+        for batch in self._batches:
+            with autocast(self.device, self.dtype):
+                loss, _ = self.objective(self.compiled, batch)
+                # The part of the mean over all targets of the step, whatever the micro-batch has.
+                loss = loss / max(self._count, 1)
+            self.scaler.scale(loss).backward()
+            losses.append(loss.detach())
+        losses = torch.stack(losses).tolist()  # read once all are under way: it waits for the GPU
+        for batch, loss in zip(self._batches, losses, strict=True):
+            rows = f"blocks {batch.rows.tolist()} of {self.settings.dataset}/train.bin"
+            self._check_finite(loss, "the loss", f", in {rows}")
+        return sum(losses)
+
+    def _update(self):
+        """Move the parameters by their gradients, summed over all processes."""
+        self.distributed.sum_gradients(self.model.parameters())
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        limit = self.settings.grad_clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        if not self.scaler.is_enabled():
+            self._check_finite(norm, "the norm of the gradient")
+        if math.isfinite(norm):  # if not, the scaler skips the step and lowers its scale
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+        self.scaler.update()
+        self.model.zero_grad(set_to_none=True)
+
+    def _read_batches(self):
+        """The micro-batches of the next step."""
+        n = self.settings.gradient_accumulation_steps
+        first = self.state.step * n
+        self._batches = [self.data.batches[first + k] for k in range(n)]
+
+    def _synchronize(self, loss, seconds):
+        """One all-reduce a step: (loss, metrics) of the step over all processes, and what they need
+        for the next one: its target count, whether to stop, and one clock."""
+        count = sum(batch.count for batch in self._batches)
+        minutes = self.state.minutes + seconds / 60 if self.distributed.is_main else 0.0
+        values = torch.tensor([loss, count, self.stop.requested, minutes], dtype=torch.float64)
+        values = self.distributed.sum(torch.cat([values, self.objective.metric_sums()]))
+        loss, self._count, stop, self.state.minutes, *sums = values.tolist()
+        self.stop_requested = bool(stop)
+        # Losses are float32; more digits of their sum would mean nothing.
+        return values[0].float().item(), self.objective.metrics(sums)
+
+    # -- evaluation --------------------------------------------------------------------------------
+
+    def evaluate(self):
+        """Measure the val loss, and the forgetting where there is data for it.
+
+        Returns (metrics, is_best): figures for the log by name, and whether these are the best
+        weights so far. UserError where a loss is not finite.
+        """
+        state = self.state
+        val_loss, metrics = self.mean_loss(self.data.val, self.objective)
+        self._check_finite(val_loss, "the val loss")
+        state.val_loss, state.evaluated = val_loss, state.step
+        if self.data.forgetting is not None:
+            metrics |= self._measure_forgetting()
+        is_best = val_loss < state.best and not self._forgets_too_much
+        state.best = val_loss if is_best else state.best
+        state.stale = 0 if is_best else state.stale + 1
+        return metrics, is_best
+
+    def mean_loss(self, blocks, objective):
+        """(mean, metrics) of an objective over the same batches each time, without dropout."""
+        settings, distributed = self.settings, self.distributed
+        batches = evaluation_batches(
+            blocks,
+            settings.batch_size,
+            settings.eval_iters,
+            distributed.rank,
+            distributed.world_size,
+            self.device,
+        )
+        self.model.eval()
+        total = total_loss(objective, self.compiled, batches, self.device, self.dtype)
+        self.model.train()
+        values = torch.cat([torch.tensor(total, dtype=torch.float64), objective.metric_sums()])
+        total, count, *sums = distributed.sum(values).tolist()
+        return total / max(count, 1), objective.metrics(sums)
+
+    def _measure_forgetting(self):
+        """The forgetting check: held-out perplexity on text of the stage before, as metrics."""
+        loss, _ = self.mean_loss(self.data.forgetting, NextToken())
+        self._check_finite(loss, f"the loss over {self.settings.dpo_guard_dataset}")
+        if self.state.guard_start is None:
+            self.state.guard_start = loss
+        self.state.forgetting = math.exp(min(loss - self.state.guard_start, 99))
+        return dict(guard_perplexity=math.exp(min(loss, 99)), forgetting=self.state.forgetting)
+
+    @property
+    def _forgets_too_much(self):
+        return self.state.forgetting > (self.settings.dpo_max_forgetting or math.inf)
+
+    def early_stop(self):
+        """Why the run ends before its last step, a line for the screen; None if it goes on."""
+        if self._forgets_too_much:
+            return (
+                f"perplexity over {self.settings.dpo_guard_dataset} is {self.state.forgetting:.3f} "
+                f"times what it was, more than dpo_max_forgetting="
+                f"{self.settings.dpo_max_forgetting:g}: stopping; best/ is the last good one"
+            )
+        if self.settings.patience and self.state.stale >= self.settings.patience:
+            return f"no better val loss in {self.state.stale} evaluations: stopping early"
+        return None
+
+    def _check_finite(self, value, name, where=""):
+        """UserError for a value that is not finite, before weights that blew up can be saved."""
+        if not math.isfinite(value):
+            raise UserError(
+                f"step {self.state.step}: {name} is {value}{where}; the last good checkpoint is "
+                f"{self.settings.out_dir}; try a lower learning_rate, more warmup_iters, or "
+                f"dtype=float32"
+            )
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    def save(self, folder, resumable=True):
+        """Write a checkpoint. Every process must call it; the main one writes. resumable: with the
+        TrainState."""
+        if resumable:
+            self.state.capture(self.optimizers, self.scaler, self.distributed)
+        if not self.distributed.is_main:
+            return
+        meta = dict(
+            prompt_format=self.data.train.meta["prompt_format"],
+            step=self.state.step,
+            tokens=self.state.tokens,
+            val_loss=self.state.val_loss,
+            best_val_loss=self.state.best,
+            init_from=self.settings.init_from,
+            dataset=self.settings.dataset,
+            settings=self.settings.as_dict(),
+            **self.metadata,
+        )
+        state = self.state.as_dict() if resumable else None
+        try:
+            checkpoint.save(folder, self.model, self.tokenizer, meta, state)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: the checkpoint could not be written ({error.strerror or error}); the "
+                f"last good one is intact; make room, then continue with --init_from=resume"
+            ) from None
+
+    def load(self, state):
+        """Continue from a TrainState; the model has the checkpoint's weights already. UserError
+        where it does not fit the data or the optimizers."""
+        folder, blocks = self.settings.out_dir, len(self.data.train)
+        if state.blocks != blocks:
+            raise UserError(
+                f"{folder}: was trained on {state.blocks} blocks, now there are {blocks}: its data "
+                f"order cannot be continued; start another run with --init_from={folder} "
+                f"--out_dir=…"
+            )
+        state.restore(self.optimizers, self.scaler, self.distributed, folder)
+        self.state = state
+
+
+class StopOnSignal:
+    """SIGINT (Ctrl-C) or SIGTERM ends the run after the present step, with a checkpoint; a second
+    signal ends it at once. requested: whether this process got one."""
+
+    def __init__(self):
+        self.requested = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number, frame):
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        print("\nstopping after this step (again: at once) …", flush=True)
+
+
+@contextlib.contextmanager
+def out_of_memory_advice():
+    """Within it, running out of GPU memory becomes a UserError with the knobs to turn."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise UserError(
+            "the GPU is out of memory; turn one of: batch_size down (and "
+            "gradient_accumulation_steps up by as much: the same training), block_size down "
+            "(prepare the data again), n_layer or n_embd down"
+        ) from None
