@@ -14,7 +14,12 @@ from minigpt.models import checkpoint
 from minigpt.models.device import has_varlen
 from minigpt.models.lora import LoRA, attach
 from minigpt.training.dpo import Pairs
-from minigpt.training.settings import inherit_settings, keep_step_size, prefer_max_iters
+from minigpt.training.settings import (
+    check_ranges,
+    inherit_settings,
+    keep_step_size,
+    prefer_max_iters,
+)
 from minigpt.training.state import TrainState
 from model import GPT, GPTConfig
 
@@ -49,6 +54,7 @@ def _load_start(settings, out_dir, world_size):
         hint = f"python train.py --dataset={settings.dataset}"
         parent = checkpoint.load(out_dir, hint=hint, merged=False)
         inherit_settings(settings, parent, resumed=True)
+        check_ranges(settings)  # config.json may have been edited
         state = TrainState.from_dict(checkpoint.load_state(out_dir), out_dir)
         keep_step_size(settings, state.world, world_size)
         return parent, state

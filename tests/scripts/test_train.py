@@ -735,9 +735,3 @@ def test_a_run_of_more_than_a_day_says_so(tmp_path, train, monkeypatch, tiny, ca
     days = flops * 100000 * 4 * 2 * 32 / 0.6e6 / 86400
     assert f"{days:.1f} days" in note
     assert told.index("note:") < told.index("step      1/")
-
-
-def test_tensorboard_that_is_not_installed(tmp_path, train, monkeypatch, tiny):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    text = complaint(train, *tiny, f"--out_dir={tmp_path / 'run'}", "--tensorboard=true")
-    assert "pip install tensorboard" in text
