@@ -737,44 +737,6 @@ def test_a_run_of_more_than_a_day_says_so(tmp_path, train, monkeypatch, tiny, ca
     assert told.index("note:") < told.index("step      1/")
 
 
-def test_tensorboard_that_is_not_installed(tmp_path, train, monkeypatch, tiny):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    text = complaint(train, *tiny, f"--out_dir={tmp_path / 'run'}", "--tensorboard=true")
-    assert "pip install tensorboard" in text
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("step", "7"),
-        ("step", -1),
-        ("world", 0),
-        ("rng", []),
-        ("rng", ["x"]),
-        ("optimizers", []),
-        ("optimizers", [{}, {}]),
-        ("best", None),
-        ("blocks", True),
-    ],
-)
-def test_a_state_from_anywhere(train, tiny, base, name, value):
-    state = checkpoint.load_state(base)
-    torch.save({**state, name: value}, base / "state.pt")
-    text = complaint(train, f"--out_dir={base}", "--init_from=resume", "--max_iters=30")
-    assert "state.pt" in text and f"--init_from={base} --out_dir=" in text
-
-
-def test_moments_of_another_model(train, tiny, base):
-    state = checkpoint.load_state(base)
-    for saved in state["optimizers"]:
-        for moments in saved["state"].values():
-            for key, moment in moments.items():
-                moments[key] = torch.ones(3, 5) if moment.dim() else moment
-    torch.save(state, base / "state.pt")
-    text = complaint(train, f"--out_dir={base}", "--init_from=resume", "--max_iters=30")
-    assert "state.pt: does not fit this run" in text and "(3, 5)" in text
-
-
 @pytest.mark.parametrize(
     ("facts", "says"),
     [
