@@ -3,9 +3,13 @@
     python data/train_tokenizer.py --input=wiki,novels --vocab_size=8192 --output=out/mine
     python data/prepare.py --input=wiki,novels --tokenizer=out/mine.tiktoken
 
-Reads what data/prepare.py and data/prepare_sft.py read (texts, pairs, instructions, conversations),
-leaves out what they hold out for validation, and writes two files: OUTPUT.tiktoken, the ranks, and
-OUTPUT.json, the pattern, the special ids and what it was trained on.
+Reads what data/prepare.py and data/prepare_sft.py read: .txt files, and .jsonl or .json with
+records in these formats, each recognized by its fields:
+
+{formats}
+
+What those scripts hold out for validation is left out. Two files are written: OUTPUT.tiktoken, the
+ranks, and OUTPUT.json, the pattern, the special ids and what it was trained on.
 """
 
 import pathlib
@@ -21,9 +25,17 @@ from tqdm import tqdm
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import check_writable
+from minigpt.data.formats import describe, summary
 from minigpt.data.pipeline import LARGEST_FRACTION
-from minigpt.data.readers import Source, find_files
-from minigpt.data.train_bpe import Tally, sentences, token_ranks, train_bpe, training_texts
+from minigpt.data.readers.files import SourceFile, find_files
+from minigpt.data.train_bpe import (
+    TRAINED_ON,
+    Statistics,
+    sentences,
+    token_ranks,
+    train_bpe,
+    training_texts,
+)
 from minigpt.tokenizer.tokenizer import SPECIAL_NAMES, save_tokenizer
 
 
@@ -42,16 +54,16 @@ class Settings:
 
 
 def main():
-    settings = configure(Settings, doc=__doc__)
+    settings = configure(Settings, doc=__doc__.replace("{formats}", describe(TRAINED_ON)))
     check(settings)
     check_writable(f"{settings.output}.tiktoken")
     weights = Counter(part.strip() for part in settings.input.split(",") if part.strip())
     files = {part: find_files(part) for part in weights or [""]}
-    tallies = {part: Tally() for part in files}
-    texts = read(files, weights, tallies, settings.val_fraction)
+    statistics = {part: Statistics() for part in files}
+    texts = read(files, weights, statistics, settings.val_fraction)
     n_ranks = settings.vocab_size - len(SPECIAL_NAMES)
     bpe = train_bpe(texts, n_ranks, settings.pattern, settings.min_frequency)
-    report_reading(tallies)
+    report_reading(statistics)
 
     ranks = token_ranks(bpe)
     special = {name: len(ranks) + i for i, name in enumerate(SPECIAL_NAMES)}
@@ -60,10 +72,10 @@ def main():
             {
                 "name": pathlib.Path(part).name,
                 "weight": weights[part],
-                "texts": tally.texts,
-                "characters": tally.characters,
+                "texts": counts.texts,
+                "characters": counts.characters,
             }
-            for part, tally in tallies.items()
+            for part, counts in statistics.items()
         ],
         "val_fraction": settings.val_fraction,
         "min_frequency": settings.min_frequency,
@@ -92,30 +104,30 @@ def check(settings):
         raise UserError("\n".join(problems))
 
 
-def read(files, weights, tallies, val_fraction):
+def read(files, weights, statistics, val_fraction):
     """Yield the sentences to train on, with a bar over the bytes read."""
     total = sum(file.stat().st_size for found in files.values() for file in found)
     with tqdm(total=total, unit="B", unit_scale=True, desc="reading") as bar:
         for part, found in files.items():
             for file in found:
-                for texts, size in training_texts(Source(file), val_fraction, tallies[part]):
+                for texts, size in training_texts(SourceFile(file), val_fraction, statistics[part]):
                     for text in texts:
                         for sentence in sentences(text):
                             yield from [sentence] * weights[part]
                     bar.update(size)
 
 
-def report_reading(tallies):
+def report_reading(statistics):
     """Say what was read and what was not."""
-    for part, tally in tallies.items():
+    for part, counts in statistics.items():
         print(
-            f"{part}: {tally.texts:,} texts, {tally.characters:,} characters; "
-            f"held out {tally.held_out:,}, unusable {tally.unusable:,}"
+            f"{part}: {counts.texts:,} texts, {counts.characters:,} characters; "
+            f"held out {counts.held_out:,}, unusable {counts.unusable:,}"
         )
-    if not any(tally.characters for tally in tallies.values()):
+    if not any(counts.characters for counts in statistics.values()):
         raise UserError(
-            f"input={','.join(tallies)}: no text to train on; expected records with a field "
-            "`text`, or with `question` and `answer`"
+            f"input={','.join(statistics)}: no text to train on; expected .txt files, or records "
+            f"in one of the formats {summary(TRAINED_ON)}"
         )
 
 

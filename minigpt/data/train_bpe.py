@@ -13,17 +13,24 @@ from dataclasses import dataclass
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from minigpt.data.pipeline import SFT_FORMATS, PlainText
-from minigpt.data.readers import Reject, is_val, records
+from minigpt.data.cleaning import clean
+from minigpt.data.encoders import encoder_of
+from minigpt.data.formats import (
+    FORMATS,
+    Conversation,
+    Entry,
+    Pair,
+    formats_of,
+    read_record,
+    recognize,
+)
+from minigpt.data.hashing import is_val
+from minigpt.data.readers.records import Reject, read_chunks, records_in
 from minigpt.tokenizer.huggingface import byte_characters
 from minigpt.tokenizer.tokenizer import PATTERNS
 
-# What a record is, by a field that no other kind has; one with none of them is an entry.
-BY_FIELD = {
-    "question": SFT_FORMATS["qa"],
-    "instruction": SFT_FORMATS["alpaca"],
-    "messages": SFT_FORMATS["chat"],
-}
+# Preferences are no text to learn from: half of their answers are wrong.
+TRAINED_ON = tuple(formats_of(Entry, Pair, Conversation).values())
 _SENTENCE = re.compile(r".*?[。！？．…!?]+[\"')\]」』”’）】》〉］〕]*|.+", re.DOTALL)
 
 
@@ -60,7 +67,7 @@ def token_ranks(tokenizer):
 
 
 @dataclass
-class Tally:
+class Statistics:
     """What training_texts() has read and left out so far."""
 
     texts: int = 0
@@ -69,41 +76,43 @@ class Tally:
     unusable: int = 0  # records that have no text
 
 
-def training_texts(source, val_fraction, tally):
-    """Yield (texts, size) for each chunk of a corpus.Source: the training part alone.
+def training_texts(source, val_fraction, statistics):
+    """Yield (texts, size) for each chunk of a SourceFile: the train split alone.
 
-    texts: cleaned texts of entries; of question–answer pairs both, of conversations every turn,
-           each a text of its own
-    size:  bytes of the file that they come from
-    Left out is what data/prepare.py and data/prepare_sft.py hold out with the same `val_fraction`,
-    or a smaller one. Records that are none of these are counted in `tally`, no error.
+    texts: cleaned texts of entries; of pairs question and answer, of conversations every turn, each
+           a text of its own
+    size:  bytes of the file that were read for them
+    Left out is what data/prepare.py and data/prepare_sft.py hold out with the same `val_fraction`
+    or a smaller one. Records in no format are counted in `statistics`, they are no error.
     """
-    for chunk in source.chunks():
+    for chunk in read_chunks(source):
         texts = []
-        for line, record in records(chunk):
+        for line, record in records_in(chunk):
             key, parts = _key_and_texts(record, chunk.source, line)
             if key is None:
-                tally.unusable += 1
+                statistics.unusable += 1
             elif is_val(key, val_fraction):
-                tally.held_out += 1
+                statistics.held_out += 1
             else:
                 texts += parts
-        tally.texts += len(texts)
-        tally.characters += sum(map(len, texts))
+        statistics.texts += len(texts)
+        statistics.characters += sum(map(len, texts))
         yield texts, chunk.size
 
 
 def _key_and_texts(record, source, line):
-    """(what decides between train and val, [texts]) of a record; the key is None where it has no
-    text. It is read as data/prepare.py and data/prepare_sft.py read it."""
+    """Return (split key, [texts]) of a record, the key as data/prepare.py and data/prepare_sft.py
+    compute it; (None, []) where the record has no text."""
     if isinstance(record, Reject):
         return None, []
-    kind = next((kind for field, kind in BY_FIELD.items() if field in record), PlainText())
-    entry = kind.parse(record, source, line)
-    if isinstance(entry, Reject):
+    format = recognize(record, TRAINED_ON) or FORMATS["text"]
+    sample = read_record(record, format.parse, source, line)
+    if isinstance(sample, Entry):
+        sample = sample._replace(text=clean(sample.text, sample.title))
+    encoder = encoder_of(format.sample_type)
+    if isinstance(sample, Reject) or not encoder.size(sample):
         return None, []
-    (entry,) = kind.ready([entry])
-    return (kind.source(entry), kind.texts(entry)) if entry else (None, [])
+    return encoder.split_key(sample), encoder.texts(sample)
 
 
 def sentences(text):

@@ -17,7 +17,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 from minigpt.common.errors import ROOT, UserError
-from minigpt.data.readers import conversation_of
+from minigpt.data.formats import parse_chat
 from minigpt.evaluation.perplexity import answer_passages, reply_passages, text_passages
 from minigpt.inference.kernels import FEW, build
 from minigpt.models import checkpoint
@@ -77,7 +77,7 @@ def held_out_passages(trained):
                 pair = record["question"], record["answer"]
                 passages += answer_passages(trained.tokenizer, [pair])
             elif "messages" in record:
-                conversation = conversation_of(record, str(path), 1)
+                conversation = parse_chat(record)
                 passages += reply_passages(trained.tokenizer, [conversation])
             else:
                 passages += text_passages(trained.tokenizer, [record["text"]])

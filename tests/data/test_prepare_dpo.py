@@ -11,9 +11,12 @@ from tiny_run import run_here, write_jsonl
 
 from data_utils import Blocks
 from minigpt.common.errors import UserError
-from minigpt.data.pipeline import prepare
-from minigpt.data.preferences import FACTS, Preferences, make_preferences
-from minigpt.data.readers import Pair, Reject
+from minigpt.data.block_format import PREFERENCES
+from minigpt.data.encoders import PreferenceEncoder
+from minigpt.data.formats import FORMATS, Pair, parse_preference, read_record
+from minigpt.data.pipeline import PrepareOptions, prepare
+from minigpt.data.readers.records import Reject
+from minigpt.synthesis.preferences import make_preferences
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from minigpt.training.dpo import Pairs
 
@@ -28,16 +31,20 @@ def ids(text):
     return list(text.encode())
 
 
+def options_of(path, folder, tokenizer, prompt_format="qa", block_size=32):
+    more = dict(tokenizer=tokenizer.name, block_size=block_size, layout="pad", workers=1)
+    more |= dict(encoder=PreferenceEncoder(prompt_format), val_fraction=0.4, facts=PREFERENCES)
+    return PrepareOptions(path, folder, FORMATS["preference"], **more)
+
+
 @pytest.fixture
 def prepared(tmp_path, byte_tokenizer):
     """prepared(records, format): the dataset folder and meta.json, made in this process."""
 
-    def make(records, prompt_format="qa", block_size=32, **more):
+    def make(records, prompt_format="qa", block_size=32):
         path = write_jsonl(tmp_path / "preferences.jsonl", records)
         folder = tmp_path / "blocks"
-        more = dict(workers=1, val_fraction=0.4, facts=FACTS) | more
-        words = (Preferences(prompt_format), path, folder, byte_tokenizer.name, block_size, "pad")
-        return folder, prepare(*words, **more)
+        return folder, prepare(options_of(path, folder, byte_tokenizer, prompt_format, block_size))
 
     return make
 
@@ -118,8 +125,7 @@ def test_what_shares_an_id_or_a_prompt_is_on_one_side(
     records += [pair(f"x{i}", "a", "b") for i in range(40)]  # so that no split is empty
     folder = tmp_path_factory.mktemp("sides")
     path = write_jsonl(folder / "p.jsonl", records)
-    words = (Preferences("qa"), path, folder / "blocks", byte_tokenizer.name, 32, "pad")
-    prepare(*words, workers=1, val_fraction=0.4, facts=FACTS)
+    prepare(options_of(path, folder / "blocks", byte_tokenizer))
     shared = {record["prompt"]: record.get("id", record["prompt"]) for record in records}
     sides = []
     for split in ("train", "val"):
@@ -148,7 +154,7 @@ BAD = [
     (pair(7, "a", "b"), "field `prompt`: expected text, found int"),
     (pair([], "a", "b"), "field `prompt` is empty"),
     (pair([{"role": "robot", "content": "x"}], "a", "b"), "role is 'robot'"),
-    (pair([{"role": "system", "content": "x"}], "a", "b"), "no turn of the assistant behind"),
+    (pair([{"role": "system", "content": "x"}], "a", "b"), "the last message is the system's"),
     (
         pair([dict(role=r, content="x") for r in ("user", "assistant")], "a", "b"),
         "the last message is the assistant's, not the user's",
@@ -158,14 +164,14 @@ BAD = [
 
 @pytest.mark.parametrize(("record", "reason"), BAD)
 def test_a_bad_record_says_what_is_wrong(record, reason):
-    found = Preferences("chat").parse(record, "p.jsonl", 3)
+    found = read_record(record, parse_preference, "p.jsonl", 3)
     assert isinstance(found, Reject) and reason in found.message()
     assert found.message().startswith("p.jsonl, line 3: ")
 
 
 def test_messages_are_for_chat_alone(prepared):
     with pytest.raises(UserError, match="as --format=chat takes it"):
-        prepared([pair([{"role": "user", "content": "q"}], "a", "b")])
+        prepared([pair([dict(role=r, content="q") for r in ("system", "user")], "a", "b")])
     with pytest.raises(UserError, match="line 1: field `chosen` is missing"):
         prepared([{"prompt": "q", "answer": "a"}])
 

@@ -13,7 +13,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from data_utils import Blocks
 from minigpt.common.errors import UserError
-from minigpt.data.pipeline import PlainText, prepare
+from minigpt.data.formats import FORMATS
+from minigpt.data.pipeline import PrepareOptions, prepare
 from minigpt.data.train_bpe import train_bpe
 from minigpt.tokenizer.huggingface import _joined, read_vocabulary, source_folder
 from minigpt.tokenizer.tokenizer import PATTERNS, load_tokenizer
@@ -337,8 +338,11 @@ def test_ids_above_65535_go_through_blocks(tmp_path):
     texts = [f"No. {n}: cafe\u0301 au lait, {n * n} e\u0301tudes." * 5 for n in range(40)]
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (tmp_path / "texts.jsonl").write_text(lines, encoding="utf-8")
-    kind, folder = PlainText(clean=False), str(tmp_path / "data")
-    meta = prepare(kind, str(tmp_path / "texts.jsonl"), folder, name, 64, "split", workers=1)
+    folder = str(tmp_path / "data")
+    shape = dict(tokenizer=name, block_size=64, layout="split", workers=1)
+    meta = prepare(
+        PrepareOptions(tmp_path / "texts.jsonl", folder, FORMATS["text"], clean=False, **shape)
+    )
     assert meta["dtype"] == "uint32"
     ours = load_tokenizer(name)
     found = []

@@ -227,7 +227,7 @@ def test_zh_equals_the_trainers_library_on_real_text(shared_data):
 
 
 def test_zh_is_as_short_as_promised_on_wiki(shared_data):
-    from minigpt.data.readers import read_entries
+    from minigpt.data.pipeline import read_entries
 
     entries = [entry.text for entry in read_entries(shared_data / "wiki")]
     ids = load_tokenizer("zh").encode_batch(entries)
@@ -334,8 +334,9 @@ def test_training_script(tmp_path, run_script):
 
 
 def test_training_leaves_the_validation_part_out(tmp_path):
-    from minigpt.data.readers import Source, is_val
-    from minigpt.data.train_bpe import Tally, training_texts
+    from minigpt.data.hashing import is_val
+    from minigpt.data.readers.files import SourceFile
+    from minigpt.data.train_bpe import Statistics, training_texts
 
     file = tmp_path / "a.jsonl"
     entries = [{"text": f"第{i}条。", "id": str(i)} for i in range(200)]
@@ -360,10 +361,12 @@ def test_training_leaves_the_validation_part_out(tmp_path):
     for s in spoken:
         if not is_val(s["id"], 0.3):
             expected += [f"user\n早{s['id']}", f"你好{s['id']}"]
-    tally = Tally()
-    found = [text for texts, _ in training_texts(Source(file), 0.3, tally) for text in texts]
+    statistics = Statistics()
+    found = [
+        text for texts, _ in training_texts(SourceFile(file), 0.3, statistics) for text in texts
+    ]
     assert found == expected
-    assert 1000 > tally.held_out > 200 and tally.unusable == 0
+    assert 1000 > statistics.held_out > 200 and statistics.unusable == 0
 
 
 def test_the_default_leaves_out_all_that_preparing_ever_holds_out(run_script):
