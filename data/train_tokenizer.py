@@ -54,7 +54,7 @@ class Settings:
 
 
 def main():
-    settings = configure(Settings, doc=__doc__.replace("{formats}", describe(TRAINED_ON)))
+    settings = configure(Settings, doc=__doc__.replace("{formats}", describe(TRAINED_ON.values())))
     check(settings)
     check_writable(f"{settings.output}.tiktoken")
     weights = Counter(part.strip() for part in settings.input.split(",") if part.strip())
@@ -127,7 +127,7 @@ def report_reading(statistics):
     if not any(counts.characters for counts in statistics.values()):
         raise UserError(
             f"input={','.join(statistics)}: no text to train on; expected .txt files, or records "
-            f"in one of the formats {summary(TRAINED_ON)}"
+            f"in one of the formats {summary(TRAINED_ON.values())}"
         )
 
 

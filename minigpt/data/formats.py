@@ -254,9 +254,9 @@ def formats_of(*sample_types):
     return {name: format for name, format in FORMATS.items() if format.sample_type in sample_types}
 
 
-def recognize(record, among=FORMATS.values()):
-    """Return the Format whose fields a record has, or None."""
-    return next((format for format in among if format.matches(record)), None)
+def recognize(record, among=FORMATS):
+    """Return the Format (of `among`, name → Format) whose fields a record has, or None."""
+    return next((format for format in among.values() if format.matches(record)), None)
 
 
 def describe(formats):
@@ -302,10 +302,9 @@ def _hint(record, parse):
     if not wanted or not found or wanted.matches(record):
         return ""
     script = SCRIPTS[found.sample_type]
-    several = (
-        len([format for format in FORMATS.values() if SCRIPTS[format.sample_type] == script]) > 1
-    )
-    return f" (it looks like {f'--format={found.name} of ' if several else 'data for '}{script})"
+    of_script = [each for each in FORMATS.values() if SCRIPTS[each.sample_type] == script]
+    what = f"--format={found.name} of" if len(of_script) > 1 else "data for"
+    return f" (it looks like {what} {script})"
 
 
 # -- any format as a conversation ------------------------------------------------------------------
@@ -321,5 +320,5 @@ def to_conversation(sample):
 def parse_dialogue(record):
     """A record of any format that becomes a Pair or a Conversation → Conversation."""
     formats = formats_of(Pair, Conversation)
-    format = recognize(record, formats.values()) or formats["chat"]
+    format = recognize(record, formats) or formats["chat"]
     return to_conversation(format.parse(record))

@@ -30,7 +30,7 @@ from minigpt.tokenizer.huggingface import byte_characters
 from minigpt.tokenizer.tokenizer import PATTERNS
 
 # Preferences are no text to learn from: half of their answers are wrong.
-TRAINED_ON = tuple(formats_of(Entry, Pair, Conversation).values())
+TRAINED_ON = formats_of(Entry, Pair, Conversation)
 _SENTENCE = re.compile(r".*?[。！？．…!?]+[\"')\]」』”’）】》〉］〕]*|.+", re.DOTALL)
 
 

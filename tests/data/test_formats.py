@@ -46,7 +46,7 @@ def test_every_format_reads_its_example_and_is_recognized_by_it(name):
         assert reject.reason == f"field `{field}` is missing"
 
 
-def test_help_and_errors_list_every_format(run_script):
+def test_help_lists_every_format(run_script):
     for name, format in FORMATS.items():
         lines = describe([format])
         assert json.dumps(format.example, ensure_ascii=False) in lines and name in lines

@@ -55,8 +55,7 @@ def said(*turns):
 
 
 def encoded(tokenizer, conversation, block_size=512):
-    """What ConversationEncoder.encode makes of it: (ids, bounds, characters, characters left out), or the
-    reason for which it is dropped."""
+    """(ids, bounds, characters, characters left out), or the reason why it is dropped."""
     rows = [array("I", tokenizer.encode(text)) for text in ENCODER.texts(conversation)]
     cutter = SimpleNamespace(tokenizer=tokenizer, block_size=block_size)
     found = ENCODER.encode(conversation, rows, cutter, "pad")

@@ -170,7 +170,7 @@ def test_a_bad_record_says_what_is_wrong(record, reason):
 
 
 def test_messages_are_for_chat_alone(prepared):
-    with pytest.raises(UserError, match="as --format=chat takes it"):
+    with pytest.raises(UserError, match="as --format=chat takes them"):
         prepared([pair([dict(role=r, content="q") for r in ("system", "user")], "a", "b")])
     with pytest.raises(UserError, match="line 1: field `chosen` is missing"):
         prepared([{"prompt": "q", "answer": "a"}])
