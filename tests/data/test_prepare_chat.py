@@ -311,17 +311,17 @@ def test_half_a_surrogate_pair_in_a_message(make, tmp_path):
     assert [m["content"] for m in last["messages"]] == ["a\ufffd", "😀"]
 
 
-def test_the_script(run_script, tmp_path, byte_tokenizer):
+def test_the_script(tmp_path, byte_tokenizer):
     path = write_jsonl(tmp_path / "chat.jsonl", RECORDS)
     words = [f"--input={path}", f"--dataset={tmp_path / 'made'}", "--block_size=64"]
     words += [f"--tokenizer={byte_tokenizer.name}", "--workers=1"]
-    done = run_script("data/prepare_sft.py", *words, "--format=chat")
-    assert done.returncode == 0, done.stderr
-    assert "read 60 = kept 60 + dropped 0" in done.stdout
-    done = run_script("data/prepare_sft.py", *words)
-    line = done.stderr.replace("\r", "\n").strip().splitlines()[-1]
-    assert done.returncode == 2 and "chat.jsonl, line 1: field `question` is missing" in line
-    assert "--format=chat" in line and "Traceback" not in done.stderr
+    code, printed, errors = run_here("data/prepare_sft.py", *words, "--format=chat")
+    assert code == 0, errors
+    assert "read 60 = kept 60 + dropped 0" in printed
+    code, _, errors = run_here("data/prepare_sft.py", *words)
+    line = errors.replace("\r", "\n").strip().splitlines()[-1]
+    assert code == 2 and "chat.jsonl, line 1: field `question` is missing" in line
+    assert "--format=chat" in line
 
 
 def test_real_instructions(shared_data, tmp_path, capsys):
