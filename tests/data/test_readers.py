@@ -14,13 +14,13 @@ from minigpt.common.errors import UserError
 from minigpt.data.formats import Entry
 from minigpt.data.hashing import is_val
 from minigpt.data.pipeline import read_entries
-from minigpt.data.readers import files, records
+from minigpt.data.readers import files, prose, records
 from minigpt.data.readers.files import SourceFile, find_files
+from minigpt.data.readers.prose import split_prose
 from minigpt.data.readers.records import (
     Reject,
     read_chunks,
     records_in,
-    split_prose,
 )
 
 RECORDS = [
@@ -81,7 +81,8 @@ def test_every_shape_of_json_reads_alike(tmp_path, monkeypatch, data, name, size
 @pytest.mark.parametrize("size", [2**18, 4096])
 def test_prose(tmp_path, monkeypatch, encoding, size):
     set_block(monkeypatch, size)
-    monkeypatch.setattr(records, "ENTRY", 100)
+    for module in (records, prose):
+        monkeypatch.setattr(module, "ENTRY", 100)
     text = "".join(
         f"　　第{i}段。{'天下大势，' * (i % 9)}分久必合。\r\n\r\n" for i in range(1, 900)
     )
@@ -189,7 +190,7 @@ def test_lists_in_parts_are_the_lists(lists, indent, size):
         ("a.jsonl", '{"text": "甲"}\n{"text": "'.encode() + b'\xff"}\n', 2, "neither UTF-8 nor"),
         ("a.json", b'[{"text": "a"},\n\n {"text": "b"} x]', 3, 'no JSON from here on.*"x\\]"'),
         ("a.json", b'[{"text": "a"}\n', 2, "the list ends without ]"),
-        ("a.json", b'[{"text": "a"}]\n{"text": "b"}', 2, "text behind the end of the list"),
+        ("a.json", b'[{"text": "a"}]\n{"text": "b"}', 2, "text after the end of the list"),
         (  # CESU-8: a character as two halves of three bytes each
             "a.jsonl",
             '{"text": "天下大势"}\n{"text": "'.encode() + b'\xed\xa0\xbd\xed\xb8\x80"}\n',

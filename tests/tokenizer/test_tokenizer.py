@@ -129,8 +129,8 @@ def characters():
     may know a newer Unicode than Python does."""
     points = [*range(0xD800), *range(0xE000, 0x32000), *range(0xE0000, 0xE0200)]
     found = []
-    for category, run in itertools.groupby(map(chr, points), unicodedata.category):
-        run, step = list(run), 8 if category == "Cn" else 32
+    for category, neighbours in itertools.groupby(map(chr, points), unicodedata.category):
+        run, step = list(neighbours), 8 if category == "Cn" else 32
         found += run if len(run) <= 128 else sorted({*run[:8], *run[-8:], *run[::step]})
     return found
 

@@ -19,9 +19,9 @@ from typing import NamedTuple
 from minigpt.common.errors import UserError
 from minigpt.data.readers.encodings import Undecodable, to_utf8
 from minigpt.data.readers.files import BLOCK
+from minigpt.data.readers.prose import ENTRY, last_break, split_prose
 
 LONGEST = 2**26  # bytes in a line or an item of a list; a longer one is no record but an error
-ENTRY = 2000  # characters in an entry of a .txt, about
 
 
 class Reject(NamedTuple):
@@ -83,7 +83,7 @@ def _cut(source, text):
 
 
 def _lines(name, blocks):
-    """Blocks → chunks of whole lines."""
+    """Blocks of bytes → chunks of whole lines."""
     number, kept, size = 1, [], 0
     for block in blocks:
         cut = block.rfind(b"\n") + 1
@@ -106,14 +106,14 @@ _BETWEEN_ITEMS = re.compile(r"[\s,]*")
 
 
 def _list_items(name, blocks):
-    """Blocks of a JSON list, or of several one after the other → chunks of items, each with the
-    number of its first line."""
+    """Blocks of a JSON list, or of several lists in a row → chunks of items, each with the number
+    of its first line."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     scan = json.JSONDecoder().raw_decode
     buffer, at, line, items, size = "", 0, 1, [], 0
     inside = ended = False
     while True:
-        # `at` stands before an item, the closing bracket, or what has not been read yet.
+        # buffer[at] is the start of an item, the closing bracket, or not read yet.
         skipped = _BETWEEN_ITEMS.match(buffer, at).end()
         line += buffer.count("\n", at, skipped)
         at = skipped
@@ -125,7 +125,7 @@ def _list_items(name, blocks):
         whole = False
         try:
             _, end = scan(buffer, at)
-            # An object or a string ends itself; a number at the very end may go on.
+            # An object or a string is complete; a number at the end of the buffer may continue.
             whole = ended or end < len(buffer) or buffer[end - 1] in '}"]'
         except (ValueError, RecursionError) as error:
             if ended or len(buffer) - at > LONGEST or not _cut_short(error, buffer):
@@ -147,19 +147,19 @@ def _list_items(name, blocks):
     rest = buffer[at : at + 200]
     if inside or rest:
         broken = "no JSON from here on" if rest else "the list ends without ]"
-        reason = broken if inside else "text behind the end of the list"
+        reason = broken if inside else "text after the end of the list"
         yield Chunk(name, "reject", line, Reject(name, line, reason, rest))
 
 
 def _cut_short(error, buffer):
-    """Could more text make this JSON whole?"""
+    """Return whether the JSON may only be incomplete, because the buffer ends too early."""
     if not isinstance(error, json.JSONDecodeError):
         return False
     return error.msg.startswith("Unterminated string") or error.pos >= len(buffer) - 16
 
 
 def _prose(name, blocks):
-    """Blocks → chunks that end where an entry may end."""
+    """Blocks of bytes → chunks that end where an entry may end."""
     number, buffer = 1, b""
     for block in blocks:
         buffer += block
@@ -169,78 +169,12 @@ def _prose(name, blocks):
         while buffer[start] & 0xC0 == 0x80:  # within a character
             start += 1
         tail = buffer[start:].decode("utf-8", "surrogateescape")
-        cut = start + len(tail[: _last_break(tail)].encode("utf-8", "surrogateescape"))
+        cut = start + len(tail[: last_break(tail)].encode("utf-8", "surrogateescape"))
         yield Chunk(name, "prose", number, buffer[:cut])
         number += buffer.count(b"\n", 0, cut)
         buffer = buffer[cut:]
     if buffer:
         yield Chunk(name, "prose", number, buffer)
-
-
-# -- prose as entries ------------------------------------------------------------------------------
-
-# A line that opens a chapter: 第十二回 …, 卷三：…, Chapter 7, 楔子.
-_NUMBER = "[0-9０-９零〇○一二三四五六七八九十百千两]+"
-_HEADING = re.compile(
-    rf"^[ \t\u3000]*(?:(?:正文 *)?第{_NUMBER}[章回节節卷部集篇幕](?=[\s：:、.．]|$)"
-    rf"|卷{_NUMBER}(?=[\s：:、]|$)|(?i:chapter|part|book)[ \t]+(?:\d+|[IVXLC]+)\b"
-    r"|(?:楔子|引子|序|序[章言幕]|前言|尾声|后记|後記|番外)[ \t\u3000]*$)",
-    re.MULTILINE,
-)
-# Where prose may be cut, the best first: after a line that ends a sentence (lines broken at a
-# width do not), after any line, after a sentence, after a clause. Blank lines go with what is
-# before them, an indent with what is behind it.
-_BREAKS = [
-    re.compile(r"(?<=[。！？．…；.!?：:”」』’）)】])(?:[ \t\u3000\r]*\n)+"),
-    re.compile(r"\n(?:[ \t\u3000\r]*\n)*"),
-    re.compile(r"[。！？．…!?]+[”」』’）)]*|\.(?=\s)"),
-    re.compile(r"[，、；：,;:\s]"),
-]
-
-
-def split_prose(text, about=ENTRY):
-    """[(start, end)] of entries of about `about` characters; joined they are `text`.
-
-    A chapter's heading begins an entry (unless the one before would hold less than a quarter of
-    `about`), and a chapter's entries are much alike in length: each ends at the paragraph's end
-    that is nearest to its share.
-    """
-    spans, start = [], 0
-    while start < len(text):
-        end = _entry_end(text, start, about)
-        spans.append((start, end))
-        start = end
-    return spans
-
-
-def _entry_end(text, start, about):
-    limit = start + about * 7 // 2  # what is shorter than this is divided evenly
-    heading = _HEADING.search(text, start + max(1, about // 4), limit)
-    end = heading.start() if heading else len(text)
-    length = about
-    if end <= limit:
-        parts = max(1, round((end - start) / about))
-        if parts == 1:
-            return end
-        length = (end - start) // parts
-    low, high = start + length - about // 2, start + min(length + about // 2, about * 3 // 2)
-    for pattern in _BREAKS:
-        ends = [match.end() for match in pattern.finditer(text, low, high)]
-        if ends:
-            return min(ends, key=lambda end: abs(end - start - length))
-    return start + length
-
-
-def _last_break(text):
-    """The last place where an entry may end: one of the best kind in the last 2 × ENTRY."""
-    low = len(text) - 2 * ENTRY
-    for pattern in [_HEADING, *_BREAKS]:
-        at_start = pattern is _HEADING
-        places = [m.start() if at_start else m.end() for m in pattern.finditer(text, low)]
-        places = [place for place in places if low < place < len(text)]
-        if places:
-            return places[-1]
-    return low
 
 
 # -- chunks as records -----------------------------------------------------------------------------
@@ -251,7 +185,7 @@ _BROKEN_REASON = "neither UTF-8 nor GB18030"
 def records_in(chunk):
     """Yield (line, dict or Reject) for each record of a chunk.
 
-    A record of a .txt is {"text", "title", "id"}; of the others, the object as it stands there.
+    A record of a .txt is {"text", "title", "id"}; of other files, the JSON object.
     """
     if chunk.kind == "reject":
         yield chunk.line, chunk.data
@@ -272,14 +206,14 @@ _ESCAPE = re.compile(rb"\\u")  # \ud83d may be half a character
 
 
 def _whole_lines(data):
-    """The objects of a chunk's lines, read in one go as one list, which is twice as fast; None
-    where any line is not simply an object: then they have to be read one by one."""
+    """Parse all lines of a chunk as one JSON list, which is twice as fast. None where a line is
+    anything but an object: then the lines must be parsed one by one."""
     if _ESCAPE.search(data):
         return None
     lines = data.rstrip(b"\r\n")
     try:
-        # No string of JSON holds a line break: each one stands between two lines.
-        # Strictly: json.loads() takes half characters in bytes (CESU-8) for good ones.
+        # A string of JSON has no line break in it, so each line break is between two objects.
+        # decode() is strict: json.loads() would accept half characters in bytes (CESU-8).
         found = json.loads((b"[%b]" % lines.replace(b"\n", b",")).decode())
     except (ValueError, RecursionError):
         return None
@@ -307,16 +241,16 @@ def _json_records(source, lines):
 
 
 def _is_whole(text):
-    """Does it hold no lone surrogate (which surrogateescape makes of a broken byte)?"""
+    """Return whether a text has no lone surrogate (surrogateescape makes one of a broken byte)."""
     try:
-        text.encode()  # many times faster than looking for one
+        text.encode()  # many times faster than to search for one
     except UnicodeEncodeError:
         return False
     return True
 
 
 def _writable(value):
-    """A value of JSON with U+FFFD for the lone surrogates in its texts (a \\ud83d without its
+    """Return a value of JSON with U+FFFD in place of lone surrogates (a \\ud83d without its
     partner)."""
     if isinstance(value, str):
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
@@ -338,7 +272,7 @@ def _prose_records(chunk):
         for number, line in enumerate(text.split("\n"), start=chunk.line):
             if not _is_whole(line):
                 yield number, Reject(chunk.source, number, _BROKEN_REASON, _shown(line))
-                line = ""  # its line break stays, for the numbers of the others
+                line = ""  # its line break stays, so that the numbers of other lines are right
             good.append(line)
         text = "\n".join(good)
     title = Path(chunk.source.removesuffix(".gz")).stem
