@@ -44,11 +44,11 @@ class Settings:
     output: str = "out/tokenizer"  # where to write, without suffix
     vocab_size: int = 8192  # all ids, the 256 bytes and the 5 special ones included; up to 65536.
     #                         Few tokens a text, or a small embedding: 4k to 32k suit small models
-    min_frequency: int = 2  # how often a pair of tokens must stand in the texts to become a token
-    pattern: Literal["gpt-2", "smollm", "qwen2", "llama-bpe"] = "gpt-2"  # how text is cut before
-    #                         any merge, by llama.cpp's name. gpt-2: runs of letters, of digits, of
-    #                         marks. smollm: each digit alone. qwen2, llama-bpe: a mark may join
-    #                         the word after it; digits alone, or up to three
+    min_frequency: int = 2  # how often a pair of tokens must occur in the texts to become a token
+    pattern: Literal["gpt-2", "smollm", "qwen2", "llama-bpe"] = "gpt-2"  # the pre-tokenization,
+    #                         by llama.cpp's name. gpt-2: runs of letters, of digits, of marks.
+    #                         smollm: each digit alone. qwen2, llama-bpe: a mark may join the word
+    #                         after it; digits alone, or up to three
     val_fraction: float = LARGEST_FRACTION  # the share not trained on; the default is the most that
     #                             data/prepare.py and data/prepare_sft.py hold out by themselves
 
@@ -82,13 +82,13 @@ def main():
     }
     tokenizer = save_tokenizer(settings.output, ranks, settings.pattern, special, about)
     if len(ranks) < n_ranks:
-        print(f"no further pair stands {settings.min_frequency} times: {tokenizer.n_vocab} ids")
+        print(f"no further pair occurs {settings.min_frequency} times: {tokenizer.n_vocab} ids")
     print(f"wrote {tokenizer.name} and .json: {tokenizer.n_vocab} ids, hash {tokenizer.hash}")
     print(f"use it with --tokenizer={tokenizer.name}")
 
 
 def check(settings):
-    """UserError with all that is wrong with the numbers."""
+    """UserError with everything that is wrong with the numbers."""
     least = 256 + len(SPECIAL_NAMES)
     problems = []
     if not least <= settings.vocab_size <= 65536:
@@ -105,7 +105,7 @@ def check(settings):
 
 
 def read(files, weights, statistics, val_fraction):
-    """Yield the sentences to train on, with a bar over the bytes read."""
+    """Yield the sentences to train on, with a progress bar."""
     total = sum(file.stat().st_size for found in files.values() for file in found)
     with tqdm(total=total, unit="B", unit_scale=True, desc="reading") as bar:
         for part, found in files.items():
@@ -118,7 +118,7 @@ def read(files, weights, statistics, val_fraction):
 
 
 def report_reading(statistics):
-    """Say what was read and what was not."""
+    """Print what was read, held out and unusable."""
     for part, counts in statistics.items():
         print(
             f"{part}: {counts.texts:,} texts, {counts.characters:,} characters; "

@@ -2,7 +2,7 @@
 
     encoder = encoder_of(Pair)                    # PairEncoder()
     texts = encoder.texts(pair)                   # what the tokenizer encodes
-    encoder.encode(pair, ids, cutter, "concat")   # Encoded: pieces with their targets
+    encoder.encode(pair, ids, cutter, "concat")   # Encoded: segments with their targets
 
 One class for each type of sample, all with the interface SampleEncoder. The loss mask is made here,
 where the parts of a sample are known: it is never searched for in the tokens later.
@@ -22,13 +22,13 @@ from minigpt.data.prompts import conversation_ids, spelled
 class Encoded(NamedTuple):
     """A sample in tokens.
 
-    pieces:     [(ids as array("I"), first, last, …), …]: of each piece, the ids from `first` to
-                before `last` are targets (Pieces.of() in packing.py)
+    segments:   [(ids as array("I"), first, last, …), …]: of each segment, the ids from `first` to
+                before `last` are targets (Segments.of() in packing.py)
     characters: how many are encoded
     left_out:   how many are cut off, because they do not fit into a block
     """
 
-    pieces: list
+    segments: list
     characters: int
     left_out: int
 
@@ -76,7 +76,7 @@ class SampleEncoder(Protocol):
 
 @dataclass(frozen=True)
 class TextEncoder(SampleEncoder):
-    """Entries. Every token is a target but the first of a piece, and the EOT of the layout `pad`.
+    """Entries. Every token is a target but the first of a segment, and the EOT of the layout `pad`.
 
     Where a text is longer than a block, it is cut at the end of a sentence.
     """
@@ -131,10 +131,10 @@ class PairEncoder(SampleEncoder):
         return pair.question, pair.answer
 
     def encode(self, pair, ids, cutter, layout):
-        piece = _answered(cutter.tokenizer, *ids)
-        if len(piece[0]) > cutter.block_size:
+        segment = _answered(cutter.tokenizer, *ids)
+        if len(segment[0]) > cutter.block_size:
             return "too long"
-        return Encoded([piece], len(pair.question) + len(pair.answer), 0)
+        return Encoded([segment], len(pair.question) + len(pair.answer), 0)
 
     def to_json(self, pair):
         return {"id": pair.id, "question": pair.question, "answer": pair.answer}
@@ -165,8 +165,8 @@ class ConversationEncoder(SampleEncoder):
         learned = [i for i, role in enumerate(roles) if role == "assistant"][: len(spans)]
         lengths = [len(content) for _, content in conversation.turns]
         kept = sum(lengths[: learned[-1] + 1])
-        piece = ids[: spans[-1][1]], *itertools.chain(*spans)
-        return Encoded([piece], kept, sum(lengths) - kept)
+        segment = ids[: spans[-1][1]], *itertools.chain(*spans)
+        return Encoded([segment], kept, sum(lengths) - kept)
 
     def to_json(self, conversation):
         return {"id": conversation.id, "messages": _messages(conversation.turns)}
@@ -174,9 +174,9 @@ class ConversationEncoder(SampleEncoder):
 
 @dataclass(frozen=True)
 class PreferenceEncoder(SampleEncoder):
-    """Preferences, for models of the prompt format "qa" or "chat". Each becomes two pieces, prompt
-    with chosen answer and prompt with rejected answer, so in the layout `pad` blocks 2i and 2i + 1
-    are preference i; minigpt/training/dpo.py reads them. Targets are both answers and their ends.
+    """Preferences, for models of the prompt format "qa" or "chat". Each becomes two segments: the
+    prompt with the chosen answer, and with the rejected one. So in the layout `pad` blocks 2i and
+    2i + 1 are preference i (minigpt/training/dpo.py). Targets are both answers and their ends.
     """
 
     prompt_format: str
@@ -207,13 +207,14 @@ class PreferenceEncoder(SampleEncoder):
             return "equal answers"
         *prompt, chosen, rejected = ids
         roles = [role for role, _ in preference.turns]
-        pieces = [self._piece(cutter.tokenizer, roles, prompt, a) for a in (chosen, rejected)]
-        if max(len(piece[0]) for piece in pieces) > cutter.block_size:
+        answers = chosen, rejected
+        segments = [self._segment(cutter.tokenizer, roles, prompt, each) for each in answers]
+        if max(len(each[0]) for each in segments) > cutter.block_size:
             return "too long"
         asked = sum(len(content) for _, content in preference.turns)
-        return Encoded(pieces, 2 * asked + len(preference.chosen) + len(preference.rejected), 0)
+        return Encoded(segments, 2 * asked + len(preference.chosen) + len(preference.rejected), 0)
 
-    def _piece(self, tokenizer, roles, prompt, answer):
+    def _segment(self, tokenizer, roles, prompt, answer):
         if self.prompt_format == "chat":
             # Earlier turns of the assistant are the same on both sides: only the last is judged.
             ids, spans = conversation_ids(tokenizer, [*roles, "assistant"], [*prompt, answer])
@@ -232,7 +233,7 @@ class PreferenceEncoder(SampleEncoder):
 
 
 def _answered(tokenizer, question, answer):
-    """The piece (ids, first, last) of a question and its answer, in the prompt format "qa"."""
+    """The segment (ids, first, last) of a question and its answer, in the prompt format "qa"."""
     ids = array("I", [*question, tokenizer.answer_mark, *answer, tokenizer.eot])
     return ids, len(question) + 1, len(ids)
 

@@ -39,7 +39,7 @@ from minigpt.data.cleaning import clean_all
 from minigpt.data.encoders import SampleEncoder, encoder_of
 from minigpt.data.formats import Entry, Format, parse_text, read_record
 from minigpt.data.hashing import below, hash_all
-from minigpt.data.packing import Pieces, replacing, token_dtype
+from minigpt.data.packing import Segments, replacing, token_dtype
 from minigpt.data.parallel import core_count, ordered_map
 from minigpt.data.readers.files import BLOCK, SourceFile, find_files
 from minigpt.data.readers.records import Reject, read_chunks, records_in
@@ -166,11 +166,11 @@ class ChunkWorker:
         batch = Batch(chunk.size, rejects)
         batch.dropped.update(reason for reason in encoded if isinstance(reason, str))
         kept = [i for i, found in enumerate(encoded) if not isinstance(found, str)]
-        pieces = [piece for i in kept for piece in encoded[i].pieces]
+        segments = [segment for i in kept for segment in encoded[i].segments]
         numbers = [
-            (len(encoded[i].pieces), encoded[i].characters, encoded[i].left_out) for i in kept
+            (len(encoded[i].segments), encoded[i].characters, encoded[i].left_out) for i in kept
         ]
-        batch.pieces = Pieces.of(pieces, self.dtype)
+        batch.segments = Segments.of(segments, self.dtype)
         batch.numbers = np.array(numbers, np.int64).reshape(-1, 3)
         batch.hashes = hashes[kept]
         in_val = np.flatnonzero(below(split_hashes[kept], options.val_fraction)).tolist()

@@ -1,11 +1,10 @@
-"""Training a byte-level BPE with Hugging Face `tokenizers`, for data/train_tokenizer.py.
+"""Train a byte-level BPE with Hugging Face `tokenizers`, for data/train_tokenizer.py.
 
-The trainer's library learns the merges; minigpt/tokenizer/tokenizer.py runs them with tiktoken. The
-two give the same ids although they work differently: tiktoken joins any two tokens whose bytes
-together are a token, the lowest rank first, while the library joins only the pairs that it learned.
-But a token exists because its pair was joined wherever it stood, before anything of a higher rank
-was; so its bytes never lie side by side in another cut when their turn comes, and the two never
-disagree.
+`tokenizers` learns the merges; minigpt/tokenizer/tokenizer.py runs them with tiktoken. Both give the
+same ids although they work differently: tiktoken merges any two tokens whose bytes together are a
+token, the lowest rank first; `tokenizers` merges only the pairs that it learned. But a token exists
+because its pair was merged wherever it occurred, before any pair of a higher rank. So when its turn
+comes, its bytes are never adjacent in another split, and the two never disagree.
 """
 
 import re
@@ -35,12 +34,12 @@ _SENTENCE = re.compile(r".*?[。！？．…!?]+[\"')\]」』”’）】》〉�
 
 
 def train_bpe(texts, n_ranks, pattern_name, min_frequency=2):
-    """A `tokenizers.Tokenizer` trained on `texts` (an iterable of str).
+    """Return a `tokenizers.Tokenizer` trained on `texts` (an iterable of str).
 
-    n_ranks:       tokens at most, the 256 single bytes included; fewer where the texts hold no
-                   further pair that stands min_frequency times
-    pattern_name:  a key of PATTERNS
-    min_frequency: how often a pair must stand in the texts to become a token
+    n_ranks:       the most tokens, with the 256 single bytes; fewer if no further pair occurs
+                   min_frequency times in the texts
+    pattern_name:  a key of PATTERNS, the pre-tokenization
+    min_frequency: how often a pair must occur in the texts to become a token
     """
     tokenizer = Tokenizer(models.BPE())
     cut = pre_tokenizers.Split(Regex(PATTERNS[pattern_name]), "isolated")
@@ -50,7 +49,7 @@ def train_bpe(texts, n_ranks, pattern_name, min_frequency=2):
         vocab_size=n_ranks,
         min_frequency=min_frequency,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=[],  # they are ours, behind the ranks
+        special_tokens=[],  # ours come after the ranks
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -58,7 +57,7 @@ def train_bpe(texts, n_ranks, pattern_name, min_frequency=2):
 
 
 def token_ranks(tokenizer):
-    """Token bytes → rank of a trained `tokenizers.Tokenizer`: the ids that it gives itself."""
+    """Return token bytes → rank (the id) of a trained `tokenizers.Tokenizer`."""
     to_byte = {character: byte for byte, character in enumerate(byte_characters())}
     return {
         bytes(to_byte[character] for character in token): rank
@@ -68,7 +67,7 @@ def token_ranks(tokenizer):
 
 @dataclass
 class Statistics:
-    """What training_texts() has read and left out so far."""
+    """What training_texts() has read and left out."""
 
     texts: int = 0
     characters: int = 0
@@ -116,9 +115,9 @@ def _key_and_texts(record, source, line):
 
 
 def sentences(text):
-    """`text` as its sentences; joined they are `text`.
+    """Split `text` into sentences; joined they are `text`.
 
-    Trained on sentences, no token reaches over a sentence's end (a 。 and the “ after it, say), so
-    that cutting a text there, before or after encoding, changes no id.
+    A vocabulary that is trained on sentences has no token across the end of a sentence (such as 。
+    with the “ after it), so a text can be cut there, before or after encoding, and no id changes.
     """
     return _SENTENCE.findall(text)

@@ -1,4 +1,4 @@
-"""Batches → the files of a dataset: duplicates are dropped, and pieces are packed and written.
+"""Batches → the files of a dataset: duplicates are dropped, and segments are packed and written.
 
 writer = DatasetWriter(folder, "concat", 512, tokenizer.pad, dtype, skip_bad=False)
 writer.add(batch)             # in the order of the input
@@ -14,7 +14,7 @@ import numpy as np
 
 from minigpt.common.errors import UserError
 from minigpt.data.hashing import SeenHashes
-from minigpt.data.packing import Pieces, SplitWriter
+from minigpt.data.packing import Segments, SplitWriter
 
 SPLITS = ("train", "val")
 
@@ -24,9 +24,9 @@ class Batch:
     """The samples of one chunk, in tokens.
 
     size: bytes of the file.  rejects: [Reject, …].  dropped: reason → samples.
-    Of the n samples that are kept: hashes (n,) uint64, of their contents; numbers (n, 3): pieces,
-    characters, characters left out; pieces: those of all samples; val: index of a held-out sample →
-    its line of val.jsonl.
+    Of the n samples that are kept: hashes (n,) uint64, of their contents; numbers (n, 3): segments,
+    characters, characters left out; segments: those of all samples; val: index of a held-out
+    sample → its line of val.jsonl.
     """
 
     size: int
@@ -34,7 +34,7 @@ class Batch:
     dropped: Counter = field(default_factory=Counter)
     hashes: np.ndarray | None = None
     numbers: np.ndarray | None = None
-    pieces: Pieces | None = None
+    segments: Segments | None = None
     val: dict = field(default_factory=dict)
 
 
@@ -73,8 +73,8 @@ class DatasetWriter:
 
     def _add_to(self, split, batch, chosen):
         """Add those samples of a batch to a split where `chosen` ((n,) bool) is true."""
-        n_pieces, characters, left_out = batch.numbers.T
-        self._writers[split].add(batch.pieces.chosen(np.repeat(chosen, n_pieces)))
+        n_segments, characters, left_out = batch.numbers.T
+        self._writers[split].add(batch.segments.chosen(np.repeat(chosen, n_segments)))
         self._numbers[split]["entries"] += int(chosen.sum())
         self._numbers[split]["characters"] += int(characters[chosen].sum())
         self.counts["cut"] += int(np.count_nonzero(left_out[chosen]))
@@ -91,7 +91,7 @@ class DatasetWriter:
             self._rejects.write(json.dumps(reject._asdict(), ensure_ascii=False) + "\n")
 
     def finish(self):
-        """Write what still waits, close the files and return the counts."""
+        """Write the segments that wait, close the files and return the counts."""
         for split, writer in self._writers.items():
             self.counts[split] = self._numbers[split] | writer.finish()
         for file in (self._val_text, self._rejects):

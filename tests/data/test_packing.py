@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from minigpt.common.errors import UserError
 from minigpt.data import packing
-from minigpt.data.packing import Pieces, SplitWriter, pack_best_fit, replacing, token_dtype
+from minigpt.data.packing import Segments, SplitWriter, pack_best_fit, replacing, token_dtype
 
 PAD = 99
 U2 = np.dtype("<u2")
 
 
 def pieces_of(*pieces):
-    """Pieces from (ids, first, last)."""
-    return Pieces.of([(np.array(ids, np.uintc), first, last) for ids, first, last in pieces], U2)
+    """Segments from (ids, first, last)."""
+    return Segments.of([(np.array(ids, np.uintc), first, last) for ids, first, last in pieces], U2)
 
 
 def write(folder, layout, block_size, *parts):
