@@ -55,8 +55,8 @@ def main():
         )
     if len(labels) < 2:
         raise UserError(
-            f"{settings.input}: column {settings.label} has the one label {labels[0]!r}; expected two "
-            f"or more"
+            f"{settings.input}: column {settings.label} has the one label {labels[0]!r}; expected "
+            f"two or more"
         )
     task = Task(labels, settings.ask, settings.length)
     made_by = dict(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from minigpt.data.formats import BadRecord, Conversation, Entry, Pair, Preference
-from minigpt.data.prompts import conversation_ids, spelled
+from minigpt.data.prompts import conversation_ids, turn_text
 
 
 class Encoded(NamedTuple):
@@ -152,7 +152,7 @@ class ConversationEncoder(SampleEncoder):
         return json.dumps(conversation.turns, ensure_ascii=False)
 
     def texts(self, conversation):
-        return [spelled(role, content) for role, content in conversation.turns]
+        return [turn_text(role, content) for role, content in conversation.turns]
 
     def encode(self, conversation, ids, cutter, layout):
         roles = [role for role, _ in conversation.turns]
@@ -199,7 +199,7 @@ class PreferenceEncoder(SampleEncoder):
         """The turns, then both answers."""
         prompt = [content for _, content in preference.turns]
         if self.prompt_format == "chat":
-            prompt = [spelled(role, content) for role, content in preference.turns]
+            prompt = [turn_text(role, content) for role, content in preference.turns]
         return *prompt, preference.chosen, preference.rejected
 
     def encode(self, preference, ids, cutter, layout):

@@ -207,9 +207,9 @@ class SplitWriter:
 
 @contextlib.contextmanager
 def replacing(folder):
-    """A folder to write into, beside `folder`, whose place it takes when all has gone well, as
-    files.written_whole() has it. UserError where nothing can be written, and where `folder` holds
-    other files than a dataset's: they would be lost."""
+    """Give a folder to write into, which replaces `folder` at the end (see files.written_whole).
+    UserError where nothing can be written, and where `folder` has files that are not a dataset's:
+    they would be lost."""
     folder = Path(folder).resolve()  # through a link: the folder itself is replaced
     for place in (folder, *beside(folder)):
         _check_only_ours(place)
@@ -234,6 +234,6 @@ def _check_only_ours(folder):
     others = [name for name in names if name not in FILES]
     if others:
         raise UserError(
-            f"{folder}: holds what is no prepared data ({', '.join(others[:3])}) and would be "
+            f"{folder}: has files that are no prepared data ({', '.join(others[:3])}) and would be "
             "lost; give --dataset= a folder of its own"
         )

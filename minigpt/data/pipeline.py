@@ -1,21 +1,23 @@
 """The way of a file through preparation, one function a step:
 
-    find_files      paths → files                         readers/files.py
-    blocks          file → unpacked bytes                 readers/files.py
-    to_utf8         bytes → bytes in UTF-8                readers/encodings.py
-    read_chunks     bytes → chunks, cut between records   readers/records.py (with the two above)
-    records_in      chunk → records, dicts                readers/records.py
-    parse_records   records → samples, rejects            formats.py
-    clean_samples   samples → cleaned samples             cleaning.py
-    hold_out        samples → train or val                hashing.py
-    tokenize        samples → tokens and targets          encoders.py
-    DatasetWriter   tokens → blocks on the disk           writer.py, packing.py
+    find_files      paths → files                             readers/files.py
+    read_chunks     file → chunks, cut between records, by
+        blocks          open: file → unpacked bytes           readers/files.py
+        to_utf8         decode: bytes → bytes in UTF-8        readers/encodings.py
+        cut_into_chunks bytes → chunks                        readers/records.py
+    parse_records   chunk → samples, by
+        records_in      chunk → records, dicts                readers/records.py
+        read_record     record → sample of a format           formats.py
+    clean_samples   samples → cleaned samples                 cleaning.py
+    hold_out        samples → train or val                    hashing.py
+    tokenize        samples → tokens and targets              encoders.py
+    DatasetWriter   tokens → blocks on the disk               writer.py, packing.py
 
     meta = prepare(PrepareOptions("data/sample", "data/processed", FORMATS["text"], block_size=512))
     print(table(meta))
 
 This process reads the files and writes the blocks. Worker processes do what takes time: they turn a
-chunk into a Batch (records_in to tokenize).
+chunk into a Batch (parse_records to tokenize).
 """
 
 import gc
@@ -41,8 +43,9 @@ from minigpt.data.formats import Entry, Format, parse_text, read_record
 from minigpt.data.hashing import below, hash_all
 from minigpt.data.packing import Segments, replacing, token_dtype
 from minigpt.data.parallel import core_count, ordered_map
+from minigpt.data.readers.encodings import to_utf8
 from minigpt.data.readers.files import BLOCK, SourceFile, find_files
-from minigpt.data.readers.records import Reject, read_chunks, records_in
+from minigpt.data.readers.records import Reject, cut_into_chunks, records_in
 from minigpt.data.sentences import SMALLEST_BLOCK, Cutter
 from minigpt.data.writer import Batch, DatasetWriter
 from minigpt.tokenizer.tokenizer import load_tokenizer
@@ -53,12 +56,12 @@ SMALL_INPUT = 2**20  # bytes: up to here the automatic val_fraction looks at all
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What prepare() makes of which files. UserError for values that cannot be."""
+    """What prepare() reads and writes. UserError for impossible values."""
 
     input: object  # paths, as find_files() takes them
     dataset: str | Path  # the folder to write
     format: Format  # of the records
-    encoder: SampleEncoder | None = None  # None: the one for what the format makes
+    encoder: SampleEncoder | None = None  # None: that of the format's samples
     tokenizer: str = "zh"
     block_size: int = 512
     layout: str = "concat"  # pad, split, concat or packed
@@ -66,7 +69,7 @@ class PrepareOptions:
     val_fraction: float | None = None  # share of the samples held out; None chooses
     skip_bad: bool = False  # copy bad records to rejects.jsonl instead of stopping at the first
     workers: int = 0  # processes; 0 takes every core
-    command: str = ""  # that makes the same again, for meta.json
+    command: str = ""  # the command line, for meta.json
     facts: Mapping = field(default_factory=dict)  # more for meta.json
 
     def __post_init__(self):
@@ -89,11 +92,22 @@ class PrepareOptions:
             raise UserError("\n".join(problems))
 
 
-# -- the steps of a chunk, in their order ----------------------------------------------------------
+# -- the steps, in their order ---------------------------------------------------------------------
+
+
+def read_chunks(source):
+    """SourceFile → its Chunks: opened, decoded, cut between records. UserError where it cannot be
+    read or unpacked."""
+    blocks, counted = source.blocks(), 0
+    for chunk in cut_into_chunks(to_utf8(blocks), source.name, source.type):
+        yield chunk._replace(size=source.size - counted)
+        counted = source.size
+    for _ in blocks:  # if cutting stopped early: the hash is of the whole file
+        pass
 
 
 def parse_records(chunk, options):
-    """Records of a chunk → (samples, rejects)."""
+    """Chunk → (samples, rejects)."""
     samples, rejects = [], []
     parse, check = options.format.parse, options.encoder.check
     for line, record in records_in(chunk):
@@ -335,7 +349,7 @@ def table(meta):
         characters = sum(counts[split]["characters"] for split in ("train", "val"))
         share = counts["left_out"] / (characters + counts["left_out"])
         lines.append(
-            f"    cut away behind the block: {share:.1%} of the kept entries' characters, in "
+            f"    cut off at the end of the block: {share:.1%} of the kept entries' characters, in "
             f"{counts['cut']:,} of them"
         )
     header = ["", "entries", "characters", "tokens", "tokens/char", "targets", "blocks", "padding"]

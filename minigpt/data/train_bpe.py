@@ -1,10 +1,10 @@
 """Train a byte-level BPE with Hugging Face `tokenizers`, for data/train_tokenizer.py.
 
-`tokenizers` learns the merges; minigpt/tokenizer/tokenizer.py runs them with tiktoken. Both give the
-same ids although they work differently: tiktoken merges any two tokens whose bytes together are a
-token, the lowest rank first; `tokenizers` merges only the pairs that it learned. But a token exists
-because its pair was merged wherever it occurred, before any pair of a higher rank. So when its turn
-comes, its bytes are never adjacent in another split, and the two never disagree.
+`tokenizers` learns the merges; minigpt/tokenizer/tokenizer.py runs them with tiktoken. Both give
+the same ids although they work differently: tiktoken merges any two tokens whose bytes together are
+a token, the lowest rank first; `tokenizers` merges only the pairs that it learned. But a token
+exists because its pair was merged wherever it occurred, before any pair of a higher rank. So when
+its turn comes, its bytes are never adjacent in another split, and the two never disagree.
 """
 
 import re
@@ -24,7 +24,8 @@ from minigpt.data.formats import (
     recognize,
 )
 from minigpt.data.hashing import is_val
-from minigpt.data.readers.records import Reject, read_chunks, records_in
+from minigpt.data.pipeline import read_chunks
+from minigpt.data.readers.records import Reject, records_in
 from minigpt.tokenizer.huggingface import byte_characters
 from minigpt.tokenizer.tokenizer import PATTERNS
 

@@ -12,7 +12,9 @@ from minigpt.data.formats import (
     SCRIPTS,
     Conversation,
     Entry,
+    Pair,
     describe,
+    formats_of,
     parse_alpaca,
     parse_chat,
     parse_dialogue,
@@ -57,6 +59,16 @@ def test_help_lists_every_format():
         assert lines in run_here(script, "--help")[1]
 
 
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_documents_list_every_format_to_fine_tune_on(root, language):
+    page = root / f"docs/{language}/fine-tuning.md"
+    if not page.is_file():
+        pytest.skip("the page is not written yet")
+    text = page.read_text(encoding="utf-8")
+    for name in formats_of(Pair, Conversation):
+        assert f"`{name}`" in text, f"{page}: describe the format {name}"
+
+
 ADDED = """
 import runpy, sys
 from minigpt.data.formats import FORMATS, Format, Pair
@@ -65,9 +77,12 @@ def parse(record):
     return Pair(None, record["q"], record["a"])
 
 FORMATS["short"] = Format("short", ("q",), parse, "`q`, `a`: a short pair", {"q": "?", "a": "!"})
-script, *sys.argv[1:] = sys.argv[1:]
-sys.argv[0] = script
-runpy.run_path(script, run_name="__main__")
+for line in sys.stdin:
+    sys.argv = line.split()
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit:
+        pass
 """
 
 
@@ -76,17 +91,25 @@ def test_one_entry_adds_a_format(root, tmp_path):
     records = "".join(json.dumps({"q": f"{i}?", "a": "yes"}) + "\n" for i in range(40))
     (tmp_path / "a.jsonl").write_text(records)
 
-    def run(script, *words):
-        command = [sys.executable, "-c", ADDED, script, f"--input={tmp_path}/a.jsonl", *words]
-        done = subprocess.run(command, cwd=root, capture_output=True, encoding="utf-8")
-        return done.stdout + done.stderr
-
-    assert "    short   `q`, `a`: a short pair" in run("data/prepare_sft.py", "--help")
-    dataset = [f"--dataset={tmp_path}/made", "--block_size=16", "--workers=1"]
-    assert "it looks like --format=short of data/prep" in run("data/prepare.py", *dataset)
-    assert "read 40 = kept 40" in run("data/prepare_sft.py", *dataset, "--format=short")
-    words = [f"--output={tmp_path}/tok", "--vocab_size=270", "--val_fraction=0"]
-    assert ": 80 texts, " in run("data/train_tokenizer.py", *words)
+    made = f"--dataset={tmp_path}/made --block_size=16 --workers=1"
+    commands = [
+        "data/prepare_sft.py --help",
+        f"data/prepare.py --input={tmp_path}/a.jsonl {made}",
+        f"data/prepare_sft.py --input={tmp_path}/a.jsonl {made} --format=short",
+        f"data/train_tokenizer.py --input={tmp_path}/a.jsonl --output={tmp_path}/tokenizer "
+        "--vocab_size=270 --val_fraction=0",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", ADDED],
+        cwd=root,
+        input="\n".join(commands),
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert "    short   `q`, `a`: a short pair" in done.stdout
+    assert "it looks like --format=short of data/prepare_sft.py" in done.stderr
+    assert "read 40 = kept 40" in done.stdout
+    assert "a.jsonl: 80 texts, " in done.stdout
 
 
 # -- records that are good -------------------------------------------------------------------------

@@ -202,7 +202,7 @@ def test_a_failed_rename_puts_the_old_data_back(tmp_path, monkeypatch):
 
 def test_a_folder_with_other_files_is_not_touched(tmp_path):
     (tmp_path / "train.py").write_text("code")
-    says = r"holds what is no prepared data \(train\.py\)"
+    says = r"has files that are no prepared data \(train\.py\)"
     with pytest.raises(UserError, match=says), replacing(tmp_path):
         pass
     file = tmp_path / "train.py"

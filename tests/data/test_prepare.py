@@ -140,7 +140,7 @@ def test_the_classic_layout(make, tmp_path, byte_tokenizer):
     assert meta["counts"]["dropped"]["no sentence end"] == 2
     characters = sum(meta["counts"][split]["characters"] for split in ("train", "val"))
     assert meta["counts"]["left_out"] == sum(map(len, texts)) - characters - len("no end") - 65
-    assert "cut away behind the block" in table(meta)
+    assert "cut off at the end of the block" in table(meta)
 
 
 def test_duplicates_are_dropped_across_files(make, tmp_path, byte_tokenizer):

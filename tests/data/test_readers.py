@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from minigpt.common.errors import UserError
 from minigpt.data.formats import Entry
 from minigpt.data.hashing import is_val
-from minigpt.data.pipeline import read_entries
+from minigpt.data.pipeline import read_chunks, read_entries
 from minigpt.data.readers import files, prose, records
 from minigpt.data.readers.files import SourceFile, find_files
 from minigpt.data.readers.prose import split_prose
 from minigpt.data.readers.records import (
     Reject,
-    read_chunks,
     records_in,
 )
 

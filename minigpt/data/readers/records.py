@@ -1,6 +1,6 @@
 """Text → records: UTF-8 bytes are cut into chunks, and chunks become records.
 
-    for chunk in read_chunks(SourceFile("a.jsonl")):
+    for chunk in cut_into_chunks(to_utf8(source.blocks()), source.name, source.type):
         for line, record in records_in(chunk):   # record: a dict, or a Reject
             …
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minigpt.common.errors import UserError
-from minigpt.data.readers.encodings import Undecodable, to_utf8
+from minigpt.data.readers.encodings import Undecodable
 from minigpt.data.readers.files import BLOCK
 from minigpt.data.readers.prose import ENTRY, last_break, split_prose
 
@@ -55,31 +55,20 @@ class Chunk(NamedTuple):
 # -- a file as chunks ------------------------------------------------------------------------------
 
 
-def read_chunks(source):
-    """Yield the Chunks of a SourceFile: open it, decode it, cut it between records. UserError where
-    it cannot be read or unpacked."""
-    blocks, reported = source.blocks(), 0
-    for chunk in _cut(source, to_utf8(blocks)):
-        yield chunk._replace(size=source.size - reported)
-        reported = source.size
-    for _ in blocks:  # where cutting stopped early: the hash is of the whole file
-        pass
-
-
-def _cut(source, text):
+def cut_into_chunks(text, name, type):
+    """Blocks of UTF-8 bytes of a file, as to_utf8() yields them → Chunks. type: see file_type()."""
     try:
         first = next(text, b"")
     except Undecodable as error:
-        reject = Reject(source.name, 1, str(error), error.beginning)
-        yield Chunk(source.name, "reject", 1, reject)
+        yield Chunk(name, "reject", 1, Reject(name, 1, str(error), error.beginning))
         return
     text = itertools.chain([first], text)
-    if source.type == "txt":
-        yield from _prose(source.name, text)
+    if type == "txt":
+        yield from _prose(name, text)
     elif first.lstrip().startswith(b"["):  # a list, whatever the file's name is
-        yield from _list_items(source.name, text)
+        yield from _list_items(name, text)
     else:
-        yield from _lines(source.name, text)
+        yield from _lines(name, text)
 
 
 def _lines(name, blocks):
