@@ -45,6 +45,7 @@ def test_every_format_reads_its_example_and_is_recognized_by_it(name):
     for field in format.fields:
         assert f"`{field}`" in format.description
         without = {key: value for key, value in format.example.items() if key != field}
+        assert not format.matches(without)
         reject = read_record(without, format.parse, "a", 1)
         assert reject.reason == f"field `{field}` is missing"
 

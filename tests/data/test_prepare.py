@@ -165,6 +165,17 @@ def test_unclean(make, tmp_path, byte_tokenizer):
         assert set(found) < {expected.format(i) for i in range(40)}
 
 
+def test_raw_and_cleaned_text_hold_out_the_same_entries(make, tmp_path):
+    texts = [f"题{i}\n\n文（）{i}。\n" for i in range(60)]
+    records = [{"title": f"题{i}", "text": text, "id": str(i)} for i, text in enumerate(texts)]
+    path = write_lines(tmp_path / "a.jsonl", records)
+    ids = []
+    for clean in (True, False):
+        _, _, folder = make("text", path, clean=clean, val_fraction=0.2)
+        ids.append([line["id"] for line in read_lines(folder / "val.jsonl")])
+    assert ids[0] == ids[1] and 3 < len(ids[0]) < 30
+
+
 def test_a_larger_vocabulary_takes_wider_ids(make, texts_file, monkeypatch):
     monkeypatch.setattr(pipeline, "token_dtype", lambda n_vocab: np.dtype("<u4"))
     meta, blocks, folder = make("text", texts_file)
