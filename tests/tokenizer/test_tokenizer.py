@@ -478,8 +478,10 @@ def test_an_id_outside_the_vocabulary_is_an_error(wrong):
         load_tokenizer("gpt2").decode([5, wrong])
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("text", ["中", " ", "\n", "a", "—", "1"], ids=repr)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [*(("zh", text) for text in ["中", " ", "\n", "a", "—", "1"]), ("gpt2", " "), ("gpt2", "a")],
+)
 def test_a_megabyte_without_a_break_is_encoded(name, text):
     tokenizer = load_tokenizer(name)
     long = text * (2**20 // len(text.encode())) + "完"
