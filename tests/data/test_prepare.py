@@ -132,7 +132,7 @@ def test_the_classic_layout(make, tmp_path, byte_tokenizer):
         ):
             n = row.index(byte_tokenizer.eot)
             assert row[n + 1 :] == [byte_tokenizer.pad] * (63 - n)
-            # EOT stands after the cut, where the text may go on: it is not learned.
+            # EOT is after the cut, where the text may continue: it is no target.
             assert bits == [2] + [1] * (n - 1) + ([0, 2] + [0] * (62 - n) if n < 63 else [0])
             found[byte_tokenizer.decode(row[:n])] = split
     assert {"Aa. Bb.", "Long."} < set(found) and not any(t.startswith("no") for t in found)

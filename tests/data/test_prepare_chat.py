@@ -68,7 +68,7 @@ def encoded(tokenizer, conversation, block_size=512):
 # -- ids and masks ---------------------------------------------------------------------------------
 
 # By hand: the tokens of a conversation of two turns and a system text, | between them; S and E
-# stand for the marks, N for a line break, and what is learned is in [ ].
+# are the marks, N is a line break, and the targets are in [ ].
 ENGLISH = (
     "S|system|N|Be| brief|.|E|N|S|user|N|Who| is| it|?|E|N|S|ass|istant|N|[It| is| me|.|E]|N|"
     "S|user|N|No|!|E|N|S|ass|istant|N|[Yes|,| me|.|E]"
@@ -128,7 +128,7 @@ def test_learned_is_what_the_assistant_says_and_its_end(tokenizers, before, aske
     learned, expected = np.zeros(len(ids), bool), np.zeros(len(ids), bool)
     for first, last in zip(bounds[::2], bounds[1::2], strict=True):
         learned[first:last] = True
-    # The marks alone tell where turns stand, whatever the texts spell.
+    # Only the marks delimit turns, whatever text the contents have.
     begins = [i for i, token in enumerate(ids) if token == tokenizer.special["IM_START"]]
     ends = [i for i, token in enumerate(ids) if token == tokenizer.special["IM_END"]]
     assert ends[-1] == len(ids) - 1
@@ -159,7 +159,7 @@ def test_a_run_is_given_what_it_learned_to_continue(tokenizers, before, asked, a
 
 
 def test_last_turns_are_left_out_each_whole(byte_tokenizer):
-    # In bytes a turn takes its role, its content and 3 more; a line break stands between turns.
+    # In bytes a turn takes its role, its content and 3 more; a line break separates turns.
     system, user = len("system") + 5 + 3, len("user") + 5 + 3
     reply = len("assistant") + 5 + 3
     turns = [("system", "s" * 5)]
@@ -222,7 +222,7 @@ def make(tmp_path, byte_tokenizer, capsys):
 
 def conversations_in(blocks, tokenizer):
     """The conversations in a split as texts with their masks, whatever the layout: they begin with
-    a mark that stands behind another one, or behind padding."""
+    a mark that follows another one, or padding."""
     stream = blocks.tokens.flatten().tolist()
     bits = (blocks.mask.flatten() & 1).tolist()
     start, end = tokenizer.special["IM_START"], tokenizer.special["IM_END"]

@@ -91,13 +91,13 @@ def test_a_conversation_is_judged_by_its_last_turn(prepared):
     words = b"\n".join(
         b"<" + role.encode() + b"\n" + content.encode() + b">" for role, content in asked
     )
-    spelled = [{60: START, 62: END}.get(byte, byte) for byte in words + b"\n<assistant\ny>"]
-    (row,) = [i for i, row in enumerate(tokens) if row[: len(spelled)].tolist() == spelled]
+    expected = [{60: START, 62: END}.get(byte, byte) for byte in words + b"\n<assistant\ny>"]
+    (row,) = [i for i, row in enumerate(tokens) if row[: len(expected)].tolist() == expected]
     assert row % 2 == 0
     targets = np.flatnonzero(mask[row] & 1).tolist()
-    assert targets == [len(spelled) - 2, len(spelled) - 1]  # y and its end, not the turn before
-    assert bytes(tokens[row + 1, len(spelled) - 2 : len(spelled)].tolist()) == b"no"
-    assert tokens[row + 1, len(spelled)] == END
+    assert targets == [len(expected) - 2, len(expected) - 1]  # y and its end, not the turn before
+    assert bytes(tokens[row + 1, len(expected) - 2 : len(expected)].tolist()) == b"no"
+    assert tokens[row + 1, len(expected)] == END
 
 
 def test_too_long_and_equal_answers_are_dropped_and_counted(prepared):
@@ -206,7 +206,7 @@ def test_made_pairs_by_hand():
     by_kind = {(r["prompt"], r["kind"]): r for r in made}
     assert by_kind["甲？", "cut"]["rejected"] == "一二"
     assert by_kind["甲？", "loop"]["rejected"] == "一二一二一二"
-    # Without an id: what stands for it where pairs are prepared, so both hold out the same ones.
+    # Without an id: the split key of the pair, so that both hold out the same pairs.
     assert by_kind["丙？", "loop"] == pair("丙？", "六七", "六六六", id="丙？六七", kind="loop")
     assert ("乙？", "cut") not in by_kind and ("乙？", "loop") not in by_kind  # no half to repeat
     answers = {p.answer for p in pairs}

@@ -98,7 +98,7 @@ def test_prose(tmp_path, monkeypatch, encoding, size):
 
 
 def test_ascii_until_late(tmp_path, monkeypatch):
-    # The encoding shows only where the first other character stands, here after several chunks.
+    # The encoding is known at the first character that is not ASCII, here after several chunks.
     set_block(monkeypatch, 64)
     path = tmp_path / "a.txt"
     path.write_bytes(("plain\n" * 100 + "天下大势\n").encode("gb18030"))
@@ -160,7 +160,7 @@ items = st.recursive(
     st.integers(1, 40),
 )
 def test_lists_in_parts_are_the_lists(lists, indent, size):
-    """Several stand one after the other where files were joined, or where each line is a list."""
+    """Several lists in a row: files were joined, or each line is a list."""
     data = "\n".join(json.dumps(a, indent=indent, ensure_ascii=False) for a in lists).encode()
     found = list(itertools.chain(*lists))
     blocks = (data[i : i + size] for i in range(0, len(data), size))
@@ -168,7 +168,7 @@ def test_lists_in_parts_are_the_lists(lists, indent, size):
     read = [pair for chunk in chunks for pair in chunk.data]
     assert [json.loads(text) for _, text in read] == found
     for (line, text), (_, following) in itertools.pairwise([*read, (0, None)]):
-        # The line on which an item begins: as many line breaks stand before it.
+        # The line on which an item begins: so many line breaks are before it.
         assert data.decode().split("\n")[line - 1].find(text.split("\n")[0]) >= 0
         assert following is None or line <= read[-1][0]
 

@@ -113,7 +113,7 @@ def test_worked_by_hand(tmp_path):
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {character: 300 + i for i, character in enumerate(characters)}
     vocab |= {"abc": 5, "ab": 9, "bc": 2, "xyz": 7}
-    # abc's last pair is (a, bc): (ab, c) stands before it, but bc is joined before ab.
+    # abc's last pair is (a, bc): (ab, c) comes before it, but bc is joined before ab.
     merges = [("b", "c"), ("a", "b"), ("ab", "c"), ("a", "bc")]
     whole = Tokenizer(models.BPE(vocab, merges))
     whole.pre_tokenizer = step("gpt-2")
@@ -238,7 +238,7 @@ def in_cut(**facts):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("{", "cannot be read as JSON"),
         ("[]", "expected a JSON object"),
@@ -260,14 +260,14 @@ def in_cut(**facts):
         (in_cut(pattern={"Regex": "("}), "does not know its pre-tokenizer's pattern"),
     ],
 )
-def test_what_cannot_be_taken_over_is_named(tmp_path, text, told):
+def test_what_cannot_be_imported_is_named(tmp_path, text, message):
     (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         load_tokenizer(f"hf:{tmp_path}")
     assert "\n" not in str(error.value)
 
 
-def test_where_nothing_lies(tmp_path):
+def test_a_folder_without_a_vocabulary(tmp_path):
     with pytest.raises(UserError, match="no vocabulary here"):
         read_vocabulary(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
@@ -329,6 +329,6 @@ def test_ids_above_65535_go_through_blocks(tmp_path):
         blocks = Blocks(folder, split, ours, 64)
         found += [i for i in blocks.tokens[:].ravel().tolist() if i != ours.pad]
     assert set(ours.decode(found)) == set(unicodedata.normalize("NFC", "".join(texts)))
-    spelled = sorted(ours.decode(found).split("No. ")[1:])
+    found_texts = sorted(ours.decode(found).split("No. ")[1:])
     wanted = "".join(unicodedata.normalize("NFC", text) for text in texts).split("No. ")[1:]
-    assert spelled == sorted(wanted)  # cut between sentences, and nothing lost
+    assert found_texts == sorted(wanted)  # cut between sentences, and nothing lost

@@ -64,13 +64,13 @@ def trainer_library(path):
     tokenizer = load_tokenizer(path)
     ranks = ranks_of(tokenizer)
     characters = byte_characters()
-    spelled = {token: "".join(characters[byte] for byte in token) for token in ranks}
+    texts = {token: "".join(characters[byte] for byte in token) for token in ranks}
     merges = [
-        tuple(spelled[part] for part in pair_of(token, ranks))
+        tuple(texts[part] for part in pair_of(token, ranks))
         for token in sorted(ranks, key=ranks.get)
         if len(token) > 1
     ]
-    vocabulary = {spelled[token]: rank for token, rank in ranks.items()}
+    vocabulary = {texts[token]: rank for token, rank in ranks.items()}
     return with_pattern(HFTokenizer(models.BPE(vocabulary, merges)), about_of(path)["pattern"])
 
 
@@ -178,7 +178,7 @@ def test_gpt2_ids_that_its_recipes_rely_on():
     assert gpt2.special == dict(EOT=50256, PAD=50257, A=2235, IM_START=50258, IM_END=50259)
     assert (gpt2.eot, gpt2.pad, gpt2.answer_mark) == (50256, 50257, 2235)
     assert (gpt2.n_vocab, gpt2.n_rows) == (50260, 50304)
-    assert gpt2.decode([2235, 50256, 50257, 50303]) == "##"  # the others stand for no text
+    assert gpt2.decode([2235, 50256, 50257, 50303]) == "##"  # the others have no text
 
 
 def test_zh_has_ids_of_its_own_behind_its_ranks():
@@ -353,20 +353,20 @@ def test_training_leaves_the_validation_part_out(tmp_path):
     entries = [{"text": f"第{i}条。", "id": str(i)} for i in range(200)]
     pairs = [{"question": f"问{i}", "answer": f"答{i}", "id": str(i)} for i in range(200)]
     nameless = [{"question": f"甲{i}", "answer": f"乙{i}"} for i in range(200)]
-    told = [{"instruction": f"说{i}", "output": f"是{i}", "id": str(i)} for i in range(200)]
+    instructed = [{"instruction": f"说{i}", "output": f"是{i}", "id": str(i)} for i in range(200)]
     turns = [("user", "早"), ("assistant", "你好")]
     spoken = [
         {"messages": [{"role": r, "content": c + str(i)} for r, c in turns], "id": str(i)}
         for i in range(200)
     ]
-    records = entries + pairs + nameless + told + spoken
+    records = entries + pairs + nameless + instructed + spoken
     file.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
     expected = [e["text"] for e in entries if not is_val(e["text"], 0.3)]
     expected += [p[k] for p in pairs if not is_val(p["id"], 0.3) for k in ("question", "answer")]
     for p in nameless:
         if not is_val(p["question"] + p["answer"], 0.3):
             expected += [p["question"], p["answer"]]
-    for t in told:
+    for t in instructed:
         if not is_val(t["id"], 0.3):
             expected += [f"user\n{t['instruction']}", t["output"]]
     for s in spoken:
@@ -601,7 +601,7 @@ def test_a_broken_file_is_named(tmp_path, change, message):
 
 @pytest.fixture
 def gpt2_afresh(monkeypatch, tmp_path):
-    """A function that loads GPT-2's vocabulary anew, without network; tiktoken's cache is empty."""
+    """A function that loads GPT-2's vocabulary without network; tiktoken's cache is empty."""
 
     def no_network(*args, **kwargs):
         raise AssertionError("the network was asked")
