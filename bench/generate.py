@@ -32,7 +32,8 @@ from scripted_server import ScriptedServer, error, good, half, reset
 
 from config.configurator import configure
 from minigpt.common.errors import ROOT, UserError, run
-from minigpt.data.readers import pair_of, read_records
+from minigpt.data.formats import parse_qa
+from minigpt.data.pipeline import read_records
 from minigpt.synthesis.journal import beside
 
 
@@ -114,7 +115,7 @@ def killed(settings, folder):
                 process.wait(60)
             reported.update((line["entry"], line["pairs"]) for line in progress(folder))
         server.errors[:] = [e for e in server.errors if not isinstance(e, ValueError)]  # cut off
-    pairs = [record for _, _, record in read_records([folder / "pairs.jsonl"], pair_of)]
+    pairs = [record for _, _, record in read_records([folder / "pairs.jsonl"], parse_qa)]
     lines = progress(folder)
     kept = Counter(record["entry"] for record in pairs)
     outcomes = Counter(line["outcome"] for line in lines)

@@ -26,8 +26,10 @@ from config.configurator import configure
 from minigpt.common.errors import run
 from minigpt.common.report import table, write_jsonl
 from minigpt.common.scripts import call
-from minigpt.data.pipeline import SFT_FORMATS, PlainText, prepare
-from minigpt.data.readers import is_val
+from minigpt.data.encoders import ConversationEncoder
+from minigpt.data.formats import FORMATS
+from minigpt.data.hashing import is_val
+from minigpt.data.pipeline import PrepareOptions, prepare
 from minigpt.evaluation.examples import read_conversations
 from minigpt.models import checkpoint
 
@@ -38,7 +40,7 @@ CASES = {
     "concat": ("concat", True),
     "concat, isolate=false": ("concat", False),
 }
-CHAT = SFT_FORMATS["chat"]
+CHAT = ConversationEncoder()
 VAL_FRACTION = 0.2
 
 
@@ -81,13 +83,15 @@ class Bench:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.conversations = read_conversations(settings.input)[: settings.limit]
         self.chats = self.folder / "chats.jsonl"
-        write_jsonl(self.chats, map(CHAT.as_text, self.conversations))
+        write_jsonl(self.chats, map(CHAT.to_json, self.conversations))
         self.counts = {}  # layout → split → counts
 
     def train_base(self):
         """A vocabulary and a base, of the training part's texts alone; returns the run's folder."""
         texts, vocabulary = self.folder / "texts.jsonl", self.folder / "vocabulary"
-        seen = [each for each in self.conversations if not is_val(CHAT.source(each), VAL_FRACTION)]
+        seen = [
+            each for each in self.conversations if not is_val(CHAT.split_key(each), VAL_FRACTION)
+        ]
         contents = ["\n".join(content for _, content in each.turns) for each in seen]
         write_jsonl(texts, [{"text": text} for text in contents])
         size = f"--vocab_size={self.settings.vocab_size}"
@@ -97,7 +101,8 @@ class Bench:
             self.folder / "texts",
             self.folder / "base",
         )
-        prepare(PlainText(clean=False), texts, data, tokenizer, 256, "concat", workers=1)
+        more = dict(tokenizer=tokenizer, block_size=256, workers=1)
+        prepare(PrepareOptions(texts, data, FORMATS["text"], clean=False, **more))
         words = [f"--tokenizer={tokenizer}", f"--dataset={data}", f"--out_dir={base}"]
         words += [f"--max_iters={self.settings.base_steps}", "--overwrite=true"]
         self.call("train.py", "config/cpu_small.py", *words)
@@ -110,8 +115,9 @@ class Bench:
         tokenizer = str(files[0]) if files else trained.tokenizer.name
         size = trained.model.config.block_size
         for layout in dict(CASES.values()):
-            more = dict(val_fraction=VAL_FRACTION, workers=1)
-            meta = prepare(CHAT, self.chats, self.data(layout), tokenizer, size, layout, **more)
+            more = dict(tokenizer=tokenizer, block_size=size, layout=layout, workers=1)
+            more["val_fraction"] = VAL_FRACTION
+            meta = prepare(PrepareOptions(self.chats, self.data(layout), FORMATS["chat"], **more))
             self.counts[layout] = meta["counts"]
 
     def data(self, layout):
@@ -160,6 +166,11 @@ class Bench:
 
     def call(self, *words):
         call(*words, log=self.folder / "bench.log")
+
+
+def is_held_out(conversation):
+    """Whether prepare() puts a conversation into val."""
+    return is_val(CHAT.split_key(conversation), VAL_FRACTION)
 
 
 def shown(values):

@@ -29,7 +29,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import table
-from minigpt.data.readers import read_entries
+from minigpt.data.pipeline import read_entries
 from minigpt.data.train_bpe import sentences
 from minigpt.tokenizer.tokenizer import load_tokenizer
 

@@ -20,8 +20,9 @@ import jieba
 from config.configurator import configure
 from minigpt.common.errors import run
 from minigpt.common.report import table
-from minigpt.data.readers import Source, find_files, is_val
-from minigpt.data.train_bpe import Tally, sentences, token_ranks, train_bpe, training_texts
+from minigpt.data.hashing import is_val
+from minigpt.data.readers.files import SourceFile, find_files
+from minigpt.data.train_bpe import Statistics, sentences, token_ranks, train_bpe, training_texts
 from minigpt.tokenizer.tokenizer import PATTERNS, SPECIAL_NAMES, Tokenizer
 
 FOLDERS = ("wiki", "qa", "handbook", "novels")
@@ -58,8 +59,8 @@ def main():
 
 def read(folder):
     """All texts of a folder; questions and answers are texts of their own."""
-    sources = map(Source, find_files(folder))
-    chunks = (chunk for source in sources for chunk in training_texts(source, 0.0, Tally()))
+    sources = map(SourceFile, find_files(folder))
+    chunks = (chunk for source in sources for chunk in training_texts(source, 0.0, Statistics()))
     return [text for texts, _ in chunks for text in texts]
 
 

@@ -4,13 +4,15 @@
     python data/prepare.py --input=wiki/,novel.txt,more.jsonl.gz --block_size=256
     python data/prepare.py config/classic.py --input=wiki/ --dataset=data/classic
 
-Read are .jsonl (an object a line: `text`; optional `title`, `id`), .json (a list of such objects)
-and .txt (split into entries of about 2,000 characters at chapter or paragraph ends), each also as
-.gz, in UTF-8 or GB18030; folders are walked recursively.
+Reads .jsonl (a record a line), .json (a list of records) and .txt (split into entries of about
+2,000 characters at chapter or paragraph ends), each also as .gz, in UTF-8 or GB18030; folders are
+walked recursively. A record has these fields, and optionally `id`:
 
-The dataset folder then holds train.bin, val.bin and their masks (see data_utils.py), val.jsonl
-(the held-out entries as text) and meta.json. It is written beside and renamed when it is whole:
-whatever interrupts the run, the old data stays.
+{formats}
+
+The dataset folder then has train.bin, val.bin and their masks (see data_utils.py), val.jsonl (the
+held-out entries as text) and meta.json. It is written under a temporary name and renamed when it is
+complete: if the run is interrupted, the old data stays.
 """
 
 import pathlib
@@ -20,14 +22,15 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
 from minigpt.common.errors import run
-from minigpt.data.pipeline import PlainText, command_line, prepare, table
+from minigpt.data.formats import FORMATS, describe
+from minigpt.data.pipeline import PrepareOptions, command_line, prepare, table
 
 
 class Settings:
     """The knobs of this script alone."""
 
     input: str = ""  # files or folders, comma-separated
-    clean: bool = True  # drop title lines, line breaks and the leftovers of wiki dumps
+    clean: bool = True  # remove title lines, line breaks and the leftovers of wiki dumps
     val_fraction: float | None = None  # share of the entries held out; none: so many that val gets
     #                             about 100,000 characters, 10 % at most
     skip_bad: bool = False  # true: copy bad records to rejects.jsonl instead of stopping
@@ -36,20 +39,22 @@ class Settings:
 
 def main():
     """Settings → dataset folder, and a table of what it holds."""
-    settings = configure(Settings, shared="dataset tokenizer block_size layout", doc=__doc__)
-    meta = prepare(
-        PlainText(clean=settings.clean),
-        settings.input,
-        settings.dataset,
-        settings.tokenizer,
-        settings.block_size,
-        settings.layout,
-        workers=settings.workers,
+    doc = __doc__.replace("{formats}", describe([FORMATS["text"]]))
+    settings = configure(Settings, shared="dataset tokenizer block_size layout", doc=doc)
+    options = PrepareOptions(
+        input=settings.input,
+        dataset=settings.dataset,
+        format=FORMATS["text"],
+        tokenizer=settings.tokenizer,
+        block_size=settings.block_size,
+        layout=settings.layout,
+        clean=settings.clean,
         val_fraction=settings.val_fraction,
         skip_bad=settings.skip_bad,
+        workers=settings.workers,
         command=command_line("data/prepare.py"),
     )
-    print(table(meta))
+    print(table(prepare(options)))
 
 
 if __name__ == "__main__":

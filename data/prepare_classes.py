@@ -1,18 +1,19 @@
-"""A table of labelled texts → what is learned, and what is kept aside to test a classifier.
+"""A table of labelled texts → training data, and a test set for a classifier.
 
     python data/prepare_classes.py --input=bbc_news.csv --output=data/bbc
     python data/prepare_classes.py --input=reviews.csv --text=review --label=stars --ask=评分：
 
-Reads a CSV whose first line names its columns. Of texts that begin alike the first counts, and none
-where their labels differ. Of each class one text in five is kept aside. The folder then holds
+Reads a CSV whose first line names its columns. Of texts with the same beginning the first is kept,
+and none if their labels differ. One text in five of each class goes to the test set. The folder
+then has
 
     train.jsonl     id, text, label: to pretrain on (data/prepare.py) and for examples in a prompt
     pairs.jsonl     the same as questions and answers, to fine-tune on (data/prepare_sft.py)
-    test.jsonl      id, text, label of the others, for tools/evaluations-classification.py alone
+    test.jsonl      id, text, label of the test set, for tools/evaluations-classification.py alone
     task.json       the labels, and how a text becomes a question
 
-A question is the beginning of a text and, on a line of its own, what is asked; the answer is the
-label. Nothing of a test text stands in the other files, so no tokenizer and no model has seen it.
+A question is the beginning of a text and, on a line of its own, --ask; the answer is the label. No
+test text is in the other files, so no tokenizer and no model has seen it.
 """
 
 import pathlib
@@ -32,11 +33,11 @@ class Settings:
     output: str = "data/classes"  # the folder to write
     text: str = "content"  # the column with the texts
     label: str = "category"  # the column with their labels
-    ask: str = "Category:"  # what stands between a text and its label
+    ask: str = "Category:"  # the line between a text and its label
     length: int = 750  # characters of a text that a question shows: some 190 English tokens
-    excerpts: int = 1  # questions made of a text to learn from: its beginning, what follows, …
-    test_fraction: float = 0.2  # of each class, kept aside
-    seed: int = 1337  # of that draw
+    excerpts: int = 1  # questions made from a training text: its beginning, the part after it, …
+    test_fraction: float = 0.2  # of each class
+    seed: int = 1337  # draws the test set
 
 
 def main():
@@ -49,13 +50,13 @@ def main():
     labels = tuple(sorted({row.label for row in rows}))
     if not rows:
         raise UserError(
-            f"{settings.input}: no text is left to learn from: {doubles:,} stand there twice, "
+            f"{settings.input}: no text is left to learn from: {doubles:,} are duplicates, "
             f"{contradicted:,} have two labels; expected a row for each text"
         )
     if len(labels) < 2:
         raise UserError(
-            f"{settings.input}: all of column {settings.label} says {labels[0]!r}; expected two "
-            f"labels or more"
+            f"{settings.input}: column {settings.label} has the one label {labels[0]!r}; expected "
+            f"two or more"
         )
     task = Task(labels, settings.ask, settings.length)
     made_by = dict(
@@ -67,7 +68,9 @@ def main():
     n_pairs = write_task(settings.output, task, train, test, settings.excerpts, made_by)
 
     count = len(rows) + doubles + contradicted
-    print(f"read {count:,} = kept {len(rows):,} + double {doubles:,} + two labels {contradicted:,}")
+    print(
+        f"read {count:,} = kept {len(rows):,} + duplicate {doubles:,} + two labels {contradicted:,}"
+    )
     counts = [
         [sum(row.label == label for row in part) for part in (train, test)] for label in labels
     ]
@@ -77,7 +80,7 @@ def main():
 
 
 def check(settings):
-    """UserError with all that is wrong with the settings."""
+    """UserError with everything that is wrong with the settings."""
     rules = [
         ("input", settings.input, "a table, FILE.csv"),
         ("ask", settings.ask.strip(), "some text"),

@@ -4,22 +4,23 @@
     python data/prepare_dpo.py --input=chats.jsonl --format=chat --dataset=data/chat_dpo
     python data/prepare_dpo.py --from_qa=sft/sft_saves.jsonl --input=preferences.jsonl
 
-Read are .jsonl (an object a line) and .json (a list of objects), each also as .gz: `prompt`,
-`chosen`, `rejected`, optional `id` and `kind`. --format is the prompt format of the model that will
-be trained:
+Reads .jsonl (a record a line) and .json (a list of records), each also as .gz. A record has these
+fields, and optionally `id`:
 
-    qa      `prompt` is a question
-    chat    `prompt` is a text or a list of messages, [{"role": …, "content": …}, …], the last one
-            the user's
+{formats}
 
-The arena's preferences.jsonl is such a file. --from_qa makes one of question–answer pairs, whose
-answers are chosen against answers that are known to be wrong: another question's, a cut one, and
-one that repeats itself.
+--format is the prompt format of the model that will be trained: for qa the prompt is one question,
+for chat it may be several messages.
 
-Learned are both answers, each with its end. `id` names what a pair is about: all with that id go to
-train, or all to val; where there is none, all with that prompt. Pairs that are too long for a block
-are dropped, and so are pairs of equal answers; both are counted. Blocks 2i and 2i + 1 are a pair.
-Held-out pairs stand in val.jsonl as data/prepare_sft.py would have them, `rejected` beside.
+The arena's preferences.jsonl is such a file. --from_qa makes one from question–answer pairs: their
+answers are chosen, and rejected are answers that are known to be wrong (the answer to another
+question, a cut one, one that repeats itself).
+
+Learned are both answers, each with its end. `id` names what a preference is about: all with that id
+go to train, or all to val; where there is none, all with that prompt. Preferences that are too long
+for a block are dropped, and so are those with equal answers; both are counted. Blocks 2i and 2i + 1
+are a preference. val.jsonl has the held-out ones as data/prepare_sft.py writes them, with the field
+`rejected`.
 """
 
 import pathlib
@@ -31,9 +32,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import check_writable, write_jsonl
-from minigpt.data.pipeline import command_line, prepare, table
-from minigpt.data.preferences import FACTS, Preferences, make_preferences
+from minigpt.data.block_format import PREFERENCES
+from minigpt.data.encoders import PreferenceEncoder
+from minigpt.data.formats import FORMATS, describe
+from minigpt.data.pipeline import PrepareOptions, command_line, prepare, table
 from minigpt.evaluation.examples import read_pairs
+from minigpt.synthesis.preferences import make_preferences
 
 
 class Settings:
@@ -52,23 +56,25 @@ class Settings:
 
 def main():
     """Settings → dataset folder, and a table of what it holds."""
-    settings = configure(Settings, shared="tokenizer block_size", doc=__doc__)
+    doc = __doc__.replace("{formats}", describe([FORMATS["preference"]]))
+    settings = configure(Settings, shared="tokenizer block_size", doc=doc)
     if settings.from_qa:
         write_made(settings)
-    meta = prepare(
-        Preferences(settings.format),
-        settings.input,
-        settings.dataset,
-        settings.tokenizer,
-        settings.block_size,
-        "pad",  # a pair is two blocks: nothing else may stand in them
-        workers=settings.workers,
+    options = PrepareOptions(
+        input=settings.input,
+        dataset=settings.dataset,
+        format=FORMATS["preference"],
+        encoder=PreferenceEncoder(settings.format),
+        tokenizer=settings.tokenizer,
+        block_size=settings.block_size,
+        layout="pad",  # a preference is two blocks: nothing else may be in them
         val_fraction=settings.val_fraction,
         skip_bad=settings.skip_bad,
+        workers=settings.workers,
         command=command_line("data/prepare_dpo.py"),
-        facts=FACTS,
+        facts=PREFERENCES,
     )
-    print(table(meta))
+    print(table(prepare(options)))
 
 
 def write_made(settings):

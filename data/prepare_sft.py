@@ -5,14 +5,10 @@
     python data/prepare_sft.py --input=alpaca.json --format=alpaca --dataset=data/alpaca
     python data/prepare_sft.py --input=chats.jsonl --format=chat --dataset=data/chat
 
-Read are .jsonl (an object a line) and .json (a list of objects), each also as .gz. --format says
-what an object holds, beside an optional `id`:
+Reads .jsonl (a record a line) and .json (a list of records), each also as .gz. --format names the
+fields of a record, beside an optional `id`:
 
-    qa      `question`, `answer`: question, answer mark, answer, EOT
-    alpaca  `instruction`, `output`, optional `input`: a conversation of two turns, the user's being
-            instruction, blank line, input
-    chat    `messages`, [{"role": "system" | "user" | "assistant", "content": …}, …], as OpenAI has
-            them: the turns in ChatML's marks
+{formats}
 
 Learned are the answer and its EOT, or what the assistant says in each turn and the turn's end. `id`
 names the entry that a pair or a conversation is about: all with that id go to train, or all to val.
@@ -20,7 +16,7 @@ A pair that is longer than a block is dropped and counted, never cut; a conversa
 turns, each whole, and is dropped where no turn of the assistant is left. block_size should be the
 one of pretraining.
 
-The folder holds the same files as data/prepare.py writes, with what is held out in val.jsonl.
+The folder has the same files as one of data/prepare.py, with the held-out samples in val.jsonl.
 """
 
 import pathlib
@@ -31,14 +27,17 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
 from minigpt.common.errors import run
-from minigpt.data.pipeline import SFT_FORMATS, command_line, prepare, table
+from minigpt.data.formats import Conversation, Pair, describe, formats_of
+from minigpt.data.pipeline import PrepareOptions, command_line, prepare, table
+
+FORMATS = formats_of(Pair, Conversation)
 
 
 class Settings:
     """The knobs of this script alone."""
 
     input: str = ""  # files or folders, comma-separated
-    format: Literal["qa", "alpaca", "chat"] = "qa"  # what they hold
+    format: Literal[tuple(FORMATS)] = "qa"  # what they hold
     dataset: str = "data/processed_sft"  # the folder to write
     val_fraction: float | None = None  # share of the entries held out; none: 10 %, but no more
     #                             than makes some 3,000 pairs or conversations
@@ -48,20 +47,21 @@ class Settings:
 
 def main():
     """Settings → dataset folder, and a table of what it holds."""
-    settings = configure(Settings, shared="tokenizer block_size layout", doc=__doc__)
-    meta = prepare(
-        SFT_FORMATS[settings.format],
-        settings.input,
-        settings.dataset,
-        settings.tokenizer,
-        settings.block_size,
-        settings.layout,
-        workers=settings.workers,
+    doc = __doc__.replace("{formats}", describe(FORMATS.values()))
+    settings = configure(Settings, shared="tokenizer block_size layout", doc=doc)
+    options = PrepareOptions(
+        input=settings.input,
+        dataset=settings.dataset,
+        format=FORMATS[settings.format],
+        tokenizer=settings.tokenizer,
+        block_size=settings.block_size,
+        layout=settings.layout,
         val_fraction=settings.val_fraction,
         skip_bad=settings.skip_bad,
+        workers=settings.workers,
         command=command_line("data/prepare_sft.py"),
     )
-    print(table(meta))
+    print(table(prepare(options)))
 
 
 if __name__ == "__main__":

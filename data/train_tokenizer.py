@@ -3,9 +3,13 @@
     python data/train_tokenizer.py --input=wiki,novels --vocab_size=8192 --output=out/mine
     python data/prepare.py --input=wiki,novels --tokenizer=out/mine.tiktoken
 
-Reads what data/prepare.py and data/prepare_sft.py read (texts, pairs, instructions, conversations),
-leaves out what they hold out for validation, and writes two files: OUTPUT.tiktoken, the ranks, and
-OUTPUT.json, the pattern, the special ids and what it was trained on.
+Reads what data/prepare.py and data/prepare_sft.py read: .txt files, and .jsonl or .json with
+records in these formats, each recognized by its fields:
+
+{formats}
+
+What those scripts hold out for validation is left out. Two files are written: OUTPUT.tiktoken, the
+ranks, and OUTPUT.json, the pattern, the special ids and what it was trained on.
 """
 
 import pathlib
@@ -22,9 +26,17 @@ from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.common.locks import beside, locked
 from minigpt.common.report import check_writable
+from minigpt.data.formats import describe, summary
 from minigpt.data.pipeline import LARGEST_FRACTION
-from minigpt.data.readers import Source, find_files
-from minigpt.data.train_bpe import Tally, sentences, token_ranks, train_bpe, training_texts
+from minigpt.data.readers.files import SourceFile, find_files
+from minigpt.data.train_bpe import (
+    TRAINED_ON,
+    Statistics,
+    sentences,
+    token_ranks,
+    train_bpe,
+    training_texts,
+)
 from minigpt.tokenizer.tokenizer import SPECIAL_NAMES, save_tokenizer
 
 
@@ -33,17 +45,17 @@ class Settings:
     output: str = "out/tokenizer"  # where to write, without suffix
     vocab_size: int = 8192  # all ids, the 256 bytes and the 5 special ones included; up to 65536.
     #                         Few tokens a text, or a small embedding: 4k to 32k suit small models
-    min_frequency: int = 2  # how often a pair of tokens must stand in the texts to become a token
-    pattern: Literal["gpt-2", "smollm", "qwen2", "llama-bpe"] = "gpt-2"  # how text is cut before
-    #                         any merge, by llama.cpp's name. gpt-2: runs of letters, of digits, of
-    #                         marks. smollm: each digit alone. qwen2, llama-bpe: a mark may join
-    #                         the word after it; digits alone, or up to three
+    min_frequency: int = 2  # how often a pair of tokens must occur in the texts to become a token
+    pattern: Literal["gpt-2", "smollm", "qwen2", "llama-bpe"] = "gpt-2"  # the pre-tokenization,
+    #                         by llama.cpp's name. gpt-2: runs of letters, of digits, of marks.
+    #                         smollm: each digit alone. qwen2, llama-bpe: a mark may join the word
+    #                         after it; digits alone, or up to three
     val_fraction: float = LARGEST_FRACTION  # the share not trained on; the default is the most that
     #                             data/prepare.py and data/prepare_sft.py hold out by themselves
 
 
 def main():
-    settings = configure(Settings, doc=__doc__)
+    settings = configure(Settings, doc=__doc__.replace("{formats}", describe(TRAINED_ON.values())))
     check(settings)
     check_writable(f"{settings.output}.tiktoken")
     with locked(beside(settings.output.removesuffix(".tiktoken")), settings.output, "--output"):
@@ -54,11 +66,11 @@ def train(settings):
     """Read the texts, train, and write the two files."""
     weights = Counter(part.strip() for part in settings.input.split(",") if part.strip())
     files = {part: find_files(part) for part in weights or [""]}
-    tallies = {part: Tally() for part in files}
-    texts = read(files, weights, tallies, settings.val_fraction)
+    statistics = {part: Statistics() for part in files}
+    texts = read(files, weights, statistics, settings.val_fraction)
     n_ranks = settings.vocab_size - len(SPECIAL_NAMES)
     bpe = train_bpe(texts, n_ranks, settings.pattern, settings.min_frequency)
-    report_reading(tallies)
+    report_reading(statistics)
 
     ranks = token_ranks(bpe)
     special = {name: len(ranks) + i for i, name in enumerate(SPECIAL_NAMES)}
@@ -67,23 +79,23 @@ def train(settings):
             {
                 "name": pathlib.Path(part).name,
                 "weight": weights[part],
-                "texts": tally.texts,
-                "characters": tally.characters,
+                "texts": counts.texts,
+                "characters": counts.characters,
             }
-            for part, tally in tallies.items()
+            for part, counts in statistics.items()
         ],
         "val_fraction": settings.val_fraction,
         "min_frequency": settings.min_frequency,
     }
     tokenizer = save_tokenizer(settings.output, ranks, settings.pattern, special, about)
     if len(ranks) < n_ranks:
-        print(f"no further pair stands {settings.min_frequency} times: {tokenizer.n_vocab} ids")
+        print(f"no further pair occurs {settings.min_frequency} times: {tokenizer.n_vocab} ids")
     print(f"wrote {tokenizer.name} and .json: {tokenizer.n_vocab} ids, hash {tokenizer.hash}")
     print(f"use it with --tokenizer={tokenizer.name}")
 
 
 def check(settings):
-    """UserError with all that is wrong with the numbers."""
+    """UserError with everything that is wrong with the numbers."""
     least = 256 + len(SPECIAL_NAMES)
     problems = []
     if not least <= settings.vocab_size <= 65536:
@@ -99,30 +111,30 @@ def check(settings):
         raise UserError("\n".join(problems))
 
 
-def read(files, weights, tallies, val_fraction):
-    """Yield the sentences to train on, with a bar over the bytes read."""
+def read(files, weights, statistics, val_fraction):
+    """Yield the sentences to train on, with a progress bar."""
     total = sum(file.stat().st_size for found in files.values() for file in found)
     with tqdm(total=total, unit="B", unit_scale=True, desc="reading") as bar:
         for part, found in files.items():
             for file in found:
-                for texts, size in training_texts(Source(file), val_fraction, tallies[part]):
+                for texts, size in training_texts(SourceFile(file), val_fraction, statistics[part]):
                     for text in texts:
                         for sentence in sentences(text):
                             yield from [sentence] * weights[part]
                     bar.update(size)
 
 
-def report_reading(tallies):
-    """Say what was read and what was not."""
-    for part, tally in tallies.items():
+def report_reading(statistics):
+    """Print what was read, held out and unusable."""
+    for part, counts in statistics.items():
         print(
-            f"{part}: {tally.texts:,} texts, {tally.characters:,} characters; "
-            f"held out {tally.held_out:,}, unusable {tally.unusable:,}"
+            f"{part}: {counts.texts:,} texts, {counts.characters:,} characters; "
+            f"held out {counts.held_out:,}, unusable {counts.unusable:,}"
         )
-    if not any(tally.characters for tally in tallies.values()):
+    if not any(counts.characters for counts in statistics.values()):
         raise UserError(
-            f"input={','.join(tallies)}: no text to train on; expected records with a field "
-            "`text`, or with `question` and `answer`"
+            f"input={','.join(statistics)}: no text to train on; expected .txt files, or records "
+            f"in one of the formats {summary(TRAINED_ON.values())}"
         )
 
 

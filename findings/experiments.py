@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 
 from minigpt.common.errors import ROOT, UserError
 from minigpt.common.report import write_json, write_jsonl
-from minigpt.data.readers import read_entries
+from minigpt.data.pipeline import read_entries
 from minigpt.evaluation.examples import draw, read_pairs
 from minigpt.models import checkpoint
 from minigpt.training.log import STOPPED

@@ -8,7 +8,7 @@ import statistics
 import torch
 
 from findings.experiments import Classes
-from minigpt.data.readers import read_entries
+from minigpt.data.pipeline import read_entries
 from minigpt.evaluation.examples import SEEN, first_sentence, read_texts
 from minigpt.evaluation.perplexity import all_windows, text_passages, window_batches
 from minigpt.evaluation.rouge import score as rouge

@@ -28,7 +28,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
-from minigpt.data.readers import pair_of, read_records
+from minigpt.data.formats import parse_qa
+from minigpt.data.pipeline import read_records
 from minigpt.synthesis.dedup import Doubles
 from minigpt.synthesis.filters import Rules
 from minigpt.synthesis.generator import EntryTasks, Interviewer, Memory, TopicTasks, conduct
@@ -102,7 +103,7 @@ def main():
 
     doubles = Doubles()
     now, in_all = (Tally(settings.price_in, settings.price_out) for _ in range(2))
-    for _, pair, _ in read_records(settings.exclude, pair_of) if settings.exclude else ():
+    for _, pair, _ in read_records(settings.exclude, parse_qa) if settings.exclude else ():
         doubles.add(pair.question, pair.answer)
 
     def remember(pair):

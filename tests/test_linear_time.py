@@ -23,7 +23,10 @@ from minigpt.common.report import one_line
 from minigpt.common.urls import api_path, problem_of_url
 from minigpt.data import cleaning
 from minigpt.data.cleaning import clean, clean_all
-from minigpt.data.readers import Source, records, split_prose
+from minigpt.data.pipeline import read_chunks
+from minigpt.data.readers.files import SourceFile
+from minigpt.data.readers.prose import split_prose
+from minigpt.data.readers.records import records_in
 from minigpt.data.sentences import Cutter
 from minigpt.data.train_bpe import sentences
 from minigpt.evaluation.classification import excerpts, find_label
@@ -69,8 +72,8 @@ def stream(choice, n):
 def file_records(folder, name, data):
     path = folder / name
     path.write_bytes(data)
-    for chunk in Source(path).chunks():
-        list(records(chunk))
+    for chunk in read_chunks(SourceFile(path)):
+        list(records_in(chunk))
 
 
 def check_answer(answer, text="甲乙丙。"):
@@ -209,7 +212,7 @@ def test_the_measure_knows_what_is_quadratic():
 
 
 def test_a_long_item_of_a_list_is_not_read_again_for_each_block(tmp_path, monkeypatch):
-    monkeypatch.setattr("minigpt.data.readers.CHUNK", 2**12)
+    monkeypatch.setattr("minigpt.data.readers.files.BLOCK", 2**12)
 
     def read(n):
         file_records(tmp_path, "a.json", b'[{"text": "' + b"a" * n + b'"}]')
@@ -321,7 +324,7 @@ def nested(depth):
 def test_a_nested_line_is_refused_and_costs_no_other(tmp_path, depth):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "a"}\n' + nested(depth) + b'\n{"text": "\\u00e9"}\n')
-    found = [record for chunk in Source(path).chunks() for _, record in records(chunk)]
+    found = [record for chunk in read_chunks(SourceFile(path)) for _, record in records_in(chunk)]
     assert [type(record).__name__ for record in found] == ["dict", "Reject", "dict"]
     assert "nested" in found[1].reason
 
@@ -365,5 +368,5 @@ def test_brackets_by_the_hundred_thousand_end_nothing(call, bracket):
 def test_prose_of_bytes_that_begin_no_character(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\x80" * 300_000)
-    found = [record for chunk in Source(path).chunks() for _, record in records(chunk)]
+    found = [record for chunk in read_chunks(SourceFile(path)) for _, record in records_in(chunk)]
     assert "UTF-8" in found[0].reason

@@ -1,9 +1,10 @@
-"""What block files mean: said once, for packing.py that writes and data_utils.py that reads.
+"""The format of block files, for packing.py (the writer) and data_utils.py (the reader).
 
-A module of its own because the processes that write blocks do without torch, which data_utils.py
-needs.
+A module of its own, because the processes that write blocks do not load torch, as data_utils.py
+does.
 """
 
 FORMAT = 1  # version of the block files; a change of their meaning changes this number
 TARGET = 1  # mask bit 0: this token is a target to learn
 BEGIN = 2  # mask bit 1: this token begins a piece; attention and positions start anew there
+PREFERENCES = {"kind": "preferences"}  # in meta.json: two blocks are a preference (stage "dpo")

@@ -237,10 +237,10 @@ def _without_title(text, title):
 
 # -- many texts at once ----------------------------------------------------------------------------
 
-# Most texts of a good corpus need nothing but to be looked at, and looking at each with every rule
-# takes as long as half of its encoding. So texts are looked at together, as one array of UTF-16
-# codes: a text is passed to clean() only where a character stands that some rule may begin with.
-_EDGE = "\uffff"  # no character: stands between the texts
+# Most texts of a good corpus need no cleaning, and to try every rule on each text takes half as
+# long as its encoding. So all texts are searched at once, as one array of UTF-16 codes: a text is
+# passed to clean() only if it has a character with which a rule may begin.
+_EDGE = "\uffff"  # no character: separates the texts
 _ALONE, _OPEN, _LEFT, _SPACE = 1, 2, 8, 32  # what may begin a leftover …
 _SECOND = 1  # … but the last three only with their second character: the bit above theirs
 

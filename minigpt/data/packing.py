@@ -1,8 +1,8 @@
-"""Pieces → block files: how texts fill blocks, the masks, and a folder that is written whole.
+"""Segments → block files: how texts fill blocks, the masks, and a folder that is replaced whole.
 
     with replacing("data/processed") as folder:
         writer = SplitWriter(folder, "train", "concat", 512, tokenizer.pad, dtype)
-        writer.add(Pieces.of([(ids, 1, len(ids)), …], dtype))  # all but the first are targets
+        writer.add(Segments.of([(ids, 1, len(ids)), …], dtype))  # targets: all but the first
         counts = writer.finish()
 
 data_utils.py reads what is written here: {train,val}.bin, rows of block_size ids, and
@@ -37,23 +37,26 @@ def token_dtype(n_vocab):
 
 
 @dataclass
-class Pieces:
-    """n pieces as arrays: their ids one after the other ((N,), and for each id in `learned`, uint8,
-    TARGET where it is a target), and the length of each ((n,) int64)."""
+class Segments:
+    """n segments as arrays.
+
+    ids (N,): of all segments, one after the other; learned (N,) uint8: TARGET for each id that is a
+    target; lengths (n,) int64: of each segment.
+    """
 
     ids: np.ndarray
     learned: np.ndarray
     lengths: np.ndarray
 
     @classmethod
-    def of(cls, pieces, dtype):
+    def of(cls, segments, dtype):
         """From a list of (ids as array("I"), first, last): targets are the ids from `first` to
-        before `last`. A piece with several such spans goes on: (ids, first, last, first, last)."""
-        ids = np.frombuffer(b"".join([piece[0] for piece in pieces]), np.uintc).astype(dtype)
-        lengths = np.array([len(piece[0]) for piece in pieces], np.int64)
-        n_bounds = np.array([len(piece) - 1 for piece in pieces], np.int64)
-        bounds = np.array([bound for piece in pieces for bound in piece[1:]], np.int64)
-        bounds += np.repeat(np.cumsum(lengths) - lengths, n_bounds)  # where each piece starts
+        before `last`. With several spans of targets: (ids, first, last, first, last)."""
+        ids = np.frombuffer(b"".join([each[0] for each in segments]), np.uintc).astype(dtype)
+        lengths = np.array([len(each[0]) for each in segments], np.int64)
+        n_bounds = np.array([len(each) - 1 for each in segments], np.int64)
+        bounds = np.array([bound for each in segments for bound in each[1:]], np.int64)
+        bounds += np.repeat(np.cumsum(lengths) - lengths, n_bounds)  # where each segment starts
         changes = np.zeros(len(ids) + 1, np.uint8)
         np.add.at(changes, bounds[::2], TARGET)
         np.subtract.at(changes, bounds[1::2], TARGET)
@@ -61,7 +64,7 @@ class Pieces:
 
     @classmethod
     def joined(cls, parts):
-        """One Pieces of several."""
+        """Join several Segments into one."""
         fields = ("ids", "learned", "lengths")
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
 
@@ -69,22 +72,22 @@ class Pieces:
         return len(self.lengths)
 
     def chosen(self, which):
-        """Those pieces where `which` ((n,) bool) is true."""
+        """Return the segments where `which` ((n,) bool) is true."""
         if which.all():
             return self
         of_them = np.repeat(which, self.lengths)
-        return Pieces(self.ids[of_them], self.learned[of_them], self.lengths[which])
+        return Segments(self.ids[of_them], self.learned[of_them], self.lengths[which])
 
 
 def pack_best_fit(lengths, capacity):
-    """[[index, …], …]: pieces of these `lengths` in as few rows of `capacity` as best-fit makes
+    """Best-fit packing: [[index, …], …], the segments with these `lengths` in rows of `capacity`
     (the longest first, each into the fullest row that has room). O(n log n).
 
-    Rows, and the pieces in a row, are in the order in which they came.
+    Rows, and the segments in a row, keep the order of the input.
     """
     lengths = np.asarray(lengths)
     rows, with_room = [], [[] for _ in range(capacity + 1)]
-    rooms = 0  # bit r is set where a row with room r waits: the lowest fitting bit is the best fit
+    rooms = 0  # bit r is set if a row has room r: the lowest bit that fits is the best fit
     order = np.argsort(-lengths, kind="stable")
     for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
         fitting = rooms >> length
@@ -107,14 +110,14 @@ def pack_best_fit(lengths, capacity):
 
 
 class SplitWriter:
-    """Writes <split>.bin and <split>.mask in one layout as pieces come; finish() gives the counts:
-    blocks, tokens (without PAD), targets, pieces, and padding (tokens of PAD)."""
+    """Writes <split>.bin and <split>.mask in one layout. finish() returns the counts: blocks,
+    tokens (without PAD), targets, pieces (that is, segments) and padding (tokens of PAD)."""
 
     def __init__(self, folder, split, layout, block_size, pad, dtype):
         self.layout, self.block_size, self.pad, self.dtype = layout, block_size, pad, dtype
         self.counts = {"blocks": 0, "tokens": 0, "targets": 0, "pieces": 0, "padding": 0}
         self._waiting, self._waiting_tokens = [], 0
-        self._over = np.empty(0, dtype), np.empty(0, np.uint8)  # of `packed`: less than a row
+        self._rest = np.empty(0, dtype), np.empty(0, np.uint8)  # of `packed`: less than a row
         self._files = []
         try:
             for kind in ("bin", "mask"):
@@ -123,19 +126,19 @@ class SplitWriter:
             self.close()
             raise
 
-    def add(self, pieces):
-        """Take pieces; in pad and split each is a row, in concat and packed they wait for more."""
-        self.counts["pieces"] += len(pieces)
-        self.counts["tokens"] += len(pieces.ids)
-        self._waiting.append(pieces)
-        self._waiting_tokens += len(pieces.ids)
+    def add(self, segments):
+        """Take Segments. In pad and split each is a row; in concat and packed several are."""
+        self.counts["pieces"] += len(segments)
+        self.counts["tokens"] += len(segments.ids)
+        self._waiting.append(segments)
+        self._waiting_tokens += len(segments.ids)
         if self._waiting_tokens >= WINDOW:
             self._write_waiting()
 
     def finish(self):
-        """Write what still waits and close the files; returns the counts."""
+        """Write the segments that wait, close the files and return the counts."""
         self._write_waiting()
-        tokens, mask = self._over
+        tokens, mask = self._rest
         if len(tokens):
             missing = self.block_size - len(tokens)
             tokens = np.append(tokens, np.full(missing, self.pad, self.dtype))
@@ -154,23 +157,23 @@ class SplitWriter:
     def _write_waiting(self):
         if not self._waiting:
             return
-        pieces = Pieces.joined(self._waiting)
+        segments = Segments.joined(self._waiting)
         self._waiting, self._waiting_tokens = [], 0
         if self.layout == "concat":
-            self._write_rows(pieces, pack_best_fit(pieces.lengths, self.block_size))
+            self._write_rows(segments, pack_best_fit(segments.lengths, self.block_size))
         elif self.layout == "packed":
-            tokens, mask = self._over
-            tokens, mask = np.append(tokens, pieces.ids), np.append(mask, pieces.learned)
+            tokens, mask = self._rest
+            tokens, mask = np.append(tokens, segments.ids), np.append(mask, segments.learned)
             self._write_stream(tokens, mask)
         else:
-            self._write_rows(pieces, [[i] for i in range(len(pieces))])
+            self._write_rows(segments, [[i] for i in range(len(segments))])
 
-    def _write_rows(self, pieces, rows):
-        """Each row holds the pieces with these numbers, then PAD."""
+    def _write_rows(self, segments, rows):
+        """Write rows: each has the segments with these indices, then PAD."""
         tokens = np.full((len(rows), self.block_size), self.pad, self.dtype)
         mask = np.zeros(tokens.shape, np.uint8)
-        ids, learned = pieces.ids, pieces.learned
-        stops, lengths = np.cumsum(pieces.lengths).tolist(), pieces.lengths.tolist()
+        ids, learned = segments.ids, segments.learned
+        stops, lengths = np.cumsum(segments.lengths).tolist(), segments.lengths.tolist()
         for row_tokens, row_mask, row in zip(tokens, mask, rows, strict=True):
             at = 0
             for i in row:
@@ -183,9 +186,9 @@ class SplitWriter:
         self._write(tokens, mask)
 
     def _write_stream(self, tokens, mask):
-        """One long row of tokens, cut every block_size; what is over waits for more."""
+        """Write one long stream of tokens, cut every block_size; the rest waits for more."""
         whole = len(tokens) // self.block_size * self.block_size
-        self._over = tokens[whole:], mask[whole:]
+        self._rest = tokens[whole:], mask[whole:]
         mask = mask[:whole].reshape(-1, self.block_size)
         mask[:, 0] = BEGIN  # nothing stands before it in its row: it cannot be learned
         self._write(tokens[:whole].reshape(-1, self.block_size), mask)
@@ -197,14 +200,14 @@ class SplitWriter:
         self.counts["targets"] += int(np.count_nonzero(mask & TARGET))
 
 
-# -- a folder that is whole or not there -----------------------------------------------------------
+# -- a folder that is replaced whole ---------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def replacing(folder):
-    """A folder to write into, beside `folder`, whose place it takes when all has gone well, as
-    files.written_whole() has it. UserError where nothing can be written, where another process
-    writes there, and where `folder` holds other files than a dataset's: they would be lost."""
+    """Give a folder to write into, which replaces `folder` at the end (see files.written_whole).
+    UserError where nothing can be written, where another process writes there, and where `folder`
+    has files that are not a dataset's: they would be lost."""
     folder = Path(folder).resolve()  # through a link: the folder itself is replaced
     try:
         # Held from the start, without waiting: a preparation may take hours.
@@ -230,6 +233,6 @@ def _check_only_ours(folder):
     others = [name for name in names if name not in FILES]
     if others:
         raise UserError(
-            f"{folder}: holds what is no prepared data ({', '.join(others[:3])}) and would be "
+            f"{folder}: has files that are no prepared data ({', '.join(others[:3])}) and would be "
             "lost; give --dataset= a folder of its own"
         )

@@ -1,4 +1,4 @@
-"""Work spread over processes, results in order.
+"""Work in several processes, results in order.
 
 with_workers = ordered_map(Cleaner, settings, chunks, processes=2)
 for result in with_workers: …     # Cleaner(settings)(chunk) for each chunk, in their order
@@ -28,9 +28,10 @@ def core_count():
 def ordered_map(make, argument, tasks, processes):
     """Yield make(argument)(task) for each task, in the order of tasks.
 
-    make(argument) is called once in each process, so it may load what is slow to send. At most
+    make(argument) is called once in each process, so it may load data that is slow to send. At most
     3 × processes tasks are read ahead of the results. With one process the work is done in this
-    one. An error in a worker is raised here, in its turn. If this process dies, the workers end.
+    process. An error in a worker is raised here, in its place among the results. If this process
+    dies, the workers end.
     """
     if processes == 1:
         work = make(argument)
@@ -68,7 +69,7 @@ def _spread(workers, tasks):
         while taken in results:
             outcome, value = results.pop(taken)
             if outcome != "done":
-                raise UserError(value) if outcome == "mistake" else RuntimeError(value)
+                raise UserError(value) if outcome == "user error" else RuntimeError(value)
             taken += 1
             yield value
 
@@ -77,14 +78,14 @@ class _Worker:
     """A process and the connection to it."""
 
     def __init__(self, make, argument):
-        context = multiprocessing.get_context("spawn")  # alike on every system
+        context = multiprocessing.get_context("spawn")  # the same on every system
         self.connection, theirs = context.Pipe()
         self.load = 0
         self.process = context.Process(
             target=_serve, args=(theirs, make, argument), daemon=True, name="worker"
         )
-        # Ctrl-C reaches every process of the terminal. A worker is to wait for what this process
-        # makes of it, from its first moment on.
+        # Ctrl-C reaches every process of the terminal. A worker ignores it from its start on: this
+        # process decides.
         in_main_thread = threading.current_thread() is threading.main_thread()
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
         try:
@@ -108,8 +109,8 @@ class _Worker:
         except (EOFError, OSError):
             self.process.join(5)
             raise UserError(
-                f"a worker process ended (exit code {self.process.exitcode}), most often for want "
-                "of memory: try fewer --workers"
+                f"a worker process ended (exit code {self.process.exitcode}), most often because "
+                "memory is full: try fewer --workers"
             ) from None
 
     def stop(self):
@@ -121,7 +122,7 @@ class _Worker:
 
 
 def _serve(connection, make, argument):
-    """The life of a worker: until the other side is gone."""
+    """Work until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tasks = queue.SimpleQueue()
     threading.Thread(target=_read_ahead, args=(connection, tasks), daemon=True).start()
@@ -132,7 +133,7 @@ def _serve(connection, make, argument):
             work = work or make(argument)
             result = number, "done", work(value)
         except UserError as error:
-            result = number, "mistake", str(error)
+            result = number, "user error", str(error)
         except Exception:
             result = number, "error", traceback.format_exc()
         try:

@@ -1,8 +1,8 @@
-"""Prompt formats: how what a person asks becomes the ids that a model continues.
+"""Prompt formats: a question or a conversation → the ids that a model continues.
 
-A checkpoint records its format, so nothing guesses: "plain" continues the text as it is, "qa"
-puts the answer mark after a question, "chat" reads turns in ChatML's marks. Prepared conversations
-are spelled here, too: what a model learned to continue is what it is given to continue.
+A checkpoint records its format, so nothing guesses: "plain" continues the text as it is, "qa" puts
+the answer mark after a question, "chat" reads turns in ChatML's marks. Training data is encoded
+here, too, so that a model is prompted exactly as it was trained.
 """
 
 import math
@@ -90,39 +90,39 @@ def _fitting(ids, room):
     return ids
 
 
-def spelled(role, content):
-    """What of a turn is encoded in one. What the assistant says stands alone, as a model writes it:
-    its role was opened before."""
+def turn_text(role, content):
+    """The text of a turn that is encoded in one go. The content of the assistant is encoded alone,
+    as a model generates it: its role is part of the prompt."""
     return content if role == "assistant" else f"{role}\n{content}"
 
 
-def conversation_ids(tokenizer, roles, words):
-    """A whole conversation, and what of it is learned: (ids as array("I"), spans), where ids from a
-    span's first to before its last are what the assistant says in a turn, and that turn's end.
+def conversation_ids(tokenizer, roles, turns):
+    """A whole conversation and its targets: (ids as array("I"), spans). The ids from the first to
+    before the last of a span are the content of a turn of the assistant, and the turn's end.
 
-    words: for each turn the ids of what spelled() says. The ids up to a span are those of
-    chat_ids() for the turns before it.
+    turns: for each turn the ids of its turn_text(). The ids up to a span are those of chat_ids()
+    for the turns before it.
     """
     ids, spans = array("I"), []
-    for role, said in zip(roles, words, strict=True):
+    for role, content in zip(roles, turns, strict=True):
         ids.extend(_line_break(tokenizer) if ids else ())
-        ids.extend(_turn_ids(tokenizer, role, said))
+        ids.extend(_turn_ids(tokenizer, role, content))
         if role == "assistant":
-            spans.append((len(ids) - len(said) - 1, len(ids)))
+            spans.append((len(ids) - len(content) - 1, len(ids)))
     return ids, spans
 
 
 def _encoded_turn(tokenizer, role, content):
-    """A turn with the line break that stands between turns."""
-    said = tokenizer.encode(spelled(role, content))
-    return [*_turn_ids(tokenizer, role, said), *_line_break(tokenizer)]
+    """A turn with the line break after it."""
+    ids = tokenizer.encode(turn_text(role, content))
+    return [*_turn_ids(tokenizer, role, ids), *_line_break(tokenizer)]
 
 
-def _turn_ids(tokenizer, role, said):
-    """<|im_start|>role, line break, content, <|im_end|>: ChatML. said: the ids of spelled()."""
+def _turn_ids(tokenizer, role, ids):
+    """<|im_start|>role, line break, content, <|im_end|>: ChatML. ids: of the turn_text()."""
     start, end = tokenizer.special["IM_START"], tokenizer.special["IM_END"]
     opening = _opening_ids(tokenizer) if role == "assistant" else [start]
-    return [*opening, *said, end]
+    return [*opening, *ids, end]
 
 
 def _line_break(tokenizer):
@@ -130,10 +130,10 @@ def _line_break(tokenizer):
 
 
 def _opening_ids(tokenizer):
-    """What opens the assistant's turn."""
+    """The ids that start the assistant's turn."""
     return [tokenizer.special["IM_START"], *tokenizer.encode("assistant\n")]
 
 
 def stop_ids(tokenizer):
-    """Ids that end what a model writes."""
+    """Ids that end what a model generates."""
     return (tokenizer.eot, tokenizer.pad, tokenizer.special["IM_END"])

@@ -1,11 +1,10 @@
-"""Training a byte-level BPE with Hugging Face `tokenizers`, for data/train_tokenizer.py.
+"""Train a byte-level BPE with Hugging Face `tokenizers`, for data/train_tokenizer.py.
 
-The trainer's library learns the merges; minigpt/tokenizer/tokenizer.py runs them with tiktoken. The
-two give the same ids although they work differently: tiktoken joins any two tokens whose bytes
-together are a token, the lowest rank first, while the library joins only the pairs that it learned.
-But a token exists because its pair was joined wherever it stood, before anything of a higher rank
-was; so its bytes never lie side by side in another cut when their turn comes, and the two never
-disagree.
+`tokenizers` learns the merges; minigpt/tokenizer/tokenizer.py runs them with tiktoken. Both give
+the same ids although they work differently: tiktoken merges any two tokens whose bytes together are
+a token, the lowest rank first; `tokenizers` merges only the pairs that it learned. But a token
+exists because its pair was merged wherever it occurred, before any pair of a higher rank. So when
+its turn comes, its bytes are never adjacent in another split, and the two never disagree.
 """
 
 import re
@@ -13,27 +12,35 @@ from dataclasses import dataclass
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from minigpt.data.pipeline import SFT_FORMATS, PlainText
-from minigpt.data.readers import Reject, is_val, records
+from minigpt.data.cleaning import clean
+from minigpt.data.encoders import encoder_of
+from minigpt.data.formats import (
+    FORMATS,
+    Conversation,
+    Entry,
+    Pair,
+    formats_of,
+    read_record,
+    recognize,
+)
+from minigpt.data.hashing import is_val
+from minigpt.data.pipeline import read_chunks
+from minigpt.data.readers.records import Reject, records_in
 from minigpt.tokenizer.huggingface import byte_characters
 from minigpt.tokenizer.tokenizer import PATTERNS
 
-# What a record is, by a field that no other kind has; one with none of them is an entry.
-BY_FIELD = {
-    "question": SFT_FORMATS["qa"],
-    "instruction": SFT_FORMATS["alpaca"],
-    "messages": SFT_FORMATS["chat"],
-}
+# Preferences are no text to learn from: half of their answers are wrong.
+TRAINED_ON = formats_of(Entry, Pair, Conversation)
 _SENTENCE = re.compile(r".*?[。！？．…!?]+[\"')\]」』”’）】》〉］〕]*|.+", re.DOTALL)
 
 
 def train_bpe(texts, n_ranks, pattern_name, min_frequency=2):
-    """A `tokenizers.Tokenizer` trained on `texts` (an iterable of str).
+    """Return a `tokenizers.Tokenizer` trained on `texts` (an iterable of str).
 
-    n_ranks:       tokens at most, the 256 single bytes included; fewer where the texts hold no
-                   further pair that stands min_frequency times
-    pattern_name:  a key of PATTERNS
-    min_frequency: how often a pair must stand in the texts to become a token
+    n_ranks:       the most tokens, with the 256 single bytes; fewer if no further pair occurs
+                   min_frequency times in the texts
+    pattern_name:  a key of PATTERNS, the pre-tokenization
+    min_frequency: how often a pair must occur in the texts to become a token
     """
     tokenizer = Tokenizer(models.BPE())
     cut = pre_tokenizers.Split(Regex(PATTERNS[pattern_name]), "isolated")
@@ -43,7 +50,7 @@ def train_bpe(texts, n_ranks, pattern_name, min_frequency=2):
         vocab_size=n_ranks,
         min_frequency=min_frequency,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=[],  # they are ours, behind the ranks
+        special_tokens=[],  # ours come after the ranks
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -51,7 +58,7 @@ def train_bpe(texts, n_ranks, pattern_name, min_frequency=2):
 
 
 def token_ranks(tokenizer):
-    """Token bytes → rank of a trained `tokenizers.Tokenizer`: the ids that it gives itself."""
+    """Return token bytes → rank (the id) of a trained `tokenizers.Tokenizer`."""
     to_byte = {character: byte for byte, character in enumerate(byte_characters())}
     return {
         bytes(to_byte[character] for character in token): rank
@@ -60,8 +67,8 @@ def token_ranks(tokenizer):
 
 
 @dataclass
-class Tally:
-    """What training_texts() has read and left out so far."""
+class Statistics:
+    """What training_texts() has read and left out."""
 
     texts: int = 0
     characters: int = 0
@@ -69,47 +76,49 @@ class Tally:
     unusable: int = 0  # records that have no text
 
 
-def training_texts(source, val_fraction, tally):
-    """Yield (texts, size) for each chunk of a corpus.Source: the training part alone.
+def training_texts(source, val_fraction, statistics):
+    """Yield (texts, size) for each chunk of a SourceFile: the train split alone.
 
-    texts: cleaned texts of entries; of question–answer pairs both, of conversations every turn,
-           each a text of its own
-    size:  bytes of the file that they come from
-    Left out is what data/prepare.py and data/prepare_sft.py hold out with the same `val_fraction`,
-    or a smaller one. Records that are none of these are counted in `tally`, no error.
+    texts: cleaned texts of entries; of pairs question and answer, of conversations every turn, each
+           a text of its own
+    size:  bytes of the file that were read for them
+    Left out is what data/prepare.py and data/prepare_sft.py hold out with the same `val_fraction`
+    or a smaller one. Records in no format are counted in `statistics`, they are no error.
     """
-    for chunk in source.chunks():
+    for chunk in read_chunks(source):
         texts = []
-        for line, record in records(chunk):
+        for line, record in records_in(chunk):
             key, parts = _key_and_texts(record, chunk.source, line)
             if key is None:
-                tally.unusable += 1
+                statistics.unusable += 1
             elif is_val(key, val_fraction):
-                tally.held_out += 1
+                statistics.held_out += 1
             else:
                 texts += parts
-        tally.texts += len(texts)
-        tally.characters += sum(map(len, texts))
+        statistics.texts += len(texts)
+        statistics.characters += sum(map(len, texts))
         yield texts, chunk.size
 
 
 def _key_and_texts(record, source, line):
-    """(what decides between train and val, [texts]) of a record; the key is None where it has no
-    text. It is read as data/prepare.py and data/prepare_sft.py read it."""
+    """Return (split key, [texts]) of a record, the key as data/prepare.py and data/prepare_sft.py
+    compute it; (None, []) where the record has no text."""
     if isinstance(record, Reject):
         return None, []
-    kind = next((kind for field, kind in BY_FIELD.items() if field in record), PlainText())
-    entry = kind.parse(record, source, line)
-    if isinstance(entry, Reject):
+    format = recognize(record, TRAINED_ON) or FORMATS["text"]
+    sample = read_record(record, format.parse, source, line)
+    if isinstance(sample, Entry):
+        sample = sample._replace(text=clean(sample.text, sample.title))
+    encoder = encoder_of(format.sample_type)
+    if isinstance(sample, Reject) or not encoder.size(sample):
         return None, []
-    (entry,) = kind.ready([entry])
-    return (kind.source(entry), kind.texts(entry)) if entry else (None, [])
+    return encoder.split_key(sample), encoder.texts(sample)
 
 
 def sentences(text):
-    """`text` as its sentences; joined they are `text`.
+    """Split `text` into sentences; joined they are `text`.
 
-    Trained on sentences, no token reaches over a sentence's end (a 。 and the “ after it, say), so
-    that cutting a text there, before or after encoding, changes no id.
+    A vocabulary that is trained on sentences has no token across the end of a sentence (such as 。
+    with the “ after it), so a text can be cut there, before or after encoding, and no id changes.
     """
     return _SENTENCE.findall(text)

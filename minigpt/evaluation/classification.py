@@ -12,7 +12,6 @@ by the sum of its tokens' log-probabilities, by their mean, or by its first toke
 
 import csv
 import io
-import json
 import math
 import re
 from collections import Counter
@@ -27,8 +26,9 @@ from minigpt.common.json_text import parse_json
 from minigpt.common.locks import beside, locked
 from minigpt.common.presets import read_text
 from minigpt.common.report import check_writable, write_json, write_jsonl
+from minigpt.data.formats import BadRecord, parse_text
+from minigpt.data.pipeline import read_records
 from minigpt.data.prompts import prompt_ids
-from minigpt.data.readers import Reject, read_records
 from minigpt.evaluation.examples import Example, write_answers
 from minigpt.inference.engine import Engine
 from model import KVCache
@@ -192,17 +192,15 @@ def read_task(folder):
 def read_labelled(path, labels):
     """The Labelled texts of a .jsonl. UserError for a line that lacks one, or has another label."""
 
-    def labelled(record, source, line):
-        text, label = record.get("text"), record.get("label")
-        if not isinstance(text, str) or not text.strip():
-            reason = "field `text` is missing or empty"
-        elif label not in labels:
-            reason = f"field `label`: {label} is none of {', '.join(labels)}"
-        else:
-            return Labelled(str(record.get("id", f"{source}:{line}")), text, label)
-        return Reject(source, line, reason, json.dumps(record, ensure_ascii=False))
+    def labelled(record):
+        if not str(record.get("text") or "").strip():
+            raise BadRecord("field `text` is missing or empty")
+        if record.get("label") not in labels:
+            raise BadRecord(f"field `label`: {record.get('label')} is none of {', '.join(labels)}")
+        return parse_text(record)
 
-    return [row for _, row, _ in read_records(path, labelled)]
+    found = read_records(path, labelled)
+    return [Labelled(entry.id, entry.text, record["label"]) for _, entry, record in found]
 
 
 # -- questions that fit a block --------------------------------------------------------------------

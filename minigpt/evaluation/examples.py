@@ -17,18 +17,17 @@ from data_utils import Blocks
 from minigpt.common.errors import UserError
 from minigpt.common.json_text import parse_json
 from minigpt.data.cleaning import clean
-from minigpt.data.prompts import chat_ids, prompt_ids, stop_ids
-from minigpt.data.readers import (
+from minigpt.data.formats import (
     Conversation,
     Pair,
-    Reject,
-    conversation_of,
-    entry_of,
-    find_files,
-    instruction_of,
-    pair_of,
-    read_records,
+    parse_chat,
+    parse_dialogue,
+    parse_qa,
+    parse_text,
 )
+from minigpt.data.pipeline import read_records
+from minigpt.data.prompts import chat_ids, prompt_ids, stop_ids
+from minigpt.data.readers.files import find_files
 from minigpt.data.sentences import ENDS
 from minigpt.inference.engine import Request
 
@@ -54,7 +53,7 @@ def read_texts(paths):
     texts = []
     for file in find_files(paths):
         prose = []
-        for kind, entry, _ in read_records([file], entry_of):
+        for kind, entry, _ in read_records([file], parse_text):
             (prose if kind == "prose" else texts).append(entry.text)
         if prose:
             texts.append("".join(prose))
@@ -63,24 +62,13 @@ def read_texts(paths):
 
 def read_pairs(paths):
     """The question–answer Pairs under `paths`."""
-    return [pair for _, pair, _ in read_records(paths, pair_of)]
+    return [pair for _, pair, _ in read_records(paths, parse_qa)]
 
 
 def read_conversations(paths):
     """The Conversations under `paths`, whose records may be of any format that
     data/prepare_sft.py reads."""
-    return [conversation for _, conversation, _ in read_records(paths, _any_conversation_of)]
-
-
-def _any_conversation_of(record, source, line):
-    if "instruction" in record:
-        return instruction_of(record, source, line)
-    if "question" not in record:
-        return conversation_of(record, source, line)
-    pair = pair_of(record, source, line)
-    if isinstance(pair, Reject):
-        return pair
-    return Conversation(pair.id, (("user", pair.question), ("assistant", pair.answer)))
+    return [conversation for _, conversation, _ in read_records(paths, parse_dialogue)]
 
 
 def example_of(conversation):
@@ -99,7 +87,7 @@ def read_examples(paths, prompt_format):
         return [Example(*pair) for pair in read_pairs(paths)], 0
     if prompt_format == "chat":
         return [example_of(conversation) for conversation in read_conversations(paths)], 0
-    entries = [entry for _, entry, _ in read_records(paths, entry_of)]
+    entries = [entry for _, entry, _ in read_records(paths, parse_text)]
     examples = []
     for entry in entries:
         prompt, rest = first_sentence(clean(entry.text, entry.title))
@@ -111,13 +99,13 @@ def read_examples(paths, prompt_format):
 def first_held_out(dataset, prompt_format):
     """The first Example of a dataset's val.jsonl; None where that asks nothing of a run of this
     prompt format, or is not there."""
-    make = {"qa": pair_of, "chat": conversation_of}.get(prompt_format)
+    parse = {"qa": parse_qa, "chat": parse_chat}.get(prompt_format)
     path = Path(dataset) / "val.jsonl"
     made = None
-    if make:
+    if parse:  # BadRecord is a ValueError
         wrong = OSError, ValueError, AttributeError  # then it is no such file
         with contextlib.suppress(*wrong), open(path, encoding="utf-8") as file:
-            made = make(parse_json(file.readline()), str(path), 1)
+            made = parse(parse_json(file.readline()))
     if isinstance(made, Conversation):
         return example_of(made)
     return Example(*made) if isinstance(made, Pair) else None

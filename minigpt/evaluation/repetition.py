@@ -21,8 +21,10 @@ from typing import NamedTuple
 from minigpt.common.errors import UserError
 from minigpt.common.presets import read_text
 from minigpt.common.spreadsheet import csv_cell
+from minigpt.data.formats import BadRecord
+from minigpt.data.hashing import hash_all
+from minigpt.data.pipeline import read_records
 from minigpt.data.prompts import prompt_ids, stop_ids
-from minigpt.data.readers import Reject, hash_all, read_records
 from minigpt.inference.engine import Request
 
 WINDOW = 50  # positions within which nearby() looks
@@ -129,11 +131,11 @@ def _csv_questions(path, prompt_format):
         raise UserError(f"{path}, line {rows.line_num}: cannot be read ({error})") from None
 
 
-def _question_of(record, source, line):
+def _question_of(record):
     for name in ("question", "prompt", "text"):
         if isinstance(record.get(name), str):
             return record[name]
-    return Reject(source, line, "expected a field `question`, `prompt` or `text`", str(record))
+    raise BadRecord("expected a field `question`, `prompt` or `text`")
 
 
 # -- the grid --------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from minigpt.common.errors import ROOT, UserError
 from minigpt.common.json_text import parse_json
-from minigpt.data.readers import conversation_of
+from minigpt.data.formats import parse_chat
 from minigpt.evaluation.perplexity import answer_passages, reply_passages, text_passages
 from minigpt.inference.kernels import FEW, build
 from minigpt.models import checkpoint
@@ -91,7 +91,7 @@ def _passages(tokenizer, record):
     if "question" in record:
         return answer_passages(tokenizer, [(record["question"], record["answer"])])
     if "messages" in record:
-        return reply_passages(tokenizer, [conversation_of(record, "val.jsonl", 1)])
+        return reply_passages(tokenizer, [parse_chat(record)])
     return text_passages(tokenizer, [record["text"]])
 
 

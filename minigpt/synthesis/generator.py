@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from minigpt.common.errors import UserError
-from minigpt.data.readers import read_entries
+from minigpt.data.pipeline import read_entries
 from minigpt.data.sentences import ENDS
 from minigpt.synthesis.filters import check, feedback
 from minigpt.synthesis.journal import Finished, entry_hash

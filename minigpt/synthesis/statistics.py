@@ -15,7 +15,8 @@ from pathlib import Path
 from minigpt.common.errors import UserError
 from minigpt.common.json_text import parse_json
 from minigpt.common.report import table
-from minigpt.data.readers import pair_of, read_entries, read_records
+from minigpt.data.formats import parse_qa
+from minigpt.data.pipeline import read_entries, read_records
 from minigpt.synthesis.generator import ROUND
 from minigpt.synthesis.journal import beside, entry_hash
 from minigpt.synthesis.progress import Tally, rules_table
@@ -67,7 +68,7 @@ def take_census(path, doubles=None, source=None):
     """The Census of the pairs at `path`. doubles: a new Doubles, which takes the longest; source:
     the files that the pairs were made of, to see how many entries they cover."""
     census, entries, ids = Census(Path(path)), Counter(), set()
-    for _, pair, record in read_records([path], pair_of):
+    for _, pair, record in read_records([path], parse_qa):
         _count(census, pair, doubles)
         census.models[str(record.get("model", "not told"))] += 1
         entry = record.get("entry", pair.id)

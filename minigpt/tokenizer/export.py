@@ -1,16 +1,16 @@
-"""A run's vocabulary as other programs spell it: token texts, merges, a chat template.
+"""A run's vocabulary in the formats of other programs: token texts, merges, a chat template.
 
     texts = token_texts(tokenizer)                  # a text for every embedding row
-    pairs = merges(tokenizer)                       # what byte-level BPE joins, in its order
+    pairs = merges(tokenizer)                       # the merges of byte-level BPE, in their order
     template = chat_template(tokenizer, "chat")     # Jinja: messages → the text of a prompt
     tokenizer_json(tokenizer)                       # a `tokenizers.Tokenizer` with the same ids
 
-tiktoken knows tokens alone: it joins two neighbours whenever their bytes together are a token, the
-lowest rank first. The others know pairs, so each way to halve a token becomes one, in the order of
-the ranks.
+tiktoken has only tokens: it merges two neighbours whenever their bytes together are a token, the
+lowest rank first. Other programs have pairs, so each way to halve a token becomes a pair, in the
+order of the ranks.
 
-Special ids get a text each, such as "<|endoftext|>". To other programs that text in a prompt IS the
-special id, where ours leaves it text.
+Special ids get a text each, such as "<|endoftext|>". In other programs that text in a prompt is the
+special id; in ours it is text.
 """
 
 import functools
@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from minigpt.tokenizer.huggingface import SPECIAL_TEXTS, byte_characters
 
-# Elementary Jinja: the programs that read it have an interpreter each.
+# Simple Jinja: each program that reads it has an interpreter of its own.
 _CHATML = """\
 {%- for message in messages -%}
 {{ START + message['role'] + '\\n' + message['content'] + END + '\\n' }}
@@ -41,8 +41,8 @@ _LAST_QUESTION = """\
 
 @functools.lru_cache(maxsize=2)
 def special_texts(tokenizer):
-    """{id: text} of the ids that stand for no text of their own. An answer mark that is an ordinary
-    token, as gpt2's "##" is, is not among them."""
+    """{id: text} of the special ids without a text of their own. An answer mark that is an ordinary
+    token, as "##" of gpt2, is not among them."""
     return {
         tokenizer.special[name]: text
         for name, text in SPECIAL_TEXTS.items()
@@ -64,8 +64,8 @@ def token_texts(tokenizer):
 
 @functools.lru_cache(maxsize=2)
 def merges(tokenizer):
-    """((left, right), …), texts of token_texts(): every pair of tokens whose bytes make a token,
-    in the order of the ranks of what they make."""
+    """((left, right), …), texts of token_texts(): every pair of tokens whose bytes make a token, in
+    the order of the ranks of those tokens."""
     texts = token_texts(tokenizer)
     written = [texts[i] for i in _written(tokenizer)]
     known = set(written)
@@ -91,8 +91,8 @@ def tokenizer_json(tokenizer):
     """A `tokenizers.Tokenizer` that gives the same ids; its to_str() is a tokenizer.json."""
     texts = token_texts(tokenizer)[: tokenizer.n_vocab]
     bpe = models.BPE({text: i for i, text in enumerate(texts)}, list(merges(tokenizer)))
-    # tiktoken looks a whole piece up before it merges anything; it does not know the tokens of an
-    # imported vocabulary that are only ever read.
+    # tiktoken looks up a whole pre-token before it merges anything; it does not have the tokens of
+    # an imported vocabulary that are only decoded.
     imported = tokenizer.imported
     bpe.ignore_merges = not (imported and imported.unwritten)
     whole = Tokenizer(bpe)
@@ -108,8 +108,8 @@ def tokenizer_json(tokenizer):
 
 
 def tokenizer_config(tokenizer, prompt_format, block_size):
-    """tokenizer_config.json as a dict: the class that reads tokenizer.json as it stands, special
-    tokens, chat template."""
+    """tokenizer_config.json as a dict: the class that reads tokenizer.json, special tokens, chat
+    template."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": block_size,
@@ -122,21 +122,21 @@ def tokenizer_config(tokenizer, prompt_format, block_size):
 
 
 def end_id(tokenizer, prompt_format):
-    """The id that ends what a model of this format writes."""
+    """The id that ends the output of a model of this format."""
     return tokenizer.special["IM_END"] if prompt_format == "chat" else tokenizer.eot
 
 
 def end_ids(tokenizer):
-    """The ids that end a text. PAD, which ends one here as well, is not among them: a program that
-    takes it for an end cannot tell it from padding."""
+    """The ids that end a text. PAD, which ends a text here as well, is not among them: a program
+    with PAD as an end could not tell it from padding."""
     return sorted({tokenizer.eot, tokenizer.special["IM_END"]})
 
 
 def chat_template(tokenizer, prompt_format):
-    """A Jinja template: for messages that hold a user's, the text whose ids are prompt.chat_ids().
+    """A Jinja template: messages with one of the user → the text whose ids are prompts.chat_ids().
 
-    Where the answer mark is an ordinary token, it is text behind the question's: a question whose
-    last characters join with it (gpt2: one that ends in "#") becomes other ids.
+    If the answer mark is an ordinary token, it is text after the question: a question whose last
+    characters merge with it (gpt2: one that ends in "#") becomes other ids.
     """
     if prompt_format == "chat":
         template = _CHATML
@@ -150,6 +150,6 @@ def chat_template(tokenizer, prompt_format):
 
 
 def answer_mark_text(tokenizer):
-    """What stands for the answer mark in a text."""
+    """The text of the answer mark."""
     mark = tokenizer.answer_mark
     return special_texts(tokenizer).get(mark) or tokenizer.decode([mark])

@@ -5,12 +5,12 @@
 
 minigpt/tokenizer/tokenizer.py makes a Tokenizer of it: load_tokenizer("hf:…").
 
-Hugging Face's BPE joins pairs, in the order of a list; tiktoken joins two neighbours whenever their
-bytes together are a token, the lowest rank first. Both give the same ids if a token's rank is the
-place of the pair that really makes it: the last one when the token's own bytes are joined alone.
-For a token comes about in a text only as it does alone: pairs that reach over its edges would
-have torn it. A token that no pair makes is never written, only read. Ranks then need not follow
-ids.
+Hugging Face's BPE merges the pairs of a list, in its order; tiktoken merges two neighbours whenever
+their bytes together are a token, the lowest rank first. Both give the same ids if the rank of a
+token is the index of the pair that really makes it: the last merge when the bytes of the token are
+encoded alone. In a text a token is made by the same merges as alone, for a merge across its edges
+would have torn it. A token that no pair makes is never given by encoding, only decoded. Ranks need
+not be in the order of ids.
 """
 
 import functools
@@ -28,7 +28,7 @@ TOKENIZER_FILES = (
     *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("vocab.json", "merges.txt", "added_tokens.json"),
 )
-# What our exports and our API call a special id; other people's files may, too.
+# The texts of special ids in our exports and our API; other people's files may have them, too.
 SPECIAL_TEXTS = {
     "EOT": "<|endoftext|>",
     "PAD": "<|pad|>",
@@ -36,23 +36,22 @@ SPECIAL_TEXTS = {
     "IM_START": "<|im_start|>",
     "IM_END": "<|im_end|>",
 }
-_OTHER_TEXTS = {"PAD": ("<pad>", "[PAD]")}  # what else stands for one where the files name none
+_OTHER_TEXTS = {"PAD": ("<pad>", "[PAD]")}  # other texts of it, if the files name none
 MOST_IDS = 2**22  # sixteen times as many as the largest vocabularies have
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """What encoding needs.
+    """A vocabulary with all that encoding needs.
 
     ranks     token bytes → rank, 0 … len-1; the 256 bytes among them
     ids       the id of each rank
-    unwritten id → bytes of tokens that stand for text but that encoding never gives
-    special   our names → ids; those of the source where it has them, else new ones behind its last
-    pattern   how text is cut before any merge: a name in tokenizer.PATTERNS, or the regular
-              expression itself
-    nfc       whether text is brought to Unicode's NFC first
-    n_source  the source's own ids: its highest + 1
+    unwritten id → bytes of tokens of text that encoding never gives
+    special   our names → ids; those of the source if it has them, else new ones after its last
+    pattern   the pre-tokenization: a name in tokenizer.PATTERNS, or a regular expression
+    nfc       whether text is normalized to Unicode's NFC first
+    n_source  the highest id of the source + 1
     """
 
     ranks: dict
@@ -64,30 +63,31 @@ class Vocabulary:
     n_source: int
 
 
-# -- where it lies ---------------------------------------------------------------------------------
+# -- the folder ------------------------------------------------------------------------------------
 
 
 def source_folder(name, files):
-    """The folder that `name` ("hf:FOLDER", or "hf:NAME" of a model on Hugging Face's hub) stands
-    for. Of a hub's model only `files` (names or patterns) are fetched, and where they lie in the
-    hub's cache already, nothing. UserError where there is no such folder or model, or no network.
+    """Return the folder of `name` ("hf:FOLDER", or "hf:NAME" of a model on the Hugging Face hub).
+
+    Of a model on the hub only `files` (names or patterns) are downloaded, and nothing if they are
+    in the hub's cache. UserError if there is no such folder or model, or no network.
     """
-    place = name.removeprefix(PREFIX)
-    folder = Path(place).expanduser()
+    target = name.removeprefix(PREFIX)
+    folder = Path(target).expanduser()
     about = folder / "config.json"
     if about.is_file() and '"prompt_format"' in about.read_text("utf-8", "replace"):
-        raise UserError(f"{name}: {place} is a run of this project: leave hf: out")
+        raise UserError(f"{name}: {target} is a run of this project: leave hf: out")
     if folder.is_dir():
         return folder
     if folder.is_file():
-        raise UserError(f"{name}: a file; expected the folder that holds the model's files")
+        raise UserError(f"{name}: a file; expected the folder with the model's files")
     if len(folder.parts) > 1 and Path(folder.parts[0]).is_dir():
-        raise UserError(f"{name}: no such folder")  # and no name on the hub, by the look of it
+        raise UserError(f"{name}: no such folder")  # and it does not look like a name on the hub
     no_name = (
-        f"{name}: {place or 'nothing'} is no folder here, and no name of a model on the hub "
+        f"{name}: {target or 'nothing'} is no folder here, and no name of a model on the hub "
         "(such as hf:gpt2 or hf:Qwen/Qwen3-0.6B)"
     )
-    if not _HUB_NAME.fullmatch(place):
+    if not _HUB_NAME.fullmatch(target):
         raise UserError(no_name)
     try:
         from huggingface_hub import snapshot_download
@@ -101,7 +101,7 @@ def source_folder(name, files):
             f"{name}: no folder here; for the hub: pip install huggingface_hub"
         ) from None
     try:
-        return Path(snapshot_download(place, allow_patterns=list(files)))
+        return Path(snapshot_download(target, allow_patterns=list(files)))
     except HFValidationError:
         raise UserError(no_name) from None
     except RepositoryNotFoundError:
@@ -117,12 +117,12 @@ def source_folder(name, files):
         ) from None
 
 
-# -- what is in it ---------------------------------------------------------------------------------
+# -- its files -------------------------------------------------------------------------------------
 
 
 def read_vocabulary(folder):
-    """The Vocabulary of a model's folder, read once a process. UserError names what is missing,
-    damaged, or of a kind that tiktoken cannot do."""
+    """Return the Vocabulary of a model's folder; it is read once a process. UserError names what is
+    missing, damaged, or not possible with tiktoken."""
     stamps = []
     for name in TOKENIZER_FILES:
         path = Path(folder) / name
@@ -132,7 +132,7 @@ def read_vocabulary(folder):
 
 @functools.lru_cache(maxsize=2)
 def _read(folder, stamps):
-    """See read_vocabulary; `stamps` only make a changed file a new entry of the cache."""
+    """See read_vocabulary. stamps are part of the cache key: a changed file is read again."""
     whole = folder / "tokenizer.json"
     try:
         description = read_json(whole) if whole.is_file() else _of_two_files(folder)
@@ -145,7 +145,7 @@ def _read(folder, stamps):
 
 
 def read_json(path):
-    """The object in a JSON file. UserError where it is missing or damaged."""
+    """Return the object in a JSON file. UserError if it is missing or damaged."""
     try:
         return files.read_json(path, "copy it again")
     except FileNotFoundError:
@@ -161,7 +161,7 @@ def check_ids(ids):
 
 
 def _settings(folder):
-    """What names the special tokens: special_tokens_map.json, then tokenizer_config.json."""
+    """The files that name special tokens: special_tokens_map.json, then tokenizer_config.json."""
     found = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
@@ -231,14 +231,14 @@ def _vocabulary(path, description, settings):
     taken = {*ordinary.values(), *special.values()}
     for content, token in added.items():
         if not token.get("special") and token["id"] not in taken:
-            unwritten[token["id"]] = content.encode()  # <think> and its like: text to a reader
+            unwritten[token["id"]] = content.encode()  # such as <think>: text to a reader
     last = max(*vocab.values(), *(token["id"] for token in added.values()), 0)
     ids = [ordinary[token] for token in ranks]
     return Vocabulary(ranks, ids, unwritten, special, pattern, nfc, last + 1)
 
 
 def _check_model(path, model):
-    """UserError for what is no plain byte-level BPE."""
+    """UserError unless the model is a plain byte-level BPE."""
     kind = model.get("type", "BPE")
     wrong = "" if kind == "BPE" else f"a model of type {kind}"
     if model.get("byte_fallback"):
@@ -247,59 +247,59 @@ def _check_model(path, model):
         if model.get(name):
             wrong = f"{name}={model[name]}"
     if wrong:
-        raise UserError(f"{path}: has {wrong}; only byte-level BPE can be taken over")
+        raise UserError(f"{path}: has {wrong}; only byte-level BPE can be imported")
 
 
 def _is_nfc(path, normalizer):
-    """Whether the normalizer is NFC (true) or none (false); UserError for any other."""
+    """Return whether the normalizer is NFC (true) or none (false); UserError for any other."""
     if normalizer and normalizer.get("type") == "Sequence" and len(normalizer["normalizers"]) < 2:
         normalizer = next(iter(normalizer["normalizers"]), None)
     if not normalizer:
         return False
     if normalizer["type"] != "NFC":
         raise UserError(
-            f"{path}: its normalizer is {normalizer['type']}; only NFC, or none, can be taken over"
+            f"{path}: its normalizer is {normalizer['type']}; only NFC, or none, can be imported"
         )
     return True
 
 
 def _pattern(path, description):
-    """The pre-tokenizer as Vocabulary.pattern. UserError where it has none."""
+    """The pre-tokenizer as Vocabulary.pattern. UserError if there is no such pattern."""
     steps = description.get("pre_tokenizer") or {"type": "none"}
     steps = steps["pretokenizers"] if steps["type"] == "Sequence" else [steps]
     kinds = [step["type"] for step in steps]
     if kinds[-1:] != ["ByteLevel"]:
         raise UserError(
             f"{path}: its pre-tokenizer is {' + '.join(kinds) or 'empty'}, which does not end with "
-            "ByteLevel; only byte-level BPE can be taken over"
+            "ByteLevel; only byte-level BPE can be imported"
         )
     last = steps[-1]
     if last.get("add_prefix_space", True):
         raise UserError(
             f"{path}: its pre-tokenizer puts a blank before every text (add_prefix_space); that "
-            "cannot be taken over"
+            "cannot be imported"
         )
     if kinds == ["ByteLevel"] and last.get("use_regex", True):
         return "gpt-2"  # its own regular expression
     digits = steps[0].get("individual_digits")
     if kinds == ["Digits", "ByteLevel"] and digits and last.get("use_regex", True):
-        return "smollm"  # every digit alone, then GPT-2's: the two cuts as one
+        return "smollm"  # every digit alone, then GPT-2's: both splits as one pattern
     if kinds == ["Split", "ByteLevel"] and not last.get("use_regex", True):
         cut = steps[0]
         if cut["behavior"] == "Isolated" and not cut.get("invert") and "Regex" in cut["pattern"]:
             return cut["pattern"]["Regex"]
     raise UserError(
-        f"{path}: its pre-tokenizer {' + '.join(kinds)} is none of those that can be taken over: "
+        f"{path}: its pre-tokenizer {' + '.join(kinds)} is none of those that can be imported: "
         "GPT-2's ByteLevel, or one isolating Split by a regular expression before it"
     )
 
 
 def _special(path, vocab, added, settings):
-    """Our special names → ids: the source's own, each for one name, else new ones."""
+    """Our special names → ids: those of the source, each for one name, else new ones."""
     ids = {**vocab, **{content: token["id"] for content, token in added.items()}}
     named = {"EOT": _text(settings.get("eos_token")), "PAD": _text(settings.get("pad_token"))}
     found = {}
-    # The chat marks come first: of a chat model <|im_end|> is often the eos, too. PAD comes last.
+    # Chat marks first: the eos of a chat model is often <|im_end|>. PAD last.
     for name in ("IM_START", "IM_END", "EOT", "A", "PAD"):
         for text in (named.get(name), SPECIAL_TEXTS[name], *_OTHER_TEXTS.get(name, ())):
             if text in ids and ids[text] not in found.values():
@@ -314,7 +314,7 @@ def _special(path, vocab, added, settings):
 
 
 def _text(token):
-    """A special token of tokenizer_config.json as its text: it stands there alone or in a dict."""
+    """The text of a special token in tokenizer_config.json: a string, or a dict with it."""
     return token.get("content") if isinstance(token, dict) else token
 
 
@@ -322,10 +322,10 @@ def _text(token):
 
 
 def byte_characters():
-    """The character by which byte-level BPE writes each of the 256 bytes.
+    """Return the character with which byte-level BPE writes each of the 256 bytes.
 
-    A byte that Latin-1 prints is that character; the others are, in turn, the characters from
-    U+0100 on (GPT-2's table; `tokenizers` has no function that gives it).
+    A byte that is printable in Latin-1 is that character; the others are, in order, the characters
+    from U+0100 on (GPT-2's table; `tokenizers` has no function for it).
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = iter(range(0x100, 0x200))
@@ -344,21 +344,21 @@ def _to_bytes(path, text):
     except KeyError:
         raise UserError(
             f"{path}: the token {text!r} is not written in the characters of byte-level BPE; only "
-            "such vocabularies can be taken over"
+            "such vocabularies can be imported"
         ) from None
 
 
 def _pairs(path, merges):
-    """(left, right) in bytes → its place in the list."""
+    """(left, right) in bytes → its index in the list."""
     halves = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
     return {
-        (_to_bytes(path, left), _to_bytes(path, right)): place
-        for place, (left, right) in enumerate(halves)
+        (_to_bytes(path, left), _to_bytes(path, right)): index
+        for index, (left, right) in enumerate(halves)
     }
 
 
 def _rank(path, ordinary, pairs, model):
-    """(token bytes → rank, tokens that are never written) of `ordinary`, token bytes → id."""
+    """(token bytes → rank, tokens that encoding never gives) of `ordinary`, token bytes → id."""
     missing = [byte for byte in range(256) if bytes([byte]) not in ordinary]
     if missing:
         raise UserError(
@@ -368,24 +368,24 @@ def _rank(path, ordinary, pairs, model):
     unknown = [left + right for left, right in pairs if left + right not in ordinary]
     if unknown:
         raise UserError(f"{path}: a merge makes {unknown[0]!r}, which is no token: damaged?")
-    places, alone, unreached = {}, [], []
+    indices, alone, unreached = {}, [], []
     for token in ordinary:
         if len(token) == 1:
             continue
-        parts, place = _joined(token, pairs)
+        parts, index = _joined(token, pairs)
         if len(parts) == 1:
-            places[token] = place
+            indices[token] = index
         elif not model.get("ignore_merges"):
             unreached.append(token)
         elif len(parts) == 2:
             raise UserError(
-                f"{path}: the token {token!r} stands for itself alone (ignore_merges) although its "
+                f"{path}: the token {token!r} is encoded as a whole (ignore_merges) although its "
                 "halves are tokens that no merge joins; tiktoken would join them"
             )
         else:
             alone.append(token)
     single = sorted((token for token in ordinary if len(token) == 1), key=ordinary.get)
-    made = sorted(places, key=places.get)
+    made = sorted(indices, key=indices.get)
     order = [*single, *made, *sorted(alone, key=ordinary.get)]
     return {token: rank for rank, token in enumerate(order)}, unreached
 

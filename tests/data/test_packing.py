@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from minigpt.common.errors import UserError
 from minigpt.data import packing
-from minigpt.data.packing import Pieces, SplitWriter, pack_best_fit, replacing, token_dtype
+from minigpt.data.packing import Segments, SplitWriter, pack_best_fit, replacing, token_dtype
 
 PAD = 99
 U2 = np.dtype("<u2")
 
 
 def pieces_of(*pieces):
-    """Pieces from (ids, first, last)."""
-    return Pieces.of([(np.array(ids, np.uintc), first, last) for ids, first, last in pieces], U2)
+    """Segments from (ids, first, last)."""
+    return Segments.of([(np.array(ids, np.uintc), first, last) for ids, first, last in pieces], U2)
 
 
 def write(folder, layout, block_size, *parts):
@@ -41,7 +41,7 @@ def test_dtype():
 def test_best_fit_by_hand():
     # 6 | 5 | 4 into the 6 (full) | 3 into the 5 (room 2) | 2 into the 5 (full) | 1 alone
     assert pack_best_fit([5, 6, 4, 1, 3, 2], 10) == [[0, 4, 5], [1, 2], [3]]
-    # 7 and 6 stand; 3 goes where it fits best (to 7), not where it fits first.
+    # 7 and 6 open rows; 3 goes where it fits best (to 7), not where it fits first.
     assert pack_best_fit([6, 7, 3], 10) == [[0], [1, 2]]
     assert pack_best_fit([], 10) == []
     assert pack_best_fit([10, 10], 10) == [[0], [1]]
@@ -172,7 +172,7 @@ def test_what_a_killed_run_left_is_cleared_away(tmp_path):
     for name in (".data.partial", ".data.old"):
         (tmp_path / name).mkdir()
         fill(tmp_path / name, name)
-    # Killed between its two renames: the old data stands aside, and is whole.
+    # Killed between its two renames: the old data has another name, and is complete.
     with pytest.raises(ValueError), replacing(data):
         raise ValueError
     assert held(data) == {"train.bin": ".data.old"} and list(tmp_path.iterdir()) == [data]
@@ -202,7 +202,7 @@ def test_a_failed_rename_puts_the_old_data_back(tmp_path, monkeypatch):
 
 def test_a_folder_with_other_files_is_not_touched(tmp_path):
     (tmp_path / "train.py").write_text("code")
-    says = r"holds what is no prepared data \(train\.py\)"
+    says = r"has files that are no prepared data \(train\.py\)"
     with pytest.raises(UserError, match=says), replacing(tmp_path):
         pass
     file = tmp_path / "train.py"

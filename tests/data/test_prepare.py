@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_run import run_here
 
 from data_utils import Blocks
 from minigpt.common.errors import UserError
-from minigpt.data import pipeline, readers
-from minigpt.data.pipeline import PlainText, QuestionAnswers, Seen, prepare, table
-from minigpt.data.readers import is_val, read_entries
+from minigpt.data import pipeline
+from minigpt.data.encoders import PairEncoder
+from minigpt.data.formats import FORMATS
+from minigpt.data.hashing import SeenHashes, is_val
+from minigpt.data.pipeline import PrepareOptions, automatic_fraction, prepare, read_entries, table
+from minigpt.data.readers import files, records
 from minigpt.tokenizer.tokenizer import load_tokenizer
 
 LAYOUTS = ["pad", "split", "concat", "packed"]
@@ -40,13 +44,14 @@ def texts_file(tmp_path):
 
 @pytest.fixture
 def make(tmp_path, byte_tokenizer, capsys):
-    """make(kind, paths, layout, block_size, …) → (meta, {split: Blocks}, the dataset's folder)."""
+    """make(format, paths, layout, block_size, …) → (meta, {split: Blocks}, the dataset folder)."""
 
-    def run(kind, paths, layout="concat", block_size=64, tokenizer=byte_tokenizer.name, **keywords):
-        keywords.setdefault("workers", 1)
+    def run(format, paths, layout="concat", block_size=64, **options):
+        options = {"workers": 1, "tokenizer": byte_tokenizer.name, **options}
         folder = tmp_path / "processed"
-        meta = prepare(kind, paths, folder, tokenizer, block_size, layout, **keywords)
-        tokenizer = load_tokenizer(tokenizer)
+        shape = dict(layout=layout, block_size=block_size)
+        meta = prepare(PrepareOptions(paths, folder, FORMATS[format], **shape, **options))
+        tokenizer = load_tokenizer(options["tokenizer"])
         return meta, {s: Blocks(folder, s, tokenizer, block_size) for s in ("train", "val")}, folder
 
     return run
@@ -79,7 +84,7 @@ def joined_texts(blocks, tokenizer):
 
 @pytest.mark.parametrize("layout", ["split", "packed"])
 def test_no_text_is_lost_and_val_is_apart(make, texts_file, byte_tokenizer, layout):
-    meta, blocks, folder = make(PlainText(), texts_file, layout, val_fraction=0.2)
+    meta, blocks, folder = make("text", texts_file, layout, val_fraction=0.2)
     val = [text for text in TEXTS if is_val(text, 0.2)]
     assert 3 < len(val) < 30
     assert joined_texts(blocks["val"], byte_tokenizer) == val
@@ -102,7 +107,7 @@ def test_no_text_is_lost_and_val_is_apart(make, texts_file, byte_tokenizer, layo
 def test_concat_holds_the_pieces_of_split(make, texts_file, byte_tokenizer):
     found = []
     for layout in ("split", "concat"):
-        _, blocks, _ = make(PlainText(), texts_file, layout, val_fraction=0.2)
+        _, blocks, _ = make("text", texts_file, layout, val_fraction=0.2)
         found.append(sorted(pieces_of(blocks["train"], byte_tokenizer.pad)))
         rows = len(blocks["train"])
     assert found[0] == found[1] and rows < len(found[0])
@@ -111,7 +116,7 @@ def test_concat_holds_the_pieces_of_split(make, texts_file, byte_tokenizer):
 
 
 def test_every_token_but_a_rows_first_is_a_target_in_packed(make, texts_file):
-    _, blocks, _ = make(PlainText(), texts_file, "packed", val_fraction=0.2)
+    _, blocks, _ = make("text", texts_file, "packed", val_fraction=0.2)
     whole_rows = blocks["train"].mask[:-1]
     assert (whole_rows == np.array([2] + [1] * 63)).all()
 
@@ -119,7 +124,7 @@ def test_every_token_but_a_rows_first_is_a_target_in_packed(make, texts_file):
 def test_the_classic_layout(make, tmp_path, byte_tokenizer):
     texts = ["Aa. Bb. Cc", "Long. " + "a" * 60 + ".", "no end", "b" * 64 + ".", *TEXTS]
     path = write_lines(tmp_path / "a.jsonl", [{"text": text} for text in texts])
-    meta, blocks, _ = make(PlainText(), path, "pad", val_fraction=0.2)
+    meta, blocks, _ = make("text", path, "pad", val_fraction=0.2)
     found = {}
     for split in ("train", "val"):
         for row, bits in zip(
@@ -127,7 +132,7 @@ def test_the_classic_layout(make, tmp_path, byte_tokenizer):
         ):
             n = row.index(byte_tokenizer.eot)
             assert row[n + 1 :] == [byte_tokenizer.pad] * (63 - n)
-            # EOT stands after the cut, where the text may go on: it is not learned.
+            # EOT is after the cut, where the text may continue: it is no target.
             assert bits == [2] + [1] * (n - 1) + ([0, 2] + [0] * (62 - n) if n < 63 else [0])
             found[byte_tokenizer.decode(row[:n])] = split
     assert {"Aa. Bb.", "Long."} < set(found) and not any(t.startswith("no") for t in found)
@@ -135,14 +140,14 @@ def test_the_classic_layout(make, tmp_path, byte_tokenizer):
     assert meta["counts"]["dropped"]["no sentence end"] == 2
     characters = sum(meta["counts"][split]["characters"] for split in ("train", "val"))
     assert meta["counts"]["left_out"] == sum(map(len, texts)) - characters - len("no end") - 65
-    assert "cut away behind the block" in table(meta)
+    assert "cut off at the end of the block" in table(meta)
 
 
 def test_duplicates_are_dropped_across_files(make, tmp_path, byte_tokenizer):
     for name, start in (("a", 0), ("b", 20)):
         records = [{"title": name, "text": f"{name}\n\n{text}（）"} for text in TEXTS[start:40]]
         write_lines(tmp_path / f"{name}.jsonl", records * 2)
-    meta, blocks, _ = make(PlainText(), tmp_path, "split", val_fraction=0.2)
+    meta, blocks, _ = make("text", tmp_path, "split", val_fraction=0.2)
     found = [
         *joined_texts(blocks["train"], byte_tokenizer),
         *joined_texts(blocks["val"], byte_tokenizer),
@@ -155,33 +160,44 @@ def test_unclean(make, tmp_path, byte_tokenizer):
     texts = [f"题\n\n文（）{i}。\n" for i in range(40)]
     path = write_lines(tmp_path / "a.jsonl", [{"title": "题", "text": text} for text in texts])
     for clean, expected in [(True, "文{}。"), (False, "题\n\n文（）{}。\n")]:
-        _, blocks, _ = make(PlainText(clean=clean), path, "split")
+        _, blocks, _ = make("text", path, "split", clean=clean)
         found = joined_texts(blocks["train"], byte_tokenizer)
         assert set(found) < {expected.format(i) for i in range(40)}
 
 
+def test_raw_and_cleaned_text_hold_out_the_same_entries(make, tmp_path):
+    texts = [f"题{i}\n\n文（）{i}。\n" for i in range(60)]
+    records = [{"title": f"题{i}", "text": text, "id": str(i)} for i, text in enumerate(texts)]
+    path = write_lines(tmp_path / "a.jsonl", records)
+    ids = []
+    for clean in (True, False):
+        _, _, folder = make("text", path, clean=clean, val_fraction=0.2)
+        ids.append([line["id"] for line in read_lines(folder / "val.jsonl")])
+    assert ids[0] == ids[1] and 3 < len(ids[0]) < 30
+
+
 def test_a_larger_vocabulary_takes_wider_ids(make, texts_file, monkeypatch):
     monkeypatch.setattr(pipeline, "token_dtype", lambda n_vocab: np.dtype("<u4"))
-    meta, blocks, folder = make(PlainText(), texts_file)
+    meta, blocks, folder = make("text", texts_file)
     assert meta["dtype"] == "uint32" and blocks["train"].tokens.dtype == np.uint32
     assert (folder / "train.bin").stat().st_size == 4 * (folder / "train.mask").stat().st_size
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["concat", "packed"])
 def test_any_number_of_workers_gives_the_same_blocks(
     make, texts_file, tmp_path, monkeypatch, layout
 ):
-    monkeypatch.setattr(readers, "CHUNK", 600)
-    monkeypatch.setattr(pipeline, "CHUNK", 600)
+    for module in (files, records, pipeline):
+        monkeypatch.setattr(module, "BLOCK", 600)
     made = []
     for workers in (1, 3) if layout == "concat" else (1, 2):
-        _, _, folder = make(PlainText(), texts_file, layout, workers=workers, val_fraction=0.2)
+        _, _, folder = make("text", texts_file, layout, workers=workers, val_fraction=0.2)
         made.append({p.name: p.read_bytes() for p in folder.iterdir()})
     assert made[0] == made[1]
 
 
 def test_meta(make, texts_file, byte_tokenizer):
-    meta, _, folder = make(PlainText(), texts_file, command="python x")
+    meta, _, folder = make("text", texts_file, command="python x")
     assert json.loads((folder / "meta.json").read_text(encoding="utf-8")) == meta
     assert meta["tokenizer_hash"] == byte_tokenizer.hash and meta["prompt_format"] == "plain"
     assert meta["sources"][0]["bytes"] == texts_file.stat().st_size
@@ -196,7 +212,7 @@ PAIRS = [{"question": f"第{i}问？", "answer": f"答{i}", "id": f"P{i // 3}"} 
 @pytest.mark.parametrize("layout", ["pad", "split", "concat"])
 def test_pairs(make, tmp_path, byte_tokenizer, layout):
     path = write_lines(tmp_path / "qa.jsonl", PAIRS)
-    meta, blocks, folder = make(QuestionAnswers(), path, layout, val_fraction=0.2)
+    meta, blocks, folder = make("qa", path, layout, val_fraction=0.2)
     assert meta["prompt_format"] == "qa"
     for split in ("train", "val"):
         chosen = [pair for pair in PAIRS if is_val(pair["id"], 0.2) == (split == "val")]
@@ -215,7 +231,7 @@ def test_pairs(make, tmp_path, byte_tokenizer, layout):
 
 def test_pairs_packed(make, tmp_path, byte_tokenizer):
     path = write_lines(tmp_path / "qa.jsonl", PAIRS)
-    _, blocks, _ = make(QuestionAnswers(), path, "packed", val_fraction=0.2)
+    _, blocks, _ = make("qa", path, "packed", val_fraction=0.2)
     flat, bits = [], []
     for pair in PAIRS:
         if not is_val(pair["id"], 0.2):
@@ -232,7 +248,7 @@ def test_pairs_packed(make, tmp_path, byte_tokenizer):
 def test_a_question_with_the_answer_mark(make, tmp_path):
     pairs = [{"question": f"## 是{i}##吗？##", "answer": "是##的"} for i in range(30)]
     path = write_lines(tmp_path / "qa.jsonl", pairs)
-    _, blocks, _ = make(QuestionAnswers(), path, "pad", tokenizer="gpt2")
+    _, blocks, _ = make("qa", path, "pad", tokenizer="gpt2")
     tokenizer = load_tokenizer("gpt2")
     answer = tokenizer.encode("是##的")
     assert tokenizer.answer_mark in answer
@@ -250,7 +266,7 @@ def test_pairs_that_are_too_long_are_dropped_whole(make, tmp_path, byte_tokenize
     long = {"question": "q" * 30, "answer": "a" * 33}
     path = write_lines(tmp_path / "qa.jsonl", [*PAIRS, fits, long])
     for layout in LAYOUTS:
-        meta, blocks, _ = make(QuestionAnswers(), path, layout, val_fraction=0.2)
+        meta, blocks, _ = make("qa", path, layout, val_fraction=0.2)
         assert meta["counts"]["dropped"] == {"too long": 1} and meta["counts"]["kept"] == 121
         tokens = [i for split in blocks.values() for i in split.tokens.flatten().tolist()]
         assert tokens.count(ord("a")) == 32
@@ -258,7 +274,7 @@ def test_pairs_that_are_too_long_are_dropped_whole(make, tmp_path, byte_tokenize
 
 def test_the_same_pair_about_another_paragraph_is_a_duplicate(make, tmp_path):
     again = [{**PAIRS[0], "id": "other"}, {**PAIRS[1], "answer": "别"}]
-    meta, _, _ = make(QuestionAnswers(), write_lines(tmp_path / "qa.jsonl", [*PAIRS, *again]))
+    meta, _, _ = make("qa", write_lines(tmp_path / "qa.jsonl", [*PAIRS, *again]))
     assert meta["counts"]["dropped"] == {"duplicate": 1} and meta["counts"]["kept"] == 121
 
 
@@ -268,22 +284,26 @@ def test_the_same_pair_about_another_paragraph_is_a_duplicate(make, tmp_path):
 def test_a_small_input_still_has_val(make, tmp_path):
     for n in (2, 3, 5):
         path = write_lines(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS[:n]])
-        meta, blocks, _ = make(PlainText(), path)
+        meta, blocks, _ = make("text", path)
         assert meta["counts"]["val"]["entries"] == 1 and len(blocks["val"]) >= 1
 
 
 def test_the_fraction_by_itself(tmp_path, monkeypatch):
     text = "天下大势分久必合" * 50
     path = write_lines(tmp_path / "a.jsonl", [{"text": f"{i}{text}"} for i in range(9000)])
+
     # 3.6 million characters: 120,000 of them are 3.3 %.
-    assert pipeline.automatic_fraction(PlainText(), [path]) == pytest.approx(1 / 30, rel=0.02)
+    def fraction(path, format="text"):
+        return automatic_fraction([path], PrepareOptions(path, "", FORMATS[format]))
+
+    assert fraction(path) == pytest.approx(1 / 30, rel=0.02)
     small = write_lines(tmp_path / "b.jsonl", [{"text": f"{i}{text}"} for i in range(300)])
-    assert pipeline.automatic_fraction(PlainText(), [small]) == 0.1
+    assert fraction(small) == 0.1
     pairs = write_lines(
         tmp_path / "c.jsonl", [{"question": f"{i}{text}", "answer": "a"} for i in range(90)]
     )
-    monkeypatch.setattr(QuestionAnswers, "held_out", 3)
-    assert pipeline.automatic_fraction(QuestionAnswers(), [pairs]) == pytest.approx(3 / 90)
+    monkeypatch.setattr(PairEncoder, "held_out", 3)
+    assert fraction(pairs, "qa") == pytest.approx(3 / 90)
 
 
 @pytest.mark.parametrize(
@@ -292,13 +312,13 @@ def test_the_fraction_by_itself(tmp_path, monkeypatch):
         (
             [{"text": "天。"}],
             {},
-            r"none of them fell to (val|train) at val_fraction=.*larger|smaller",
+            r"none of them is in (val|train) at val_fraction=.*larger|smaller",
         ),
-        ([{"text": t} for t in TEXTS], {"val_fraction": 1e-9}, "none of them fell to val.*larger"),
+        ([{"text": t} for t in TEXTS], {"val_fraction": 1e-9}, "none of them is in val.*larger"),
         (
             [{"text": t} for t in TEXTS],
             {"val_fraction": 1 - 1e-9},
-            "none of them fell to train.*sm",
+            "none of them is in train.*sm",
         ),
         (
             [{"text": "（）"}, {"text": "无"}],
@@ -318,7 +338,7 @@ def test_the_fraction_by_itself(tmp_path, monkeypatch):
 def test_nothing_to_make_says_what_to_do(make, tmp_path, records, keywords, says):
     path = write_lines(tmp_path / "a.jsonl", records)
     with pytest.raises(UserError, match=says):
-        make(PlainText(), path, **keywords)
+        make("text", path, **keywords)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -326,14 +346,14 @@ def test_nothing_to_make_says_what_to_do(make, tmp_path, records, keywords, says
 
 
 def test_a_bad_record_stops_the_run_and_leaves_the_old_data(make, texts_file, tmp_path):
-    _, _, folder = make(PlainText(), texts_file)
+    _, _, folder = make("text", texts_file)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     bad = tmp_path / "bad.jsonl"
     bad.write_text(texts_file.read_text(encoding="utf-8") + '{"text": 7}\n', encoding="utf-8")
     with pytest.raises(
         UserError, match=r"bad\.jsonl, line 61: field `text`: expected text, found int"
     ):
-        make(PlainText(), bad)
+        make("text", bad)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.jsonl", "processed", "texts.jsonl"]
 
@@ -342,7 +362,7 @@ def test_bad_records_are_copied_when_skipped(make, texts_file, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": 7}\n{"text":\n{"text": "天下。"}\n', encoding="utf-8")
     (tmp_path / "z.txt").write_bytes(b"\0\1\2")
-    meta, _, folder = make(PlainText(), [bad, texts_file, tmp_path / "z.txt"], skip_bad=True)
+    meta, _, folder = make("text", [bad, texts_file, tmp_path / "z.txt"], skip_bad=True)
     assert meta["counts"]["dropped"] == {"bad": 3} and meta["counts"]["read"] == 64
     rejects = read_lines(folder / "rejects.jsonl")
     assert [(r["source"], r["line"]) for r in rejects] == [
@@ -352,7 +372,7 @@ def test_bad_records_are_copied_when_skipped(make, texts_file, tmp_path):
     ]
     assert rejects[0]["text"] == '{"text": 7}' and "no JSON" in rejects[1]["reason"]
     # The next run, without bad records, has no such file.
-    make(PlainText(), texts_file, skip_bad=True)
+    make("text", texts_file, skip_bad=True)
     assert not (folder / "rejects.jsonl").exists()
 
 
@@ -381,7 +401,7 @@ def long_run(root, tmp_path, folder):
 
 @pytest.mark.skipif(os.name == "nt", reason="signals as on POSIX")
 def test_ctrl_c_and_kill_leave_the_old_data(make, texts_file, tmp_path, root):
-    _, _, folder = make(PlainText(), texts_file)
+    _, _, folder = make("text", texts_file)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
 
     process = long_run(root, tmp_path, folder)
@@ -395,7 +415,7 @@ def test_ctrl_c_and_kill_leave_the_old_data(make, texts_file, tmp_path, root):
     process.kill()
     process.communicate(timeout=60)  # ends only when the workers, who hold its stderr, are gone
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
-    make(PlainText(), texts_file)
+    make("text", texts_file)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert not half_written(folder)
 
@@ -403,37 +423,41 @@ def test_ctrl_c_and_kill_leave_the_old_data(make, texts_file, tmp_path, root):
 # -- as run ----------------------------------------------------------------------------------------
 
 
-def test_the_scripts(run_script, texts_file, tmp_path, monkeypatch):
+def test_the_scripts(texts_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # paths are relative to where the user is
     for path in (texts_file, write_lines(tmp_path / "qa.jsonl", PAIRS)):
         is_qa = path.name == "qa.jsonl"
         script = "data/prepare_sft.py" if is_qa else "data/prepare.py"
-        done = run_script(script, f"--input={path.name}", "--dataset=made", "--block_size=64")
-        assert done.returncode == 0, done.stderr
-        assert "read 120 = kept 120 + dropped 0" if is_qa else "read 60 = kept 60" in done.stdout
-        assert "padding" in done.stdout and "train" in done.stdout
-        assert "B/s" in done.stderr  # the progress bar
+        words = f"--input={path.name}", "--dataset=made", "--block_size=64"
+        code, printed, errors = run_here(script, *words)
+        assert code == 0, errors
+        assert "read 120 = kept 120 + dropped 0" if is_qa else "read 60 = kept 60" in printed
+        assert "padding" in printed and "train" in printed
+        assert "B/s" in errors  # the progress bar
         meta = json.loads((tmp_path / "made/meta.json").read_text(encoding="utf-8"))
         assert meta["prompt_format"] == ("qa" if is_qa else "plain")
         assert meta["command"].startswith(f"python {script} --input={path.name}")
 
 
-def test_a_mistake_is_one_line_and_exit_code_2(run_script, tmp_path):
+def test_a_bad_record_is_one_line_and_exit_code_2(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"question": "谁？"}\n', encoding="utf-8")
     for script, says in [
         ("data/prepare.py", "`text` is missing"),
         ("data/prepare_sft.py", "`answer`"),
     ]:
-        done = run_script(script, f"--input={tmp_path}", f"--dataset={tmp_path / 'made'}")
-        lines = done.stderr.replace("\r", "\n").strip().splitlines()
-        assert done.returncode == 2 and "Traceback" not in done.stderr
+        words = f"--input={tmp_path}", f"--dataset={tmp_path / 'made'}"
+        code, _, errors = run_here(script, *words)
+        lines = errors.replace("\r", "\n").strip().splitlines()
+        assert code == 2
         assert says in lines[-1] and "a.jsonl, line 1: " in lines[-1]
 
 
 def test_real_text(shared_data, tmp_path):
-    meta = prepare(
-        PlainText(), shared_data / "wiki", tmp_path / "made", "zh", 256, "split", workers=1
+    shape = dict(layout="split", block_size=256)
+    options = PrepareOptions(
+        shared_data / "wiki", tmp_path / "made", FORMATS["text"], workers=1, **shape
     )
+    meta = prepare(options)
     counts = meta["counts"]
     assert counts["read"] == counts["kept"] == 848
     tokenizer = load_tokenizer("zh")
@@ -453,7 +477,7 @@ def test_real_text(shared_data, tmp_path):
 @settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 40) | st.integers(0, 2**64 - 1), max_size=12), max_size=20))
 def test_seen_is_a_set(batches):
-    seen, known = Seen(), set()
+    seen, known = SeenHashes(), set()
     for batch in batches:
         expected = []
         for value in batch:
@@ -463,7 +487,7 @@ def test_seen_is_a_set(batches):
 
 
 def test_seen_holds_eight_bytes_for_each():
-    seen = Seen()
+    seen = SeenHashes()
     random = np.random.default_rng(0)
     for _ in range(500):
         seen.first_time(random.integers(0, 2**64, 200, dtype=np.uint64))

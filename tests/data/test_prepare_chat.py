@@ -18,9 +18,11 @@ from tiny_run import pack, run_here, write_jsonl
 
 from data_utils import Blocks
 from minigpt.common.errors import UserError
-from minigpt.data.pipeline import SFT_FORMATS, prepare, table
+from minigpt.data.encoders import ConversationEncoder
+from minigpt.data.formats import FORMATS, Conversation, parse_chat
+from minigpt.data.hashing import is_val
+from minigpt.data.pipeline import PrepareOptions, prepare, table
 from minigpt.data.prompts import chat_ids, prompt_ids
-from minigpt.data.readers import Conversation, conversation_of, instruction_of, is_val, pair_of
 from minigpt.evaluation.examples import (
     HELD_OUT,
     OTHER,
@@ -38,7 +40,8 @@ from minigpt.serving.app import Options, Served, Service, make_app
 from minigpt.serving.wsgi import flush, listen
 from minigpt.tokenizer.tokenizer import load_tokenizer
 
-CHAT, ALPACA = SFT_FORMATS["chat"], SFT_FORMATS["alpaca"]
+CHAT, ALPACA = FORMATS["chat"], FORMATS["alpaca"]
+ENCODER = ConversationEncoder()
 LAYOUTS = ["pad", "split", "concat", "packed"]
 
 
@@ -52,11 +55,10 @@ def said(*turns):
 
 
 def encoded(tokenizer, conversation, block_size=512):
-    """What Conversations.encode makes of it: (ids, bounds, characters, characters left out), or the
-    reason for which it is dropped."""
-    rows = [array("I", tokenizer.encode(text)) for text in CHAT.texts(conversation)]
+    """(ids, bounds, characters, characters left out), or the reason why it is dropped."""
+    rows = [array("I", tokenizer.encode(text)) for text in ENCODER.texts(conversation)]
     cutter = SimpleNamespace(tokenizer=tokenizer, block_size=block_size)
-    found = CHAT.encode(conversation, rows, cutter, "pad")
+    found = ENCODER.encode(conversation, rows, cutter, "pad")
     if isinstance(found, str):
         return found
     ((ids, *bounds),), characters, left_out = found
@@ -66,7 +68,7 @@ def encoded(tokenizer, conversation, block_size=512):
 # -- ids and masks ---------------------------------------------------------------------------------
 
 # By hand: the tokens of a conversation of two turns and a system text, | between them; S and E
-# stand for the marks, N for a line break, and what is learned is in [ ].
+# are the marks, N is a line break, and the targets are in [ ].
 ENGLISH = (
     "S|system|N|Be| brief|.|E|N|S|user|N|Who| is| it|?|E|N|S|ass|istant|N|[It| is| me|.|E]|N|"
     "S|user|N|No|!|E|N|S|ass|istant|N|[Yes|,| me|.|E]"
@@ -118,7 +120,7 @@ def tokenizers(byte_tokenizer):
 def test_learned_is_what_the_assistant_says_and_its_end(tokenizers, before, asked, answers, name):
     tokenizer = tokenizers[name]
     turns = [*before, ("user", asked), *(("assistant", answer) for answer in answers)]
-    made = conversation_of(said(*(part for turn in turns for part in turn)), "a", 1)
+    made = parse_chat(said(*(part for turn in turns for part in turn)))
     turns = tuple((role, content.strip()) for role, content in turns)
     assert made == (None, turns)
     ids, bounds, characters, left_out = encoded(tokenizer, made, 10**9)
@@ -126,7 +128,7 @@ def test_learned_is_what_the_assistant_says_and_its_end(tokenizers, before, aske
     learned, expected = np.zeros(len(ids), bool), np.zeros(len(ids), bool)
     for first, last in zip(bounds[::2], bounds[1::2], strict=True):
         learned[first:last] = True
-    # The marks alone tell where turns stand, whatever the texts spell.
+    # Only the marks delimit turns, whatever text the contents have.
     begins = [i for i, token in enumerate(ids) if token == tokenizer.special["IM_START"]]
     ends = [i for i, token in enumerate(ids) if token == tokenizer.special["IM_END"]]
     assert ends[-1] == len(ids) - 1
@@ -157,7 +159,7 @@ def test_a_run_is_given_what_it_learned_to_continue(tokenizers, before, asked, a
 
 
 def test_last_turns_are_left_out_each_whole(byte_tokenizer):
-    # In bytes a turn takes its role, its content and 3 more; a line break stands between turns.
+    # In bytes a turn takes its role, its content and 3 more; a line break separates turns.
     system, user = len("system") + 5 + 3, len("user") + 5 + 3
     reply = len("assistant") + 5 + 3
     turns = [("system", "s" * 5)]
@@ -179,96 +181,6 @@ def test_last_turns_are_left_out_each_whole(byte_tokenizer):
         assert len(bounds) == 2 * (kept // 2) and bounds[-1] == length
         assert ids == encoded(byte_tokenizer, Conversation(None, tuple(turns)))[0][:length]
     assert encoded(byte_tokenizer, conversation, one - 1) == "too long"
-
-
-# -- records ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("record", "asked"),
-    [
-        ({"instruction": " Say it.\n", "output": "It. "}, "Say it."),
-        ({"instruction": "Say it.", "input": "", "output": "It."}, "Say it."),
-        ({"instruction": "Say it.", "input": " \n", "output": "It."}, "Say it."),
-        ({"instruction": "Say it.", "input": None, "output": "It."}, "Say it."),
-        (
-            {"instruction": "Say it.", "input": " Well\nnow ", "output": "It."},
-            "Say it.\n\nWell\nnow",
-        ),
-    ],
-)
-def test_an_instruction_and_its_input_are_one_message(record, asked):
-    turns = (("user", asked), ("assistant", "It."))
-    assert instruction_of(record, "a", 1) == Conversation(None, turns)
-    assert instruction_of({**record, "id": 7}, "a", 1) == Conversation("7", turns)
-
-
-@pytest.mark.parametrize(
-    ("parse", "record", "says"),
-    [
-        (instruction_of, {"instruction": "Say."}, "field `output` is missing"),
-        (instruction_of, {"instruction": "Say.", "output": " "}, "field `output` is empty"),
-        (
-            instruction_of,
-            {"instruction": "Say.", "output": "a", "input": ["b"]},
-            "field `input`: expected text, found list",
-        ),
-        (
-            instruction_of,
-            {"question": "谁？", "answer": "我。"},
-            "field `instruction` is missing (it looks like --format=qa of data/prepare_sft.py)",
-        ),
-        (
-            pair_of,
-            {"instruction": "Say.", "output": "a"},
-            "field `question` is missing (it looks like --format=alpaca of data/prepare_sft.py)",
-        ),
-        (
-            pair_of,
-            said("user", "a", "assistant", "b"),
-            "field `question` is missing (it looks like --format=chat of data/prepare_sft.py)",
-        ),
-        (
-            conversation_of,
-            {"instruction": "Say.", "output": "a"},
-            "field `messages` is missing (it looks like --format=alpaca of data/prepare_sft.py)",
-        ),
-        (conversation_of, {"text": "a"}, "field `messages` is missing"),
-        (conversation_of, {"messages": "a"}, "field `messages`: expected a list, found str"),
-        (conversation_of, {"messages": ["a"]}, "message 1: expected a JSON object, found str"),
-        (
-            conversation_of,
-            said("user", "a", "tool", "b"),
-            "message 2: its role is 'tool'; expected one of system, user, assistant",
-        ),
-        (
-            conversation_of,
-            {"messages": [{"content": "a"}]},
-            "message 1: its role is None; expected one of system, user, assistant",
-        ),
-        (conversation_of, said("user", " "), "message 1: `content` is empty"),
-        (
-            conversation_of,
-            {"messages": [message("user", "a"), {"role": "assistant"}]},
-            "message 2: `content` is missing",
-        ),
-        (
-            conversation_of,
-            {"messages": [message("user", [{"type": "text", "text": "a"}])]},
-            "message 1: `content`: expected text, found list",
-        ),
-        (conversation_of, {"messages": []}, "no turn of the assistant behind one of a user"),
-        (
-            conversation_of,
-            said("assistant", "a", "user", "b", "system", "c"),
-            "no turn of the assistant behind one of a user",
-        ),
-    ],
-)
-def test_records_that_cannot_be_used(parse, record, says):
-    reject = parse(record, "a.jsonl", 5)
-    assert reject[:3] == ("a.jsonl", 5, says) and json.loads(reject.text) == record
-    assert reject.message().count("\n") == 0
 
 
 # -- from files to blocks --------------------------------------------------------------------------
@@ -296,12 +208,12 @@ def in_bytes(record, tokenizer):
 
 @pytest.fixture
 def make(tmp_path, byte_tokenizer, capsys):
-    """make(kind, paths, layout, block_size, …) → (meta, {split: Blocks}, the dataset's folder)."""
+    """make(format, paths, layout, block_size) → (meta, {split: Blocks}, the dataset folder)."""
 
-    def run(kind, paths, layout="pad", block_size=64, **keywords):
+    def run(format, paths, layout="pad", block_size=64):
         folder = tmp_path / f"processed_{layout}"
-        keywords = {"workers": 1, "val_fraction": 0.2} | keywords
-        meta = prepare(kind, paths, folder, byte_tokenizer.name, block_size, layout, **keywords)
+        shape = dict(layout=layout, block_size=block_size, tokenizer=byte_tokenizer.name)
+        meta = prepare(PrepareOptions(paths, folder, format, workers=1, val_fraction=0.2, **shape))
         splits = {s: Blocks(folder, s, byte_tokenizer, block_size) for s in ("train", "val")}
         return meta, splits, folder
 
@@ -310,7 +222,7 @@ def make(tmp_path, byte_tokenizer, capsys):
 
 def conversations_in(blocks, tokenizer):
     """The conversations in a split as texts with their masks, whatever the layout: they begin with
-    a mark that stands behind another one, or behind padding."""
+    a mark that follows another one, or padding."""
     stream = blocks.tokens.flatten().tolist()
     bits = (blocks.mask.flatten() & 1).tolist()
     start, end = tokenizer.special["IM_START"], tokenizer.special["IM_END"]
@@ -369,7 +281,7 @@ def test_what_is_cut_and_dropped_is_counted(make, tmp_path, byte_tokenizer):
     assert counts["dropped"] == {"too long": 1}
     assert (counts["kept"], counts["cut"], counts["left_out"]) == (61, 1, 81)
     assert "of the kept entries' characters, in 1 of them" in table(meta)
-    whole = encoded(byte_tokenizer, conversation_of(said("user", "u", "assistant", "a"), "", 1))[0]
+    whole = encoded(byte_tokenizer, parse_chat(said("user", "u", "assistant", "a")))[0]
     rows = [row[: len(whole)].tolist() for split in blocks.values() for row in split.tokens]
     assert rows.count(whole) == 1
 
@@ -399,23 +311,22 @@ def test_half_a_surrogate_pair_in_a_message(make, tmp_path):
     assert [m["content"] for m in last["messages"]] == ["a\ufffd", "😀"]
 
 
-def test_the_script(run_script, tmp_path, byte_tokenizer):
+def test_the_script(tmp_path, byte_tokenizer):
     path = write_jsonl(tmp_path / "chat.jsonl", RECORDS)
     words = [f"--input={path}", f"--dataset={tmp_path / 'made'}", "--block_size=64"]
     words += [f"--tokenizer={byte_tokenizer.name}", "--workers=1"]
-    done = run_script("data/prepare_sft.py", *words, "--format=chat")
-    assert done.returncode == 0, done.stderr
-    assert "read 60 = kept 60 + dropped 0" in done.stdout
-    done = run_script("data/prepare_sft.py", *words)
-    line = done.stderr.replace("\r", "\n").strip().splitlines()[-1]
-    assert done.returncode == 2 and "chat.jsonl, line 1: field `question` is missing" in line
-    assert "--format=chat" in line and "Traceback" not in done.stderr
+    code, printed, errors = run_here("data/prepare_sft.py", *words, "--format=chat")
+    assert code == 0, errors
+    assert "read 60 = kept 60 + dropped 0" in printed
+    code, _, errors = run_here("data/prepare_sft.py", *words)
+    line = errors.replace("\r", "\n").strip().splitlines()[-1]
+    assert code == 2 and "chat.jsonl, line 1: field `question` is missing" in line
+    assert "--format=chat" in line
 
 
 def test_real_instructions(shared_data, tmp_path, capsys):
-    meta = prepare(
-        ALPACA, shared_data / "alpaca", tmp_path / "made", "gpt2", 512, "concat", workers=1
-    )
+    options = dict(tokenizer="gpt2", workers=1)
+    meta = prepare(PrepareOptions(shared_data / "alpaca", tmp_path / "made", ALPACA, **options))
     assert meta["counts"]["read"] == meta["counts"]["kept"] == 3146
 
 

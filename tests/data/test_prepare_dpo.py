@@ -11,9 +11,12 @@ from tiny_run import run_here, write_jsonl
 
 from data_utils import Blocks
 from minigpt.common.errors import UserError
-from minigpt.data.pipeline import prepare
-from minigpt.data.preferences import FACTS, Preferences, make_preferences
-from minigpt.data.readers import Pair, Reject
+from minigpt.data.block_format import PREFERENCES
+from minigpt.data.encoders import PreferenceEncoder
+from minigpt.data.formats import FORMATS, Pair, parse_preference, read_record
+from minigpt.data.pipeline import PrepareOptions, prepare
+from minigpt.data.readers.records import Reject
+from minigpt.synthesis.preferences import make_preferences
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from minigpt.training.dpo import Pairs
 
@@ -28,16 +31,20 @@ def ids(text):
     return list(text.encode())
 
 
+def options_of(path, folder, tokenizer, prompt_format="qa", block_size=32):
+    more = dict(tokenizer=tokenizer.name, block_size=block_size, layout="pad", workers=1)
+    more |= dict(encoder=PreferenceEncoder(prompt_format), val_fraction=0.4, facts=PREFERENCES)
+    return PrepareOptions(path, folder, FORMATS["preference"], **more)
+
+
 @pytest.fixture
 def prepared(tmp_path, byte_tokenizer):
     """prepared(records, format): the dataset folder and meta.json, made in this process."""
 
-    def make(records, prompt_format="qa", block_size=32, **more):
+    def make(records, prompt_format="qa", block_size=32):
         path = write_jsonl(tmp_path / "preferences.jsonl", records)
         folder = tmp_path / "blocks"
-        more = dict(workers=1, val_fraction=0.4, facts=FACTS) | more
-        words = (Preferences(prompt_format), path, folder, byte_tokenizer.name, block_size, "pad")
-        return folder, prepare(*words, **more)
+        return folder, prepare(options_of(path, folder, byte_tokenizer, prompt_format, block_size))
 
     return make
 
@@ -84,13 +91,13 @@ def test_a_conversation_is_judged_by_its_last_turn(prepared):
     words = b"\n".join(
         b"<" + role.encode() + b"\n" + content.encode() + b">" for role, content in asked
     )
-    spelled = [{60: START, 62: END}.get(byte, byte) for byte in words + b"\n<assistant\ny>"]
-    (row,) = [i for i, row in enumerate(tokens) if row[: len(spelled)].tolist() == spelled]
+    expected = [{60: START, 62: END}.get(byte, byte) for byte in words + b"\n<assistant\ny>"]
+    (row,) = [i for i, row in enumerate(tokens) if row[: len(expected)].tolist() == expected]
     assert row % 2 == 0
     targets = np.flatnonzero(mask[row] & 1).tolist()
-    assert targets == [len(spelled) - 2, len(spelled) - 1]  # y and its end, not the turn before
-    assert bytes(tokens[row + 1, len(spelled) - 2 : len(spelled)].tolist()) == b"no"
-    assert tokens[row + 1, len(spelled)] == END
+    assert targets == [len(expected) - 2, len(expected) - 1]  # y and its end, not the turn before
+    assert bytes(tokens[row + 1, len(expected) - 2 : len(expected)].tolist()) == b"no"
+    assert tokens[row + 1, len(expected)] == END
 
 
 def test_too_long_and_equal_answers_are_dropped_and_counted(prepared):
@@ -118,8 +125,7 @@ def test_what_shares_an_id_or_a_prompt_is_on_one_side(
     records += [pair(f"x{i}", "a", "b") for i in range(40)]  # so that no split is empty
     folder = tmp_path_factory.mktemp("sides")
     path = write_jsonl(folder / "p.jsonl", records)
-    words = (Preferences("qa"), path, folder / "blocks", byte_tokenizer.name, 32, "pad")
-    prepare(*words, workers=1, val_fraction=0.4, facts=FACTS)
+    prepare(options_of(path, folder / "blocks", byte_tokenizer))
     shared = {record["prompt"]: record.get("id", record["prompt"]) for record in records}
     sides = []
     for split in ("train", "val"):
@@ -148,7 +154,7 @@ BAD = [
     (pair(7, "a", "b"), "field `prompt`: expected text, found int"),
     (pair([], "a", "b"), "field `prompt` is empty"),
     (pair([{"role": "robot", "content": "x"}], "a", "b"), "role is 'robot'"),
-    (pair([{"role": "system", "content": "x"}], "a", "b"), "no turn of the assistant behind"),
+    (pair([{"role": "system", "content": "x"}], "a", "b"), "the last message is the system's"),
     (
         pair([dict(role=r, content="x") for r in ("user", "assistant")], "a", "b"),
         "the last message is the assistant's, not the user's",
@@ -158,14 +164,14 @@ BAD = [
 
 @pytest.mark.parametrize(("record", "reason"), BAD)
 def test_a_bad_record_says_what_is_wrong(record, reason):
-    found = Preferences("chat").parse(record, "p.jsonl", 3)
+    found = read_record(record, parse_preference, "p.jsonl", 3)
     assert isinstance(found, Reject) and reason in found.message()
     assert found.message().startswith("p.jsonl, line 3: ")
 
 
 def test_messages_are_for_chat_alone(prepared):
-    with pytest.raises(UserError, match="as --format=chat takes it"):
-        prepared([pair([{"role": "user", "content": "q"}], "a", "b")])
+    with pytest.raises(UserError, match="as --format=chat takes them"):
+        prepared([pair([dict(role=r, content="q") for r in ("system", "user")], "a", "b")])
     with pytest.raises(UserError, match="line 1: field `chosen` is missing"):
         prepared([{"prompt": "q", "answer": "a"}])
 
@@ -203,7 +209,7 @@ def test_made_pairs_by_hand():
     by_kind = {(r["prompt"], r["kind"]): r for r in made}
     assert by_kind["甲？", "cut"]["rejected"] == "一二"
     assert by_kind["甲？", "loop"]["rejected"] == "一二一二一二"
-    # Without an id: what stands for it where pairs are prepared, so both hold out the same ones.
+    # Without an id: the split key of the pair, so that both hold out the same pairs.
     assert by_kind["丙？", "loop"] == pair("丙？", "六七", "六六六", id="丙？六七", kind="loop")
     assert ("乙？", "cut") not in by_kind and ("乙？", "loop") not in by_kind  # no half to repeat
     answers = {p.answer for p in pairs}

@@ -11,18 +11,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minigpt.common.errors import UserError
-from minigpt.data import readers
-from minigpt.data.readers import (
-    Entry,
+from minigpt.data.formats import Entry
+from minigpt.data.hashing import is_val
+from minigpt.data.pipeline import read_chunks, read_entries
+from minigpt.data.readers import files, prose, records
+from minigpt.data.readers.files import SourceFile, find_files
+from minigpt.data.readers.prose import split_prose
+from minigpt.data.readers.records import (
     Reject,
-    Source,
-    entry_of,
-    find_files,
-    is_val,
-    pair_of,
-    read_entries,
-    records,
-    split_prose,
+    records_in,
 )
 
 RECORDS = [
@@ -41,8 +38,13 @@ def read(path, **keywords):
     return [(entry.id, entry.text) for entry in read_entries(path, **keywords)]
 
 
+def set_block(monkeypatch, size):
+    for module in (files, records):
+        monkeypatch.setattr(module, "BLOCK", size)
+
+
 def all_records(path):
-    return [pair for chunk in Source(path).chunks() for pair in records(chunk)]
+    return [pair for chunk in read_chunks(SourceFile(path)) for pair in records_in(chunk)]
 
 
 # -- formats and encodings -------------------------------------------------------------------------
@@ -65,7 +67,7 @@ def all_records(path):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "A.JSON.GZ"])
 @pytest.mark.parametrize("size", [2**18, 7])
 def test_every_shape_of_json_reads_alike(tmp_path, monkeypatch, data, name, size):
-    monkeypatch.setattr(readers, "CHUNK", size)  # 7: cut within lines and characters
+    set_block(monkeypatch, size)  # 7: cut within lines and characters
     path = tmp_path / name
     path.write_bytes(gzip.compress(data) if name.lower().endswith("gz") else data)
     found = read(path)
@@ -77,8 +79,9 @@ def test_every_shape_of_json_reads_alike(tmp_path, monkeypatch, data, name, size
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030"])
 @pytest.mark.parametrize("size", [2**18, 4096])
 def test_prose(tmp_path, monkeypatch, encoding, size):
-    monkeypatch.setattr(readers, "CHUNK", size)
-    monkeypatch.setattr(readers, "ENTRY", 100)
+    set_block(monkeypatch, size)
+    for module in (records, prose):
+        monkeypatch.setattr(module, "ENTRY", 100)
     text = "".join(
         f"　　第{i}段。{'天下大势，' * (i % 9)}分久必合。\r\n\r\n" for i in range(1, 900)
     )
@@ -95,8 +98,8 @@ def test_prose(tmp_path, monkeypatch, encoding, size):
 
 
 def test_ascii_until_late(tmp_path, monkeypatch):
-    # The encoding shows only where the first other character stands, here after several chunks.
-    monkeypatch.setattr(readers, "CHUNK", 64)
+    # The encoding is known at the first character that is not ASCII, here after several chunks.
+    set_block(monkeypatch, 64)
     path = tmp_path / "a.txt"
     path.write_bytes(("plain\n" * 100 + "天下大势\n").encode("gb18030"))
     assert read(path)[-1][1].endswith("plain天下大势")
@@ -120,8 +123,8 @@ def test_a_hash_over_the_whole_file(tmp_path):
     ]:
         path = tmp_path / name
         path.write_bytes(data)
-        source = Source(path)
-        chunks = list(source.chunks())
+        source = SourceFile(path)
+        chunks = list(read_chunks(source))
         assert (source.size, source.sha256) == (len(data), hashlib.sha256(data).hexdigest())
         assert sum(chunk.size for chunk in chunks) <= len(data)
 
@@ -157,15 +160,15 @@ items = st.recursive(
     st.integers(1, 40),
 )
 def test_lists_in_parts_are_the_lists(lists, indent, size):
-    """Several stand one after the other where files were joined, or where each line is a list."""
+    """Several lists in a row: files were joined, or each line is a list."""
     data = "\n".join(json.dumps(a, indent=indent, ensure_ascii=False) for a in lists).encode()
     found = list(itertools.chain(*lists))
     blocks = (data[i : i + size] for i in range(0, len(data), size))
-    chunks = list(readers._list_items("a.json", blocks))
+    chunks = list(records._list_items("a.json", blocks))
     read = [pair for chunk in chunks for pair in chunk.data]
     assert [json.loads(text) for _, text in read] == found
     for (line, text), (_, following) in itertools.pairwise([*read, (0, None)]):
-        # The line on which an item begins: as many line breaks stand before it.
+        # The line on which an item begins: so many line breaks are before it.
         assert data.decode().split("\n")[line - 1].find(text.split("\n")[0]) >= 0
         assert following is None or line <= read[-1][0]
 
@@ -186,7 +189,7 @@ def test_lists_in_parts_are_the_lists(lists, indent, size):
         ("a.jsonl", '{"text": "甲"}\n{"text": "'.encode() + b'\xff"}\n', 2, "neither UTF-8 nor"),
         ("a.json", b'[{"text": "a"},\n\n {"text": "b"} x]', 3, 'no JSON from here on.*"x\\]"'),
         ("a.json", b'[{"text": "a"}\n', 2, "the list ends without ]"),
-        ("a.json", b'[{"text": "a"}]\n{"text": "b"}', 2, "text behind the end of the list"),
+        ("a.json", b'[{"text": "a"}]\n{"text": "b"}', 2, "text after the end of the list"),
         (  # CESU-8: a character as two halves of three bytes each
             "a.jsonl",
             '{"text": "天下大势"}\n{"text": "'.encode() + b'\xed\xa0\xbd\xed\xb8\x80"}\n',
@@ -206,7 +209,7 @@ def test_lists_in_parts_are_the_lists(lists, indent, size):
 def test_a_bad_record_names_file_line_and_beginning(
     tmp_path, monkeypatch, name, data, line, says, size
 ):
-    monkeypatch.setattr(readers, "CHUNK", size)
+    set_block(monkeypatch, size)
     path = tmp_path / name
     path.write_bytes(data)
     with pytest.raises(UserError) as error:
@@ -229,23 +232,6 @@ def test_a_file_that_cannot_be_unpacked(tmp_path):
         (tmp_path / "a.jsonl.gz").write_bytes(data)
         with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be unpacked"):
             list(read_entries(tmp_path))
-
-
-def test_pairs():
-    good = {"question": " 谁？\n", "answer": "我。 ", "id": 7}
-    assert pair_of(good, "a", 1) == ("7", "谁？", "我。")
-    assert pair_of({"question": "谁？", "answer": "我。"}, "a", 1).id is None
-    for wrong, says in [
-        ({"question": "谁？"}, "field `answer` is missing"),
-        ({"question": " ", "answer": "我。"}, "field `question` is empty"),
-        ({"question": "谁？", "answer": ["我"]}, "field `answer`: expected text, found list"),
-    ]:
-        reject = pair_of(wrong, "a.jsonl", 5)
-        assert reject[:3] == ("a.jsonl", 5, says) and json.loads(reject.text) == wrong
-
-
-def test_an_entry():
-    assert entry_of({"text": "文", "title": None}, "a", 3) == Entry("a:3", "", "文")
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -349,7 +335,7 @@ def test_prose_is_lost_nowhere(text, about):
 
 def test_real_novels(shared_data, monkeypatch):
     path = shared_data / "novels/三国演义.txt"
-    monkeypatch.setattr(readers, "CHUNK", 2**15)
+    set_block(monkeypatch, 2**15)
     entries = list(read_entries(path, clean=False))
     assert "".join(entry.text for entry in entries) == path.read_text(encoding="utf-8")
     lengths = [len(entry.text) for entry in entries]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.data.readers import read_entries
+from minigpt.data.pipeline import read_entries
 from minigpt.data.sentences import ENDS, SMALLEST_BLOCK, Cutter
 from minigpt.data.train_bpe import token_ranks, train_bpe
 from minigpt.tokenizer.tokenizer import PATTERNS, Tokenizer, load_tokenizer

@@ -418,7 +418,7 @@ def prepared(tmp_path):
     words = [f"--input={tmp_path / 'news.csv'}", f"--output={tmp_path / 'news'}", "--ask=Kind:"]
     code, out, err = run_here("data/prepare_classes.py", *words, "--length=30")
     assert (code, err) == (0, "")
-    assert "read 16 = kept 15 + double 1 + two labels 0" in out
+    assert "read 16 = kept 15 + duplicate 1 + two labels 0" in out
     assert "12 questions to learn from, 3 texts to test" in out
     return tmp_path / "news"
 

@@ -12,7 +12,7 @@ import pytest
 import quickstart
 from config.configurator import configure
 from minigpt.common.errors import UserError
-from minigpt.data.readers import is_val
+from minigpt.data.hashing import is_val
 
 QUICKSTART = quickstart.ROOT / "quickstart.py"
 

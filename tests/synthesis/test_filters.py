@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.data.cleaning import clean
-from minigpt.data.readers import read_entries
+from minigpt.data.pipeline import read_entries
 from minigpt.evaluation.examples import read_pairs
 from minigpt.synthesis.filters import LISTED, RULES, Finding, Rules, check, feedback
 from minigpt.synthesis.parsing import QA

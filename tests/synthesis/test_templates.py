@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.common.errors import UserError
-from minigpt.data.readers import read_entries
+from minigpt.data.pipeline import read_entries
 from minigpt.synthesis.filters import Rules, check
 from minigpt.synthesis.parsing import QA, read_reply
 from minigpt.synthesis.templates import FOLDER, Template, load, schema
