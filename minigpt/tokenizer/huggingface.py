@@ -391,9 +391,9 @@ def _rank(path, ordinary, pairs, model):
 
 
 def _joined(token, pairs):
-    """What BPE makes of a token's bytes: (the parts that are left, the place of the last pair)."""
-    parts, place, n = [token[i : i + 1] for i in range(len(token))], None, len(token)
-    # Of each part the first byte's number stands for it: where the next one and the last one begin.
+    """What BPE makes of the bytes of a token: (the parts that are left, index of the last pair)."""
+    parts, index, n = [token[i : i + 1] for i in range(len(token))], None, len(token)
+    # A part is named by the index of its first byte: of each the next part and the one before.
     following, preceding = list(range(1, n + 1)), list(range(-1, n - 1))
     found = [(pairs[pair], i) for i, pair in enumerate(itertools.pairwise(parts)) if pair in pairs]
     heapq.heapify(found)
@@ -402,11 +402,11 @@ def _joined(token, pairs):
         j = following[i]
         if j == n or pairs.get((parts[i], parts[j])) != this:
             continue  # one of the two was joined with another before
-        place, after = this, following[j]
+        index, after = this, following[j]
         parts[i], parts[j], following[i] = parts[i] + parts[j], None, after
         if after < n:
             preceding[after] = i
         for left, right in ((preceding[i], i), (i, after)):
             if left >= 0 and right < n and (parts[left], parts[right]) in pairs:
                 heapq.heappush(found, (pairs[parts[left], parts[right]], left))
-    return [part for part in parts if part is not None], place
+    return [part for part in parts if part is not None], index

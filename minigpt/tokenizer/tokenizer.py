@@ -88,8 +88,8 @@ def _long_run(blank):
 
 _LONG_BLANK = _long_run(rf"\r\n{_BLANK}")
 _LONG_BLANK_IN_LINE = _long_run(_BLANK)  # where a pattern's `\s*[\r\n]+` takes line breaks first
-# fastokens takes the Mongolian vowel separator for a blank, which Unicode and tiktoken do not.
-# tests/tokenizer/test_tokenizer.py looks at every character.
+# fastokens takes the Mongolian vowel separator for a blank; Unicode and tiktoken do not.
+# tests/tokenizer/test_tokenizer.py compares them on all kinds of characters.
 _NO_BLANK = "\u180e"
 
 

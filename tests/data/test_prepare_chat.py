@@ -39,6 +39,7 @@ from minigpt.models import checkpoint
 from minigpt.serving.app import Options, Served, Service, make_app
 from minigpt.serving.wsgi import flush, listen
 from minigpt.tokenizer.tokenizer import load_tokenizer
+from minigpt.training import summary
 
 CHAT, ALPACA = FORMATS["chat"], FORMATS["alpaca"]
 ENCODER = ConversationEncoder()
@@ -346,7 +347,7 @@ def train():
     with pytest.MonkeyPatch.context() as patch:
         # A measurement of the machine, of which no test here depends.
         patch.setattr(module, "peak_flops", lambda *words: None)
-        patch.setattr(module, "matmul_flops", lambda *words: 1e12)
+        patch.setattr(summary, "matmul_flops", lambda *words: 1e12)
 
         def run(*flags):
             handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
