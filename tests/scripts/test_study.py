@@ -245,6 +245,14 @@ def test_the_same_draw_is_not_trained_twice(url):
 # -- what it is made of ----------------------------------------------------------------------------
 
 
+def test_a_study_of_an_older_version_goes_on(url):
+    """Its settings had the older names, and some that no longer exist."""
+    Study(url, "s", GRID).remember(dict(n_head=2, if_trav=False, dpo_average=False))
+    Study(url, "s", GRID).compare(dict(n_head=2, shuffle=True))
+    with pytest.raises(UserError, match="shuffle: True then, False now"):
+        Study(url, "s", GRID).compare(dict(n_head=2, shuffle=False))
+
+
 def test_a_study_is_of_one_sweep(url):
     Study(url, "s", GRID).remember(dict(grid=GRID.grid, n_head=2, seed=1))
     Study(url, "s", GRID).remember(dict(grid=GRID.grid, n_head=2, seed=1))
