@@ -18,7 +18,7 @@ from pathlib import Path
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.data.prompts import prompt_ids, stop_ids
-from minigpt.inference import quantization
+from minigpt.evaluation.quantization_cost import load_for_generation
 from minigpt.inference.engine import Engine, Request
 
 
@@ -49,7 +49,9 @@ def main():
     problems = request_of([0], settings).problems()  # before the model is loaded
     if problems:
         raise UserError("\n".join(problems))
-    trained = quantization.load(settings.out_dir, settings.device, settings.dtype, settings.kernels)
+    trained = load_for_generation(
+        settings.out_dir, settings.device, settings.dtype, settings.kernels
+    )
     writer = Writer(trained, settings)
     if start:
         writer.write_all(start)

@@ -36,7 +36,7 @@ from minigpt.evaluation.classification import (
     tfidf_predict,
 )
 from minigpt.evaluation.examples import draw
-from minigpt.inference import quantization
+from minigpt.evaluation.quantization_cost import load_for_generation
 from minigpt.plotting.plots import confusion_figure, write_figure
 
 
@@ -62,7 +62,7 @@ def main():
     if settings.shots or settings.tfidf:
         train = read_labelled(Path(settings.input).with_name("train.jsonl"), task.labels)
     shots = draw_shots(train, task.labels, settings.shots, settings.seed)
-    trained = quantization.load(settings.out_dir, settings.device, settings.dtype)
+    trained = load_for_generation(settings.out_dir, settings.device, settings.dtype)
     folder = Path(settings.output or trained.folder)
     suffix = f"-{settings.shots}shot" if shots else ""
     output, picture = folder / f"classification{suffix}.json", folder / f"confusion{suffix}.png"

@@ -296,6 +296,7 @@ def test_neighbours_change_nothing(model):
     assert not engine.active and not engine.waiting and not engine.rows
 
 
+@pytest.mark.parametrize("seed", range(4))
 def test_requests_join_leave_and_are_cancelled(model, seed):
     """No slot is lost and none is used twice, whatever comes and goes; step() tells every token."""
     dice, left = random.Random(seed), mixed_requests(10)
