@@ -154,7 +154,7 @@ def generated(peer, request):
     return list(itertools.takewhile(lambda token: token not in request.stop_ids, text))
 
 
-@pytest.mark.parametrize("num_beams", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("num_beams", [1, 2, 5])
 def test_equals_transformers(pair, num_beams):
     model, peer = pair
     dice, reasons = random.Random(num_beams), set()
@@ -296,7 +296,7 @@ def test_neighbours_change_nothing(model):
     assert not engine.active and not engine.waiting and not engine.rows
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_requests_join_leave_and_are_cancelled(model, seed):
     """No slot is lost and none is used twice, whatever comes and goes; step() tells every token."""
     dice, left = random.Random(seed), mixed_requests(10)
