@@ -26,8 +26,8 @@ from minigpt.evaluation.examples import (
     standings,
     write_answers,
 )
+from minigpt.evaluation.quantization_cost import load_for_generation
 from minigpt.evaluation.rouge import score, summary
-from minigpt.inference import quantization
 from minigpt.inference.engine import Engine
 
 SHOWN = 200  # characters of an answer in the terminal; the file has all
@@ -52,7 +52,7 @@ def main():
     settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
     if problems := settings.below(batch_size=1, show=0, limit=1, seed=0):
         raise UserError("\n".join(problems))
-    trained = quantization.load(settings.out_dir, settings.device, settings.dtype)
+    trained = load_for_generation(settings.out_dir, settings.device, settings.dtype)
     tokenizer, prompt_format = trained.tokenizer, trained.prompt_format
     output = Path(settings.output or trained.folder / "rouge.jsonl")
     if output.suffix != ".jsonl":

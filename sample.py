@@ -1,13 +1,13 @@
-"""Let a trained run write: continue a text, or answer a question.
+"""Generate text with a trained run: continue a text, or answer a question.
 
     python sample.py --out_dir=out/pretrain --start="黄河是" --num_samples=2
     python sample.py --out_dir=out/sft --start="黄河发源于哪里？"
-    python sample.py --out_dir=out/sft                    # asks at the terminal, again and again
+    python sample.py --out_dir=out/sft                    # asks at the terminal, in a loop
     python sample.py --out_dir=out/sft/best --start=FILE:prompt.txt
     python sample.py --out_dir=out/sft --start="黄河发源于哪里？" --num_beams=4
 
-A fine-tuned run takes the question alone and prints the answer alone. At the terminal Ctrl-C stops
-an answer; an empty line or Ctrl-D leaves.
+A fine-tuned run takes only the question and prints only the answer. At the terminal Ctrl-C stops an
+answer; an empty line or Ctrl-D ends the program.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pathlib import Path
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.data.prompts import prompt_ids, stop_ids
-from minigpt.inference import quantization
+from minigpt.evaluation.quantization_cost import load_for_generation
 from minigpt.inference.engine import Engine, Request
 
 
@@ -26,22 +26,22 @@ class Settings:
     start: str = ""  # the text to continue, or the question; FILE:path reads it from a file; "":
     #                  ask at the terminal
     num_samples: int = 1  # how many texts for each start
-    max_new_tokens: int = 225  # a text ends at the latest after so many tokens
-    temperature: float = 0.1  # 0: always the likeliest token; 1: as the model has it; more: wilder
-    top_k: int = 20  # draw from the k likeliest tokens; 0: from all
-    top_p: float = 1.0  # draw from the likeliest tokens that make up this probability; 1: from all
-    min_p: float = 0.0  # drop tokens less likely than this share of the likeliest; 0: none
-    repetition_penalty: float = 1.0  # above 1: tokens that stand in the text become less likely
-    num_beams: int = 1  # above 1: beam search, which draws nothing; shown when the text is whole
+    max_new_tokens: int = 225  # longest text, in tokens
+    temperature: float = 0.1  # 0: always the most likely token; 1: the model's own distribution
+    top_k: int = 20  # sample from the k most likely tokens; 0: from all
+    top_p: float = 1.0  # sample from the most likely tokens with this total probability; 1: all
+    min_p: float = 0.0  # drop tokens below this fraction of the highest probability; 0: none
+    repetition_penalty: float = 1.0  # above 1: tokens of the prompt and the text are less likely
+    num_beams: int = 1  # above 1: beam search, without sampling; printed when the text is complete
     length_penalty: float = 1.0  # of beam search: above 0 favours long texts, below 0 short ones
-    kernels: bool = False  # on a CPU: C++ kernels, built once (g++, ninja); twice as fast or more
-    seed: int | None = None  # the same seed writes the same text; none: another one every time
+    kernels: bool = False  # on a CPU: C++ kernels, compiled once (needs g++, ninja)
+    seed: int | None = None  # the same seed gives the same text; none: a new one every time
 
 
 def main():
     settings = configure(Settings, shared="out_dir device dtype", doc=__doc__, quiet=True)
     if settings.num_beams > 1:
-        draw_nothing(settings)
+        disable_sampling(settings)
     print(settings.describe(), file=sys.stderr)
     if problems := settings.below(num_samples=1):
         raise UserError("\n".join(problems))
@@ -49,7 +49,9 @@ def main():
     problems = request_of([0], settings).problems()  # before the model is loaded
     if problems:
         raise UserError("\n".join(problems))
-    trained = quantization.load(settings.out_dir, settings.device, settings.dtype, settings.kernels)
+    trained = load_for_generation(
+        settings.out_dir, settings.device, settings.dtype, settings.kernels
+    )
     writer = Writer(trained, settings)
     if start:
         writer.write_all(start)
@@ -58,7 +60,7 @@ def main():
 
 
 def read_start(start):
-    """The text that --start means: itself, or what stands in its FILE:path."""
+    """The text of --start: itself, or the contents of FILE:path."""
     if not start.startswith("FILE:"):
         return start
     path = Path(start.removeprefix("FILE:"))
@@ -72,8 +74,8 @@ def read_start(start):
     return text
 
 
-def draw_nothing(settings):
-    """Set what beam search leaves no use for. UserError names what was given by hand of that."""
+def disable_sampling(settings):
+    """Reset the knobs that beam search does not use. UserError names those that the user gave."""
     problems = []
     for name, unused in dict(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0).items():
         given, origin = getattr(settings, name), settings.origin(name)
@@ -103,7 +105,7 @@ def request_of(ids, settings, number=0, **more):
 
 
 class Writer:
-    """Writes a run's texts to the terminal as they come; notes and speed go to stderr."""
+    """Prints a run's texts while they are generated; notes and speed go to stderr."""
 
     def __init__(self, trained, settings):
         self.trained, self.settings, self.tokenizer = trained, settings, trained.tokenizer
@@ -111,14 +113,14 @@ class Writer:
         self.warned = False
 
     def write_all(self, start):
-        """num_samples texts for one start, one after the other."""
+        """Print num_samples texts for one start, one after the other."""
         for number in range(self.settings.num_samples):
             if number:
                 print("---")
             self.write(start, number)
 
     def write(self, start, number=0):
-        """One text, a whole character at a time."""
+        """Print one text, whole characters only."""
         prompt_format = self.trained.prompt_format
         ids = prompt_ids(self.tokenizer, prompt_format, start)
         stops = stop_ids(self.tokenizer)
@@ -135,9 +137,15 @@ class Writer:
         self.report(ticket, time.perf_counter() - began)
 
     def report(self, ticket, seconds):
-        """How fast it was, and once whether the beginning is out of sight."""
+        """Print the speed, and notes: the text is empty, or (once) it has outgrown the block."""
         count, size = len(ticket.ids), self.engine.block_size
         print(f"[{count} tokens, {count / seconds:.0f} tokens/s]", file=sys.stderr)
+        if not count and ticket.finish_reason == "stop":
+            print(
+                "note: the model ended at once, which is usual after few training steps (see "
+                "docs/en/troubleshooting.md)",
+                file=sys.stderr,
+            )
         if ticket.rolled and not self.warned:
             self.warned = True
             print(
@@ -148,19 +156,19 @@ class Writer:
 
 
 def converse(writer):
-    """Ask for starts and write, until an empty line or the end of the input."""
+    """Read starts from the terminal and answer them, until an empty line or the end of input."""
     terminal = sys.stdin.isatty()
     if terminal:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (the arrow keys then edit and recall lines)
         what = "a question" if writer.trained.prompt_format != "plain" else "a text to continue"
-        print(f"{what}, then Enter; an empty line leaves", file=sys.stderr)
+        print(f"{what}, then Enter; an empty line ends the program", file=sys.stderr)
     while True:
         try:
             start = input("> " if terminal else "").strip()
         except EOFError:
             if terminal:
-                print()  # the shell's prompt begins its own line
+                print()  # the shell's prompt starts on a new line
             start = ""
         except UnicodeDecodeError as error:
             raise UserError(f"the input is not {error.encoding}: convert it first") from None

@@ -49,9 +49,9 @@ from minigpt.common.credentials import read_secret
 from minigpt.common.presets import read_prompts
 from minigpt.common.spreadsheet import csv_row
 from minigpt.common.urls import address, is_everywhere, is_local
-from minigpt.inference import quantization
+from minigpt.evaluation.quantization_cost import load_for_generation
 from minigpt.inference.engine import Engine
-from minigpt.inference.scheduler import Host, Limits, set_threads
+from minigpt.inference.scheduler import QueueLimits, RequestScheduler, set_threads
 from minigpt.models import checkpoint
 from minigpt.serving.allowed_hosts import AllowedHosts
 from minigpt.serving.asgi import serve
@@ -157,18 +157,18 @@ def local_runs(settings):
     folders = settings.runs or sorted(str(p) for p in Path("out").glob("*") if checkpoint.exists(p))
     engines, loaded, hashes = {}, {}, {}
     for name, folder in zip(checkpoint.model_names(folders), folders, strict=True):
-        trained = quantization.load(folder, settings.device, settings.dtype)
+        trained = load_for_generation(folder, settings.device, settings.dtype)
         engines[name] = Engine(trained.model, trained.tokenizer.n_vocab, n_slots=settings.slots)
         loaded[name] = trained
         hashes[name] = checkpoint.weights_hash(folder)[:16]
     set_threads(engines)
     # A side's deadline counts the waiting, too; nobody is refused who may battle.
-    limits = Limits(
+    limits = QueueLimits(
         max_waiting=MOST_SIDES * settings.most_battles,
         queue_seconds=settings.deadline,
-        total_seconds=max(Limits.total_seconds, settings.deadline),
+        total_seconds=max(QueueLimits.total_seconds, settings.deadline),
     )
-    host = Host(engines, limits) if engines else None
+    host = RequestScheduler(engines, limits) if engines else None
     entries = [
         LocalRun(host, name, each.tokenizer, each.prompt_format, each.model.config.block_size)
         for name, each in loaded.items()

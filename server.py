@@ -24,10 +24,9 @@ from minigpt.arena.safe_http import lan_address
 from minigpt.common.credentials import read_secret
 from minigpt.common.errors import UserError, run
 from minigpt.common.urls import address, is_everywhere, is_key, is_local
-from minigpt.inference import quantization
+from minigpt.evaluation.quantization_cost import load_for_generation
 from minigpt.inference.engine import Engine, Request
-from minigpt.inference.scheduler import Host, set_threads
-from minigpt.inference.scheduler import Limits as HostLimits
+from minigpt.inference.scheduler import QueueLimits, RequestScheduler, set_threads
 from minigpt.models import checkpoint
 from minigpt.openai.schemas import Limits
 from minigpt.serving.allowed_hosts import AllowedHosts
@@ -151,10 +150,10 @@ def key_of(settings):
 
 
 def load(settings, folders):
-    """(name → Served, the Host that writes for them)."""
+    """(name → Served, the RequestScheduler of their engines)."""
     models, engines = {}, {}
     for name, folder in zip(checkpoint.model_names(folders), folders, strict=True):
-        trained = quantization.load(folder, settings.device, settings.dtype, settings.kernels)
+        trained = load_for_generation(folder, settings.device, settings.dtype, settings.kernels)
         engines[name] = Engine(trained.model, trained.tokenizer.n_vocab, n_slots=settings.slots)
         models[name] = Served(
             name,
@@ -166,8 +165,8 @@ def load(settings, folders):
             created=int((Path(folder) / "config.json").stat().st_mtime),
         )
     set_threads(engines, settings.threads)
-    limits = HostLimits(settings.max_waiting, settings.queue_seconds, settings.total_seconds)
-    return models, Host(engines, limits)
+    limits = QueueLimits(settings.max_waiting, settings.queue_seconds, settings.total_seconds)
+    return models, RequestScheduler(engines, limits)
 
 
 def n_params(meta):

@@ -102,7 +102,7 @@ log_interval: int = 10  # steps between progress lines
 device: str = "auto"  # auto: cuda, then mps, then cpu; or a name such as "cuda:1"
 dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # auto: bfloat16 on GPUs
 #       that have it, float16 (with a loss scaler) on older ones, float32 elsewhere; int8: to write
-#       texts on a CPU several times as fast (not to train)
+#       texts on a CPU (not to train): faster with AVX-512 VNNI, slower with AVX2 alone
 compile: bool = False  # torch.compile: worth its minutes of warm-up on a GPU
 deterministic: bool = False  # CUDA: slower kernels that give the same bits every time
 tensorboard: bool = False  # also write TensorBoard events into out_dir

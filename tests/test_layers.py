@@ -35,9 +35,6 @@ ONLY |= {("training", "interop"): {"hf_import"}}  # a run may start from a Huggi
 EXCEPTIONS = {
     # endpoints.py spells prompts for runs of our own; the arena should be given a function.
     ("minigpt.arena.endpoints", "minigpt.data.prompts"),
-    # The int8 check measures perplexity; it becomes evaluation/quantization_cost.py.
-    ("minigpt.inference.quantization", "minigpt.data.formats"),
-    ("minigpt.inference.quantization", "minigpt.evaluation.perplexity"),
     # MOST_LOGPROBS, the bound of a request; the engine's number belongs to its caller.
     ("minigpt.openai.schemas", "minigpt.inference.engine"),
     # SPECIAL_TEXTS, to spell special ids in logprobs; the server should pass the texts.
@@ -221,7 +218,8 @@ def test_the_engine_knows_no_tokenizer():
     def reach(name):
         return {name}.union(*(reach(lower) for lower in project_imports(name)))
 
-    assert reach("minigpt.inference.engine") == {"minigpt.inference.engine", "model", ERRORS}
+    parts = {f"minigpt.inference.{part}" for part in ("engine", "sampling", "beam_search")}
+    assert reach("minigpt.inference.engine") == parts | {"model", ERRORS}
     assert "model" not in reach("minigpt.tokenizer.tokenizer")
 
 
@@ -246,12 +244,12 @@ def test_only_checkpoint_reads_or_writes_checkpoints():
                 assert f"{node.value.id}.{node.attr}" not in ("torch.load", "torch.save"), name
 
 
-def test_only_the_engine_draws_tokens():
+def test_only_sampling_draws_tokens():
     for name, (_, tree) in SOURCES.items():
         attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
         # Tokens, and bootstrap samples.
-        draws = name in ("minigpt.inference.engine", "minigpt.arena.ratings")
-        assert "multinomial" not in attributes or draws, name
+        draws = name in ("minigpt.inference.sampling", "minigpt.arena.ratings")
+        assert not attributes & {"multinomial", "exponential_"} or draws, name
 
 
 def test_only_the_configurator_reads_configuration():

@@ -4,8 +4,6 @@
     python tools/evaluations-classification.py --out_dir=out/bbc_sft --input=data/bbc/test.jsonl
     python tools/evaluations-classification.py --out_dir=out/bbc --input=data/bbc/test.jsonl \\
         --shots=1
-    python tools/evaluations-classification.py config/bbc_sft.py --input=data/bbc/test.jsonl \\
-        --tfidf=true
 
 A run that was never taught the task is asked as it is, or (--shots) with answered examples of the
 training part before the text. Each question is read in four ways: the first label in what the run
@@ -33,10 +31,9 @@ from minigpt.evaluation.classification import (
     read_labelled,
     read_task,
     scores,
-    tfidf_predict,
 )
 from minigpt.evaluation.examples import draw
-from minigpt.inference import quantization
+from minigpt.evaluation.quantization_cost import load_for_generation
 from minigpt.plotting.plots import confusion_figure, write_figure
 
 
@@ -46,7 +43,6 @@ class Settings:
     limit: int | None = None  # only so many of the texts, drawn at random; none: all
     seed: int = 1337  # of that draw and of the one of examples
     batch_size: int = 16  # texts read at once; changes the speed, not the labels
-    tfidf: bool = False  # true: also logistic regression over TF-IDF, learned from train.jsonl
     output: str = ""  # the folder where the files go; "": out_dir
 
 
@@ -59,10 +55,10 @@ def main():
     if not rows:
         raise UserError(f"{settings.input}: no text here")
     train = []
-    if settings.shots or settings.tfidf:
+    if settings.shots:
         train = read_labelled(Path(settings.input).with_name("train.jsonl"), task.labels)
     shots = draw_shots(train, task.labels, settings.shots, settings.seed)
-    trained = quantization.load(settings.out_dir, settings.device, settings.dtype)
+    trained = load_for_generation(settings.out_dir, settings.device, settings.dtype)
     folder = Path(settings.output or trained.folder)
     suffix = f"-{settings.shots}shot" if shots else ""
     output, picture = folder / f"classification{suffix}.json", folder / f"confusion{suffix}.png"
@@ -77,15 +73,6 @@ def main():
         print(f"{shortened} of {len(rows)} questions are too long for the block: texts cut shorter")
     with tqdm(total=len(rows), desc="texts", unit="", leave=False, disable=None) as bar:
         found, notes = predict(trained, questions, task, settings.batch_size, bar.update)
-    if settings.tfidf:
-        letters = "".join(row.text[:1000] for row in train)  # Chinese writes no blanks
-        by_characters = 2 * sum(map(str.isascii, letters)) < len(letters)
-        shown = [task.question(row.text) for row in rows]
-        cut = [row._replace(text=task.question(row.text)) for row in train]
-        found["TF-IDF, as shown"] = tfidf_predict(cut, shown, by_characters)
-        found["TF-IDF, whole text"] = tfidf_predict(
-            train, [row.text for row in rows], by_characters
-        )
     for note in notes:
         print(note)
 

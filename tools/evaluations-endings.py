@@ -31,7 +31,7 @@ from minigpt.evaluation.multiple_choice import (
     score,
     write_task,
 )
-from minigpt.inference import quantization
+from minigpt.evaluation.quantization_cost import load_for_generation
 
 
 class Settings:
@@ -46,7 +46,7 @@ def main():
     settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
     if problems := settings.below(limit=1, seed=0):
         raise UserError("\n".join(problems))
-    trained = quantization.load(settings.out_dir, settings.device, settings.dtype)
+    trained = load_for_generation(settings.out_dir, settings.device, settings.dtype)
     output = Path(settings.output or trained.folder / "endings.json")
     check_writable(output)
     examples, _ = read_examples(settings.input, "plain")

@@ -24,7 +24,7 @@ from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import check_writable, table, write_json, write_jsonl, write_text
 from minigpt.evaluation import repetition
-from minigpt.inference import quantization
+from minigpt.evaluation.quantization_cost import load_for_generation
 from minigpt.inference.engine import Engine
 from minigpt.plotting.plots import grid_figure, write_figure
 
@@ -50,7 +50,7 @@ SUFFIXES = (".md", ".csv", ".json", ".jsonl")
 def main():
     settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
     values, cells = read_grid(settings)
-    trained = quantization.load(settings.out_dir, settings.device, settings.dtype)
+    trained = load_for_generation(settings.out_dir, settings.device, settings.dtype)
     folder = Path(settings.output or trained.folder)
     outputs = {suffix: folder / f"repetition{suffix}" for suffix in SUFFIXES}
     for path in outputs.values():

@@ -33,7 +33,7 @@ from minigpt.common.report import one_line
 from minigpt.common.urls import api_path, is_key, is_variable, problem_of_url, root_path
 from minigpt.data.prompts import chat_ids, stop_ids
 from minigpt.inference.engine import Request
-from minigpt.inference.scheduler import Busy, Closed
+from minigpt.inference.scheduler import QueueFull, SchedulerStopped
 from minigpt.openai.schemas import Sampling
 
 SETTINGS = frozenset(Sampling.model_fields)  # what a setting may be called
@@ -475,7 +475,7 @@ def _kind_and_message(error, caps):
 
 
 class LocalRun:
-    """A model of a Host in this process as an endpoint: the same face as Endpoint's.
+    """A model of a RequestScheduler in this process as an endpoint: the same face as Endpoint's.
 
     name: the engine's in the host; block_size: how many tokens a prompt may have. A conversation
     that is longer loses its oldest turns, as with our server.
@@ -547,7 +547,7 @@ class LocalRun:
         try:
             return self._host.submit(self.name, [request])
         except UserError as error:
-            kinds = {Busy: "busy", Closed: "stopping"}
+            kinds = {QueueFull: "busy", SchedulerStopped: "stopping"}
             kind = kinds.get(type(error), "rejected")
             raise EndpointError(kind, f"{self.name}: {error}") from None
 

@@ -374,27 +374,6 @@ def label_logprobs(model, prompts, answers, n_vocab, batch_size=16):
     return found
 
 
-# -- beside the model ------------------------------------------------------------------------------
-
-
-def tfidf_predict(train, texts, by_characters=False):
-    """The labels that logistic regression over TF-IDF weights gives `texts`, learned from Labelled
-    ones: what a classifier reaches that knows words (or, by_characters, pairs of characters) and
-    not their order. UserError where scikit-learn is not installed."""
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-    except ImportError:
-        raise UserError("tfidf=true: first, pip install scikit-learn") from None
-    units = dict(analyzer="char", ngram_range=(1, 2)) if by_characters else {}
-    classifier = make_pipeline(
-        TfidfVectorizer(sublinear_tf=True, **units), LogisticRegression(max_iter=1000)
-    )
-    classifier.fit([row.text for row in train], [row.label for row in train])
-    return [str(label) for label in classifier.predict(texts)]
-
-
 # -- figures ---------------------------------------------------------------------------------------
 
 

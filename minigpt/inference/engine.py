@@ -1,27 +1,29 @@
 """Generation: requests in, token ids out. The only generation loop in the project.
 
-An Engine owns a model and a preallocated KV cache with a fixed number of slots. Ids in, ids out: it
-knows no tokenizer. Requests join and leave between steps (continuous batching).
+An Engine owns a model and a preallocated KV cache with a fixed number of slots. It knows no
+tokenizer. Requests join and leave between steps (continuous batching).
 
     engine = Engine(model, n_vocab)
     for token in engine.stream(Request(ids, max_new_tokens=50)): …
     tickets = engine.generate([Request(…), Request(…)])     # .ids, .finish_reason of each
 
-Past block_size the last half of the text is prefilled anew, and writing goes on: one rule, cached
-or not (window_start). A request with num_beams above 1 searches for a likely text as a whole: it
-takes that many slots, and its text is written when the search ends.
+A text may outgrow block_size: then the last half block is prefilled again as the new context, and
+generation goes on. The rule is the same with and without a cache (window_start). A request with
+num_beams above 1 is a beam search: it takes num_beams slots, and its text is complete at once, when
+the search ends.
 """
 
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 
 from minigpt.common.errors import UserError
+from minigpt.inference.beam_search import extend
+from minigpt.inference.sampling import MOST_LOGPROBS, Token, sample, with_logprobs
 from model import KVCache
 
-MOST_LOGPROBS = 20  # likeliest tokens that a request may ask to see
+PREFILL_CHUNK = 64  # prompt tokens that one step reads, about: the other requests wait that long
 
 
 def window_start(start, length, block_size):
@@ -29,32 +31,23 @@ def window_start(start, length, block_size):
     return start if length - start <= block_size else length - block_size // 2
 
 
-class Token(NamedTuple):
-    """A written token. Where its request asks for logprobs: the log of its probability as the model
-    has it, before temperature and penalties, and (id, the same) of the likeliest, best first."""
-
-    id: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-
-
 @dataclass
 class Request:
     """One text to continue, with its own sampling settings.
 
-    ids: the prompt, at least one id. temperature 0 takes the likeliest token. top_k 0, top_p 1 and
-    min_p 0 keep every token; min_p drops those whose probability is less than that share of the
-    likeliest one's (Nguyen et al. 2024). repetition_penalty > 1 makes tokens that stand in the text
-    less likely (Keskar et al. 2019); presence_penalty is taken off the logit of each token that was
-    written, frequency_penalty as often as it was (OpenAI's). seed None draws one. stop_ids end the
-    text and are not part of it. logprobs: how many of the likeliest tokens to report beside each,
-    None for no logprobs; echo: report the prompt's tokens too.
+    ids: the prompt, at least one id. temperature 0 takes the most likely token. top_k 0, top_p 1
+    and min_p 0 keep every token; min_p drops tokens whose probability is below that fraction of the
+    highest one (Nguyen et al. 2024). repetition_penalty above 1 makes tokens of the prompt and the
+    text less likely (Keskar et al. 2019); presence_penalty is subtracted from the logit of each
+    token that was generated, frequency_penalty once for each time (OpenAI). seed None: a random
+    one. stop_ids end the text and are not part of it. logprobs: how many of the most likely tokens
+    to report with each token, None for no logprobs. echo: report the prompt's tokens too.
 
-    num_beams above 1 is beam search, at temperature 0 alone: so many texts grow side by side, and
-    of those that end the best is written, by the sum of its log-probabilities, penalties applied,
-    divided by length ** length_penalty (length in tokens; a stop id counts). A length_penalty
-    above 0 favours long texts, below 0 short ones. The search ends when num_beams texts have ended
-    and no running one is better at its present length; with early_stopping as soon as they have.
+    num_beams above 1 is beam search, at temperature 0 only: num_beams texts grow in parallel. The
+    best finished one wins, by the sum of its log-probabilities after penalties divided by
+    length ** length_penalty (length in tokens, a stop id included). A length_penalty above 0
+    favours long texts, below 0 short ones. The search ends when num_beams texts have finished and
+    no running one has a better score at its present length.
     """
 
     ids: list[int]
@@ -72,7 +65,6 @@ class Request:
     echo: bool = False
     num_beams: int = 1
     length_penalty: float = 1.0
-    early_stopping: bool = False
 
     @property
     def has_penalties(self):
@@ -124,22 +116,22 @@ class Request:
 
 @dataclass(eq=False)
 class Ticket:
-    """A submitted request and what has become of it."""
+    """A submitted request and its result so far."""
 
     request: Request
     number: int  # in the order of submission
     generator: torch.Generator
-    text: list[int]  # prompt and written ids
-    tokens: list[Token] = field(default_factory=list)  # written so far
-    prompt_tokens: list[Token] = field(default_factory=list)  # where the request says echo
+    text: list[int]  # prompt and generated ids
+    tokens: list[Token] = field(default_factory=list)  # generated so far
+    prompt_tokens: list[Token] = field(default_factory=list)  # if the request has echo
     finish_reason: str | None = None  # "stop", "length" or "cancelled" when it has ended
     rolled: bool = False  # the text outgrew block_size at least once
-    rows: list = field(default_factory=list)  # its Rows: one, or the beams, the best first
-    ended: list = field(default_factory=list)  # beams that have ended, the best first
+    rows: list = field(default_factory=list)  # its Rows: one, or the beams, best first
+    ended: list = field(default_factory=list)  # finished beams (Hypothesis), best first
 
     @property
     def ids(self):
-        """The written ids."""
+        """The generated ids."""
         return self.text[len(self.request.ids) :]
 
 
@@ -148,56 +140,47 @@ class Row:
     """A text in a slot of the cache: its ticket's own, or one of the ticket's beams."""
 
     ticket: Ticket
-    text: list[int]  # prompt and written ids
-    tokens: list[Token]  # the written ones
-    score: float = 0.0  # of a beam: its tokens' log-probabilities, penalties applied, summed
+    text: list[int]  # prompt and generated ids
+    tokens: list[Token]  # the generated ones
+    score: float = 0.0  # of a beam: sum of its tokens' log-probabilities after penalties
     start: int = 0  # where in the text the context begins
-    cached: int = 0  # how many tokens of the context stand in the cache
+    cached: int = 0  # how many tokens of the context are in the cache
 
     @property
     def missing(self):
-        """How many tokens of the context do not stand in the cache."""
+        """How many tokens of the context are not in the cache."""
         return len(self.text) - self.start - self.cached
-
-
-class Ended(NamedTuple):
-    """A beam that has ended, and what it counts for: score / length ** length_penalty."""
-
-    score: float
-    tokens: list[Token]
-    reason: str
 
 
 class Engine:
     """See the module's docstring.
 
-    n_vocab:       ids below it may be written; the model's rows above are padding
-    n_slots:       requests that run at once (one with beams counts as many); others wait their turn
-    prefill_chunk: tokens of prompts that one step reads, about: what the others wait for
-    fixed_width:   every forward has the same shape, whoever else is there, so that a text is the
-                   same to the bit with any neighbours. Without it, sums may be ordered otherwise
-                   and logits differ in the sixth digit: the texts are the same wherever the two
-                   best tokens are not that close.
+    n_vocab: ids below it may be generated; the model's rows above are padding
+    n_slots: requests that run at once (one with beams counts num_beams times); others wait
+
+    A text does not depend on the requests beside it. In floating point a larger batch may add in
+    another order, and logits differ in the sixth digit: the texts are the same wherever the two
+    best tokens are not that close.
     """
 
-    def __init__(self, model, n_vocab=None, n_slots=8, prefill_chunk=64, fixed_width=False):
+    def __init__(self, model, n_vocab=None, n_slots=8):
         self.model = model.eval()
         self.block_size = model.config.block_size
         self.n_vocab = n_vocab or model.config.n_rows
-        self.n_slots, self.prefill_chunk, self.fixed_width = n_slots, prefill_chunk, fixed_width
+        self.n_slots = n_slots
         weight = model.wte.weight
         self.device = weight.device
         self.cache = KVCache(
             model.config, n_slots, weight.device, weight.dtype, kernels=model.kernels
         )
-        self.active = []  # tickets that run
-        self.rows = []  # their Rows; the place in this list is the slot in the cache
+        self.active = []  # running tickets
+        self.rows = []  # their Rows; the index in this list is the slot in the cache
         self.waiting = deque()
         self.n_submitted = 0
-        self.n_ended = 0  # requests that have run to their ends or were cancelled
+        self.n_ended = 0  # requests that have finished or were cancelled
 
     def check(self, request):
-        """UserError names every invalid setting. Any thread may ask."""
+        """UserError names every invalid setting. Any thread may call it."""
         problems, n = request.problems(), len(request.ids)
         wrong = [i for i in request.ids if not 0 <= i < self.n_vocab]
         if wrong:
@@ -220,7 +203,7 @@ class Engine:
         else:
             generator.manual_seed(request.seed)
         ticket = Ticket(request, self.n_submitted, generator, list(request.ids))
-        # A search begins with one row, and has its own texts until it ends.
+        # A beam search starts with one row; its texts are not the ticket's until it ends.
         own = request.num_beams == 1
         text, tokens = (ticket.text, ticket.tokens) if own else (list(request.ids), [])
         ticket.rows = [Row(ticket, text, tokens)]
@@ -234,48 +217,49 @@ class Engine:
         return ticket
 
     def cancel(self, ticket):
-        """End a request; its slot is free at once."""
+        """End a request; its slot is free at once. No effect on one that has ended."""
         if ticket.finish_reason is None:
             self._end(ticket, "cancelled")
 
     @torch.inference_mode()
     def step(self):
-        """Write one token of every running request whose prompt has been read; returns
-        [(ticket, id), …]. Tokens that end a text are not among them."""
+        """Generate one token of every running request whose prompt has been read; returns
+        [(ticket, id), …]. Stop ids are not among them."""
         self._admit()
         self._prefill()
         ready = [t for t in self.active if all(row.missing == 1 for row in t.rows)]
-        if not ready:
-            return []
-        # One forward for all. Who is not ready takes part with a token that does not count: what
-        # it leaves in the cache is overwritten before anything looks at it.
-        width = self.n_slots if self.fixed_width else len(self.rows)
-        tokens, places = [[0] for _ in range(width)], [[0] for _ in range(width)]
-        for slot, row in enumerate(self.rows):
-            tokens[slot], places[slot] = [row.text[-1]], [row.cached]
-        h = self._forward(tokens, places, slice(0, width))
+        return self._decode(ready) if ready else []
+
+    def _decode(self, ready):
+        """One forward pass, one more token for each of these tickets: [(ticket, id), …]."""
+        # A row that is not ready takes part with a dummy token: what that leaves in the cache is
+        # overwritten before anything reads it.
+        tokens = [[row.text[-1]] for row in self.rows]
+        places = [[row.cached] for row in self.rows]
+        h = self._forward(tokens, places, slice(0, len(self.rows)))
         logits = self._logits(h[:, -1])  # (B, n_vocab)
-        likeliest = logits.max(-1).indices.tolist()  # a third of the time of argmax()
         slots = {row: slot for slot, row in enumerate(self.rows)}
-        at = [[slots[row] for row in ticket.rows] for ticket in ready]
         for row in (row for ticket in ready for row in ticket.rows):
             row.cached += 1
-        written = []
-        for ticket, own in zip(ready, at, strict=True):
-            before = len(ticket.tokens)
-            if ticket.request.num_beams == 1:
-                self._write(ticket, logits[own[0]], likeliest[own[0]])
-            else:
-                self._grow(ticket, logits[own])
-            written += [(ticket, token.id) for token in ticket.tokens[before:]]
-        return written
+        before = [len(ticket.tokens) for ticket in ready]
+        single = [ticket for ticket in ready if ticket.request.num_beams == 1]
+        if single:
+            self._extend_texts(single, logits[[slots[ticket.rows[0]] for ticket in single]])
+        for ticket in ready:
+            if ticket.request.num_beams > 1:
+                self._extend_beams(ticket, logits[[slots[row] for row in ticket.rows]])
+        return [
+            (ticket, token.id)
+            for ticket, n in zip(ready, before, strict=True)
+            for token in ticket.tokens[n:]
+        ]
 
     def stream(self, request):
-        """Yield the ids of one request as they are written; a reader that stops cancels it."""
+        """Yield the ids of one request as they are generated; closing the iterator cancels it."""
         ticket = request if isinstance(request, Ticket) else self.submit(request)
         read = 0
         try:
-            # By the ticket, not by what step() returns: another reader may have taken the step.
+            # Read from the ticket, not from step(): another reader may have made the step.
             while ticket.finish_reason is None or read < len(ticket.tokens):
                 if read == len(ticket.tokens):
                     self.step()
@@ -286,8 +270,8 @@ class Engine:
             self.cancel(ticket)
 
     def generate(self, requests, on_end=lambda ticket: None):
-        """Run all requests to their ends; returns their Tickets in order. on_end is called with
-        each as it ends."""
+        """Run all requests until they finish; returns their Tickets in order. on_end(ticket) is
+        called as each one ends."""
         tickets = []
         try:
             for request in requests:
@@ -296,7 +280,7 @@ class Engine:
             while running:
                 self.step()
                 if self.n_ended == seen:
-                    continue  # nobody left: there is nobody to look for
+                    continue  # none has ended in this step
                 seen = self.n_ended
                 for ticket in [t for t in running if t.finish_reason is not None]:
                     running.remove(ticket)
@@ -307,7 +291,7 @@ class Engine:
         return tickets
 
     def _admit(self):
-        """Let those who wait run, in their order, while there are slots for all of their beams."""
+        """Start waiting requests, in their order, while there are slots for all of their beams."""
         taken = sum(ticket.request.num_beams for ticket in self.active)
         while self.waiting and taken + self.waiting[0].request.num_beams <= self.n_slots:
             ticket = self.waiting.popleft()
@@ -316,50 +300,34 @@ class Engine:
             taken += ticket.request.num_beams
 
     def _prefill(self):
-        """Read about prefill_chunk tokens of what is missing, the oldest requests first: all of a
-        context but its last token. Where a prompt is parted depends on the prompt alone."""
+        """Read about PREFILL_CHUNK missing tokens, oldest requests first: of each context all but
+        the last token. How a prompt is divided into chunks depends on the prompt alone."""
         for row in self.rows:
             self._roll(row)
         reading = [row for row in self.rows if row.missing > 1]
         reading.sort(key=lambda row: row.ticket.number)
         if reading:
-            self._read(self._together(reading))
+            self._read(_prefill_batch(reading))
         for ticket in list(self.active):
             if ticket.request.max_new_tokens == 0 and ticket.rows[0].missing == 1:
-                self._end(ticket, "length")  # it only wanted its prompt's logprobs
+                self._end(ticket, "length")  # it only asks for its prompt's logprobs
 
     def _roll(self, row):
-        """Move the context on where the text has outgrown it."""
+        """Move the start of the context if the text has outgrown block_size."""
         start = window_start(row.start, len(row.text), self.block_size)
         if start != row.start:
             row.start, row.cached, row.ticket.rolled = start, 0, True
 
-    def _together(self, reading):
-        """As many of these rows as are read in one forward, padded to the longest of them."""
-        together, longest = [], 0
-        for row in reading:
-            longest = max(longest, self._chunk(row))
-            if together and (
-                self.fixed_width or longest * (len(together) + 1) > self.prefill_chunk
-            ):
-                break
-            together.append(row)
-        return together
-
-    def _chunk(self, row):
-        """How many tokens of its context are read next."""
-        return min(row.missing - 1, self.prefill_chunk)
-
     def _read(self, rows):
         """Bring the next chunk of each row's context into the cache."""
-        counts = [self._chunk(row) for row in rows]
-        width = self.prefill_chunk if self.fixed_width else max(counts)
+        counts = [_chunk(row) for row in rows]
+        width = max(counts)
         tokens, places = [], []
         for row, count in zip(rows, counts, strict=True):
             first = row.start + row.cached
             read = row.text[first : first + count]
             at = list(range(row.cached, row.cached + count))
-            # The same token at the same place, again and again, leaves the same in the cache.
+            # Padding repeats the last token at its position: the cache stays the same.
             tokens.append(read + read[-1:] * (width - count))
             places.append(at + at[-1:] * (width - count))
         hidden = self._forward(tokens, places, [self.rows.index(row) for row in rows])
@@ -369,60 +337,42 @@ class Engine:
             row.cached += count
 
     def _echo(self, row, hidden):
-        """Note the logprobs of the prompt's tokens that follow those of `hidden` (T, C)."""
-        ticket = row.ticket
-        for h, token in zip(hidden, row.text[row.cached + 1 :], strict=False):
-            ticket.prompt_tokens.append(_with_logprobs(self._logits(h), token, ticket))
+        """Store the logprobs of the prompt's tokens that follow those of `hidden` (T, C)."""
+        ids = row.text[row.cached + 1 :][: len(hidden)]
+        logits = self._logits(hidden[: len(ids)])  # (T, n_vocab)
+        row.ticket.prompt_tokens += with_logprobs(logits, ids, [row.ticket.request] * len(ids))
 
     def _forward(self, tokens, places, slots):
         """Hidden states (B, T, C) of `tokens` at `places`, lists (B, T), in the cache's `slots`."""
         x = torch.tensor(tokens, device=self.device)
         positions = torch.tensor(places, device=self.device)
-        longest = max(row[-1] for row in places) + 1
-        length = self.block_size if self.fixed_width else longest
+        length = max(row[-1] for row in places) + 1
         return self.model(x, positions=positions, cache=self.cache.rows(slots, length))
 
     def _logits(self, h):
-        """Hidden states (…, C) → float32 logits (…, n_vocab) on the CPU."""
-        return self.model.logits(h)[..., : self.n_vocab].float().cpu()
+        """Hidden states (…, C) → float32 logits (…, n_vocab)."""
+        return self.model.logits(h)[..., : self.n_vocab].float()
 
-    def _next_token(self, ticket, logits, likeliest):
-        """The Token that follows, from `logits` (n_vocab,), whose largest is at `likeliest`."""
-        request = ticket.request
-        if request.temperature == 0 and not request.has_penalties:
-            token = likeliest
-        else:
-            token = choose(logits, request, ticket.generator, ticket.text)
-        return Token(token) if request.logprobs is None else _with_logprobs(logits, token, ticket)
+    def _extend_texts(self, tickets, logits):
+        """Sample the next token of each ticket, from logits (B, n_vocab), and append it or end."""
+        requests = [ticket.request for ticket in tickets]
+        generators = [ticket.generator for ticket in tickets]
+        ids = sample(logits, requests, generators, [ticket.text for ticket in tickets])
+        for ticket, token in zip(tickets, with_logprobs(logits, ids, requests), strict=True):
+            if token.id in ticket.request.stop_ids:
+                self._end(ticket, "stop")
+                continue
+            ticket.text.append(token.id)
+            ticket.tokens.append(token)
+            if len(ticket.tokens) == ticket.request.max_new_tokens:
+                self._end(ticket, "length")
 
-    def _write(self, ticket, logits, likeliest):
-        """Add the token that follows to the text, or end it."""
-        token = self._next_token(ticket, logits, likeliest)
-        if token.id in ticket.request.stop_ids:
-            self._end(ticket, "stop")
-            return
-        ticket.text.append(token.id)
-        ticket.tokens.append(token)
-        if len(ticket.tokens) == ticket.request.max_new_tokens:
-            self._end(ticket, "length")
-
-    def _grow(self, ticket, logits):
-        """Let the beams of a ticket grow by the likeliest tokens over all of them, or write its
-        text where the search is over. logits (n_rows, n_vocab)."""
-        request, n = ticket.request, ticket.request.num_beams
-        length = len(ticket.rows[0].tokens) + 1
-        growing = []
-        for rank, (score, row, token) in enumerate(_candidates(ticket, logits)):
-            stopped = token.id in request.stop_ids
-            if not stopped and length < request.max_new_tokens:
-                growing.append((score, row, token))
-            elif rank < n:  # a worse end is worth less than n beams that go on
-                tokens, reason = ([], "stop") if stopped else ([token], "length")
-                score = _per_length(score, length, request)
-                ticket.ended.append(Ended(score, [*row.tokens, *tokens], reason))
-        ticket.ended = sorted(ticket.ended, key=lambda end: -end.score)[:n]
-        if growing and not _is_over(ticket, _per_length(growing[0][0], length, request)):
-            self._branch(ticket, growing[:n])
+    def _extend_beams(self, ticket, logits):
+        """Extend the beams of a ticket by one token, or store its text if the search is over.
+        logits (n_beams, n_vocab)."""
+        growing = extend(ticket, logits)
+        if growing is not None:
+            self._branch(ticket, growing)
             return
         best = ticket.ended[0]
         ticket.tokens += best.tokens
@@ -430,8 +380,8 @@ class Engine:
         self._end(ticket, best.reason)
 
     def _branch(self, ticket, growing):
-        """Make [(score, parent, token), …] the rows of a ticket. The first child of a parent stays
-        in its slot; each other one gets a copy of its cache, in a slot that a childless row leaves
+        """Make [(score, parent, token), …] the rows of a ticket. The first child of a parent keeps
+        its slot; every other child gets a copy of its cache, in the slot of a row without children
         or in a new one."""
         parents = {parent for _, parent, _ in growing}
         free = [row for row in ticket.rows if row not in parents]
@@ -448,12 +398,12 @@ class Engine:
             children.append((row, text, tokens, score, parent.start, parent.cached))
         if sources:  # no target is a source: sources have children, targets had none
             self.cache.move(sources, targets, growing[0][1].cached)
-        for row, *what in children:  # only now: a parent's text was needed for all its children
-            row.text, row.tokens, row.score, row.start, row.cached = what
+        for row, *state in children:  # last: all children of a parent needed its text
+            row.text, row.tokens, row.score, row.start, row.cached = state
         ticket.rows = [row for row, *_ in children]
 
     def _new_row(self, ticket):
-        """A Row in the next slot, which was kept for this ticket."""
+        """A Row in the next slot, which _admit() has reserved for this ticket."""
         self.rows.append(Row(ticket, [], []))
         return self.rows[-1]
 
@@ -470,94 +420,23 @@ class Engine:
 
     def _free(self, row):
         slot, last = self.rows.index(row), len(self.rows) - 1
-        if slot != last:  # the rows that run stay side by side in the first slots
+        if slot != last:  # the running rows always fill the first slots
             self.cache.move(last, slot, self.rows[last].cached)
             self.rows[slot] = self.rows[last]
         self.rows.pop()
 
 
-def _candidates(ticket, logits):
-    """[(score, row, token), …]: by which tokens the beams of a ticket grow best, from the logits
-    (n_rows, n_vocab) of its rows; with those that end a text enough that num_beams go on."""
-    request, rows = ticket.request, ticket.rows
-    scores = logits.log_softmax(-1)
-    if request.has_penalties:
-        pairs = zip(scores, rows, strict=True)
-        scores = torch.stack([_penalised(own, request, row.text) for own, row in pairs])
-    scores = (scores + torch.tensor([[row.score] for row in rows])).flatten()
-    # Of a row at most one candidate is each stop id.
-    most = request.num_beams * (1 + len(request.stop_ids))
-    found = []
-    values, places = scores.topk(min(most, len(scores)))
-    for score, at in zip(values.tolist(), places.tolist(), strict=True):
-        row, token = divmod(at, logits.size(1))
-        found.append((score, rows[row], _with_logprobs(logits[row], token, ticket)))
-    return found
+def _prefill_batch(reading):
+    """The first rows of `reading` that one forward pass reads, padded to the longest chunk."""
+    batch, longest = [], 0
+    for row in reading:
+        longest = max(longest, _chunk(row))
+        if batch and longest * (len(batch) + 1) > PREFILL_CHUNK:
+            break
+        batch.append(row)
+    return batch
 
 
-def _per_length(score, length, request):
-    """What a beam of `length` tokens counts for beside others."""
-    return score / length**request.length_penalty
-
-
-def _is_over(ticket, best_running):
-    """Whether a search ends here, its best running beam counting for `best_running`."""
-    request, ended = ticket.request, ticket.ended
-    if len(ended) < request.num_beams:
-        return False
-    return request.early_stopping or best_running <= ended[-1].score
-
-
-def _with_logprobs(logits, token, ticket):
-    """`token` (an id) as a Token, from `logits` (n_vocab,)."""
-    n = ticket.request.logprobs
-    if n is None:
-        return Token(token)
-    logprobs = logits.log_softmax(-1)
-    values, ids = logprobs.topk(min(n, len(logprobs)))
-    top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    return Token(token, float(logprobs[token]), top)
-
-
-def choose(logits, request, generator, text):
-    """The next token's id from `logits` (n_vocab,) under a request's sampling settings.
-
-    text: the prompt and what was written. In the usual order: penalties, temperature, top_k, top_p,
-    min_p, then a draw.
-    """
-    if request.has_penalties:
-        logits = _penalised(logits, request, text)
-    if request.temperature == 0:
-        return int(logits.argmax())
-    ids = None
-    if 0 < request.top_k < len(logits):
-        logits, ids = logits.topk(request.top_k)
-    # A tiny temperature may overflow or be 0 in float32; the largest logit is taken off first, and
-    # 1e-30 is as good as 0, so that it cannot.
-    logits = (logits - logits.max()) / max(request.temperature, 1e-30)
-    probabilities = torch.softmax(logits, dim=0)
-    if request.top_p < 1:
-        # The smallest set whose probability reaches top_p: all up to the one that crosses it.
-        probabilities, order = probabilities.sort(descending=True, stable=True)
-        ids = order if ids is None else ids[order]
-        kept = probabilities.cumsum(0) - probabilities < request.top_p
-        kept[0] = True  # even where top_p is 0 in float32
-        probabilities = probabilities * kept
-    if request.min_p > 0:
-        probabilities = probabilities * (probabilities >= request.min_p * probabilities.max())
-    drawn = int(torch.multinomial(probabilities, 1, generator=generator))
-    return drawn if ids is None else int(ids[drawn])
-
-
-def _penalised(logits, request, text):
-    """`logits` less what the request takes off tokens that stand in the text already."""
-    logits = logits.clone()
-    seen = torch.tensor(sorted(set(text)))
-    score, penalty = logits[seen], request.repetition_penalty
-    logits[seen] = torch.where(score > 0, score / penalty, score * penalty)
-    written = Counter(text[len(request.ids) :])
-    if written:
-        times = torch.tensor(list(written.values()))
-        off = request.frequency_penalty * times + request.presence_penalty
-        logits[list(written)] -= off
-    return logits
+def _chunk(row):
+    """How many tokens of its context are read next."""
+    return min(row.missing - 1, PREFILL_CHUNK)

@@ -1,13 +1,14 @@
-"""The thread that owns the models: requests from many threads in, streams of tokens out.
+"""The request scheduler: one thread owns the models. Requests come from many threads, and each gets
+a stream of tokens.
 
-    host = Host({"sft": engine})
-    (stream,) = host.submit("sft", [Request(ids)])
-    for token in stream: …     # each Token as it is written; None now and then while waiting
+    scheduler = RequestScheduler({"sft": engine})
+    (stream,) = scheduler.submit("sft", [Request(ids)])
+    for token in stream: …     # each Token when it is generated; None now and then while waiting
     stream.finish_reason       # "stop", "length", "cancelled", "timeout" or "error"
-    host.drain(30)             # no new ones; wait for those that run; stop
+    scheduler.drain(30)        # refuse new requests, wait for the running ones, stop
 
-All engines are stepped by one thread in turn: two threads of matrix products on the same cores
-would only take them from one another.
+One thread steps all engines in turn: matrix products in two threads would compete for the same
+cores.
 """
 
 import queue
@@ -22,19 +23,19 @@ from minigpt.common.errors import UserError
 from minigpt.inference.engine import Request
 from minigpt.models.device import fewest_threads
 
-POLL = 0.25  # seconds between two looks of a reader that waits
+POLL = 0.25  # seconds after which a waiting reader gets None
 
 
-class Busy(UserError):
-    """So many requests wait already that one more would wait too long: come again later."""
+class QueueFull(UserError):
+    """The waiting queue is full: try again later."""
 
 
-class Closed(UserError):
-    """The host is draining or has stopped: no new requests."""
+class SchedulerStopped(UserError):
+    """The scheduler is draining or has stopped: no new requests."""
 
 
 @dataclass(frozen=True)
-class Limits:
+class QueueLimits:
     """max_waiting: requests that may wait for a slot, over all models. queue_seconds: how long one
     may wait. total_seconds: how long one may take in all."""
 
@@ -44,32 +45,32 @@ class Limits:
 
 
 def set_threads(engines, threads=0):
-    """Let PyTorch take so many threads for the engines (name → Engine) that are on a CPU; 0: as
-    many as pay, for those who read what is written need some of the processor too."""
+    """Set PyTorch's number of threads for the engines (name → Engine) that are on a CPU; 0: the
+    fewest that are about as fast as all, because the server needs processor time too."""
 
-    def write_a_little():
+    def generate_a_little():
         for engine in engines.values():
             engine.generate([Request([0], 5, temperature=0)] * min(8, engine.n_slots))
 
     if any(engine.device.type == "cpu" for engine in engines.values()):
-        torch.set_num_threads(threads or fewest_threads(write_a_little))
+        torch.set_num_threads(threads or fewest_threads(generate_a_little))
 
 
 class Stream:
-    """What becomes of one request. Read it in one thread, by iterating."""
+    """The tokens of one request. Iterate over it in one thread."""
 
-    def __init__(self, host, engine, ticket):
-        self._host, self._engine, self._ticket = host, engine, ticket
+    def __init__(self, scheduler, engine, ticket):
+        self._scheduler, self._engine, self._ticket = scheduler, engine, ticket
         self._tokens = queue.SimpleQueue()
         self._delivered = 0
         self.submitted = time.monotonic()
         self.first_token = self.ended = None  # time.monotonic() of each
-        self.finish_reason = None  # set before the last token has been read: see __iter__
+        self.finish_reason = None  # may be set before the reader has all tokens
         self.error = None  # for "timeout" and "error": what happened, for the client
 
     @property
     def ticket(self):
-        """The engine's Ticket; to be read when the stream has ended."""
+        """The engine's Ticket. Read it after the stream has ended."""
         return self._ticket
 
     @property
@@ -78,8 +79,8 @@ class Stream:
         return not self._tokens.empty()
 
     def __iter__(self):
-        """Yield each Token when it is written, and None whenever POLL seconds brought none, so that
-        the reader can look whether its own client is still there."""
+        """Yield each Token when it is generated, and None after each POLL seconds without one, so
+        that the reader can check whether its own client is still connected."""
         while True:
             try:
                 token = self._tokens.get(timeout=POLL)
@@ -91,33 +92,33 @@ class Stream:
             yield token
 
     def cancel(self):
-        """End the request; its slot is free before the next step. Harmless when it has ended."""
-        self._host._tell(lambda: self._host._finish(self, "cancelled"))
+        """End the request; its slot is free before the next step. No effect after its end."""
+        self._scheduler._call_soon(lambda: self._scheduler._finish(self, "cancelled"))
 
 
 _END = object()
 
 
-class Host:
-    """See the module's docstring. engines: name → Engine. Nobody else may touch them afterwards."""
+class RequestScheduler:
+    """See the module's docstring. engines: name → Engine; only the scheduler may use them."""
 
-    def __init__(self, engines, limits=Limits()):
+    def __init__(self, engines, limits=QueueLimits()):
         self.engines, self.limits = dict(engines), limits
         self._lock = threading.Condition()
-        self._orders = []  # what other threads ask this one to do before its next step
-        self._streams = {}  # ticket → Stream of each that has not ended
-        self._n_open = 0  # the same, as other threads may read it: submitted and not ended
+        self._commands = []  # functions that this thread calls before its next step
+        self._streams = {}  # ticket → Stream, of requests that have not ended
+        self._n_open = 0  # how many have not ended; other threads read it under the lock
         self._draining = self._stopped = False
         self._thread = threading.Thread(target=self._run, name="engines", daemon=True)
         self._thread.start()
 
-    # -- for any thread ----------------------------------------------------------------------------
+    # -- called from any thread --------------------------------------------------------------------
 
     def submit(self, name, requests):
         """Queue requests to the engine called `name`, all or none; returns a Stream for each.
 
-        UserError names every invalid setting; Busy where too many wait already; Closed after
-        drain().
+        UserError names every invalid setting; QueueFull if too many wait already; SchedulerStopped
+        after drain().
         """
         engine = self.engines[name]
         for request in requests:
@@ -125,12 +126,12 @@ class Host:
         slots = sum(engine.n_slots for engine in self.engines.values())
         with self._lock:
             if self._draining or self._stopped:
-                raise Closed("the server is stopping: no new requests")
+                raise SchedulerStopped("the server is stopping: no new requests")
             if self._n_open + len(requests) > slots + self.limits.max_waiting:
-                raise Busy(f"{self._n_open} requests are running or waiting: try again later")
+                raise QueueFull(f"{self._n_open} requests are running or waiting: try again later")
             self._n_open += len(requests)
             streams = [Stream(self, engine, None) for _ in requests]
-            self._orders.append(lambda: self._begin(streams, requests))
+            self._commands.append(lambda: self._begin(streams, requests))
             self._lock.notify()
         return streams
 
@@ -146,8 +147,8 @@ class Host:
         return self._draining or self._stopped
 
     def drain(self, seconds):
-        """Refuse new requests, wait up to `seconds` for the others, then stop; what still runs is
-        cancelled. Returns how many that were."""
+        """Refuse new requests, wait up to `seconds` for the others, then cancel those that still
+        run, and stop. Returns how many were cancelled."""
         with self._lock:
             self._draining = True
             self._lock.wait_for(lambda: not self._n_open or self._stopped, timeout=seconds)
@@ -156,24 +157,24 @@ class Host:
         self._thread.join(10)
         return left
 
-    # -- in the thread -----------------------------------------------------------------------------
+    # -- called in the scheduler's thread ----------------------------------------------------------
 
-    def _tell(self, order):
+    def _call_soon(self, command):
         with self._lock:
             if self._stopped:
                 return
-            self._orders.append(order)
+            self._commands.append(command)
             self._lock.notify()
 
     def _run(self):
         while True:
             with self._lock:
-                while not (self._orders or self._streams or self._stopped):
+                while not (self._commands or self._streams or self._stopped):
                     self._lock.wait()
-                orders, self._orders = self._orders, []
+                commands, self._commands = self._commands, []
                 stopped = self._stopped
-            for order in orders:
-                order()
+            for command in commands:
+                command()
             if stopped:
                 for stream in list(self._streams.values()):
                     self._finish(stream, "cancelled")
@@ -186,7 +187,7 @@ class Host:
         for stream, request in zip(streams, requests, strict=True):
             stream._ticket = stream._engine.submit(request)
             self._streams[stream._ticket] = stream
-            self._deliver(stream)  # one that asks for no token has ended already
+            self._deliver(stream)  # a request for no tokens has ended already
 
     def _step(self, engine):
         if not (engine.active or engine.waiting):
@@ -194,8 +195,8 @@ class Host:
         try:
             engine.step()
         except Exception:
-            # A fault here must not silence every other reader for good: all of this engine's
-            # requests end, and the next ones find it empty.
+            # The thread must survive: all requests of this engine end, and the next ones find it
+            # empty.
             traceback.print_exc()
             for stream in self._of(engine):
                 self._finish(stream, "error", "the model failed while it was writing this text")
@@ -207,7 +208,7 @@ class Host:
         return [stream for stream in self._streams.values() if stream._engine is engine]
 
     def _deliver(self, stream):
-        """Hand over what the ticket has written since the last time, and its end."""
+        """Pass the ticket's new tokens to the stream, and its end."""
         ticket = stream._ticket
         while stream._delivered < len(ticket.tokens):
             stream.first_token = stream.first_token or time.monotonic()
@@ -217,7 +218,7 @@ class Host:
             self._finish(stream, ticket.finish_reason)
 
     def _finish(self, stream, reason, error=None):
-        """End a stream, and its ticket if that still runs."""
+        """End a stream, and its ticket if it still runs."""
         if self._streams.pop(stream._ticket, None) is None:
             return
         stream._engine.cancel(stream._ticket)

@@ -1,4 +1,4 @@
-"""The HTTP API: OpenAI's routes, and a plain-text one for people, over a Host of models.
+"""The HTTP API: OpenAI's routes, and a plain-text one for people, over a RequestScheduler.
 
     service = Service(Options())
     app = make_app(service)                   # for minigpt/serving/wsgi.py; it answers 503 …
@@ -102,7 +102,7 @@ class Service:
         self.options, self.models, self.host = options, models or {}, host
 
     def open(self, models, host):
-        """Take requests: models is name → Served, host the Host whose engines have these names."""
+        """Take requests: models is name → Served, host: a RequestScheduler with these names."""
         self.models, self.host = dict(models), host
 
     @property

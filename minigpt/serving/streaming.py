@@ -1,4 +1,4 @@
-"""The texts of an answer on their way: tokens from the Host in, pieces of text out.
+"""The texts of an answer on their way: tokens from the RequestScheduler in, pieces of text out.
 
 generation = Generation(service, served, "chatcmpl", requests, reader, stops)
 for piece in generation.pieces(): …      # None now and then while there is nothing new
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from minigpt.common.errors import UserError
-from minigpt.inference.scheduler import POLL, Busy, Closed
+from minigpt.inference.scheduler import POLL, QueueFull, SchedulerStopped
 from minigpt.openai.schemas import Refused
 from minigpt.openai.stop_strings import StopStrings
 
@@ -227,9 +227,9 @@ def _submit(host, name, requests):
         raise Refused(400, f"{len(requests)} texts at once; this server takes {most}", "prompt")
     try:
         return host.submit(name, requests)
-    except Busy as error:
+    except QueueFull as error:
         raise Refused(429, str(error), code="rate_limit_exceeded") from None
-    except Closed as error:
+    except SchedulerStopped as error:
         raise Refused(503, str(error), code="draining") from None
     except UserError as error:
         raise Refused(400, str(error)) from None

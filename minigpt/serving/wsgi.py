@@ -154,7 +154,7 @@ def _no_port(host, port, error):
 
 
 def flush(server, seconds=10):
-    """Wait until what has been answered has been sent, at most so long: after Host.drain()."""
+    """Wait until what has been answered has been sent, at most so long: after drain()."""
     deadline = time.monotonic() + seconds
     server.task_dispatcher.shutdown(timeout=seconds)
     while time.monotonic() < deadline and any(

@@ -33,7 +33,7 @@ from minigpt.arena.endpoints import (
 from minigpt.arena.safe_http import Allowed
 from minigpt.common.errors import UserError
 from minigpt.inference.engine import Engine
-from minigpt.inference.scheduler import Host, Limits
+from minigpt.inference.scheduler import QueueLimits, RequestScheduler
 from minigpt.models import checkpoint
 
 PATIENCE = 20  # seconds: a generous deadline for what takes a fraction of one
@@ -732,7 +732,7 @@ def make_local(runs, byte_tokenizer):
     def make(name, limits=None, kind=Engine):
         model = checkpoint.load(runs / name).model
         engine = kind(model, byte_tokenizer.n_vocab, 1)
-        hosts.append(Host({name: engine}, limits or Limits()))
+        hosts.append(RequestScheduler({name: engine}, limits or QueueLimits()))
         return LocalRun(hosts[-1], name, byte_tokenizer, "qa", model.config.block_size)
 
     yield make
@@ -817,12 +817,12 @@ def test_a_local_run_that_fails(make_local):
 
 
 def test_a_local_run_that_takes_too_long(make_local):
-    local = make_local("loop", Limits(total_seconds=0.2))
+    local = make_local("loop", QueueLimits(total_seconds=0.2))
     assert local_failure(local, max_tokens=100_000).kind == "timeout"
 
 
 def test_what_a_local_run_does_not_take(make_local):
-    local = make_local("loop", Limits(max_waiting=0))
+    local = make_local("loop", QueueLimits(max_waiting=0))
     assert local_failure(local, temperature=-1).kind == "rejected"
     assert local_failure(local, [{"role": "user", "content": "x" * 100}]).kind == "rejected"
     assert local_failure(local, []).kind == "rejected"

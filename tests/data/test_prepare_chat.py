@@ -32,9 +32,9 @@ from minigpt.evaluation.examples import (
     standings,
 )
 from minigpt.evaluation.perplexity import block_perplexity, reply_passages
-from minigpt.inference import quantization
+from minigpt.evaluation.quantization_cost import held_out_passages
 from minigpt.inference.engine import Engine
-from minigpt.inference.scheduler import Host, Limits
+from minigpt.inference.scheduler import QueueLimits, RequestScheduler
 from minigpt.models import checkpoint
 from minigpt.serving.app import Options, Served, Service, make_app
 from minigpt.serving.wsgi import flush, listen
@@ -402,7 +402,7 @@ def test_the_openai_client_talks_to_it(talker, no_proxy):
     openai = pytest.importorskip("openai")
     trained = checkpoint.load(talker)
     tokenizer, block_size = trained.tokenizer, trained.model.config.block_size
-    host = Host({"talker": Engine(trained.model, tokenizer.n_vocab, 2)}, Limits())
+    host = RequestScheduler({"talker": Engine(trained.model, tokenizer.n_vocab, 2)}, QueueLimits())
     service = Service(Options())
     server = listen(make_app(service), "127.0.0.1", 0, threads=4)
     served = Served("talker", tokenizer, trained.prompt_format, block_size, 1, 7, 0)
@@ -455,7 +455,7 @@ def test_rouge_of_the_last_turn(talker):
 def test_int8_is_measured_on_what_the_assistant_says(talker):
     trained = checkpoint.load(talker)
     lines = (talker.parent / "data/val.jsonl").read_text(encoding="utf-8").splitlines()
-    _, passages = quantization.held_out_passages(trained)
+    _, passages = held_out_passages(trained)
     assert [p.text for p in passages] == [json.loads(li)["messages"][-1]["content"] for li in lines]
 
 

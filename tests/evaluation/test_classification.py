@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_run import run_here, save_run, save_scripted_run
 
@@ -29,7 +29,6 @@ from minigpt.evaluation.classification import (
     read_task,
     scores,
     split,
-    tfidf_predict,
     wilson,
     without_doubles,
     write_task,
@@ -310,23 +309,6 @@ def test_each_reading_takes_the_likeliest_by_its_own_measure(
     assert len(set(map(tuple, found.values()))) == len(found)
 
 
-# -- beside the model ------------------------------------------------------------------------------
-
-
-def test_tfidf_learns_words():
-    pytest.importorskip("sklearn")
-    train = labelled(*[("goal match team", "sport"), ("paint museum gallery", "art")] * 4)
-    assert tfidf_predict(train, ["a museum", "the team"]) == ["art", "sport"]
-    train = labelled(*[("球队进球", "体育"), ("画家画展", "艺术")] * 4)
-    assert tfidf_predict(train, ["画家很多", "两支球队"], by_characters=True) == ["艺术", "体育"]
-
-
-def test_tfidf_without_scikit_learn(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
-    with pytest.raises(UserError, match="first, pip install scikit-learn"):
-        tfidf_predict(labelled(("a", "art")), ["a"])
-
-
 # -- figures ---------------------------------------------------------------------------------------
 
 
@@ -346,6 +328,7 @@ def test_scores_worked_by_hand():
     assert found["macro_f1"] == pytest.approx((2 / 3 + 1 / 2) / 3)
 
 
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["a", "b", "c", None])), min_size=1)
 )
@@ -508,13 +491,21 @@ def test_shots_have_files_of_their_own(tmp_path, prepared, byte_tokenizer, tiny_
         assert {first.split("\n")[1], second.split("\n")[1]} == {"Kind: art", "Kind: sport"}
 
 
-def test_tfidf_stands_beside_the_model(tmp_path, prepared, byte_tokenizer):
+def test_tfidf_reads_the_same_task(tmp_path, prepared):
+    """bench/tfidf.py, of English and, by characters, of Chinese."""
     pytest.importorskip("sklearn")
-    run = save_scripted_run(tmp_path / "run", byte_tokenizer, "art", block_size=64)
-    assert evaluate(prepared, run, "--tfidf=true")[0] == 0
-    figures = json.loads((run / "classification.json").read_text(encoding="utf-8"))["readings"]
-    for name in ("TF-IDF, as shown", "TF-IDF, whole text"):
-        assert figures[name]["accuracy"] == 1
+    code, out, err = run_here("bench/tfidf.py", f"--input={prepared / 'test.jsonl'}")
+    assert (code, err) == (0, "") and out.count("100.0%") == 2 * 2  # and the interval's end
+    train = labelled(*[("球队进球", "体育"), ("画家画展", "艺术")] * 4)
+    test = labelled(("画家很多", "艺术"), ("两支球队", "体育"))
+    write_task(tmp_path / "zh", Task(("体育", "艺术"), "类别：", 30), train, test, 1, {})
+    assert run_here("bench/tfidf.py", f"--input={tmp_path / 'zh/test.jsonl'}")[1].count("100.0%")
+
+
+def test_tfidf_without_scikit_learn(prepared, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
+    code, _, err = run_here("bench/tfidf.py", f"--input={prepared / 'test.jsonl'}")
+    assert code == 2 and err == "first, pip install scikit-learn\n"
 
 
 def test_long_texts_are_shown_shorter(tmp_path, byte_tokenizer):

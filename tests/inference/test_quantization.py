@@ -1,10 +1,7 @@
-"""int8 and memory layout: hand-worked numbers, neighbours, cost and refusal."""
+"""int8, kernels and memory layout: numbers worked by hand, neighbours, PyTorch's own products."""
 
-import json
-import math
 import shutil
 
-import numpy as np
 import pytest
 import torch
 import torch.nn as nn
@@ -12,7 +9,7 @@ import torch.nn.functional as F
 from tiny_run import save_run
 
 from minigpt.common.errors import UserError
-from minigpt.evaluation.perplexity import Passage
+from minigpt.evaluation.quantization_cost import load_for_generation
 from minigpt.inference import quantization
 from minigpt.inference.engine import Engine, Request
 from minigpt.inference.kernels import build
@@ -103,11 +100,18 @@ def test_attention_by_kernels_equals_torch(kernels):
     assert torch.equal(caches[0].k, caches[1].k) and torch.equal(caches[0].v, caches[1].v)
 
 
+@pytest.fixture
+def run(tmp_path, byte_tokenizer, tiny_model):
+    """The folder of a saved run."""
+    model = tiny_model(n_rows=320, block_size=32, tie_embeddings=False, n_kv_head=2)
+    return save_run(tmp_path / "run", model, byte_tokenizer)
+
+
 def test_a_run_written_by_kernels(kernels, run):
-    folder, request = run(n_kv_head=2), Request([3, 4, 5], 12, temperature=0, logprobs=1)
+    request = Request([3, 4, 5], 12, temperature=0, logprobs=1)
     for dtype in ("float32", "int8"):
         plain, fast = (
-            quantization.load(folder, "cpu", dtype, with_kernels) for with_kernels in (0, 1)
+            load_for_generation(run, "cpu", dtype, with_kernels) for with_kernels in (0, 1)
         )
         one, two = (Engine(each.model, 261).generate([request])[0] for each in (plain, fast))
         assert one.ids == two.ids
@@ -122,7 +126,7 @@ def test_kernels_that_cannot_be_built(run, monkeypatch):
     monkeypatch.setattr("minigpt.inference.kernels.SOURCE", "nowhere/kernels.cpp")
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=r"kernels=true: .*pip install ninja"):
-        quantization.load(run(), "cpu", "float32", kernels=True)
+        quantization.load(run, "cpu", "float32", kernels=True)
     build.cache_clear()
 
 
@@ -135,79 +139,3 @@ def test_the_layout_changes_no_value(tiny_model):
         torch.testing.assert_close(model.logits(model(x)), before, atol=1e-5, rtol=1e-5)
     assert model.blocks[0].mlp.fc.weight.stride(0) == 1
     assert model.lm_head.weight is model.wte.weight  # still tied
-
-
-@pytest.fixture
-def run(tmp_path, byte_tokenizer, tiny_model):
-    """run(scale): a saved run whose output is `scale` times as sure of itself."""
-
-    def make(scale=1.0, **shape):
-        model = tiny_model(n_rows=320, block_size=32, tie_embeddings=False, **shape)
-        with torch.no_grad():
-            model.lm_head.weight.mul_(scale)
-        dataset = tmp_path / "data"
-        dataset.mkdir(exist_ok=True)
-        lines = [json.dumps({"id": str(i), "title": "", "text": f"第{i}条。"}) for i in range(30)]
-        (dataset / "val.jsonl").write_text("\n".join(lines), encoding="utf-8")
-        return save_run(tmp_path / "run", model, byte_tokenizer, dataset=dataset)
-
-    return make
-
-
-def test_int8_says_what_it_costs(run, capsys):
-    trained = quantization.load(run(), "cpu", "int8")
-    err = capsys.readouterr().err
-    assert "in int8: perplexity" in err and "%" in err and "val.jsonl" in err
-    layers = [type(module) for module in trained.model.modules()]
-    assert layers.count(Int8Linear) == 4 * 2 + 1 and nn.Linear not in layers
-    (ticket,) = Engine(trained.model, 261).generate([Request([3, 4], 8, temperature=0)])
-    assert len(ticket.ids) == 8
-
-
-def test_int8_that_costs_too_much_is_refused(run, monkeypatch):
-    monkeypatch.setattr(quantization, "LARGEST_COST", -0.5)
-    with pytest.raises(UserError, match=r"dtype=int8: .*perplexity .* → .* take dtype=float32"):
-        quantization.load(run(), "cpu", "int8")
-
-
-def test_a_model_that_is_not_finite_is_refused(run):
-    with pytest.raises(UserError, match="dtype=int8"):
-        quantization.load(run(scale=float("nan")), "cpu", "int8")
-
-
-def test_the_cost_is_measured_on_the_bundled_sample_where_there_is_no_dataset(run):
-    folder = run()
-    (folder.parent / "data" / "val.jsonl").unlink()
-    name, passages = quantization.held_out_passages(quantization.load(folder))
-    assert str(name).replace("\\", "/") == "data/sample/wiki.jsonl"
-    count = sum(len(passage.ids) for passage in passages)
-    assert quantization.MEASURED <= count < quantization.MEASURED + 1500
-
-
-def test_perplexity_by_hand(tiny_model):
-    """Two rows of logits stand out of 64 equal ones; what lies beyond the block does not count."""
-    model = tiny_model(tie_embeddings=False)
-    with torch.no_grad():
-        model.lm_head.weight.zero_()  # every logit 0: each of 64 ids is as likely
-    long = Passage("", np.arange(40), 0)
-    assert quantization.perplexity(model, [long]) == pytest.approx(64)
-    with torch.no_grad():
-        model.norm.weight.zero_()
-        model.lm_head = nn.Linear(32, 64)
-        model.lm_head.bias.zero_()
-        model.lm_head.bias[5] = math.log(64)  # id 5: 64 of 127, all others 1 of 127
-    passages = [Passage("", np.array([1, 2, 5]), 2), Passage("", np.array([5]), 0)]
-    assert quantization.perplexity(model, passages) == pytest.approx(127 / 64)  # of "5" alone
-    passages = [Passage("", np.array([1, 2, 5]), 0)]
-    assert quantization.perplexity(model, passages) == pytest.approx(math.sqrt(127 * 127 / 64))
-
-
-def test_of_pairs_the_answers_are_measured(tmp_path, byte_tokenizer, tiny_model):
-    dataset = tmp_path / "pairs"
-    dataset.mkdir()
-    pair = json.dumps({"id": "1", "question": "ab", "answer": "c"})
-    (dataset / "val.jsonl").write_text(f"{pair}\n{pair}\n", encoding="utf-8")
-    model = tiny_model(n_rows=320)
-    folder = save_run(tmp_path / "run", model, byte_tokenizer, "qa", dataset)
-    _, passages = quantization.held_out_passages(quantization.load(folder))
-    assert [(p.ids.tolist(), p.first) for p in passages] == [([97, 98, 258, 99], 3)] * 2

@@ -7,25 +7,25 @@ import pytest
 
 from minigpt.common.errors import UserError
 from minigpt.inference.engine import Engine, Request
-from minigpt.inference.scheduler import Busy, Closed, Host, Limits
+from minigpt.inference.scheduler import QueueFull, QueueLimits, RequestScheduler, SchedulerStopped
 
 N_VOCAB = 50
 
 
 @pytest.fixture
-def make_host(tiny_model):
-    """make_host(names, limits, n_slots): a Host over tiny models; stopped at the end."""
-    hosts = []
+def make_scheduler(tiny_model):
+    """make_scheduler(names, limits, n_slots): over tiny models; stopped at the end."""
+    schedulers = []
 
     def make(names=("a",), limits=None, n_slots=2):
         models = {name: tiny_model(seed=i, block_size=32) for i, name in enumerate(names)}
         engines = {name: Engine(model, N_VOCAB, n_slots) for name, model in models.items()}
-        hosts.append(Host(engines, limits or Limits()))
-        return hosts[-1]
+        schedulers.append(RequestScheduler(engines, limits or QueueLimits()))
+        return schedulers[-1]
 
     yield make
-    for host in hosts:
-        host.drain(0)
+    for scheduler in schedulers:
+        scheduler.drain(0)
 
 
 def ids_of(stream):
@@ -46,11 +46,11 @@ def until(condition):
 ENDLESS = dict(ids=[3, 4], max_new_tokens=10**6)
 
 
-def test_many_readers_of_several_models(make_host):
-    host, texts = make_host(("a", "b")), {}
+def test_many_readers_of_several_models(make_scheduler):
+    scheduler, texts = make_scheduler(("a", "b")), {}
 
     def read(name, seed):
-        (stream,) = host.submit(name, [Request([seed + 1, 2], 20, seed=seed)])
+        (stream,) = scheduler.submit(name, [Request([seed + 1, 2], 20, seed=seed)])
         texts[name, seed] = ids_of(stream), stream.finish_reason
 
     readers = [threading.Thread(target=read, args=(n, i)) for n in "ab" for i in range(8)]
@@ -59,83 +59,83 @@ def test_many_readers_of_several_models(make_host):
     for reader in readers:
         reader.join(30)
     for (name, seed), found in texts.items():
-        wanted = alone(host.engines[name].model, Request([seed + 1, 2], 20, seed=seed))
+        wanted = alone(scheduler.engines[name].model, Request([seed + 1, 2], 20, seed=seed))
         assert found == (wanted, "length")
-    assert len(texts) == 16 and host.counts() == (0, 0)
+    assert len(texts) == 16 and scheduler.counts() == (0, 0)
 
 
-def test_several_at_once_are_all_or_none(make_host):
-    host = make_host()
-    streams = host.submit("a", [Request([3], 5, seed=i) for i in range(3)])
+def test_several_at_once_are_all_or_none(make_scheduler):
+    scheduler = make_scheduler()
+    streams = scheduler.submit("a", [Request([3], 5, seed=i) for i in range(3)])
     assert [len(ids_of(stream)) for stream in streams] == [5, 5, 5]
     with pytest.raises(UserError, match="top_p=7"):
-        host.submit("a", [Request([3], 5), Request([3], 5, top_p=7)])
-    assert host.counts() == (0, 0)
+        scheduler.submit("a", [Request([3], 5), Request([3], 5, top_p=7)])
+    assert scheduler.counts() == (0, 0)
 
 
-def test_cancelling_frees_the_slot_and_ends_the_stream(make_host):
-    host = make_host(n_slots=1)
-    (first,) = host.submit("a", [Request(**ENDLESS)])
-    (second,) = host.submit("a", [Request([5], 3)])  # waits
-    assert next(iter(first)) is not None and host.counts() == (1, 1)
+def test_cancelling_frees_the_slot_and_ends_the_stream(make_scheduler):
+    scheduler = make_scheduler(n_slots=1)
+    (first,) = scheduler.submit("a", [Request(**ENDLESS)])
+    (second,) = scheduler.submit("a", [Request([5], 3)])  # waits
+    assert next(iter(first)) is not None and scheduler.counts() == (1, 1)
     first.cancel()
     assert len(ids_of(second)) == 3
     assert ids_of(first) and first.finish_reason == "cancelled"
     first.cancel()  # once more does no harm
-    (waiting,) = host.submit("a", [Request([5], 3)])
+    (waiting,) = scheduler.submit("a", [Request([5], 3)])
     waiting.cancel()
-    assert len(ids_of(waiting)) <= 3 and host.counts() == (0, 0)
+    assert len(ids_of(waiting)) <= 3 and scheduler.counts() == (0, 0)
 
 
-def test_a_full_queue_and_time_limits(make_host):
-    limits = Limits(max_waiting=1, queue_seconds=0.3, total_seconds=1.0)
-    host = make_host(limits=limits, n_slots=1)
-    (running,) = host.submit("a", [Request(**ENDLESS)])
-    (waiting,) = host.submit("a", [Request(**ENDLESS)])
-    with pytest.raises(Busy, match="2 requests"):
-        host.submit("a", [Request([3], 1)])
+def test_a_full_queue_and_time_limits(make_scheduler):
+    limits = QueueLimits(max_waiting=1, queue_seconds=0.3, total_seconds=1.0)
+    scheduler = make_scheduler(limits=limits, n_slots=1)
+    (running,) = scheduler.submit("a", [Request(**ENDLESS)])
+    (waiting,) = scheduler.submit("a", [Request(**ENDLESS)])
+    with pytest.raises(QueueFull, match="2 requests"):
+        scheduler.submit("a", [Request([3], 1)])
     assert ids_of(waiting) == [] and waiting.finish_reason == "timeout"
     assert "0.3 s" in waiting.error
     assert ids_of(running) and running.finish_reason == "timeout" and "1 s" in running.error
-    assert len(ids_of(host.submit("a", [Request([3], 4)])[0])) == 4  # there is room again
+    assert len(ids_of(scheduler.submit("a", [Request([3], 4)])[0])) == 4  # there is room again
 
 
-def test_a_waiting_reader_sees_none_now_and_then(make_host):
-    host = make_host(n_slots=1)
-    (running,) = host.submit("a", [Request(**ENDLESS)])
-    (waiting,) = host.submit("a", [Request([3], 1)])
+def test_a_waiting_reader_sees_none_now_and_then(make_scheduler):
+    scheduler = make_scheduler(n_slots=1)
+    (running,) = scheduler.submit("a", [Request(**ENDLESS)])
+    (waiting,) = scheduler.submit("a", [Request([3], 1)])
     assert next(iter(waiting)) is None
     running.cancel()
 
 
-def test_a_fault_ends_its_requests_and_the_host_lives_on(make_host, capsys):
-    host = make_host(("good", "bad"))
-    model = host.engines["bad"].model
+def test_a_fault_ends_its_requests_and_the_host_lives_on(make_scheduler, capsys):
+    scheduler = make_scheduler(("good", "bad"))
+    model = scheduler.engines["bad"].model
     hook = model.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(MemoryError("full")))
-    (other,) = host.submit("good", [Request([3], 30)])
-    (stream,) = host.submit("bad", [Request([3], 5)])
+    (other,) = scheduler.submit("good", [Request([3], 30)])
+    (stream,) = scheduler.submit("bad", [Request([3], 5)])
     assert ids_of(stream) == [] and stream.finish_reason == "error"
     assert "full" not in stream.error  # for the client; the log has the whole
     assert "MemoryError" in capsys.readouterr().err
     assert len(ids_of(other)) == 30
     hook.remove()
-    assert len(ids_of(host.submit("bad", [Request([3], 5)])[0])) == 5
-    assert host.counts() == (0, 0)
+    assert len(ids_of(scheduler.submit("bad", [Request([3], 5)])[0])) == 5
+    assert scheduler.counts() == (0, 0)
 
 
-def test_draining_waits_and_refuses(make_host):
-    host = make_host()
-    (stream,) = host.submit("a", [Request([3], 40)])
-    assert host.drain(30) == 0 and host.draining
+def test_draining_waits_and_refuses(make_scheduler):
+    scheduler = make_scheduler()
+    (stream,) = scheduler.submit("a", [Request([3], 40)])
+    assert scheduler.drain(30) == 0 and scheduler.draining
     assert len(ids_of(stream)) == 40 and stream.finish_reason == "length"
-    with pytest.raises(Closed):
-        host.submit("a", [Request([3], 1)])
+    with pytest.raises(SchedulerStopped):
+        scheduler.submit("a", [Request([3], 1)])
 
 
-def test_what_outlasts_the_draining_is_cancelled(make_host):
-    host = make_host()
-    (stream,) = host.submit("a", [Request(**ENDLESS)])
+def test_what_outlasts_the_draining_is_cancelled(make_scheduler):
+    scheduler = make_scheduler()
+    (stream,) = scheduler.submit("a", [Request(**ENDLESS)])
     until(lambda: stream.first_token)
-    assert host.drain(0.05) == 1
+    assert scheduler.drain(0.05) == 1
     assert ids_of(stream) and stream.finish_reason == "cancelled"
     stream.cancel()  # nobody is there to hear it: harmless

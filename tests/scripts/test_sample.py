@@ -1,4 +1,4 @@
-"""sample.py as a program: what stands on stdout, what on stderr, how it ends."""
+"""sample.py as a program: its stdout, its stderr, its exit codes."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ def test_a_question_alone_gives_the_answer_alone(tmp_path, byte_tokenizer):
     run = save_scripted_run(tmp_path / "run", byte_tokenizer, "黄河")
     code, out, err = sample(f"--out_dir={run}", "--start=几？", "--num_samples=2")
     assert (code, out) == (0, "黄河\n---\n黄河\n"), err
-    assert err.count("[6 tokens, ") == 2 and "tokens/s]" in err and "outgrew" not in err
+    assert err.count("[6 tokens, ") == 2 and "tokens/s]" in err and "note:" not in err
 
 
 def test_a_text_goes_on_past_the_block_and_says_so_once(tmp_path, byte_tokenizer):
@@ -49,6 +49,17 @@ def test_a_seed_gives_the_same_text_and_samples_differ(tmp_path, byte_tokenizer,
     assert one != two and one.startswith("河") and two.startswith("河")
 
 
+def test_a_model_that_ends_at_once_is_explained(tmp_path, byte_tokenizer):
+    run = save_scripted_run(tmp_path / "run", byte_tokenizer, "")
+    code, out, err = sample(f"--out_dir={run}", "--start=几？")
+    assert (code, out) == (0, "\n")
+    assert err.count("note: the model ended at once") == 1 and "troubleshooting.md" in err
+    # No note if the user asks for no token, or if there is one.
+    assert (
+        "ended at once" not in sample(f"--out_dir={run}", "--start=几？", "--max_new_tokens=0")[2]
+    )
+
+
 def test_lines_from_a_pipe_are_answered_until_an_empty_one(tmp_path, byte_tokenizer):
     run = save_scripted_run(tmp_path / "run", byte_tokenizer, "黄河")
     code, out, err = sample(f"--out_dir={run}", lines="几？\n谁？\n\n不再问？\n")
@@ -57,40 +68,29 @@ def test_lines_from_a_pipe_are_answered_until_an_empty_one(tmp_path, byte_tokeni
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to a whole console")
-def test_lines_that_are_not_utf_8_are_no_traceback(tmp_path, byte_tokenizer):
-    save_scripted_run(tmp_path / "run", byte_tokenizer, "北京。")
-    ran = subprocess.run(
-        [sys.executable, str(ROOT / "sample.py"), f"--out_dir={tmp_path / 'run'}"],
-        input="黄河发源于哪里？\n".encode("gb18030"),
-        env={**os.environ, "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8:strict"},
-        capture_output=True,
-        timeout=120,
-    )
-    assert ran.returncode == 2 and b"the input is not utf-8" in ran.stderr
-    assert b"Traceback" not in ran.stderr
-
-
-def test_ctrl_c_stops_the_answer_and_not_the_program(tmp_path, byte_tokenizer):
+def test_ctrl_c_stops_the_answer_and_bad_bytes_are_no_traceback(tmp_path, byte_tokenizer):
+    """One process, for speed: Ctrl-C twice, then a line that is not UTF-8."""
     run = save_scripted_run(tmp_path / "run", byte_tokenizer, "黄河", cycle=True)
     process = subprocess.Popen(
         [sys.executable, ROOT / "sample.py", f"--out_dir={run}", "--max_new_tokens=1000000"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        encoding="utf-8",
+        env={**os.environ, "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8:strict"},
     )
     try:
         for _ in range(2):
-            process.stdin.write("几？\n")
+            process.stdin.write("几？\n".encode())
             process.stdin.flush()
-            assert process.stdout.read(20) == 10 * "黄河"  # while it goes on writing
+            assert process.stdout.read(60).decode() == 10 * "黄河"  # while it generates more
             process.send_signal(signal.SIGINT)
-            assert set(process.stdout.readline()) <= set("黄河\n")
-        out, err = process.communicate(timeout=60)
+            assert set(process.stdout.readline()) <= set("黄河\n".encode())
+        out, err = process.communicate("黄河发源于哪里？\n".encode("gb18030"), timeout=60)
     finally:
         process.kill()
-    assert (process.returncode, out) == (0, ""), err
-    assert err.count("[stopped]") == 2
+    assert (process.returncode, out) == (2, b""), err
+    assert err.count(b"[stopped]") == 2
+    assert b"the input is not utf-8" in err and b"Traceback" not in err
 
 
 @pytest.mark.parametrize(

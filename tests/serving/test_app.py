@@ -24,8 +24,7 @@ from tiny_run import save_scripted_run
 
 from minigpt.common.errors import UserError
 from minigpt.inference.engine import Engine
-from minigpt.inference.scheduler import Host
-from minigpt.inference.scheduler import Limits as HostLimits
+from minigpt.inference.scheduler import QueueLimits, RequestScheduler
 from minigpt.models import checkpoint
 from minigpt.openai import schemas
 from minigpt.openai.formats import token_string
@@ -74,7 +73,7 @@ class Server:
     """A server in this process, over engines that the test can look at."""
 
     def __init__(self, engines, models, options, limits=None):
-        self.host = Host(engines, limits or HostLimits())
+        self.host = RequestScheduler(engines, limits or QueueLimits())
         self.service = Service(options)
         self.server = listen(make_app(self.service), "127.0.0.1", 0, threads=40)
         self.url = f"http://127.0.0.1:{self.server.effective_port}"
@@ -768,7 +767,7 @@ def test_a_body_that_never_comes(api):
 
 def test_a_full_queue(make_server):
     openai = pytest.importorskip("openai")
-    options, limits = Options(limits=Limits(max_tokens=10**6)), HostLimits(max_waiting=1)
+    options, limits = Options(limits=Limits(max_tokens=10**6)), QueueLimits(max_waiting=1)
     server = make_server(options, limits, n_slots=1)  # five models: five slots, and one waits
     with contextlib.ExitStack() as stack:
         for _ in range(6):
@@ -787,7 +786,7 @@ def test_a_full_queue(make_server):
 @pytest.mark.parametrize("stream", [False, True])
 def test_out_of_time(make_server, stream):
     options = Options(limits=Limits(max_tokens=10**6))
-    server = make_server(options, HostLimits(total_seconds=0.3))
+    server = make_server(options, QueueLimits(total_seconds=0.3))
     answer = server.post("/v1/chat/completions", {**ENDLESS, "stream": stream})
     if stream:
         last = answer.text.strip().split("\n\n")[-1]

@@ -1,0 +1,97 @@
+"""The cost of int8: the perplexity of a run on held-out text, before and after quantization.
+
+    trained = load_for_generation("out/sft", "auto", "int8")
+
+Whoever loads a run to generate with it loads it here: int8 that costs too much is refused.
+"""
+
+import math
+import sys
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from minigpt.common.errors import ROOT, UserError
+from minigpt.common.json_text import parse_json
+from minigpt.data.formats import parse_chat
+from minigpt.evaluation.perplexity import answer_passages, reply_passages, text_passages
+from minigpt.inference import quantization
+from minigpt.models import checkpoint
+
+LARGEST_COST = 0.01  # int8 may raise the perplexity by this fraction
+MEASURED = 4096  # tokens on which it is measured
+
+
+def load_for_generation(folder, device="auto", dtype="auto", kernels=False):
+    """The run in `folder` as a Checkpoint that is ready to generate, not to be trained.
+
+    dtype: "int8" (on a CPU), or as in pick_dtype(). kernels: on a CPU, multiply by C++ kernels
+    (minigpt/inference/kernels.py). UserError if there is no such run or device, if the kernels
+    cannot be built, and if int8 raises the perplexity by more than LARGEST_COST; its cost is
+    printed to stderr.
+    """
+    if dtype != "int8":
+        return quantization.load(folder, device, dtype, kernels)
+    device, built = quantization.pick_kernels(device, kernels)
+    if device != "cpu":
+        raise UserError(f"dtype=int8: made for a CPU; on {device} leave dtype at auto")
+    trained = checkpoint.load(folder)
+    source, passages = held_out_passages(trained)
+    before = perplexity(trained.model, passages)
+    quantization.quantize(trained.model, built)
+    after = perplexity(trained.model, passages)
+    cost = f"perplexity {before:.3f} → {after:.3f} ({after / before - 1:+.2%})"
+    if not after <= before * (1 + LARGEST_COST):
+        raise UserError(
+            f"dtype=int8: {folder}: {cost} on {source}; at most {LARGEST_COST:+.0%} is allowed: "
+            "take dtype=float32"
+        )
+    print(f"{folder} in int8: {cost} on {len(passages)} texts of {source}", file=sys.stderr)
+    return trained
+
+
+def held_out_passages(trained):
+    """(source, Passages), MEASURED tokens or a few more: of the run's held-out entries, or of the
+    bundled sample if the run's dataset is not on this machine. Of question-answer pairs the answers
+    count, of conversations the assistant's turns."""
+    paths = Path(trained.meta.get("dataset", "")) / "val.jsonl", ROOT / "data/sample/wiki.jsonl"
+    path = next(path for path in paths if path.is_file())
+    passages, count = [], 0
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                passages += _passages(trained.tokenizer, parse_json(line))
+            except (ValueError, LookupError, TypeError, AttributeError):
+                raise UserError(
+                    f"{path}:{number}: no entry, pair or conversation as data/prepare*.py write "
+                    "them; prepare the data again, or take dtype=float32"
+                ) from None
+            count += len(passages[-1].ids) if passages else 0
+            if count >= MEASURED:
+                break
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path, passages
+
+
+def _passages(tokenizer, record):
+    """The Passages of a line of val.jsonl. A wrong line raises any of several errors."""
+    if "question" in record:
+        return answer_passages(tokenizer, [(record["question"], record["answer"])])
+    if "messages" in record:
+        return reply_passages(tokenizer, [parse_chat(record)])
+    return text_passages(tokenizer, [record["text"]])
+
+
+@torch.inference_mode()
+def perplexity(model, passages):
+    """Perplexity per token over the Passages, each cut at the model's block_size."""
+    model.eval()
+    nats = count = 0
+    for passage in passages:
+        ids = torch.from_numpy(passage.ids[: model.config.block_size])
+        first = max(1, passage.first)  # token 0 has no context
+        if len(ids) > first:
+            logits = model.logits(model(ids[None, :-1])[0, first - 1 :]).float()
+            nats += float(F.cross_entropy(logits, ids[first:], reduction="sum"))
+            count += len(ids) - first
+    return math.exp(nats / count)
