@@ -33,7 +33,6 @@ from minigpt.interop import hf_import
 from minigpt.models import checkpoint
 from minigpt.models.device import (
     autocast,
-    has_varlen,
     matmul_flops,
     peak_flops,
     pick_device,
@@ -45,10 +44,12 @@ from minigpt.training.dpo import DPO, Pairs, add_reference
 from minigpt.training.log import STOPPED
 from minigpt.training.losses import next_token, total_loss
 from minigpt.training.optim import lr_scale, make_optimizers, set_lr
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, has_varlen_attention
 
 # What a checkpoint fixes for any run that starts from it, and what resuming fixes besides.
-SHAPE = [name for name in GPTConfig.__dataclass_fields__ if name not in ("n_rows", "dropout")]
+SHAPE = [
+    name for name in GPTConfig.__dataclass_fields__ if name not in ("padded_vocab_size", "dropout")
+]
 ORDER = ["dataset", "seed", "if_trav", "batch_size", "gradient_accumulation_steps", "optimizer"]
 ORDER += ["val_dataset", "isolate", "freeze_layers", "freeze_embeddings"]
 ORDER += ["lora_rank", "lora_alpha", "lora_dropout", "lora_targets"]
@@ -136,12 +137,12 @@ def main():
         rank,
         world,
         device,
-        ahead=accumulation,
+        prefetch=accumulation,
     )
     if settings.epochs is not None:
         steps = math.ceil(settings.epochs * batches.per_epoch / accumulation)
         settings.set("max_iters", max(1, steps), f"epochs={settings.epochs:g}")
-    tokens_per_step = settings.batch_size * train_blocks.tokens_each * accumulation * world
+    tokens_per_step = settings.batch_size * train_blocks.tokens_per_block * accumulation * world
 
     # -- model and optimizer -----------------------------------------------------------------------
     if parent:
@@ -149,7 +150,7 @@ def main():
         model.config.dropout = settings.dropout
     else:
         shape = {name: getattr(settings, name) for name in [*SHAPE, "dropout"]}
-        config = GPTConfig(n_rows=tokenizer.n_rows, **shape)
+        config = GPTConfig(padded_vocab_size=tokenizer.padded_vocab_size, **shape)
         if config.problems():
             raise UserError("\n".join(config.problems()))
         model = GPT(config)
@@ -179,10 +180,10 @@ def main():
     optimizers = make_optimizers(model, settings, device)
     scaler = torch.amp.GradScaler(device.split(":")[0], enabled=dtype == torch.float16)
     if not settings.deterministic:  # the kernel for pieces sums gradients in no fixed order
-        model.varlen = has_varlen(device, dtype, model.config.head_dim)
-        slow = settings.dropout > 0 or not model.varlen
+        model.use_varlen_attention = has_varlen_attention(device, dtype, model.config.head_dim)
+        slow = settings.dropout > 0 or not model.use_varlen_attention
         if first and train_blocks.isolated and device.startswith("cuda") and slow:
-            why = "has no dropout" if model.varlen else "does not fit here"
+            why = "has no dropout" if model.use_varlen_attention else "does not fit here"
             print(f"attention inside pieces by a mask: PyTorch's quicker kernel {why}")
     compiled = torch.compile(model) if settings.compile else model
 
@@ -212,7 +213,7 @@ def main():
         minutes, tokens = state["minutes"], state["tokens"]
         guard_start, forgetting = state.get("guard_start"), state.get("forgetting", 1.0)
     log = Log(out_dir, step, settings, fresh=not resume) if first else None
-    flops = model.flops_per_token(train_blocks.share_of_targets)
+    flops = model.flops_per_token(train_blocks.target_fraction)
     peak = peak_flops(device) if first else None
     if first:
         introduce(model, settings, train_blocks, val_blocks, parent, resume)

@@ -95,7 +95,7 @@ def _add_shape(writer, config, architecture):
     writer.add_feed_forward_length(config.n_hidden)
     writer.add_block_count(config.n_layer)
     writer.add_head_count(config.n_head)
-    writer.add_vocab_size(config.n_rows)
+    writer.add_vocab_size(config.padded_vocab_size)
     if architecture == "gpt2":
         writer.add_layer_norm_eps(config.norm_eps)
     else:
@@ -115,7 +115,7 @@ def _add_vocabulary(gguf, writer, trained):
     ]
     for i in special_texts(tokenizer):
         types[i] = gguf.TokenType.CONTROL
-    for i in range(len(texts), trained.model.config.n_rows):  # of an imported model
+    for i in range(len(texts), trained.model.config.padded_vocab_size):  # of an imported model
         texts.append(f"<|unused_{i}|>")
         types.append(gguf.TokenType.UNUSED)
     writer.add_tokenizer_model("gpt2")  # byte-level BPE

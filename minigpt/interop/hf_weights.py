@@ -78,7 +78,7 @@ def _to_gpt2(config, weights):
     facts = dict(
         architectures=["GPT2LMHeadModel"],
         model_type="gpt2",
-        vocab_size=config.n_rows,
+        vocab_size=config.padded_vocab_size,
         n_positions=config.block_size,
         n_layer=config.n_layer,
         n_head=config.n_head,
@@ -112,7 +112,7 @@ def _to_qwen3(config, weights):
     facts = dict(
         architectures=["Qwen3ForCausalLM"],
         model_type="qwen3",
-        vocab_size=config.n_rows,
+        vocab_size=config.padded_vocab_size,
         max_position_embeddings=config.block_size,
         num_hidden_layers=config.n_layer,
         num_attention_heads=config.n_head,

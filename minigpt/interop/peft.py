@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from minigpt.common.errors import UserError
 from minigpt.interop.export_folder import NAME, check_target, exported
 from minigpt.interop.hf_weights import architecture
-from minigpt.models.lora import PARTS, LoRA, LoRALinear, attach
+from minigpt.models.lora import PARTS, LoRA, LoRALinear, attach, part_sizes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # The matrices of a block, by the names that Hugging Face's classes give them.
@@ -112,7 +112,7 @@ def _pairs(linear, path, names):
     if not isinstance(linear, LoRALinear):
         return
     if path == "attn.qkv" and len({names[part] for part in "qkv"}) == 1:
-        yield names["q"], linear.A, linear.wide()
+        yield names["q"], linear.A, linear.block_diagonal_B()
     else:
         for part, (a, b) in linear.parts().items():
             yield names[part], a, b
@@ -144,7 +144,7 @@ def load_peft(folder, model):
         except KeyError as error:
             raise UserError(f"{folder}/{WEIGHTS}: lacks {error}") from None
         linear = model.blocks[int(match[2])].get_submodule(PARTS[parts[0]][0])
-        sizes = getattr(linear, "split", (linear.out_features,))
+        sizes = part_sizes(linear)
         sizes = sizes if len(parts) > 1 else [sizes[PARTS[parts[0]][1]]]
         if a.shape != (b.size(1), linear.in_features) or len(b) != sum(sizes):
             shapes = f"A {tuple(a.shape)}, B {tuple(b.shape)}"

@@ -18,7 +18,7 @@ import os
 import pickle
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -66,7 +66,7 @@ def save(folder, model, tokenizer, meta, state=None):
     try:
         meta = dict(
             format=FORMAT,
-            model=model.config.as_dict(),
+            model=_shape_to_json(model.config),
             tokenizer=tokenizer.name,
             tokenizer_hash=tokenizer.hash,
             n_vocab=tokenizer.n_vocab,
@@ -175,6 +175,7 @@ def read_meta(folder, hint=None):
         missing += [f"lora: {name}" for name in (*LORA_FACTS, "base") if name not in meta["lora"]]
     if missing:
         raise UserError(f"{folder}/config.json: lacks {', '.join(missing)}; train the run again")
+    meta["model"] = _shape_from_json(meta["model"])
     unknown = sorted(set(meta["model"]) - set(GPTConfig.__dataclass_fields__))
     if unknown:
         raise UserError(
@@ -182,6 +183,21 @@ def read_meta(folder, hint=None):
             f"know; use the version of MiniGPT that trained it"
         )
     return meta
+
+
+# GPTConfig fields that have another name in config.json (format 1).
+JSON_NAMES = {"padded_vocab_size": "n_rows"}
+
+
+def _shape_to_json(config):
+    """A GPTConfig as config.json's "model"."""
+    return {JSON_NAMES.get(name, name): value for name, value in asdict(config).items()}
+
+
+def _shape_from_json(shape):
+    """config.json's "model" with the field names of GPTConfig; those are accepted, too."""
+    names = {old: name for name, old in JSON_NAMES.items()}
+    return {names.get(name, name): value for name, value in shape.items()}
 
 
 def load(

@@ -5,10 +5,8 @@ import re
 import time
 
 import torch
-from torch.nn import functional as F
 
 from minigpt.common.errors import UserError
-from model import Ends
 
 # Dense bfloat16/float16 peak with float32 accumulation, in TFLOP/s, from the makers' data sheets.
 # The first name that the device's own name contains, as words of its own, counts.
@@ -78,35 +76,6 @@ def autocast(device, dtype):
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.split(":")[0], dtype)
-
-
-def has_varlen(device, dtype, head_dim):
-    """Whether PyTorch's attention for sequences of any length runs here, forward and backward, and
-    gives what the masked one gives."""
-    there = device.startswith("cuda") and dtype in (torch.bfloat16, torch.float16)
-    return there and varlen_agrees(device, dtype, head_dim)
-
-
-def varlen_agrees(device, dtype, head_dim):
-    """Whether model.Ends and the mask give the same for two pieces: values and gradients."""
-    generator = torch.Generator(device).manual_seed(0)  # the run's own randomness is left alone
-    shape = dict(device=device, dtype=dtype, generator=generator)
-    q, k, v = (torch.randn(1, 2, 64, head_dim, **shape, requires_grad=True) for _ in range(3))
-    ends = torch.tensor([0, 20, 64, 64], dtype=torch.int32, device=device)
-    pieces = (torch.arange(64, device=device) >= 20).int()
-    mask = (pieces[:, None] == pieces).tril()
-    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-    weights = torch.randn(expected.shape, **shape)  # of a sum, for gradients that tell
-    try:
-        y = Ends(ends).attend(q, k, v)
-        found = y, *torch.autograd.grad(y, (q, k, v), weights)
-    except (RuntimeError, NotImplementedError, ValueError):
-        return False  # this PyTorch, or this card, has no such kernel: the mask serves
-    wanted = expected, *torch.autograd.grad(expected, (q, k, v), weights)
-    return all(
-        torch.allclose(a.float(), b.float(), rtol=0.02, atol=0.05)
-        for a, b in zip(found, wanted, strict=True)
-    )
 
 
 def peak_flops(device):

@@ -84,10 +84,16 @@ def next_token(model, batch):
 
     model: a GPT, compiled or not. Returns (sum, count): a scalar tensor and an int.
     """
-    h = model(batch.x, batch.pieces, batch.positions, ends=batch.ends).flatten(0, 1)
-    h = h.index_select(0, batch.at)  # its gradient is a sum; that of h[at] a GPU would sort for
-    learned = batch.loss_mask.flatten()[batch.at]
-    targets = batch.y.flatten()[batch.at].where(learned, IGNORED)  # (N,), as h is (N, C)
+    h = model(batch.x, batch.segment_ids, batch.positions, cu_seqlens=batch.cu_seqlens).flatten(
+        0, 1
+    )
+    h = h.index_select(
+        0, batch.target_indices
+    )  # its gradient is a sum; that of h[at] a GPU would sort for
+    learned = batch.loss_mask.flatten()[batch.target_indices]
+    targets = batch.y.flatten()[batch.target_indices].where(
+        learned, IGNORED
+    )  # (N,), as h is (N, C)
     weight = model.lm_head.weight
     if not torch.is_grad_enabled():
         weight = weight.detach()  # the function cannot see no_grad: it would take the gradient

@@ -43,7 +43,9 @@ def exported(tmp_path_factory, tiny_model):
     def make(shape, kind="float32", prompt_format="chat"):
         tokenizer = load_tokenizer("zh")
         folder = tmp_path_factory.mktemp("run")
-        model = tiny_model(n_rows=tokenizer.n_rows, block_size=256, **SHAPES[shape])
+        model = tiny_model(
+            padded_vocab_size=tokenizer.padded_vocab_size, block_size=256, **SHAPES[shape]
+        )
         trained = checkpoint.load(save_run(folder, model, tokenizer, prompt_format))
         gguf_export.write_gguf(folder / "it.gguf", trained, kind)
         return trained, folder / "it.gguf"
@@ -58,7 +60,9 @@ def vocabulary(tmp_path_factory, tiny_model):
     @functools.cache
     def make(name):
         tokenizer, folder = tokenizer_called(name), tmp_path_factory.mktemp("vocabulary")
-        model = tiny_model(n_rows=tokenizer.n_rows, n_layer=1, n_head=1, n_embd=2)
+        model = tiny_model(
+            padded_vocab_size=tokenizer.padded_vocab_size, n_layer=1, n_head=1, n_embd=2
+        )
         trained = checkpoint.Checkpoint(folder, model, tokenizer, {"prompt_format": "chat"})
         gguf_export.write_gguf(folder / "it.gguf", trained, "float32")
         return opened(folder / "it.gguf", vocab_only=True)
@@ -102,7 +106,7 @@ def test_special_ids(vocabulary):
 def test_ids_of_an_imported_vocabulary(tmp_path, tiny_model):
     """Its ids do not follow its ranks; and its model has more rows than it needs."""
     ours = imported_tokenizer()
-    model = tiny_model(n_rows=ours.n_rows + 64, n_layer=1, n_head=1, n_embd=2)
+    model = tiny_model(padded_vocab_size=ours.padded_vocab_size + 64, n_layer=1, n_head=1, n_embd=2)
     trained = checkpoint.Checkpoint(tmp_path, model, ours, {"prompt_format": "chat"})
     gguf_export.write_gguf(tmp_path / "it.gguf", trained, "float32")
     llama = opened(tmp_path / "it.gguf")
@@ -162,7 +166,7 @@ def test_smaller_numbers(exported, shape, kind, share, error):
 
 def test_a_row_that_q8_0_cannot_cut_is_float16(tmp_path, tiny_model):
     tokenizer = tokenizer_called("gpt-2")
-    model = tiny_model(n_rows=tokenizer.n_rows, n_embd=40)
+    model = tiny_model(padded_vocab_size=tokenizer.padded_vocab_size, n_embd=40)
     trained = checkpoint.Checkpoint(tmp_path, model, tokenizer, {"prompt_format": "plain"})
     gguf_export.write_gguf(tmp_path / "it.gguf", trained, "q8_0")
     llama = opened(tmp_path / "it.gguf")
@@ -258,13 +262,13 @@ def test_a_pattern_that_llama_cpp_does_not_know(tmp_path, tiny_model):
     ranks = {bytes([byte]): byte for byte in range(256)}
     special = {name: 256 + i for i, name in enumerate(SPECIAL_NAMES)}
     tokenizer = Tokenizer("other", ranks, r"\S+|\s+", special)
-    trained = checkpoint.Checkpoint(tmp_path, tiny_model(n_rows=320), tokenizer, {})
+    trained = checkpoint.Checkpoint(tmp_path, tiny_model(padded_vocab_size=320), tokenizer, {})
     with pytest.raises(UserError, match=r"no name for .*smollm.*take --format=hf"):
         gguf_export.write_gguf(tmp_path / "it.gguf", trained)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_vocabulary_of_bytes(tmp_path, tiny_model, byte_tokenizer):
-    trained = checkpoint.Checkpoint(tmp_path, tiny_model(n_rows=320), byte_tokenizer, {})
+    trained = checkpoint.Checkpoint(tmp_path, tiny_model(padded_vocab_size=320), byte_tokenizer, {})
     with pytest.raises(UserError, match=r"joins nothing.*take --format=hf"):
         gguf_export.write_gguf(tmp_path / "it.gguf", trained)

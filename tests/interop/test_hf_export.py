@@ -79,7 +79,9 @@ def exported(tmp_path_factory, tiny_model):
     def make(shape, prompt_format="chat"):
         tokenizer = load_tokenizer("zh")
         folder = tmp_path_factory.mktemp("run")
-        model = tiny_model(n_rows=tokenizer.n_rows, block_size=64, **SHAPES[shape])
+        model = tiny_model(
+            padded_vocab_size=tokenizer.padded_vocab_size, block_size=64, **SHAPES[shape]
+        )
         save_run(folder, model, tokenizer, prompt_format)
         trained = checkpoint.load(folder)
         hf_export.write_hf(folder / "hf", trained)
@@ -241,7 +243,9 @@ def test_the_classic_answer_mark_stands_behind_the_question():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_logits(exported, shape):
     trained, folder = exported(shape)
-    x = torch.randint(trained.tokenizer.n_rows, (2, 64), generator=torch.Generator().manual_seed(1))
+    x = torch.randint(
+        trained.tokenizer.padded_vocab_size, (2, 64), generator=torch.Generator().manual_seed(1)
+    )
     with torch.no_grad():
         ours, theirs = trained.model.logits(trained.model(x)), model_of(folder)(x).logits
     assert theirs.std() > 0.1
@@ -296,7 +300,7 @@ def test_other_dtypes_are_the_weights_rounded(exported, tmp_path, dtype):
 
 
 def test_what_float16_cannot_hold_is_said(tmp_path, tiny_model, byte_tokenizer):
-    model = tiny_model(n_rows=byte_tokenizer.n_rows)
+    model = tiny_model(padded_vocab_size=byte_tokenizer.padded_vocab_size)
     with torch.no_grad():
         model.norm.weight[3] = 70_000
     trained = checkpoint.load(save_run(tmp_path, model, byte_tokenizer))
@@ -316,7 +320,7 @@ def test_what_float16_cannot_hold_is_said(tmp_path, tiny_model, byte_tokenizer):
     ],
 )
 def test_a_shape_of_neither(tmp_path, tiny_model, byte_tokenizer, knobs, named):
-    model, meta = tiny_model(n_rows=320, **knobs), {"prompt_format": "plain"}
+    model, meta = tiny_model(padded_vocab_size=320, **knobs), {"prompt_format": "plain"}
     trained = checkpoint.Checkpoint(tmp_path, model, byte_tokenizer, meta)
     with pytest.raises(UserError) as error:
         hf_export.write_hf(tmp_path / "hf", trained)
@@ -358,7 +362,7 @@ def test_export_says_what_it_wrote_and_what_comes_next(run_folder):
 
 def test_the_answer_mark_of_gpt2_is_noted(tmp_path, tiny_model):
     gpt2 = load_tokenizer("gpt2")
-    save_run(tmp_path, tiny_model(n_rows=gpt2.n_rows, n_embd=8), gpt2, "qa")
+    save_run(tmp_path, tiny_model(padded_vocab_size=gpt2.padded_vocab_size, n_embd=8), gpt2, "qa")
     code, told, _ = run_here("tools/export.py", f"--out_dir={tmp_path}")
     assert code == 0 and 'note: the answer mark "##" is ordinary text in gpt2' in told
 

@@ -81,7 +81,7 @@ def test_the_logits_of_transformers(theirs, folder):
     assert expected.std() > 0.1  # not all alike
     torch.testing.assert_close(found[..., :KNOWN], expected[..., :KNOWN], atol=1e-4, rtol=0)
     assert load(f"hf:{folder}").tokenizer.n_vocab == KNOWN + 4  # PAD, A, IM_START, IM_END
-    assert ours.config.n_rows == 512  # 470, and up to a multiple of 64
+    assert ours.config.padded_vocab_size == 512  # 470, and up to a multiple of 64
     assert ours.config.block_size == 40
 
 

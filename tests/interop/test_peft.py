@@ -206,7 +206,7 @@ def run(*words):
 
 
 def test_the_script(tmp_path, kind, tiny_model, byte_tokenizer):
-    model = tiny_model(n_rows=byte_tokenizer.n_rows, **SHAPES[kind])
+    model = tiny_model(padded_vocab_size=byte_tokenizer.padded_vocab_size, **SHAPES[kind])
     base = save_run(tmp_path / "out" / "base", model, byte_tokenizer)
     attach(model, LoRA(2, base=base, base_hash=checkpoint.weights_hash(base)))
     stir(adapters(model).values())

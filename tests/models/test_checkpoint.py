@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from minigpt.tokenizer.tokenizer import load_tokenizer
 
 @pytest.fixture
 def model(tiny_model, byte_tokenizer):
-    return tiny_model(n_rows=byte_tokenizer.n_rows)
+    return tiny_model(padded_vocab_size=byte_tokenizer.padded_vocab_size)
 
 
 @pytest.fixture
@@ -55,7 +56,9 @@ def version_of(folder):
 def test_what_is_saved_is_loaded(folder, tiny_model, byte_tokenizer, tied, classic):
     shape = dict(position="learned", norm="layernorm", mlp="gelu", bias=True, qk_norm=False)
     shape = shape if classic else dict(n_kv_head=2, head_dim=10)
-    model = tiny_model(n_rows=byte_tokenizer.n_rows, tie_embeddings=tied, **shape)
+    model = tiny_model(
+        padded_vocab_size=byte_tokenizer.padded_vocab_size, tie_embeddings=tied, **shape
+    )
     state = dict(step=7, optimizers=[{"state": {0: {"momentum": torch.randn(3)}}}], none=None)
     checkpoint.save(folder, model, byte_tokenizer, meta(7), state)
     found = checkpoint.load(folder)
@@ -114,12 +117,12 @@ def test_a_vocabulary_outlives_the_run_it_came_from(folder, model, byte_tokenize
 def test_which_tokenizers_a_run_keeps(folder, tiny_model):
     """zh, whose shipped file may change with a version; not gpt2, which never does."""
     zh = load_tokenizer("zh")
-    save(folder, tiny_model(n_rows=zh.n_rows, n_layer=1, n_embd=4), zh, 1)
+    save(folder, tiny_model(padded_vocab_size=zh.padded_vocab_size, n_layer=1, n_embd=4), zh, 1)
     assert (folder / "tokenizer.tiktoken").read_bytes() == zh.files[0].read_bytes()
     assert checkpoint.load(folder).tokenizer.hash == zh.hash
     gpt2 = load_tokenizer("gpt2")
     other = folder.with_name("other")
-    save(other, tiny_model(n_rows=gpt2.n_rows, n_layer=1, n_embd=4), gpt2, 1)
+    save(other, tiny_model(padded_vocab_size=gpt2.padded_vocab_size, n_layer=1, n_embd=4), gpt2, 1)
     assert {path.name for path in other.iterdir()} == {*checkpoint.FILES[:2], "config.json"}
     assert checkpoint.load(other).tokenizer.name == "gpt2"
 
@@ -247,7 +250,9 @@ def test_a_full_disk_leaves_the_last_one_whole(folder, model, byte_tokenizer, si
 def test_a_full_disk_while_state_or_config_is_written(
     folder, tiny_model, byte_tokenizer, monkeypatch
 ):
-    model = tiny_model(n_rows=byte_tokenizer.n_rows, n_layer=1, n_embd=8)  # 15 kB
+    model = tiny_model(
+        padded_vocab_size=byte_tokenizer.padded_vocab_size, n_layer=1, n_embd=8
+    )  # 15 kB
     save(folder, model, byte_tokenizer, 1)
     with full_disk(30_000), pytest.raises(OSError):  # the weights fit, state.pt does not
         save(folder, model, byte_tokenizer, 2)
@@ -311,7 +316,7 @@ def test_a_broken_config(folder, model, byte_tokenizer, text):
 
 def test_a_shape_that_this_version_does_not_know(folder, model, byte_tokenizer):
     save(folder, model, byte_tokenizer, 1)
-    change_config(folder, model={**model.config.as_dict(), "mystery": 3})
+    change_config(folder, model={**asdict(model.config), "mystery": 3})
     text = complaint(checkpoint.load, folder)
     assert "config.json" in text and "mystery" in text
 

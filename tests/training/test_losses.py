@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from data_utils import BEGIN, TARGET, Batch
+from data_utils import IS_START, TARGET, Batch
 from minigpt.training import losses as objectives
 from minigpt.training.losses import LinearCrossEntropy, next_token
 
@@ -107,8 +107,8 @@ def some_rows(n=6, length=12, n_rows=64, seed=0):
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(n_rows, (n, length), generator=generator)
     mask = (torch.rand(n, length, generator=generator) < 0.5).int() * TARGET
-    mask[:, 0] = BEGIN
-    mask[:, 5] = BEGIN
+    mask[:, 0] = IS_START
+    mask[:, 5] = IS_START
     return tokens, mask.to(torch.uint8)
 
 
@@ -150,7 +150,7 @@ def assert_same(one, two):
 def test_places_that_only_pad_count_for_nothing(tiny_model):
     model, batch = tiny_model(), a_batch(*some_rows())
     padded = batch.padded(targets=batch.count + 5)
-    assert len(padded.at) > batch.count
+    assert len(padded.target_indices) > batch.count
     assert_same(gradient(model, [padded]), gradient(model, [batch]))
 
 
@@ -164,7 +164,7 @@ def test_accumulation_and_padding_change_nothing(tiny_model):
         assert_same(gradient(model, [a_batch(*part) for part in parts]), whole)
     # The same rows with a tail of padding, which begins a piece of its own and is never a target.
     padding, marks = torch.zeros(6, 4, dtype=torch.int64), torch.zeros(6, 4, dtype=torch.uint8)
-    marks[:, 0] = BEGIN
+    marks[:, 0] = IS_START
     padded = a_batch(torch.cat((tokens, padding), 1), torch.cat((mask, marks), 1))
     assert_same(gradient(model, [padded]), whole)
     # Pieces one a row instead of two: the same pieces, so the same loss.
