@@ -248,7 +248,7 @@ def test_only_an_export_is_replaced(tmp_path):
     (run / "small-q8_0.gguf").unlink()
     (run / "small-q8_0.gguf").mkdir()
     code, _, complaint = run_here("tools/export.py", *words)
-    assert code == 2 and "is a folder, and a GGUF export is a file" in complaint
+    assert code == 2 and "is a folder, but a GGUF export is a file" in complaint
 
 
 def test_without_the_package(monkeypatch, tmp_path, byte_tokenizer):
@@ -263,12 +263,12 @@ def test_a_pattern_that_llama_cpp_does_not_know(tmp_path, tiny_model):
     special = {name: 256 + i for i, name in enumerate(SPECIAL_NAMES)}
     tokenizer = Tokenizer("other", ranks, r"\S+|\s+", special)
     trained = checkpoint.Checkpoint(tmp_path, tiny_model(padded_vocab_size=320), tokenizer, {})
-    with pytest.raises(UserError, match=r"no name for .*smollm.*take --format=hf"):
+    with pytest.raises(UserError, match=r"does not know .*smollm.*use --format=hf"):
         gguf_export.write_gguf(tmp_path / "it.gguf", trained)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_vocabulary_of_bytes(tmp_path, tiny_model, byte_tokenizer):
     trained = checkpoint.Checkpoint(tmp_path, tiny_model(padded_vocab_size=320), byte_tokenizer, {})
-    with pytest.raises(UserError, match=r"joins nothing.*take --format=hf"):
+    with pytest.raises(UserError, match=r"no merges.*use --format=hf"):
         gguf_export.write_gguf(tmp_path / "it.gguf", trained)

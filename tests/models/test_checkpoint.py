@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from minigpt.common.errors import UserError
 from minigpt.models import checkpoint
 from minigpt.tokenizer.tokenizer import load_tokenizer
+from model import GPTConfig
 
 
 @pytest.fixture
@@ -81,6 +82,18 @@ def test_what_is_saved_is_loaded(folder, tiny_model, byte_tokenizer, tied, class
     assert about["model"]["n_embd"] == 32 and about["tokenizer_hash"] == byte_tokenizer.hash
     names = {"config.json", "model.safetensors", "state.pt", "tokenizer.tiktoken", "tokenizer.json"}
     assert {path.name for path in folder.iterdir()} == names
+
+
+def test_config_json_keeps_its_keys(folder, model, byte_tokenizer):
+    """Earlier versions read what this one writes, and the reverse."""
+    save(folder, model, byte_tokenizer, 1)
+    about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert list(about["model"].items())[:3] == [("n_rows", 320), ("block_size", 16), ("n_layer", 2)]
+    names = {"padded_vocab_size": "n_rows"}
+    assert list(about["model"]) == [names.get(f.name, f.name) for f in fields(GPTConfig)]
+    assert checkpoint.read_meta(folder)["model"] == asdict(model.config)
+    change_config(folder, model=asdict(model.config))  # the code's own names are accepted, too
+    assert version_of(folder) == 1
 
 
 def test_loading_in_another_number_format(folder, model, byte_tokenizer):
