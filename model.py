@@ -250,6 +250,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020), or GELU as in GPT-2."""
+
     def __init__(self, config):
         super().__init__()
         self.swiglu = config.mlp == "swiglu"
@@ -334,10 +336,8 @@ class GPT(nn.Module):
         if positions is None:
             positions = torch.arange(T, device=x.device).unsqueeze(0)  # (1, T)
         dropout = self.config.dropout if self.training else 0.0
-        if (
-            cache is not None or dropout or not self.use_varlen_attention
-        ):  # the kernel has no dropout
-            cu_seqlens = None
+        if cache is not None or dropout or not self.use_varlen_attention:
+            cu_seqlens = None  # the kernel has neither dropout nor our cache
         mask = None  # plain causal attention
         if cache is not None:
             mask = cache_mask(positions, cache[0].length, self.wte.weight.dtype)  # (B, 1, T, L)

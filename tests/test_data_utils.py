@@ -1,4 +1,4 @@
-"""Blocks → batches: order, sharding, masks and pieces by hand, and every complaint."""
+"""Blocks → batches: order, sharding, masks and segments by hand, and every error message."""
 
 import json
 from collections import Counter
@@ -116,7 +116,7 @@ def test_shift_and_mask_by_hand():
     batch = Batch.of(tokens, mask, isolated=False)
     assert batch.x.tolist() == [[5, 6, 7, 8, 9]]
     assert batch.y[0, :4].tolist() == [6, 7, 8, 9]
-    # Learned are 7 (read after 6) and 9 (after 8); nothing stands before 5; nothing follows 9.
+    # Targets are 7 (after 6) and 9 (after 8); 5 has no token before it, and 9 none after it.
     assert batch.loss_mask.tolist() == [[False, True, False, True, False]]
     assert batch.count == 2
     assert batch.x.dtype == batch.y.dtype == torch.int64 and batch.loss_mask.dtype == torch.bool
@@ -124,8 +124,9 @@ def test_shift_and_mask_by_hand():
     assert batch.target_indices.tolist() == [1, 3]
 
 
-def test_pieces_and_positions_by_hand():
-    # Three pieces in the first row (IS_START is 2), two in the second: row starts need no mark.
+def test_segments_and_positions_by_hand():
+    # Three segments in the first row (IS_START is 2), two in the second, whose first bit is not
+    # needed.
     mask = np.array([[2, 1, 1, 2, 1, 2], [0, 0, 0, 0, 2, 0]], np.uint8)
     batch = Batch.of(np.zeros((2, 6), np.uint16), mask, isolated=True)
     assert batch.segment_ids.tolist() == [[1, 1, 1, 2, 2, 3], [1, 1, 1, 1, 2, 2]]
@@ -138,25 +139,25 @@ def test_pieces_and_positions_by_hand():
     )
 
 
-def test_targets_and_pieces_of_few_lengths():
+def test_padding_to_few_lengths():
     mask = np.array([[2, 1, 1, 2, 1, 2], [0, 0, 0, 0, 2, 0]], np.uint8)
     batch = Batch.of(np.zeros((2, 6), np.uint16), mask, isolated=True)
     assert batch.target_indices.tolist() == [0, 1, 3]
     padded = batch.padded(targets=4, segments=4)
-    assert padded.target_indices.tolist() == [0, 1, 3, 11]  # the last place is never a target
+    assert padded.target_indices.tolist() == [0, 1, 3, 11]  # the last token is never a target
     assert padded.cu_seqlens.tolist() == [0, 3, 5, 6, 10, 12, 12, 12]
     assert padded.count == 3
 
 
 @given(st.lists(st.booleans(), min_size=8, max_size=8))
 @settings(max_examples=40)
-def test_positions_count_from_each_beginning(begins):
-    mask = np.array([begins], np.uint8) * IS_START
+def test_positions_restart_with_each_segment(is_start):
+    mask = np.array([is_start], np.uint8) * IS_START
     batch = Batch.of(np.zeros((1, 8), np.uint16), mask, isolated=True)
-    place, piece = -1, 0
-    for i, begin in enumerate(begins):
-        place, piece = (0, piece + 1) if begin or i == 0 else (place + 1, piece)
-        assert batch.positions[0, i] == place and batch.segment_ids[0, i] == piece
+    position, segment = -1, 0
+    for i, start in enumerate(is_start):
+        position, segment = (0, segment + 1) if start or i == 0 else (position + 1, segment)
+        assert batch.positions[0, i] == position and batch.segment_ids[0, i] == segment
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -202,7 +203,7 @@ def test_a_good_dataset(dataset, byte_tokenizer):
 @pytest.mark.parametrize(
     ("layout", "isolated"), [("pad", False), ("split", False), ("concat", True), ("packed", False)]
 )
-def test_only_concat_keeps_pieces_apart(dataset, layout, isolated):
+def test_only_concat_separates_segments(dataset, layout, isolated):
     change_meta(dataset, layout=layout)
     assert Blocks(dataset, "train").isolated is isolated
 

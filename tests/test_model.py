@@ -28,20 +28,20 @@ def randomized(reference, seed=0):
 
 
 def assert_same_logits(model, reference, n_tokens, block_size):
-    """And the same gradients of all weights, by what those logits are worth."""
+    """And the same gradients of all weights, for random gradients of the logits."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randint(n_tokens, (3, block_size), generator=generator)
     ours, theirs = model.logits(model(x)), reference(x).logits
-    with torch.no_grad():  # as texts are written: another way through RMSNorm
-        writing = model.logits(model(x))
-    assert theirs.std() > 0.1  # the comparison is of numbers that are not all alike
-    torch.testing.assert_close(writing, theirs.detach(), atol=1e-4, rtol=0)
+    with torch.no_grad():  # generation: RMSNorm takes another path
+        no_grad = model.logits(model(x))
+    assert theirs.std() > 0.1  # the compared numbers differ from one another
+    torch.testing.assert_close(no_grad, theirs.detach(), atol=1e-4, rtol=0)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
-    worth = torch.randn(theirs.shape, generator=generator) / theirs.numel()
-    (ours * worth).sum().backward()
-    (theirs * worth).sum().backward()
+    grad = torch.randn(theirs.shape, generator=generator) / theirs.numel()
+    ours.backward(grad)
+    theirs.backward(grad)
     gradients = {name: weight.grad for name, weight in reference.state_dict(keep_vars=True).items()}
-    expected = from_hf(reference.config.to_dict(), gradients)  # named and laid out as ours are
+    expected = from_hf(reference.config.to_dict(), gradients)  # with our names and layout
     for (name, weight), gradient in zip(
         model.named_parameters(), expected.parameters(), strict=True
     ):
@@ -190,17 +190,17 @@ def test_a_later_token_changes_nothing_before_it(model, cut, seed):
 
 @given(lengths=st.lists(st.integers(1, 8), min_size=1, max_size=6), seed=st.integers(0, 99))
 @settings(max_examples=20)
-def test_packed_equals_padded_piece_for_piece(model, lengths, seed):
+def test_packed_equals_padded_segment_by_segment(model, lengths, seed):
     while sum(lengths) > 16:
         lengths.pop()
     x = torch.randint(64, (1, sum(lengths)), generator=torch.Generator().manual_seed(seed))
     numbers = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     positions = torch.cat([torch.arange(length) for length in lengths])
     packed = read_out(model, x, numbers[None], positions[None])[0]
-    for piece, logits in zip(x[0].split(lengths), packed.split(lengths), strict=True):
+    for segment, logits in zip(x[0].split(lengths), packed.split(lengths), strict=True):
         padded = torch.zeros(1, 16, dtype=torch.int64)
-        padded[0, : len(piece)] = piece
-        alone = read_out(model, padded)[0, : len(piece)]
+        padded[0, : len(segment)] = segment
+        alone = read_out(model, padded)[0, : len(segment)]
         torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-5)
 
 
@@ -275,7 +275,7 @@ def test_the_self_test_of_varlen_attention(monkeypatch, kernel, agrees):
 )
 @settings(max_examples=20)
 def test_cached_equals_whole(model, steps, seed):
-    """Tokens fed in steps of any size, in slots 1 and 2 of 4 whose rests hold rubbish."""
+    """Tokens fed in steps of any size, in slots 1 and 2 of 4, over random old contents."""
     while sum(steps) > 16:
         steps.pop()
     x = torch.randint(64, (2, sum(steps)), generator=torch.Generator().manual_seed(seed))
@@ -290,7 +290,7 @@ def test_cached_equals_whole(model, steps, seed):
         rows = cache.rows(slice(1, 3), place)
         parts.append(read_out(model, part, positions=positions, cache=rows))
     torch.testing.assert_close(torch.cat(parts, 1), read_out(model, x), atol=1e-5, rtol=1e-5)
-    assert torch.equal(cache.k[:, [0, 3]], others)  # the neighbours' slots are left alone
+    assert torch.equal(cache.k[:, [0, 3]], others)  # other slots are unchanged
 
 
 def test_rows_of_different_lengths_share_a_step(model):
@@ -333,7 +333,7 @@ def test_the_start_follows_the_seed_and_is_small():
     assert one.blocks[0].mlp.fc.bias.abs().max() == 0
     x, y = torch.randint(320, (2, 4, 32))
     loss = F.cross_entropy(read_out(one.eval(), x).flatten(0, 1), y.flatten())
-    assert abs(loss - math.log(320)) < 0.1  # it knows nothing
+    assert abs(loss - math.log(320)) < 0.1  # it predicts all tokens equally
 
 
 def test_dropout_acts_in_training_alone(tiny_model):
@@ -345,8 +345,8 @@ def test_dropout_acts_in_training_alone(tiny_model):
     model.eval()
 
 
-def kept_by(module, x):
-    """(its output, bytes beside its weights that it keeps for the backward pass)."""
+def stored_by(module, x):
+    """(output, bytes that it stores for the backward pass, weights excluded)."""
     kept = {}
 
     def keep(tensor):
@@ -378,10 +378,10 @@ def test_rmsnorm_as_pytorch_has_it(shape, seed):
         torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_rmsnorm_keeps_its_input_alone_and_respects_what_is_frozen():
+def test_rmsnorm_stores_its_input_only_and_respects_frozen_weights():
     norm, x = model_module.RMSNorm(8, 1e-6), torch.randn(2, 5, 8)
-    y, kept = kept_by(norm, x)
-    assert kept == 4 * (x.numel() + 2 * 5)
+    y, stored = stored_by(norm, x)
+    assert stored == 4 * (x.numel() + 2 * 5)
     y.sum().backward()
     assert norm.weight.grad is not None and x.grad is None
     norm.zero_grad()
@@ -395,9 +395,9 @@ def test_activation_checkpointing_of_an_mlp(tiny_model, shape, monkeypatch):
     monkeypatch.setattr(model_module, "ACTIVATION_CHECKPOINTING_FROM", 2 * 16)
     mlp = tiny_model(**shape).blocks[0].mlp
     x = torch.randn(2, 16, mlp.fc.in_features)
-    y, kept = kept_by(mlp, x)
+    y, stored = stored_by(mlp, x)
     # Stored: the input and the output of fc. The activations are recomputed.
-    assert kept == 4 * (x.numel() + 2 * 16 * mlp.fc.out_features)
+    assert stored == 4 * (x.numel() + 2 * 16 * mlp.fc.out_features)
     y.square().sum().backward()
     lean = [weight.grad.clone() for weight in mlp.parameters()]
     mlp.zero_grad()

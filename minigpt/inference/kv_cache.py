@@ -1,8 +1,9 @@
-"""The key/value cache of generation: what Attention of model.py reads and writes through `cache`.
+"""The key/value cache of generation, which Attention in model.py reads and writes.
 
-cache = KVCache(model.config, n_slots=4)
-positions = torch.arange(8)[None]                                    # (B, T) of the new tokens
-h = model(x, positions=positions, cache=cache.rows(slice(0, 1), length=8))
+    cache = KVCache(model.config, n_slots=4)
+    h = model(x, positions=positions, cache=cache.rows(slice(0, 1), length=8))
+
+Here x (1, T) are the tokens at `positions` (1, T), of which the last is 7.
 """
 
 import torch

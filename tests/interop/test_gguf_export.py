@@ -89,7 +89,7 @@ def test_ids_of_real_text(shared_data, vocabulary, name):
     files = [path for path in sorted(shared_data.rglob("*")) if path.suffix in (".txt", ".jsonl")]
     for path in files:
         with open(path, encoding="utf-8") as file:
-            text = file.read(30_000)
+            text = file.read(10_000)
         assert ids_of(vocabulary(name), text) == tokenizer_called(name).encode(text), path
 
 
@@ -203,11 +203,11 @@ def test_an_answer(tmp_path, prompt_format, question):
     """Through llama.cpp's own chat: template, ids, network and the end."""
     run = save_scripted_run(tmp_path / "run", load_tokenizer("zh"), "巴黎", prompt_format)
     path = tmp_path / "it.gguf"
-    code, told, _ = run_here(
+    code, output, _ = run_here(
         "tools/export.py", f"--out_dir={run}", "--format=gguf", f"--output={path}"
     )
-    assert code == 0 and f"{path.stat().st_size:,} bytes  {path}" in told
-    assert "note: Ollama has an engine of its own for qwen3" in told
+    assert code == 0 and f"{path.stat().st_size:,} bytes  {path}" in output
+    assert "note: Ollama has an engine of its own for qwen3" in output
     answer = opened(path).create_chat_completion(
         [{"role": "user", "content": question}], temperature=0, max_tokens=20
     )
@@ -240,8 +240,8 @@ def test_only_an_export_is_replaced(tmp_path):
     run = save_scripted_run(tmp_path / "small", load_tokenizer("zh"), "巴黎")
     words = f"--out_dir={run}", "--format=gguf", "--dtype=q8_0"
     for _ in range(2):
-        code, told, _ = run_here("tools/export.py", *words)
-        assert code == 0 and str(run / "small-q8_0.gguf") in told
+        code, output, _ = run_here("tools/export.py", *words)
+        assert code == 0 and str(run / "small-q8_0.gguf") in output
     (run / "small-q8_0.gguf").write_bytes(b"GGUF of somebody else")
     code, _, complaint = run_here("tools/export.py", *words)
     assert code == 2 and "is another file; only an earlier export is replaced" in complaint

@@ -201,8 +201,8 @@ def test_nothing_but_adapters_is_overwritten(folder, model):
 
 
 def run(*words):
-    code, told, complaint = run_here("tools/adapters.py", *words)
-    return code, told + complaint
+    code, output, complaint = run_here("tools/adapters.py", *words)
+    return code, output + complaint
 
 
 def test_the_script(tmp_path, kind, tiny_model, byte_tokenizer):

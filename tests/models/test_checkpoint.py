@@ -144,7 +144,7 @@ def test_which_tokenizers_a_run_keeps(folder, tiny_model):
 
 
 class Killed(BaseException):
-    """What stands here for kill -9: after it nothing more is written or cleaned up."""
+    """Simulates kill -9: after it nothing more is written or cleaned up."""
 
 
 def kill_at(patch, moment):

@@ -9,7 +9,7 @@ import signal
 import pytest
 import test_train
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from test_train import assert_same_run, at_step, same_bits, weights_of
@@ -109,6 +109,7 @@ def layers(draw):
     return linear, layer
 
 
+@settings(max_examples=40)
 @given(layers(), st.booleans(), st.booleans())
 def test_values_and_gradients_are_those_of_the_formula(drawn, training, x_moves):
     linear, layer = drawn
@@ -349,7 +350,7 @@ def test_adapters_on_adapters(runs, byte_tokenizer, tmp_path):
 def test_runs_that_move(runs, tmp_path, monkeypatch):
     base, folder, _ = runs
     elsewhere = shutil.copytree(folder, tmp_path / "far" / "away" / "lora")
-    checkpoint.load(elsewhere)  # its base stands where it stood
+    checkpoint.load(elsewhere)  # its base is where it was
     moved = tmp_path / "moved"
     (tmp_path / "out").rename(moved)
     checkpoint.load(moved / "lora")  # and here both moved
