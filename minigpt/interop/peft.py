@@ -43,10 +43,10 @@ STRANGE += ("velora_config", "monteclora_config", "arrow_config", "kasa_config")
 
 
 def write_peft(folder, model):
-    """Write the adapters of `model` as a folder of peft's, for the base as tools/export.py writes
-    it.
+    """Write the adapters of `model` as a peft folder, for the base that tools/export.py exports.
 
-    UserError where the shape has no architecture there, and where `folder` holds anything else.
+    UserError if no architecture of Hugging Face fits the model, and if `folder` has anything but an
+    earlier export.
     """
     check_target(folder, stranger)
     kind = architecture(model.config)
@@ -64,7 +64,7 @@ def write_peft(folder, model):
     config = dict(
         peft_type="LORA",
         task_type="CAUSAL_LM",
-        # Where tools/export.py puts it where nothing else is said.
+        # The default output of tools/export.py.
         base_model_name_or_path=(lora.base / "hf").as_posix() if lora.base else "",
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -72,7 +72,7 @@ def write_peft(folder, model):
         target_modules=sorted(ranks),
         rank_pattern=higher,
         alpha_pattern={name: lora.scale * rank for name, rank in higher.items()},
-        fan_in_fan_out=kind == "GPT2LMHeadModel",  # its matrices lie transposed
+        fan_in_fan_out=kind == "GPT2LMHeadModel",  # its Conv1D has (n_in, n_out)
         bias="none",
         inference_mode=True,
     )
@@ -108,7 +108,7 @@ def _is_ours(path):
 
 
 def _pairs(linear, path, names):
-    """(name there, A, B) of each matrix that has adapters in the module `linear` at `path`."""
+    """(peft's name, A, B) of each matrix with adapters in the module `linear` at `path`."""
     if not isinstance(linear, LoRALinear):
         return
     if path == "attn.qkv" and len({names[part] for part in "qkv"}) == 1:
