@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from minigpt.common.errors import UserError
-from model import KVCache
+from minigpt.inference.kv_cache import KVCache
 
 MOST_LOGPROBS = 20  # likeliest tokens that a request may ask to see
 
@@ -183,7 +183,7 @@ class Engine:
     def __init__(self, model, n_vocab=None, n_slots=8, prefill_chunk=64, fixed_width=False):
         self.model = model.eval()
         self.block_size = model.config.block_size
-        self.n_vocab = n_vocab or model.config.n_rows
+        self.n_vocab = n_vocab or model.config.padded_vocab_size
         self.n_slots, self.prefill_chunk, self.fixed_width = n_slots, prefill_chunk, fixed_width
         weight = model.wte.weight
         self.device = weight.device
