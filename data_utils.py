@@ -1,7 +1,10 @@
-"""Blocks → batches: what data/prepare.py wrote, memory-mapped, as tensors for train.py.
+"""Blocks → batches: the files of data/prepare.py, memory-mapped, as tensors for train.py.
 
-A dataset folder holds {train,val}.bin (tokens), {train,val}.mask (a byte a token) and meta.json.
-Batch number i is a pure function of the seed and of i: a resumed run needs no state but its step.
+    blocks = Blocks("data/wiki", "train")
+    batch = Batches(blocks, batch_size=8, seed=1)[0]      # a Batch: x, y, loss_mask, …
+
+A dataset folder has {train,val}.bin (tokens), {train,val}.mask (a byte per token) and meta.json.
+Batch i is a function of the seed and of i alone, so a resumed run needs no state but its step.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +19,7 @@ from torch.nn import functional as F
 from minigpt.common.errors import UserError
 from minigpt.common.files import read_json, read_unchanged, set_aside
 from minigpt.common.types import typed
-from minigpt.data.block_format import BEGIN, FORMAT, TARGET
+from minigpt.data.block_format import FORMAT, IS_START, TARGET
 
 # What meta.json must hold for the blocks to be read.
 FACTS = dict(
@@ -95,8 +98,8 @@ def _command(meta, folder, make="python data/prepare.py --input=PATH"):
 class Blocks:
     """One split of a dataset, memory-mapped and checked.
 
-    tokens: (n_blocks, block_size) token ids;  mask: the same shape, bits TARGET and BEGIN.
-    isolate: keep the pieces of a block apart where the layout is concat; false reads a row as one.
+    tokens: (n_blocks, block_size) token ids;  mask: the same shape, bits TARGET and IS_START.
+    isolate: keep the segments of a block apart in the layout concat; false: a row is one segment.
     Raises UserError where the files contradict meta.json, the tokenizer or the block size wanted,
     where they hold another kind of data, and for isolate=False where nothing is to be kept apart.
     """
@@ -141,7 +144,7 @@ class Blocks:
                 f"isolate=false: {name} has the layout {meta['layout']}, which keeps nothing "
                 f"apart; prepare the data with --layout=concat, or leave isolate at true"
             )
-        self.isolated = isolate and meta["layout"] == "concat"  # several pieces in a block
+        self.isolated = isolate and meta["layout"] == "concat"  # several segments in a block
         highest = max(int(part.max()) for part in np.array_split(self.tokens, _parts(self.tokens)))
         if highest >= meta["n_vocab"]:
             raise UserError(
@@ -183,8 +186,8 @@ class Blocks:
         return len(self.tokens)
 
     @property
-    def tokens_each(self):
-        """How many tokens the network reads for one of them."""
+    def tokens_per_block(self):
+        """How many tokens the model reads for one of them."""
         return self.block_size
 
     def batch(self, rows):
@@ -192,8 +195,8 @@ class Blocks:
         return Batch.of(self.tokens[rows], self.mask[rows], self.isolated, rows)
 
     @property
-    def share_of_targets(self):
-        """Targets as a share of all tokens, 0 to 1."""
+    def target_fraction(self):
+        """Targets as a fraction of all tokens, 0 … 1."""
         return self.meta["counts"][self.split]["targets"] / self.tokens.size
 
 
@@ -205,79 +208,89 @@ def _parts(tokens):
 class Batch:
     """B blocks of T tokens on a device.
 
-    x: (B, T) int64, tokens in.  y: (B, T) int64, x shifted by one.  loss_mask: (B, T) bool, which
-    of y are learned; the last one of a row never is.  pieces, positions: (B, T) int64, which piece
-    a token belongs to and its place in it; None where a row is one piece. ends: (n + 1,) int32,
-    0 and where each piece ends in all rows one after the other; None where pieces is.
-    at: (N,) int64, places of the targets in those rows; N = count, or more (see padded()).
-    count: how many targets the batch has (known without waiting for the device).
+    x: (B, T) int64, tokens in.
+    y: (B, T) int64, targets: x shifted by one.
+    loss_mask: (B, T) bool, which of y count in the loss; the last one of a row never does.
+    segment_ids, positions: (B, T) int64, the segment of a token and its position in it; None if
+        each row is one segment.
+    cu_seqlens: (n + 1,) int32, 0 and where each segment ends, counted through the rows one after
+        the other; None if segment_ids is.
+    target_indices: (N,) int64, where loss_mask is true, counted in the same way; N = count, or more
+        after padded().
+    count: number of targets, an int, so that nothing waits for the device.
+    rows: (B,) numbers of the blocks, for messages.
     """
 
     x: torch.Tensor
     y: torch.Tensor
     loss_mask: torch.Tensor
-    pieces: torch.Tensor | None
+    segment_ids: torch.Tensor | None
     positions: torch.Tensor | None
-    ends: torch.Tensor | None
-    at: torch.Tensor
+    cu_seqlens: torch.Tensor | None
+    target_indices: torch.Tensor
     count: int
-    rows: np.ndarray  # numbers of the blocks, for messages
+    rows: np.ndarray
 
     @classmethod
     def of(cls, tokens, mask, isolated, rows=None):
-        """A Batch on the CPU from arrays (B, T) of ids and mask bytes."""
-        tokens = tokens.astype(np.int64)
+        """A Batch on the CPU from arrays (B, T) of token ids and mask bytes. isolated: whether
+        IS_START separates segments; false: each row is one segment."""
+        tokens = tokens.astype(np.int64)  # (B, T)
         y = np.zeros_like(tokens)
         y[:, :-1] = tokens[:, 1:]
         loss_mask = np.zeros(tokens.shape, bool)
         loss_mask[:, :-1] = mask[:, 1:] & TARGET
-        pieces = positions = ends = None
-        at = np.flatnonzero(loss_mask)
+        target_indices = np.flatnonzero(loss_mask)
+        segment_ids = positions = cu_seqlens = None
         if isolated:
-            begins = (mask & BEGIN) > 0
-            begins[:, 0] = True
-            places = np.arange(tokens.shape[1])
-            pieces = begins.cumsum(1)
-            positions = places - np.maximum.accumulate(np.where(begins, places, 0), 1)
-            ends = np.append(np.flatnonzero(begins), begins.size).astype(np.int32)
-        arrays = (tokens, y, loss_mask, pieces, positions, ends, at)
+            is_start = (mask & IS_START) > 0  # (B, T)
+            is_start[:, 0] = True
+            columns = np.arange(tokens.shape[1])
+            segment_ids = is_start.cumsum(1)
+            positions = columns - np.maximum.accumulate(np.where(is_start, columns, 0), 1)
+            cu_seqlens = np.append(np.flatnonzero(is_start), is_start.size).astype(np.int32)
+        arrays = (tokens, y, loss_mask, segment_ids, positions, cu_seqlens, target_indices)
         tensors = [None if a is None else torch.from_numpy(a) for a in arrays]
-        return cls(*tensors, count=len(at), rows=rows)
+        return cls(*tensors, count=len(target_indices), rows=rows)
 
-    def padded(self, targets=1024, pieces=256):
-        """The batch with `at` and `ends` of lengths that are multiples of these two, so that
-        compiled code meets few shapes: to `at` comes the last place, which is never a target; to
-        `ends` pieces of no length, fewer, for the attention kernel goes to each of them."""
+    def padded(self, targets=1024, segments=256):
+        """The batch with target_indices and cu_seqlens padded to multiples of these lengths, so
+        that compiled code meets few shapes.
 
-        def longer(tensor, multiple, value):
+        target_indices is padded with the last token, which is never a target; cu_seqlens with empty
+        segments, in smaller steps because the attention kernel visits each of them.
+        """
+
+        def pad(tensor, multiple, value):
             return F.pad(tensor, (0, -len(tensor) % multiple), value=value)
 
-        ends = None if self.ends is None else longer(self.ends, pieces, self.x.numel())
-        return replace(self, at=longer(self.at, targets, self.x.numel() - 1), ends=ends)
+        n_tokens = self.x.numel()
+        cu_seqlens = self.cu_seqlens
+        if cu_seqlens is not None:
+            cu_seqlens = pad(cu_seqlens, segments, n_tokens)
+        target_indices = pad(self.target_indices, targets, n_tokens - 1)
+        return replace(self, target_indices=target_indices, cu_seqlens=cu_seqlens)
 
     def to(self, device):
-        """The batch on `device`; to CUDA by asynchronous copies from pinned memory."""
-        if torch.device(device).type == "cpu":
+        """The batch on `device`; for CUDA padded(), and copied asynchronously (pinned memory)."""
+        kind = torch.device(device).type
+        if kind == "cpu":
             return self
-
-        def move(tensor):
-            if tensor is None:
-                return None
-            if torch.device(device).type == "cuda":
-                return tensor.pin_memory().to(device, non_blocking=True)
-            return tensor.to(device)
-
-        batch = self.padded() if torch.device(device).type == "cuda" else self
-        names = ("x", "y", "loss_mask", "pieces", "positions", "ends", "at")
-        return replace(batch, **{name: move(getattr(batch, name)) for name in names})
+        batch = self.padded() if kind == "cuda" else self
+        moved = {}
+        for name, value in vars(batch).items():
+            if isinstance(value, torch.Tensor):
+                value = value.pin_memory() if kind == "cuda" else value
+                moved[name] = value.to(device, non_blocking=kind == "cuda")
+        return replace(batch, **moved)
 
 
 class Batches:
     """Batch number i of a split, for i = 0, 1, 2 …: epoch after epoch, each block once in each.
 
-    At random (a permutation for each epoch, from `seed`) or, with in_order, as they stand. Of each
-    global batch of world × batch_size blocks, process `rank` gets its own batch_size. The next
-    `ahead` batches are read by a thread while the present one is used.
+    In random order (another permutation for each epoch, from `seed`) or, with in_order, in the
+    order of the file. Of each global batch of world · batch_size blocks, process `rank` gets its
+    own batch_size. A thread reads the next `prefetch` batches while the current one is used.
     """
 
     def __init__(
@@ -289,44 +302,45 @@ class Batches:
         rank=0,
         world=1,
         device="cpu",
-        ahead=1,
+        prefetch=1,
     ):
         self.blocks, self.batch_size, self.seed, self.in_order = blocks, batch_size, seed, in_order
-        self.rank, self.world, self.device = rank, world, device
-        self.per_epoch = len(blocks) / (batch_size * world)  # batches in an epoch, a fraction too
+        self.rank, self.world, self.device, self.prefetch = rank, world, device, prefetch
+        self.per_epoch = len(blocks) / (batch_size * world)  # batches in an epoch, a float
         self._epoch, self._order = -1, None
-        self._reader = ThreadPoolExecutor(1)  # also keeps _order to one thread
-        self._ahead, self._coming = ahead, {}  # number → its future
+        self._reader = ThreadPoolExecutor(1)  # one thread, so that only one uses _order
+        self._futures = {}  # batch number → the future of its Batch
 
     def rows(self, i):
         """Numbers of the blocks in batch i of this process: (batch_size,) int64."""
         first = (i * self.world + self.rank) * self.batch_size
         return np.array([self._block(first + k) for k in range(self.batch_size)])
 
-    def _block(self, place):
-        epoch, place = divmod(place, len(self.blocks))
+    def _block(self, index):
+        """The number of block `index` of all epochs' blocks."""
+        epoch, index = divmod(index, len(self.blocks))
         if self.in_order:
-            return place
+            return index
         if epoch != self._epoch:
             generator = np.random.default_rng([self.seed, epoch])
             self._epoch, self._order = epoch, generator.permutation(len(self.blocks))
-        return self._order[place]
+        return self._order[index]
 
     def _read(self, i):
         return self.blocks.batch(self.rows(i)).to(self.device)
 
     def __getitem__(self, i):
-        wanted = range(i, i + 1 + self._ahead)
-        self._coming = {
-            number: self._coming.get(number) or self._reader.submit(self._read, number)
+        wanted = range(i, i + 1 + self.prefetch)
+        self._futures = {
+            number: self._futures.get(number) or self._reader.submit(self._read, number)
             for number in wanted
         }
-        return self._coming.pop(i).result()
+        return self._futures.pop(i).result()
 
 
 def evaluation_batches(blocks, batch_size, n_batches=None, rank=0, world=1, device="cpu"):
-    """Yield the same batches of a split every time: each block at most once, drawn over the whole
-    split, the last batch perhaps shorter. n_batches None takes all. Process `rank` of `world` gets
+    """Yield the same batches of a split every time: each block at most once, drawn from the whole
+    split; the last batch may be smaller. n_batches: None takes all. Process `rank` of `world` gets
     every world-th batch."""
     order = np.random.default_rng(0).permutation(len(blocks))
     starts = range(0, len(blocks), batch_size)[:n_batches]

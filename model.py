@@ -1,12 +1,15 @@
-"""The network, and nothing else: a GPT whose knobs reach from GPT-2 to Qwen3.
+"""The network, and nothing else: a GPT whose settings range from GPT-2 to Qwen3.
 
-GPT-2's shape (learned positions, LayerNorm, GELU, biases) computes what Hugging Face's
-GPT2LMHeadModel computes; the modern shape (RoPE, RMSNorm, QK-norm, grouped-query attention,
+With GPT-2's settings (learned positions, LayerNorm, GELU, biases) it computes what Hugging Face's
+GPT2LMHeadModel computes; with the defaults (RoPE, RMSNorm, QK-norm, grouped-query attention,
 SwiGLU) what its Qwen3ForCausalLM computes, tensor for tensor (tests/test_model.py).
+
+Shapes in the comments: B sequences of T tokens, C = n_embd channels, nh query heads and n_kv
+key/value heads of hs = head_dim channels each, L cached positions.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,26 +17,27 @@ import torch.nn as nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
-# An MLP's inner values, from this many on, are made anew in the backward pass: that costs no more
-# than fetching them from memory does. Fewer are still in the cache, and keeping them is quicker.
-LARGE = 2**23
+# Activation checkpointing: an MLP with this many hidden values or more recomputes its activations
+# in the backward pass. That takes no longer than reading them back from memory; fewer values are
+# still in the cache, where storing them is faster.
+ACTIVATION_CHECKPOINTING_FROM = 2**23
 LONGEST_BLOCK = 2**18  # tokens; the tables of rotary positions then have 134 MB at head_dim=64
 
 
 @dataclass
 class GPTConfig:
-    """A model's shape; the knobs of config/train_config.py by the same names."""
+    """A model's shape; config/train_config.py has settings of the same names."""
 
-    n_rows: int  # rows of the embedding: the vocabulary, rounded up to a multiple of 64
+    padded_vocab_size: int  # rows of the embedding: the vocabulary rounded up to a multiple of 64
     block_size: int = 512
     n_layer: int = 12
     n_head: int = 12
-    n_kv_head: int | None = None
+    n_kv_head: int | None = None  # None: n_head
     n_embd: int = 768
-    head_dim: int | None = None
-    n_hidden: int | None = None
+    head_dim: int | None = None  # None: n_embd / n_head
+    n_hidden: int | None = None  # width of the MLP; None: 4 · n_embd, for SwiGLU 8/3 · n_embd
     position: Literal["rope", "learned"] = "rope"
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     mlp: Literal["swiglu", "gelu"] = "swiglu"
@@ -48,15 +52,16 @@ class GPTConfig:
         self.n_kv_head = self.n_kv_head or self.n_head
         self.head_dim = self.head_dim or self.n_embd // max(1, self.n_head)
         if self.n_hidden is None:
-            # Three matrices of 8/3 weigh as much as two of 4; a multiple of 64 suits the hardware.
-            wide = 4 * self.n_embd if self.mlp == "gelu" else 64 * math.ceil(self.n_embd / 24)
-            self.n_hidden = wide
+            # SwiGLU's three matrices of 8/3 · n_embd have as many weights as two of 4 · n_embd.
+            # A multiple of 64 suits the hardware.
+            swiglu = 64 * math.ceil(self.n_embd / 24)
+            self.n_hidden = 4 * self.n_embd if self.mlp == "gelu" else swiglu
 
     def problems(self):
-        """What makes this shape impossible, a line each; an empty list where nothing does."""
+        """Why no such model can be built: a list of messages, empty if it can."""
         found = []
-        sizes = ("n_rows", "n_layer", "n_head", "n_kv_head", "n_embd", "head_dim", "n_hidden")
-        sizes += ("block_size",)
+        sizes = ("padded_vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "head_dim")
+        sizes += ("n_hidden", "block_size")
         for name in sizes:
             if getattr(self, name) < 1:
                 found.append(f"{name}={getattr(self, name)}: expected at least 1")
@@ -72,16 +77,16 @@ class GPTConfig:
         if not found and self.n_head % self.n_kv_head:
             found.append(f"n_kv_head={self.n_kv_head} does not divide n_head={self.n_head}")
         if not found and self.position == "rope" and self.head_dim % 2:
-            found.append(f"head_dim={self.head_dim}: rope turns pairs, so it must be even")
+            found.append(f"head_dim={self.head_dim}: expected an even number, RoPE rotates pairs")
         return found
 
-    def as_dict(self):
-        return asdict(self)
 
+class RMSNormFunction(torch.autograd.Function):
+    """y = x · r · weight with r = 1 / sqrt(mean(x²) + eps), for float32 x (…, C).
 
-class UnitSize(torch.autograd.Function):
-    """y = x · r · weight with r = 1 / rms(x), of float32 x (…, C). For the backward pass it keeps x
-    and r: PyTorch's own, step by step on a CPU, keeps x · r besides, and takes longer."""
+    It stores x and r for the backward pass. On a CPU PyTorch's own RMSNorm also stores x · r, and
+    is slower.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, eps):
@@ -98,23 +103,23 @@ class UnitSize(torch.autograd.Function):
         grad_weight = r.flatten() @ product if ctx.needs_input_grad[1] else None
         if not ctx.needs_input_grad[0]:
             return None, grad_weight, None
-        # A change of x along itself is undone by r: that part of the gradient is taken off.
+        # r cancels a change of x along x itself, so that part of the gradient is subtracted.
         along = (product @ weight).view_as(r).mul_(r**3 / x.size(-1))
         return (grad * weight).mul_(r).addcmul_(x, along, value=-1), grad_weight, None
 
 
 class RMSNorm(nn.RMSNorm):
-    """nn.RMSNorm; where a CPU trains in float32 and nothing is compiled, by UnitSize."""
+    """nn.RMSNorm that uses RMSNormFunction for eager float32 training on a CPU."""
 
     def forward(self, x):
         eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if eager and x.device.type == "cpu" and x.dtype == torch.float32:
-            return UnitSize.apply(x, self.weight, self.eps)
+            return RMSNormFunction.apply(x, self.weight, self.eps)
         return super().forward(x)
 
 
 def make_norm(config, width=None):
-    """LayerNorm or RMSNorm over `width` channels."""
+    """LayerNorm or RMSNorm over `width` channels (None: n_embd)."""
     width = width or config.n_embd
     if config.norm == "layernorm":
         return nn.LayerNorm(width, config.norm_eps, bias=config.bias)
@@ -132,7 +137,7 @@ class Rotary(nn.Module):
         self.register_buffer("sin", angle.sin(), persistent=False)
 
     def _apply(self, fn, recurse=True):
-        # They go where the model goes, but stay float32: in bfloat16 far positions blur.
+        # Follow the model to its device, but stay float32: bfloat16 blurs far positions.
         cos, sin = self.cos, self.sin
         super()._apply(fn, recurse)
         self.cos, self.sin = cos.to(self.cos.device), sin.to(self.sin.device)
@@ -143,90 +148,142 @@ class Rotary(nn.Module):
         return self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)
 
 
-def rotate(x, rotary):
-    """x (B, T, nh, hs) turned by its positions' angles."""
-    cos, sin = rotary
-    a, b = x.float().chunk(2, dim=-1)
+def apply_rotary(x, cos, sin):
+    """Rotate x (B, T, nh, hs) by the angles of its positions."""
+    a, b = x.float().chunk(2, dim=-1)  # each (B, T, nh, hs/2)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
 
 
-class Ends:
-    """Causal attention within pieces by PyTorch's kernel for sequences of any length, which reads
-    no mask: 0 and where each piece ends in all rows one after the other, (n + 1,) int32."""
+class FusedLinear(nn.Linear):
+    """Several linear layers with the same input as one: `sizes` are their output widths.
 
-    def __init__(self, ends):
-        self.ends = ends
+    Their weights are the rows of one matrix (sum of sizes, n_in), so one product computes them all.
+    Muon, LoRA and the exports read `sizes` to treat each as a matrix of its own.
+    """
 
-    def attend(self, q, k, v):
-        """q (B, nh, T, hs), k and v (B, n_kv, T, hs) → (B, T, nh · hs)."""
-        B, nh, T, hs = q.shape
-        flat = [x.transpose(1, 2).flatten(0, 1).to(v.dtype) for x in (q, k, v)]
-        past = dict(window_size=(-1, 0), enable_gqa=k.size(1) != nh)  # no later token is seen
-        return varlen_attn(*flat, self.ends, self.ends, T, T, **past).reshape(B, T, nh * hs)
+    def __init__(self, n_in, sizes, bias=True, device=None):
+        super().__init__(n_in, sum(sizes), bias=bias, device=device)
+        self.sizes = tuple(sizes)
+
+
+def segment_mask(segment_ids):
+    """(B, T) → (B, 1, T, T) bool: which tokens a token attends to, the earlier of its segment."""
+    same = segment_ids.unsqueeze(2) == segment_ids.unsqueeze(1)  # (B, T, T)
+    return same.tril().unsqueeze(1)
+
+
+def cache_mask(positions, length, dtype):
+    """positions (B, T) of new tokens → (B, 1, T, L) in `dtype`, added to the attention scores."""
+    later = torch.arange(length, device=positions.device) > positions.unsqueeze(-1)  # (B, T, L)
+    # Not bool: every layer would convert it to numbers again.
+    mask = torch.zeros(later.shape, device=positions.device, dtype=dtype)
+    return mask.masked_fill_(later, -math.inf).unsqueeze(1)
+
+
+def varlen_attention(q, k, v, cu_seqlens):
+    """Causal attention within segments without a mask, by PyTorch's variable-length kernel.
+
+    q (B, nh, T, hs), k and v (B, n_kv, T, hs), cu_seqlens (n + 1,) int32 → (B, T, nh · hs).
+    """
+    B, nh, T, hs = q.shape
+    flat = [x.transpose(1, 2).flatten(0, 1).to(v.dtype) for x in (q, k, v)]  # (B · T, heads, hs)
+    causal = dict(window_size=(-1, 0), enable_gqa=k.size(1) != nh)  # all earlier tokens, no later
+    return varlen_attn(*flat, cu_seqlens, cu_seqlens, T, T, **causal).reshape(B, T, nh * hs)
+
+
+def has_varlen_attention(device, dtype, head_dim):
+    """Whether varlen_attention() runs on this device. It is tried, forward and backward: PyTorch
+    has no function that tells."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    return device.startswith("cuda") and half and varlen_attention_agrees(device, dtype, head_dim)
+
+
+def varlen_attention_agrees(device, dtype, head_dim):
+    """Whether varlen_attention() and masked attention give the same values and gradients."""
+    generator = torch.Generator(device).manual_seed(0)  # leaves the run's own randomness alone
+    options = dict(device=device, dtype=dtype, generator=generator)
+    q, k, v = (torch.randn(1, 2, 64, head_dim, **options, requires_grad=True) for _ in range(3))
+    cu_seqlens = torch.tensor([0, 20, 64, 64], dtype=torch.int32, device=device)
+    mask = segment_mask(torch.arange(64, device=device).ge(20).unsqueeze(0))
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    grad = torch.randn(expected.shape, **options)
+    try:
+        y = varlen_attention(q, k, v, cu_seqlens)
+        found = y, *torch.autograd.grad(y, (q, k, v), grad)
+    except (RuntimeError, NotImplementedError, ValueError):
+        return False  # this PyTorch or this GPU has no such kernel
+    wanted = expected, *torch.autograd.grad(expected, (q, k, v), grad)
+    pairs = zip(found, wanted, strict=True)
+    return all(torch.allclose(a.float(), b.float(), rtol=0.02, atol=0.05) for a, b in pairs)
 
 
 class Attention(nn.Module):
+    """Causal self-attention; each key/value head serves n_head / n_kv_head query heads."""
+
     def __init__(self, config):
         super().__init__()
         self.config = config
         q, kv = config.n_head * config.head_dim, config.n_kv_head * config.head_dim
-        self.qkv = nn.Linear(config.n_embd, q + 2 * kv, bias=config.bias)
-        self.qkv.split = (q, kv, kv)  # three matrices in one: the optimizer and exports part them
+        self.sizes = q, kv, kv
+        self.qkv = FusedLinear(config.n_embd, self.sizes, bias=config.bias)
         self.proj = nn.Linear(q, config.n_embd, bias=config.bias)
         self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
         self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
 
-    def forward(self, x, mask, rotary, cache=None, positions=None):
+    def forward(self, x, rotary, positions, mask=None, cu_seqlens=None, cache=None):
         B, T, C = x.size()
-        config = self.config
-        q, k, v = self.qkv(x).split(self.qkv.split, dim=-1)
-        q = self.q_norm(q.view(B, T, config.n_head, config.head_dim))
-        k = self.k_norm(k.view(B, T, config.n_kv_head, config.head_dim))
+        nh, n_kv, hs = self.config.n_head, self.config.n_kv_head, self.config.head_dim
+        q, k, v = self.qkv(x).split(self.sizes, dim=-1)
+        q = self.q_norm(q.view(B, T, nh, hs))  # (B, T, nh, hs)
+        k = self.k_norm(k.view(B, T, n_kv, hs))  # (B, T, n_kv, hs)
         if rotary is not None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
-        v = v.view(B, T, config.n_kv_head, config.head_dim)
+            q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
+        v = v.view(B, T, n_kv, hs)  # (B, T, n_kv, hs)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, nh or n_kv, T, hs)
         if cache is not None and cache.kernels and T == 1:
-            return self.proj(cache.attend(q, k, v, positions))
+            return self.proj(cache.attend(q, k, v, positions))  # (B, T, C)
         if cache is not None:
-            k, v = cache.update(k, v, positions)  # (B, n_kv, L, hs), L >= T
-        if isinstance(mask, Ends):
-            return self.proj(mask.attend(q, k, v))
+            k, v = cache.update(k, v, positions)  # (B, n_kv, L, hs)
+        if cu_seqlens is not None:
+            return self.proj(varlen_attention(q, k, v, cu_seqlens))  # (B, T, C)
         y = F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
             is_causal=mask is None and T > 1,
-            dropout_p=config.dropout if self.training else 0.0,
-            enable_gqa=config.n_kv_head != config.n_head,
-        )
-        y = y.transpose(1, 2).reshape(B, T, config.n_head * config.head_dim)
-        return self.proj(y)
+            dropout_p=self.config.dropout if self.training else 0.0,
+            enable_gqa=n_kv != nh,
+        )  # (B, nh, T, hs)
+        y = y.transpose(1, 2).reshape(B, T, nh * hs)
+        return self.proj(y)  # (B, T, C)
 
 
 class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020), or GELU as in GPT-2."""
+
     def __init__(self, config):
         super().__init__()
         self.swiglu = config.mlp == "swiglu"
-        parts = 2 if self.swiglu else 1
-        self.fc = nn.Linear(config.n_embd, parts * config.n_hidden, bias=config.bias)
-        self.fc.split = (config.n_hidden,) * parts  # SwiGLU: gate, then up
+        sizes = (config.n_hidden,) * (2 if self.swiglu else 1)  # SwiGLU: gate, up
+        self.fc = FusedLinear(config.n_embd, sizes, bias=config.bias)
         self.proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.bias)
 
     def forward(self, x):
-        hidden = self.fc(x)
-        learns = torch.is_grad_enabled() and self.proj.weight.requires_grad
-        if learns and hidden.numel() >= LARGE and not torch.compiler.is_compiling():
-            return checkpoint(self.write, hidden, use_reentrant=False, preserve_rng_state=False)
-        return self.write(hidden)
+        h = self.fc(x)  # (B, T, sum of sizes)
+        trained = torch.is_grad_enabled() and self.proj.weight.requires_grad
+        large = h.numel() >= ACTIVATION_CHECKPOINTING_FROM
+        if trained and large and not torch.compiler.is_compiling():
+            options = dict(use_reentrant=False, preserve_rng_state=False)  # no randomness inside
+            return activation_checkpoint(self.activate_and_project, h, **options)
+        return self.activate_and_project(h)
 
-    def write(self, hidden):
-        """What fc made (B, T, parts · n_hidden) → (B, T, C)."""
+    def activate_and_project(self, h):
+        """(B, T, sum of sizes) → (B, T, C)."""
         if self.swiglu:
-            gate, up = hidden.chunk(2, dim=-1)
+            gate, up = h.chunk(2, dim=-1)  # each (B, T, n_hidden)
             return self.proj(F.silu(gate) * up)
-        return self.proj(F.gelu(hidden, approximate="tanh"))  # GPT-2's own approximation
+        return self.proj(F.gelu(h, approximate="tanh"))  # the approximation that GPT-2 uses
 
 
 class Block(nn.Module):
@@ -238,90 +295,33 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.config = config
 
-    def forward(self, x, mask, rotary, cache=None, positions=None):
-        drop = self.config.dropout
-        y = self.attn(self.attn_norm(x), mask, rotary, cache, positions)
-        x = x + F.dropout(y, drop, self.training)
-        return x + F.dropout(self.mlp(self.mlp_norm(x)), drop, self.training)
-
-
-class LayerCache:
-    """Keys and values of one layer, (n_slots, n_kv, capacity, hs) each, of which the rows of a
-    batch have `slots`: a slice, or a tensor of numbers (B,). kernels: those of
-    minigpt/inference/kernels.py, or None."""
-
-    def __init__(self, k, v, slots, length, kernels):
-        self.k, self.v, self.slots, self.length, self.kernels = k, v, slots, length, kernels
-
-    def numbers(self):
-        """The slots (B,) by number."""
-        if isinstance(self.slots, slice):
-            return torch.arange(self.slots.start, self.slots.stop, device=self.k.device)
-        return self.slots
-
-    def attend(self, q, k, v, positions):
-        """Attention of one token a row: q (B, nh, 1, hs), k and v (B, n_kv, 1, hs) →
-        (B, 1, nh · hs); k and v are written at `positions` (B, 1)."""
-        one = q.squeeze(2), k.squeeze(2), v.squeeze(2)
-        y = self.kernels.attend(*one, self.k, self.v, self.numbers(), positions.squeeze(1))
-        return y.unsqueeze(1)
-
-    def update(self, k, v, positions):
-        """Write k, v (B, n_kv, T, hs) at `positions` (B, T); return all up to `length`."""
-        rows = self.numbers().unsqueeze(1)  # (B, 1)
-        self.k[rows, :, positions] = k.transpose(1, 2).to(self.k.dtype)
-        self.v[rows, :, positions] = v.transpose(1, 2).to(self.v.dtype)
-        whole = self.slots, slice(None), slice(self.length)  # (B, n_kv, L, hs)
-        return self.k[whole].to(k.dtype), self.v[whole].to(v.dtype)
-
-
-class KVCache:
-    """Preallocated keys and values: (n_layer, n_slots, n_kv_head, block_size, head_dim) each.
-
-    kernels: C++ that reads them one token at a time (minigpt/inference/kernels.py), float32 on a
-    CPU."""
-
-    def __init__(self, config, n_slots, device="cpu", dtype=torch.float32, kernels=None):
-        self.kernels = kernels
-        shape = (config.n_layer, n_slots, config.n_kv_head, config.block_size, config.head_dim)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
-
-    def rows(self, slots, length):
-        """One LayerCache a layer over `slots`, a slice or a list of different numbers, reaching
-        `length` positions far. Of a slice nothing is copied."""
-        if not isinstance(slots, slice):
-            slots = torch.tensor(slots, device=self.k.device)
-        layers = zip(self.k, self.v, strict=True)
-        return [LayerCache(k, v, slots, length, self.kernels) for k, v in layers]
-
-    def move(self, source, target, length):
-        """Copy the first `length` positions of slots `source` over those of slots `target`: two
-        numbers, or two lists of as many."""
-        for part in (self.k, self.v):
-            part[:, target, :, :length] = part[:, source, :, :length]
+    def forward(self, x, rotary, positions, mask=None, cu_seqlens=None, cache=None):
+        dropout = self.config.dropout
+        y = self.attn(self.attn_norm(x), rotary, positions, mask, cu_seqlens, cache)
+        x = x + F.dropout(y, dropout, self.training)
+        return x + F.dropout(self.mlp(self.mlp_norm(x)), dropout, self.training)
 
 
 class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.kernels = None  # C++ for generation on a CPU (inference/quantization.py sets it)
-        self.varlen = False  # a kernel for pieces, on CUDA (minigpt/models/device.py tells where)
-        self.wte = nn.Embedding(config.n_rows, config.n_embd)
+        self.kernels = None  # C++ for generation on a CPU, set by quantization.make_ready()
+        self.use_varlen_attention = False  # set it where has_varlen_attention() is true
+        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
         if config.position == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
         else:
             self.rotary = Rotary(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = make_norm(config)
-        self.lm_head = nn.Linear(config.n_embd, config.n_rows, bias=False)
+        self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.wte.weight
         self.apply(self._init_weights)
         for block in self.blocks:
-            # The residual stream sums 2 n_layer parts; GPT-2 scales each so that the sum keeps
-            # its size.
+            # GPT-2's scaled init: the residual stream is a sum of 2 · n_layer projections, and this
+            # keeps its variance independent of n_layer.
             for proj in (block.attn.proj, block.mlp.proj):
                 nn.init.normal_(proj.weight, std=0.02 / math.sqrt(2 * config.n_layer))
 
@@ -332,66 +332,69 @@ class GPT(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def forward(self, x, pieces=None, positions=None, cache=None, ends=None):
-        """Tokens x (B, T) → hidden states (B, T, C) after the last norm; logits() reads them out.
+    def forward(self, x, segment_ids=None, positions=None, cu_seqlens=None, cache=None):
+        """Tokens x (B, T) → hidden states (B, T, C) after the last norm; see logits().
 
-        pieces (B, T): a token attends only to tokens of its own piece. positions (B, T): places
-        within the piece; None counts from 0. cache: what KVCache.rows gave; then positions say
-        where the new tokens stand, and they attend to all that the cache holds before them. ends
-        (n + 1,) int32: 0 and where each piece ends in the rows one after the other; where `varlen`
-        is set and there is no dropout, they are read in place of `pieces`.
+        segment_ids (B, T): a token attends only to its own segment; None: a row is one segment.
+        positions (B, T): positions within the segment, or in the cache; None: 0 … T - 1.
+        cu_seqlens (n + 1,) int32: the same segments, as cumulative lengths over all B · T tokens;
+            read in place of segment_ids if self.use_varlen_attention is set.
+        cache: a LayerCache per layer (minigpt/inference/kv_cache.py), to whose tokens before
+            `positions` the new ones attend, too.
         """
         B, T = x.size()
         if positions is None:
             positions = torch.arange(T, device=x.device).unsqueeze(0)  # (1, T)
-        mask = None
+        dropout = self.config.dropout if self.training else 0.0
+        if cache is not None or dropout or not self.use_varlen_attention:
+            cu_seqlens = None  # the kernel has neither dropout nor our cache
+        mask = None  # plain causal attention
         if cache is not None:
-            places = torch.arange(cache[0].length, device=x.device)
-            hidden = (places > positions.unsqueeze(-1)).unsqueeze(1)  # (B, 1, T, L)
-            # Added to the scores: as bools, every layer would make this of them anew.
-            mask = torch.zeros(hidden.shape, device=x.device, dtype=self.wte.weight.dtype)
-            mask.masked_fill_(hidden, -math.inf)
-        elif self.varlen and ends is not None and not (self.training and self.config.dropout):
-            mask = Ends(ends)
-        elif pieces is not None:
-            same = pieces.unsqueeze(2) == pieces.unsqueeze(1)  # (B, T, T)
-            mask = same.tril().unsqueeze(1)  # (B, 1, T, T): causal, within the piece
-        h = self.wte(x)
+            mask = cache_mask(positions, cache[0].length, self.wte.weight.dtype)  # (B, 1, T, L)
+        elif segment_ids is not None and cu_seqlens is None:
+            mask = segment_mask(segment_ids)  # (B, 1, T, T)
+        h = self.wte(x)  # (B, T, C)
         rotary = None
         if self.config.position == "learned":
             h = h + self.wpe(positions)
         else:
             rotary = self.rotary(positions)
-        h = F.dropout(h, self.config.dropout, self.training)
+        h = F.dropout(h, dropout, self.training)
         for i, block in enumerate(self.blocks):
-            h = block(h, mask, rotary, cache[i] if cache is not None else None, positions)
+            layer_cache = cache[i] if cache is not None else None
+            h = block(h, rotary, positions, mask, cu_seqlens, layer_cache)
         return self.norm(h)
 
     def logits(self, h):
-        """Hidden states (…, C) → logits (…, n_rows); of a model in half precision in float32, for
-        in bfloat16 a logit near 16 is rounded to eighths, and the likeliest tokens tie."""
+        """Hidden states (…, C) → logits (…, padded_vocab_size).
+
+        A half-precision model's logits are float32: bfloat16 rounds a logit near 16 to a multiple
+        of 1/8, so that the most likely tokens would tie.
+        """
         if h.dtype in (torch.bfloat16, torch.float16):
             return F.linear(h.float(), self.lm_head.weight.float())
         return self.lm_head(h)
 
     def n_params(self, positions=True):
-        """Number of weights; tied ones count once; without the position table if asked."""
+        """Number of weights, tied ones once; positions=False: without learned positions."""
         count = sum(p.numel() for p in self.parameters())
         if not positions and self.config.position == "learned":
             count -= self.wpe.weight.numel()
         return count
 
     def flops_per_token(self, supervised=1.0):
-        """Operations of a forward and backward pass a token (PaLM, appendix B): 6 for each weight
-        of a matrix (4 for a frozen one, at most) plus 12 · n_layer · width · block_size for
-        attention (an upper bound: causal attention needs half of it). The output layer runs on the
-        `supervised` share of tokens."""
+        """FLOPs of a forward and backward pass per token (PaLM, appendix B).
 
-        def operations(weight):
+        6 for each matrix weight (4 for a frozen one, at most), plus 12 · n_layer · width ·
+        block_size for attention (an upper bound: causal attention needs half). The output layer
+        runs on the `supervised` fraction of the tokens.
+        """
+
+        def flops(weight):
             return (6 if weight.requires_grad else 4) * weight.numel()
 
         config = self.config
-        matrices = sum(operations(p) for p in self.blocks.parameters() if p.dim() == 2)
-        matrices += supervised * operations(self.lm_head.weight)
+        matrices = sum(flops(p) for p in self.blocks.parameters() if p.dim() == 2)
+        matrices += supervised * flops(self.lm_head.weight)
         attention = config.n_layer * config.n_head * config.head_dim * config.block_size
         return matrices + 12 * attention

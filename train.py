@@ -95,7 +95,7 @@ def train(settings, distributed):
         print_summary(model, settings, data, parent, resumed)
         steps = settings.max_iters - trainer.state.step
         tokens = steps * trainer.tokens_per_step / distributed.world_size  # of this device
-        flops = tokens * model.flops_per_token(data.train.share_of_targets)
+        flops = tokens * model.flops_per_token(data.train.target_fraction)
         warn_if_long(settings, device, dtype, flops)
     loop(trainer, log, out_dir)
 
@@ -135,7 +135,7 @@ def start_log(out_dir, trainer, resumed):
     if not resumed:
         checkpoint.discard(out_dir)
     peak = peak_flops(trainer.device)
-    flops = trainer.model.flops_per_token(trainer.data.train.share_of_targets)
+    flops = trainer.model.flops_per_token(trainer.data.train.target_fraction)
     peak_rate = peak * trainer.distributed.world_size / flops if peak else None
     return Log(out_dir, trainer.settings, trainer.state.step if resumed else None, peak_rate)
 

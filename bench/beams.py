@@ -47,7 +47,8 @@ def main():
     if problems:
         raise UserError("\n".join(problems))
     torch.manual_seed(0)
-    shape = {name: getattr(settings, name) for name in ("n_rows", "n_layer", "n_head", "n_embd")}
+    shape = {name: getattr(settings, name) for name in ("n_layer", "n_head", "n_embd")}
+    shape["padded_vocab_size"] = settings.n_rows
     model = GPT(GPTConfig(block_size=1024, **shape, **GPT2)).eval()
     print(f"{model.n_params() / 1e6:.1f}M parameters, {torch.get_num_threads()} threads")
     prompt = torch.randint(0, settings.n_rows, (PROMPT,)).tolist()

@@ -56,7 +56,8 @@ def main():
     if problems:
         raise UserError("\n".join(problems))
     torch.manual_seed(0)
-    shape = {name: getattr(settings, name) for name in ("n_rows", "n_layer", "n_head", "n_embd")}
+    shape = {name: getattr(settings, name) for name in ("n_layer", "n_head", "n_embd")}
+    shape["padded_vocab_size"] = settings.n_rows
     model = GPT(GPTConfig(block_size=1024, **shape, **GPT2)).eval()
     millions = model.n_params() / 1e6
     print(f"{millions:.1f}M parameters, {torch.get_num_threads()} threads", flush=True)
@@ -187,7 +188,7 @@ def write_gguf(model, kind, path):
     writer.add_head_count(config.n_head)
     writer.add_layer_norm_eps(config.norm_eps)
     writer.add_tokenizer_model("none")
-    writer.add_vocab_size(config.n_rows)
+    writer.add_vocab_size(config.padded_vocab_size)
     parts = {"token_embd": model.wte, "output_norm": model.norm, "output": model.lm_head}
     for i, block in enumerate(model.blocks):
         attn, mlp = block.attn, block.mlp

@@ -67,7 +67,7 @@ def read_texts(place):
 def exported(folder, tokenizer):
     """The Checkpoint of an untrained run in `folder`."""
     shape = dict(n_layer=1, n_head=1, n_embd=64, block_size=16)
-    model = GPT(GPTConfig(n_rows=tokenizer.n_rows, **shape))
+    model = GPT(GPTConfig(padded_vocab_size=tokenizer.padded_vocab_size, **shape))
     meta = dict(prompt_format="plain", step=0, settings={})
     checkpoint.save(folder / "run", model, tokenizer, meta)
     return checkpoint.load(folder / "run")

@@ -30,8 +30,8 @@ from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import table
 from minigpt.common.scripts import figures_of
-from minigpt.models.device import has_varlen, peak_flops, pick_device, pick_dtype
-from model import GPT, GPTConfig
+from minigpt.models.device import peak_flops, pick_device, pick_dtype
+from model import GPT, GPTConfig, has_varlen_attention
 
 CASES = ("ours, default", "ours, default, pieces", "ours, GPT-2", "transformers GPT-2")
 
@@ -73,7 +73,7 @@ def main():
                 print(f"{shape}, round {number + 1}: {name}: {found[name][-1]['rate']:,.0f} tok/s")
         show(shape, found)
     head_dim = SHAPES[settings.shapes[0]]["n_embd"] // SHAPES[settings.shapes[0]]["n_head"]
-    pieces = "the kernel for pieces" if has_varlen(device, dtype, head_dim) else "a mask"
+    pieces = "the kernel for pieces" if has_varlen_attention(device, dtype, head_dim) else "a mask"
     print(f"pieces are kept apart by {pieces}")
 
 
@@ -84,7 +84,7 @@ def measure(settings, device):
     dtype = pick_dtype(settings.dtype, device)
     shape = {**SHAPES[settings.shapes[-1]], "block_size": settings.block_size}
     shape |= {} if "default" in settings.case else GPT2
-    config = GPTConfig(n_rows=settings.n_rows, **shape)
+    config = GPTConfig(padded_vocab_size=settings.n_rows, **shape)
     flops = GPT(config).flops_per_token()
     settings.optimizer = "muon" if "default" in settings.case else "adamw"
     if "transformers" in settings.case:

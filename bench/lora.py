@@ -71,7 +71,9 @@ def measure(case, settings):
     model = GPT(config)
     choose(model, case, settings.lora_rank)
     step = our_step(model, settings, "cpu", torch.float32)
-    tokens = torch.randint(0, config.n_rows, (settings.batch_size, config.block_size)).numpy()
+    tokens = torch.randint(
+        0, config.padded_vocab_size, (settings.batch_size, config.block_size)
+    ).numpy()
     times = []
     for _ in range(2 + (settings.steps or (20 if settings.shape == "cpu_small" else 3))):
         start = time.perf_counter()

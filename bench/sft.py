@@ -53,7 +53,7 @@ def main():
     shape = {name: getattr(settings, name) for name in ("n_layer", "n_head", "n_embd")}
     padded = Blocks(pathlib.Path(settings.out_dir) / f"pad{settings.block_size}", "train")
     n_rows = 64 * -(-padded.meta["n_vocab"] // 64)
-    model = GPT(GPTConfig(n_rows=n_rows, block_size=settings.block_size, **shape))
+    model = GPT(GPTConfig(padded_vocab_size=n_rows, block_size=settings.block_size, **shape))
     losses = {name: mean_loss(model, batches) for name, batches in epochs.items()}
     optimizers = make_optimizers(model, settings, "cpu")
     seconds = {name: [] for name in CASES}  # of one epoch
@@ -123,7 +123,7 @@ def show(settings, model, length, epochs, losses, seconds):
     pairs = sum(len(batch.x) for batch in epochs["pad"])
     targets = sum(batch.count for batch in epochs["pad"])
     body = 6 * sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2)
-    head, s = 6 * config.n_rows * config.n_embd, targets / pairs
+    head, s = 6 * config.padded_vocab_size * config.n_embd, targets / pairs
     limit = (T * body + s * head) / (length * body + s * head)
     medians = {name: statistics.median(each) for name, each in seconds.items()}
     rows = []

@@ -14,10 +14,11 @@ import torch
 
 from data_utils import Batch
 from minigpt.common.errors import UserError
-from minigpt.data.block_format import BEGIN, TARGET
-from minigpt.models.device import autocast, has_varlen
+from minigpt.data.block_format import IS_START, TARGET
+from minigpt.models.device import autocast
 from minigpt.training.losses import next_token
 from minigpt.training.optim import make_optimizers
+from model import has_varlen_attention
 
 GPT2 = dict(position="learned", norm="layernorm", mlp="gelu", qk_norm=False, bias=True)
 SHAPES = {
@@ -34,14 +35,14 @@ def our_step(model, settings, device, dtype, piece=None, compiled=False):
     None: a row is one piece. Returns the loss, a tensor that nobody waited for.
     """
     model.to(device)
-    model.varlen = has_varlen(device, dtype, model.config.head_dim)
+    model.use_varlen_attention = has_varlen_attention(device, dtype, model.config.head_dim)
     optimizers = make_optimizers(model, settings, device)
     network = torch.compile(model) if compiled else model
 
     def step(tokens):
         mask = np.full(tokens.shape, TARGET, np.uint8)
         if piece:
-            mask[:, ::piece] = BEGIN
+            mask[:, ::piece] = IS_START
         batch = Batch.of(tokens, mask, isolated=piece is not None).to(device)
         with autocast(device, dtype):
             loss, count = next_token(network, batch)
@@ -64,7 +65,7 @@ def transformers_gpt2(config, **rest):
     except ImportError:
         raise UserError("transformers: not installed; first, pip install transformers") from None
     shape = dict(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd)
-    size = dict(vocab_size=config.n_rows, n_positions=config.block_size)
+    size = dict(vocab_size=config.padded_vocab_size, n_positions=config.block_size)
     size |= dict(bos_token_id=None, eos_token_id=None)
     return GPT2LMHeadModel(GPT2Config(**shape, **size, **rest))
 

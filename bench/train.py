@@ -65,7 +65,7 @@ def measure(settings):
     torch.manual_seed(0)
     batch_size = settings.batch_size or 8
     shape = {**SHAPES[settings.shape], **({} if "default" in settings.case else GPT2)}
-    ours = GPTConfig(n_rows=settings.n_rows, **shape)
+    ours = GPTConfig(padded_vocab_size=settings.n_rows, **shape)
     flops = GPT(ours).flops_per_token()
     settings.optimizer = "muon" if "default" in settings.case else "adamw"
     if "transformers" in settings.case:

@@ -116,7 +116,11 @@ def seconds_a_step(settings, tokenizer_path, data):
     knobs = configure(shared="all", argv=[recipe], quiet=True)
     tokenizer = load_tokenizer(tokenizer_path)
     config = GPTConfig(
-        tokenizer.n_rows, knobs.block_size, knobs.n_layer, knobs.n_head, n_embd=knobs.n_embd
+        tokenizer.padded_vocab_size,
+        knobs.block_size,
+        knobs.n_layer,
+        knobs.n_head,
+        n_embd=knobs.n_embd,
     )
     torch.set_flush_denormal(True)
     torch.set_num_threads(1)  # a second thread's waiting would count as work

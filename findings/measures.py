@@ -57,7 +57,7 @@ def token_errors(lab, arm, seed):
     wrong, wanted = [], []
     for batch in window_batches(passages, all_windows(passages, model.config.block_size), 8):
         batch = batch.to(device)
-        at = batch.at[: batch.count]  # on a GPU places that count for nothing follow
+        at = batch.target_indices[: batch.count]  # on a GPU places that count for nothing follow
         y = batch.y.flatten()[at]
         with torch.inference_mode():
             h = model(batch.x).flatten(0, 1)[at]

@@ -107,7 +107,7 @@ def tiny_model():
     from model import GPT, GPTConfig
 
     def make(seed=0, **shape):
-        small = dict(n_rows=64, block_size=16, n_layer=2, n_head=4, n_embd=32)
+        small = dict(padded_vocab_size=64, block_size=16, n_layer=2, n_head=4, n_embd=32)
         model = GPT(GPTConfig(**{**small, **shape})).eval()
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Blocks → batches: order, sharding, masks and pieces by hand, and every complaint."""
+"""Blocks → batches: order, sharding, masks and segments by hand, and every error message."""
 
 import json
 from collections import Counter
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_utils import BEGIN, TARGET, Batch, Batches, Blocks, evaluation_batches, read_meta
+from data_utils import IS_START, TARGET, Batch, Batches, Blocks, evaluation_batches, read_meta
 from minigpt.common.errors import UserError
 
 
@@ -112,49 +112,52 @@ def test_a_few_evaluation_batches_come_from_all_over_the_split():
 
 def test_shift_and_mask_by_hand():
     tokens = np.array([[5, 6, 7, 8, 9]], np.uint16)
-    mask = np.array([[TARGET | BEGIN, 0, TARGET, 0, TARGET]], np.uint8)
+    mask = np.array([[TARGET | IS_START, 0, TARGET, 0, TARGET]], np.uint8)
     batch = Batch.of(tokens, mask, isolated=False)
     assert batch.x.tolist() == [[5, 6, 7, 8, 9]]
     assert batch.y[0, :4].tolist() == [6, 7, 8, 9]
-    # Learned are 7 (read after 6) and 9 (after 8); nothing stands before 5; nothing follows 9.
+    # Targets are 7 (after 6) and 9 (after 8); 5 has no token before it, and 9 none after it.
     assert batch.loss_mask.tolist() == [[False, True, False, True, False]]
     assert batch.count == 2
     assert batch.x.dtype == batch.y.dtype == torch.int64 and batch.loss_mask.dtype == torch.bool
-    assert batch.pieces is None and batch.positions is None and batch.ends is None
-    assert batch.at.tolist() == [1, 3]
+    assert batch.segment_ids is None and batch.positions is None and batch.cu_seqlens is None
+    assert batch.target_indices.tolist() == [1, 3]
 
 
-def test_pieces_and_positions_by_hand():
-    # Three pieces in the first row (BEGIN is 2), two in the second: row starts need no mark.
+def test_segments_and_positions_by_hand():
+    # Three segments in the first row (IS_START is 2), two in the second, whose first bit is not
+    # needed.
     mask = np.array([[2, 1, 1, 2, 1, 2], [0, 0, 0, 0, 2, 0]], np.uint8)
     batch = Batch.of(np.zeros((2, 6), np.uint16), mask, isolated=True)
-    assert batch.pieces.tolist() == [[1, 1, 1, 2, 2, 3], [1, 1, 1, 1, 2, 2]]
+    assert batch.segment_ids.tolist() == [[1, 1, 1, 2, 2, 3], [1, 1, 1, 1, 2, 2]]
     assert batch.positions.tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 0, 1]]
-    assert batch.pieces.dtype == batch.positions.dtype == torch.int64
+    assert batch.segment_ids.dtype == batch.positions.dtype == torch.int64
     assert batch.count == 3
     # Read as one row of twelve: the first ends at 3, the last at 12.
-    assert batch.ends.tolist() == [0, 3, 5, 6, 10, 12] and batch.ends.dtype == torch.int32
+    assert (
+        batch.cu_seqlens.tolist() == [0, 3, 5, 6, 10, 12] and batch.cu_seqlens.dtype == torch.int32
+    )
 
 
-def test_targets_and_pieces_of_few_lengths():
+def test_padding_to_few_lengths():
     mask = np.array([[2, 1, 1, 2, 1, 2], [0, 0, 0, 0, 2, 0]], np.uint8)
     batch = Batch.of(np.zeros((2, 6), np.uint16), mask, isolated=True)
-    assert batch.at.tolist() == [0, 1, 3]
-    padded = batch.padded(targets=4, pieces=4)
-    assert padded.at.tolist() == [0, 1, 3, 11]  # the last place is never a target
-    assert padded.ends.tolist() == [0, 3, 5, 6, 10, 12, 12, 12]
+    assert batch.target_indices.tolist() == [0, 1, 3]
+    padded = batch.padded(targets=4, segments=4)
+    assert padded.target_indices.tolist() == [0, 1, 3, 11]  # the last token is never a target
+    assert padded.cu_seqlens.tolist() == [0, 3, 5, 6, 10, 12, 12, 12]
     assert padded.count == 3
 
 
 @given(st.lists(st.booleans(), min_size=8, max_size=8))
 @settings(max_examples=40)
-def test_positions_count_from_each_beginning(begins):
-    mask = np.array([begins], np.uint8) * BEGIN
+def test_positions_restart_with_each_segment(is_start):
+    mask = np.array([is_start], np.uint8) * IS_START
     batch = Batch.of(np.zeros((1, 8), np.uint16), mask, isolated=True)
-    place, piece = -1, 0
-    for i, begin in enumerate(begins):
-        place, piece = (0, piece + 1) if begin or i == 0 else (place + 1, piece)
-        assert batch.positions[0, i] == place and batch.pieces[0, i] == piece
+    position, segment = -1, 0
+    for i, start in enumerate(is_start):
+        position, segment = (0, segment + 1) if start or i == 0 else (position + 1, segment)
+        assert batch.positions[0, i] == position and batch.segment_ids[0, i] == segment
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -164,7 +167,7 @@ def test_positions_count_from_each_beginning(begins):
 def dataset(tmp_path, write_blocks, byte_tokenizer):
     """A good dataset: 3 train blocks and 1 val block of 8 tokens."""
     tokens = np.arange(24).reshape(3, 8)
-    mask = np.tile(np.array([BEGIN, 1, 1, 1, BEGIN, 1, 1, 1], np.uint8), (3, 1))
+    mask = np.tile(np.array([IS_START, 1, 1, 1, IS_START, 1, 1, 1], np.uint8), (3, 1))
     one = tokens[:1], mask[:1]
     return write_blocks(tmp_path / "blocks", byte_tokenizer, (tokens, mask), one)
 
@@ -190,7 +193,7 @@ def test_a_good_dataset(dataset, byte_tokenizer):
     assert len(blocks) == 3 and blocks.isolated and blocks.block_size == 8
     assert blocks.tokens.tolist() == np.arange(24).reshape(3, 8).tolist()
     assert isinstance(blocks.tokens, np.memmap)
-    assert blocks.share_of_targets == 18 / 24
+    assert blocks.target_fraction == 18 / 24
     batches = Batches(blocks, 2, in_order=True)
     assert batches[1].rows.tolist() == [2, 0]
     assert batches[1].x.tolist() == [list(range(16, 24)), list(range(8))]
@@ -200,7 +203,7 @@ def test_a_good_dataset(dataset, byte_tokenizer):
 @pytest.mark.parametrize(
     ("layout", "isolated"), [("pad", False), ("split", False), ("concat", True), ("packed", False)]
 )
-def test_only_concat_keeps_pieces_apart(dataset, layout, isolated):
+def test_only_concat_separates_segments(dataset, layout, isolated):
     change_meta(dataset, layout=layout)
     assert Blocks(dataset, "train").isolated is isolated
 

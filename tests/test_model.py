@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import model as model_module
-from data_utils import BEGIN, Batch
+from data_utils import IS_START, Batch
+from minigpt.inference.kv_cache import KVCache
 from minigpt.interop.hf_import import from_hf
-from model import GPT, GPTConfig, KVCache
+from model import GPT, GPTConfig, has_varlen_attention, varlen_attention_agrees
 
 
 def randomized(reference, seed=0):
@@ -27,20 +28,20 @@ def randomized(reference, seed=0):
 
 
 def assert_same_logits(model, reference, n_tokens, block_size):
-    """And the same gradients of all weights, by what those logits are worth."""
+    """And the same gradients of all weights, for random gradients of the logits."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randint(n_tokens, (3, block_size), generator=generator)
     ours, theirs = model.logits(model(x)), reference(x).logits
-    with torch.no_grad():  # as texts are written: another way through RMSNorm
-        writing = model.logits(model(x))
-    assert theirs.std() > 0.1  # the comparison is of numbers that are not all alike
-    torch.testing.assert_close(writing, theirs.detach(), atol=1e-4, rtol=0)
+    with torch.no_grad():  # generation: RMSNorm takes another path
+        no_grad = model.logits(model(x))
+    assert theirs.std() > 0.1  # the compared numbers differ from one another
+    torch.testing.assert_close(no_grad, theirs.detach(), atol=1e-4, rtol=0)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
-    worth = torch.randn(theirs.shape, generator=generator) / theirs.numel()
-    (ours * worth).sum().backward()
-    (theirs * worth).sum().backward()
+    grad = torch.randn(theirs.shape, generator=generator) / theirs.numel()
+    ours.backward(grad)
+    theirs.backward(grad)
     gradients = {name: weight.grad for name, weight in reference.state_dict(keep_vars=True).items()}
-    expected = from_hf(reference.config.to_dict(), gradients)  # named and laid out as ours are
+    expected = from_hf(reference.config.to_dict(), gradients)  # with our names and layout
     for (name, weight), gradient in zip(
         model.named_parameters(), expected.parameters(), strict=True
     ):
@@ -59,7 +60,7 @@ def test_equals_gpt2_of_transformers(tied):
     )
     model = from_hf(reference.config.to_dict(), reference.state_dict())
     config = GPTConfig(
-        n_rows=70,
+        padded_vocab_size=70,
         block_size=24,
         position="learned",
         norm="layernorm",
@@ -96,7 +97,7 @@ def test_equals_qwen3_of_transformers(tied, n_kv_head, theta):
     )
     model = from_hf(reference.config.to_dict(), randomized(reference).state_dict())
     config = GPTConfig(
-        n_rows=70,
+        padded_vocab_size=70,
         block_size=24,
         n_layer=3,
         n_head=6,
@@ -119,14 +120,14 @@ CLASSIC = dict(position="learned", norm="layernorm", mlp="gelu", qk_norm=False, 
 def test_the_reports_count():
     """123.59M: GPT-2's shape, 50,304 rows, no biases, positions not counted."""
     with torch.device("meta"):
-        model = GPT(GPTConfig(n_rows=50304, block_size=512, **CLASSIC))
+        model = GPT(GPTConfig(padded_vocab_size=50304, block_size=512, **CLASSIC))
     by_hand = 50304 * 768 + 12 * (4 + 8) * 768**2 + (2 * 12 + 1) * 768
     assert model.n_params(positions=False) == by_hand == 123_587_328
     assert model.n_params() == by_hand + 512 * 768
 
 
 def test_the_modern_shape_weighs_about_the_same():
-    config = GPTConfig(n_rows=50304)
+    config = GPTConfig(padded_vocab_size=50304)
     assert config.n_hidden == 2048 and (config.n_kv_head, config.head_dim) == (12, 64)
     with torch.device("meta"):
         model = GPT(config)
@@ -136,22 +137,24 @@ def test_the_modern_shape_weighs_about_the_same():
 
 
 def test_flops_by_hand(tiny_model):
-    model = tiny_model(n_rows=64, block_size=16, n_layer=2, n_embd=32, head_dim=8, n_hidden=64)
+    model = tiny_model(
+        padded_vocab_size=64, block_size=16, n_layer=2, n_embd=32, head_dim=8, n_hidden=64
+    )
     matrices = 2 * (32 * 96 + 32 * 32 + 32 * 128 + 64 * 32) + 64 * 32
     assert model.flops_per_token() == 6 * matrices + 12 * 2 * 32 * 16
     assert model.flops_per_token(0.25) == model.flops_per_token() - 0.75 * 6 * 64 * 32
 
 
 def test_impossible_shapes_are_named():
-    assert GPTConfig(n_rows=64).problems() == []
-    (line,) = GPTConfig(n_rows=64, n_head=12, n_kv_head=5).problems()
+    assert GPTConfig(padded_vocab_size=64).problems() == []
+    (line,) = GPTConfig(padded_vocab_size=64, n_head=12, n_kv_head=5).problems()
     assert "n_kv_head=5" in line and "n_head=12" in line
-    (line,) = GPTConfig(n_rows=64, head_dim=5).problems()
+    (line,) = GPTConfig(padded_vocab_size=64, head_dim=5).problems()
     assert "head_dim=5" in line and "even" in line
     for name in ("n_layer", "n_head", "n_embd", "block_size", "n_hidden"):
-        found = GPTConfig(n_rows=64, **{name: 0}).problems()
+        found = GPTConfig(padded_vocab_size=64, **{name: 0}).problems()
         assert any(f"{name}=0" in line for line in found), name
-    assert len(GPTConfig(n_rows=64, n_layer=-1, block_size=0).problems()) == 2
+    assert len(GPTConfig(padded_vocab_size=64, n_layer=-1, block_size=0).problems()) == 2
 
 
 # -- what attends to what --------------------------------------------------------------------------
@@ -187,45 +190,83 @@ def test_a_later_token_changes_nothing_before_it(model, cut, seed):
 
 @given(lengths=st.lists(st.integers(1, 8), min_size=1, max_size=6), seed=st.integers(0, 99))
 @settings(max_examples=20)
-def test_packed_equals_padded_piece_for_piece(model, lengths, seed):
+def test_packed_equals_padded_segment_by_segment(model, lengths, seed):
     while sum(lengths) > 16:
         lengths.pop()
     x = torch.randint(64, (1, sum(lengths)), generator=torch.Generator().manual_seed(seed))
     numbers = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     positions = torch.cat([torch.arange(length) for length in lengths])
     packed = read_out(model, x, numbers[None], positions[None])[0]
-    for piece, logits in zip(x[0].split(lengths), packed.split(lengths), strict=True):
+    for segment, logits in zip(x[0].split(lengths), packed.split(lengths), strict=True):
         padded = torch.zeros(1, 16, dtype=torch.int64)
-        padded[0, : len(piece)] = piece
-        alone = read_out(model, padded)[0, : len(piece)]
+        padded[0, : len(segment)] = segment
+        alone = read_out(model, padded)[0, : len(segment)]
         torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-5)
 
 
-def varlen_reference(q, k, v, ends, ends_k, longest, longest_k, window_size, enable_gqa):
-    """What torch.nn.attention.varlen.varlen_attn computes, which runs on CUDA alone: attention of
-    each sequence in q (tokens, heads, hs), k and v by itself."""
-    assert window_size == (-1, 0) and ends is ends_k and longest == longest_k
+def varlen_reference(q, k, v, cu_q, cu_k, max_q, max_k, window_size, enable_gqa):
+    """What torch.nn.attention.varlen.varlen_attn computes, which runs on CUDA only: attention of
+    each sequence in q, k and v (tokens, heads, hs) by itself, causal if window_size says so."""
+    assert cu_q is cu_k and max_q == max_k
     out = torch.empty_like(q)
-    for start, end in itertools.pairwise(ends.tolist()):
+    causal = {(-1, 0): True, (-1, -1): False}[window_size]
+    for start, end in itertools.pairwise(cu_q.tolist()):
         part = [x[start:end].transpose(0, 1) for x in (q, k, v)]
         if start < end:
-            y = F.scaled_dot_product_attention(*part, is_causal=True, enable_gqa=enable_gqa)
+            y = F.scaled_dot_product_attention(*part, is_causal=causal, enable_gqa=enable_gqa)
             out[start:end] = y.transpose(0, 1)
     return out
 
 
-@given(begins=st.lists(st.booleans(), min_size=32, max_size=32), seed=st.integers(0, 99))
+@given(is_start=st.lists(st.booleans(), min_size=32, max_size=32), seed=st.integers(0, 99))
 @settings(max_examples=10)
-def test_the_kernel_for_pieces_is_asked_for_what_the_mask_says(model, begins, seed):
+def test_varlen_attention_equals_masked_attention(model, is_start, seed):
     x = torch.randint(64, (2, 16), generator=torch.Generator().manual_seed(seed))
-    mask = np.array(begins, np.uint8).reshape(2, 16) * BEGIN
+    mask = np.array(is_start, np.uint8).reshape(2, 16) * IS_START
     batch = Batch.of(x.numpy(), mask, isolated=True).padded(8, 8)
-    masked = read_out(model, x, batch.pieces, batch.positions)
+    masked = read_out(model, x, batch.segment_ids, batch.positions)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_module, "varlen_attn", varlen_reference)
-        patch.setattr(model, "varlen", True)
-        told = read_out(model, x, batch.pieces, batch.positions, ends=batch.ends)
-    torch.testing.assert_close(told, masked, atol=1e-5, rtol=1e-5)
+        patch.setattr(model, "use_varlen_attention", True)
+        # segment_ids are not read: here they would hide what the kernel does.
+        fast = read_out(model, x, 0 * batch.segment_ids, batch.positions, batch.cu_seqlens)
+    torch.testing.assert_close(fast, masked, atol=1e-5, rtol=1e-5)
+
+
+def test_varlen_attention_is_not_used_where_it_cannot_be(tiny_model, monkeypatch):
+    """The kernel has no dropout, and cannot read a cache; on this machine it does not run."""
+    monkeypatch.setattr(model_module, "varlen_attn", None)  # a call fails
+    model = tiny_model(dropout=0.5).train()
+    model.use_varlen_attention = True
+    x, cu_seqlens = torch.zeros(1, 16, dtype=torch.int64), torch.tensor([0, 16])
+    read_out(model, x, torch.ones_like(x), None, cu_seqlens)
+    rows = KVCache(model.eval().config, 1).rows(slice(0, 1), 16)
+    read_out(model, x, None, torch.arange(16)[None], cu_seqlens, rows)
+    with pytest.raises(TypeError):
+        read_out(model, x, None, None, cu_seqlens)
+    assert not has_varlen_attention("cpu", torch.bfloat16, 64)
+    assert not has_varlen_attention("cuda", torch.float32, 64)
+
+
+def not_causal(*words, window_size, **rest):
+    return varlen_reference(*words, window_size=(-1, -1), **rest)
+
+
+def loses_a_gradient(q, k, v, *words, **rest):
+    return varlen_reference(q, k, v.detach() + 0 * v, *words, **rest)
+
+
+def missing(*words, **rest):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("kernel", "agrees"),
+    [(varlen_reference, True), (not_causal, False), (loses_a_gradient, False), (missing, False)],
+)
+def test_the_self_test_of_varlen_attention(monkeypatch, kernel, agrees):
+    monkeypatch.setattr(model_module, "varlen_attn", kernel)
+    assert varlen_attention_agrees("cpu", torch.float32, 8) == agrees
 
 
 @given(
@@ -234,7 +275,7 @@ def test_the_kernel_for_pieces_is_asked_for_what_the_mask_says(model, begins, se
 )
 @settings(max_examples=20)
 def test_cached_equals_whole(model, steps, seed):
-    """Tokens fed in steps of any size, in slots 1 and 2 of 4 whose rests hold rubbish."""
+    """Tokens fed in steps of any size, in slots 1 and 2 of 4, over random old contents."""
     while sum(steps) > 16:
         steps.pop()
     x = torch.randint(64, (2, sum(steps)), generator=torch.Generator().manual_seed(seed))
@@ -249,7 +290,7 @@ def test_cached_equals_whole(model, steps, seed):
         rows = cache.rows(slice(1, 3), place)
         parts.append(read_out(model, part, positions=positions, cache=rows))
     torch.testing.assert_close(torch.cat(parts, 1), read_out(model, x), atol=1e-5, rtol=1e-5)
-    assert torch.equal(cache.k[:, [0, 3]], others)  # the neighbours' slots are left alone
+    assert torch.equal(cache.k[:, [0, 3]], others)  # other slots are unchanged
 
 
 def test_rows_of_different_lengths_share_a_step(model):
@@ -277,7 +318,9 @@ def test_rows_of_different_lengths_share_a_step(model):
 
 
 def test_the_start_follows_the_seed_and_is_small():
-    config = dict(n_rows=320, block_size=32, n_layer=8, n_head=4, n_embd=64, bias=True, **CLASSIC)
+    config = dict(
+        padded_vocab_size=320, block_size=32, n_layer=8, n_head=4, n_embd=64, bias=True, **CLASSIC
+    )
     torch.manual_seed(3)
     one = GPT(GPTConfig(**config))
     torch.manual_seed(3)
@@ -290,7 +333,7 @@ def test_the_start_follows_the_seed_and_is_small():
     assert one.blocks[0].mlp.fc.bias.abs().max() == 0
     x, y = torch.randint(320, (2, 4, 32))
     loss = F.cross_entropy(read_out(one.eval(), x).flatten(0, 1), y.flatten())
-    assert abs(loss - math.log(320)) < 0.1  # it knows nothing
+    assert abs(loss - math.log(320)) < 0.1  # it predicts all tokens equally
 
 
 def test_dropout_acts_in_training_alone(tiny_model):
@@ -302,8 +345,8 @@ def test_dropout_acts_in_training_alone(tiny_model):
     model.eval()
 
 
-def kept_by(module, x):
-    """(its output, bytes beside its weights that it keeps for the backward pass)."""
+def stored_by(module, x):
+    """(output, bytes that it stores for the backward pass, weights excluded)."""
     kept = {}
 
     def keep(tensor):
@@ -335,10 +378,10 @@ def test_rmsnorm_as_pytorch_has_it(shape, seed):
         torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_rmsnorm_keeps_its_input_alone_and_respects_what_is_frozen():
+def test_rmsnorm_stores_its_input_only_and_respects_frozen_weights():
     norm, x = model_module.RMSNorm(8, 1e-6), torch.randn(2, 5, 8)
-    y, kept = kept_by(norm, x)
-    assert kept == 4 * (x.numel() + 2 * 5)
+    y, stored = stored_by(norm, x)
+    assert stored == 4 * (x.numel() + 2 * 5)
     y.sum().backward()
     assert norm.weight.grad is not None and x.grad is None
     norm.zero_grad()
@@ -348,17 +391,17 @@ def test_rmsnorm_keeps_its_input_alone_and_respects_what_is_frozen():
 
 
 @pytest.mark.parametrize("shape", [CLASSIC, {}], ids=["gelu", "swiglu"])
-def test_what_an_mlp_keeps_for_the_backward_pass(tiny_model, shape, monkeypatch):
-    monkeypatch.setattr(model_module, "LARGE", 2 * 16)
+def test_activation_checkpointing_of_an_mlp(tiny_model, shape, monkeypatch):
+    monkeypatch.setattr(model_module, "ACTIVATION_CHECKPOINTING_FROM", 2 * 16)
     mlp = tiny_model(**shape).blocks[0].mlp
     x = torch.randn(2, 16, mlp.fc.in_features)
-    y, kept = kept_by(mlp, x)
-    # What came in, and what fc made of it; what is in between is made anew.
-    assert kept == 4 * (x.numel() + 2 * 16 * mlp.fc.out_features)
+    y, stored = stored_by(mlp, x)
+    # Stored: the input and the output of fc. The activations are recomputed.
+    assert stored == 4 * (x.numel() + 2 * 16 * mlp.fc.out_features)
     y.square().sum().backward()
     lean = [weight.grad.clone() for weight in mlp.parameters()]
     mlp.zero_grad()
-    mlp.write(mlp.fc(x)).square().sum().backward()
+    mlp.activate_and_project(mlp.fc(x)).square().sum().backward()
     for gradient, weight in zip(lean, mlp.parameters(), strict=True):
         assert torch.equal(gradient, weight.grad)
 

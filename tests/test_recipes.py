@@ -18,7 +18,7 @@ RECIPES = sorted(set((ROOT / "config").glob("*.py")) - {ROOT / "config/configura
 RECIPES = {path.stem: path for path in RECIPES if path.stem != "__init__"}
 # What is changed by these follows another recipe on the command line.
 AFTER_ANOTHER = {"bbc_upper"}
-FIELDS = [name for name in GPTConfig.__dataclass_fields__ if name != "n_rows"]
+FIELDS = [name for name in GPTConfig.__dataclass_fields__ if name != "padded_vocab_size"]
 
 
 def resolved(name):
@@ -69,7 +69,7 @@ def test_a_recipe_starts_from_another_or_has_a_possible_shape(name):
     settings = resolved(name)
     if settings.init_from == "scratch":
         shape = {field: getattr(settings, field) for field in FIELDS}
-        assert GPTConfig(n_rows=64, **shape).problems() == []
+        assert GPTConfig(padded_vocab_size=64, **shape).problems() == []
         return
     bases = [base for base in RECIPES if resolved(base).out_dir == settings.init_from]
     assert len(bases) == 1, f"{settings.init_from} is made by {bases}"

@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from data_utils import BEGIN, TARGET
+from data_utils import IS_START, TARGET
 from minigpt.models import checkpoint
 from model import GPT, GPTConfig
 
@@ -35,7 +35,7 @@ def save_scripted_run(
     first = tokenizer.answer_mark if prompt_format == "qa" else tokenizer.encode("。")[-1]
     ids = tokenizer.encode(answer)
     chain = [first, *ids, ids[0] if cycle else tokenizer.eot]
-    model = _scripted_model(tokenizer.n_rows, chain, block_size)
+    model = _scripted_model(tokenizer.padded_vocab_size, chain, block_size)
     return save_run(folder, model, tokenizer, prompt_format, dataset)
 
 
@@ -66,11 +66,11 @@ def pack(tokenizer, rows, block_size=32):
         at = 0
         for ids, first in pieces:
             tokens[row, at : at + len(ids)] = ids
-            mask[row, at] = BEGIN
+            mask[row, at] = IS_START
             mask[row, at + first : at + len(ids)] = TARGET
             at += len(ids)
         if at < block_size:
-            mask[row, at] = BEGIN
+            mask[row, at] = IS_START
     return tokens, mask
 
 

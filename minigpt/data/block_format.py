@@ -6,5 +6,5 @@ does.
 
 FORMAT = 1  # version of the block files; a change of their meaning changes this number
 TARGET = 1  # mask bit 0: this token is a target to learn
-BEGIN = 2  # mask bit 1: this token begins a piece; attention and positions start anew there
+IS_START = 2  # mask bit 1: this token starts a segment; attention and positions restart there
 PREFERENCES = {"kind": "preferences"}  # in meta.json: two blocks are a preference (stage "dpo")

@@ -6,7 +6,7 @@
         counts = writer.finish()
 
 data_utils.py reads what is written here: {train,val}.bin, rows of block_size ids, and
-{train,val}.mask, a byte a token, bits TARGET and BEGIN.
+{train,val}.mask, a byte a token, bits TARGET and IS_START.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import numpy as np
 from minigpt.common.errors import UserError
 from minigpt.common.files import leftovers, written_whole
 from minigpt.common.locks import beside, locked
-from minigpt.data.block_format import BEGIN, TARGET
+from minigpt.data.block_format import IS_START, TARGET
 
 FILES = (
     *(f"{split}.{kind}" for split in ("train", "val") for kind in ("bin", "mask")),
@@ -179,10 +179,10 @@ class SplitWriter:
             for i in row:
                 row_tokens[at : at + lengths[i]] = ids[stops[i] - lengths[i] : stops[i]]
                 row_mask[at : at + lengths[i]] = learned[stops[i] - lengths[i] : stops[i]]
-                row_mask[at] |= BEGIN
+                row_mask[at] |= IS_START
                 at += lengths[i]
             if at < self.block_size:
-                row_mask[at] = BEGIN  # the padding is a piece of its own
+                row_mask[at] = IS_START  # the padding is a piece of its own
         self._write(tokens, mask)
 
     def _write_stream(self, tokens, mask):
@@ -190,7 +190,7 @@ class SplitWriter:
         whole = len(tokens) // self.block_size * self.block_size
         self._rest = tokens[whole:], mask[whole:]
         mask = mask[:whole].reshape(-1, self.block_size)
-        mask[:, 0] = BEGIN  # nothing stands before it in its row: it cannot be learned
+        mask[:, 0] = IS_START  # nothing stands before it in its row: it cannot be learned
         self._write(tokens[:whole].reshape(-1, self.block_size), mask)
 
     def _write(self, tokens, mask):

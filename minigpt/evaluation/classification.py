@@ -31,7 +31,7 @@ from minigpt.data.pipeline import read_records
 from minigpt.data.prompts import prompt_ids
 from minigpt.evaluation.examples import Example, write_answers
 from minigpt.inference.engine import Engine
-from model import KVCache
+from minigpt.inference.kv_cache import KVCache
 
 READINGS = ("generation", "likelihood, sum", "likelihood, mean", "first token")
 

@@ -20,8 +20,8 @@ import torch
 
 from minigpt.common.errors import UserError
 from minigpt.inference.beam_search import extend
+from minigpt.inference.kv_cache import KVCache
 from minigpt.inference.sampling import MOST_LOGPROBS, Token, sample, with_logprobs
-from model import KVCache
 
 PREFILL_CHUNK = 64  # prompt tokens that one step reads, about: the other requests wait that long
 
@@ -166,7 +166,7 @@ class Engine:
     def __init__(self, model, n_vocab=None, n_slots=8):
         self.model = model.eval()
         self.block_size = model.config.block_size
-        self.n_vocab = n_vocab or model.config.n_rows
+        self.n_vocab = n_vocab or model.config.padded_vocab_size
         self.n_slots = n_slots
         weight = model.wte.weight
         self.device = weight.device

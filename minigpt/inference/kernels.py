@@ -7,7 +7,7 @@ once, in half a minute, by whoever asks for them.
     if kernels.has_int8:                             # the processor multiplies bytes (VNNI)
         packed = kernels.pack(q)                     # q (O, K) int8; weight = q * scale, (O,)
         y = kernels.linear_int8(x, packed, scale, bias)
-    y = kernels.attend(q, k, v, cache_k, cache_v, slots, places)    # model.LayerCache.attend
+    y = kernels.attend(q, k, v, cache_k, cache_v, slots, places)    # kv_cache.LayerCache
 
 Each number of a result is one sum in one order, whatever N: neighbours change nothing, to the bit.
 """

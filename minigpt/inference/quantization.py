@@ -57,8 +57,6 @@ class Int8Linear(nn.Module):
         self.register_buffer("q", self.kernels.pack(q) if self.kernels else q)
         self.register_buffer("scale", scale[:, 0].contiguous())  # (n_out,)
         self.bias = linear.bias
-        if hasattr(linear, "split"):
-            self.split = linear.split
 
     def forward(self, x):
         rows = x.reshape(-1, x.size(-1))
@@ -87,8 +85,6 @@ class KernelLinear(nn.Module):
     def __init__(self, linear, kernels):
         super().__init__()
         self.weight, self.bias, self.kernels = linear.weight, linear.bias, kernels
-        if hasattr(linear, "split"):
-            self.split = linear.split
 
     def forward(self, x):
         rows = x.reshape(-1, x.size(-1))

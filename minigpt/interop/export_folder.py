@@ -1,10 +1,10 @@
-"""Where an export lands: whole or not at all, and never over anything but an earlier export.
+"""Where an export is written: completely or not at all, and only an earlier export is replaced.
 
     check_target("out/sft/hf", hf_export.stranger)      # before the work
     with exported("out/sft/hf") as partial:             # a path beside it, renamed at the end
         …
 
-And the number formats that weights are exported in.
+Also the dtypes in which weights are exported.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ from minigpt.common.errors import UserError
 from minigpt.common.files import written_whole
 from minigpt.common.locks import beside, locked
 
-NAME = "MiniGPT"  # by which an export says whose it is
+NAME = "MiniGPT"  # written into an export, to recognise it
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def check_target(target, stranger):
-    """UserError where an export to `target` would overwrite anything but an earlier one.
+    """UserError if an export to `target` would overwrite anything but an earlier export.
 
-    stranger: target → what lies there and is no export, in words, or None.
+    stranger: a function of `target` that returns why it is not an export, or None if it is one.
     """
     target = Path(target)
     try:
@@ -39,14 +39,14 @@ def check_target(target, stranger):
 
 @contextlib.contextmanager
 def exported(target):
-    """files.written_whole(), with UserError where nothing can be written or another process writes
-    there."""
+    """files.written_whole(), with a UserError if `target` cannot be written or another process
+    writes there."""
     try:
         with locked(beside(target), target, "--output"), written_whole(target) as partial:
             yield partial
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise  # configurator.run says it
+            raise  # errors.run reports it
         raise _unwritable(target, error) from None
 
 
@@ -57,12 +57,12 @@ def _unwritable(path, error):
 
 
 def converted(name, weight, dtype):
-    """`weight` as torch's `dtype`. UserError for one that float16 cannot hold."""
+    """`weight` as the torch dtype `dtype`. UserError if a value is outside its range."""
     small = weight.to(dtype)
     if not torch.isfinite(small).all():
         largest = weight.abs().max().item()
         raise UserError(
-            f"--dtype={str(dtype).removeprefix('torch.')}: {name} holds {largest:.3g}, which is "
-            "outside its range: take bfloat16 or float32"
+            f"--dtype={str(dtype).removeprefix('torch.')}: {name} has {largest:.3g}, which is "
+            "outside its range; use bfloat16 or float32"
         )
     return small.contiguous()

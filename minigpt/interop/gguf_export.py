@@ -1,9 +1,9 @@
-"""A run as one GGUF file: what llama.cpp, Ollama and LM Studio run.
+"""Export of a run to one GGUF file, which llama.cpp, Ollama and LM Studio run.
 
     write_gguf("sft.gguf", checkpoint.load("out/sft"), "q8_0", name="sft")    # pip install gguf
 
-The file holds weights, vocabulary and chat template. Its network is llama.cpp's "gpt2" or "qwen3";
-its text is cut by the pattern of a name that llama.cpp knows (tokenizer.PATTERNS).
+The file has the weights, the vocabulary and the chat template. The architecture is llama.cpp's
+"gpt2" or "qwen3"; the tokenizer's pattern must be one that llama.cpp has (tokenizer.PATTERNS).
 """
 
 from pathlib import Path
@@ -25,23 +25,23 @@ from minigpt.tokenizer.tokenizer import PATTERNS
 
 KINDS = (*DTYPES, "q8_0")
 ARCHITECTURES = {"GPT2LMHeadModel": "gpt2", "Qwen3ForCausalLM": "qwen3"}
-_OURS = "minigpt.exported"  # a key of our own, near the beginning of the file
-_HEAD = 4096  # bytes: how near
-_TRANSPOSED = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")  # Conv1D keeps (in, out)
+_OURS = "minigpt.exported"  # a key by which stranger() recognises an export
+_HEAD = 4096  # bytes from the start of the file within which the key is
+_TRANSPOSED = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")  # Conv1D has (n_in, n_out)
 
 
 def stranger(path):
-    """What at `path` is no earlier export, in words; None where it is one."""
+    """Why `path` is not an earlier export, as the end of a sentence; None if it is one."""
     path = Path(path)
     if path.is_dir():
-        return "is a folder, and a GGUF export is a file"
+        return "is a folder, but a GGUF export is a file"
     with open(path, "rb") as file:
         head = file.read(_HEAD)
     return None if head.startswith(b"GGUF") and _OURS.encode() in head else "is another file"
 
 
 def need_gguf():
-    """The package gguf; UserError where it is not installed."""
+    """The package gguf. UserError if it is not installed."""
     try:
         import gguf
     except ImportError:
@@ -51,21 +51,21 @@ def need_gguf():
 
 def write_gguf(path, trained, kind="float16", name="minigpt"):
     """Write the run `trained` (a Checkpoint on the CPU) to the file `path`, its matrices as `kind`
-    (one of KINDS); vectors and learned positions stay float32. UserError where llama.cpp has no
-    such network, or no such pattern."""
+    (one of KINDS); vectors and learned positions stay float32. UserError if llama.cpp does not have
+    the architecture or the tokenizer's pattern."""
     gguf = need_gguf()
     config, weights = to_hf(trained.model)
     architecture = ARCHITECTURES[config["architectures"][0]]
     patterns = {pattern: name for name, pattern in PATTERNS.items()}
     if trained.tokenizer.pattern not in patterns:
         raise UserError(
-            f"{trained.folder}: its tokenizer cuts text by a pattern that llama.cpp has no name "
-            f"for (it has {', '.join(PATTERNS)}): take --format=hf"
+            f"{trained.folder}: its tokenizer has a pattern that llama.cpp does not know (it knows "
+            f"{', '.join(PATTERNS)}); use --format=hf"
         )
     if not merges(trained.tokenizer):
         raise UserError(
-            f"{trained.folder}: its tokenizer has the 256 bytes and joins nothing, which llama.cpp "
-            "does not take: take --format=hf"
+            f"{trained.folder}: its tokenizer has only the 256 bytes and no merges, which "
+            "llama.cpp does not support; use --format=hf"
         )
     with exported(path) as partial:
         writer = gguf.GGUFWriter(partial, architecture)
@@ -95,7 +95,7 @@ def _add_shape(writer, config, architecture):
     writer.add_feed_forward_length(config.n_hidden)
     writer.add_block_count(config.n_layer)
     writer.add_head_count(config.n_head)
-    writer.add_vocab_size(config.n_rows)
+    writer.add_vocab_size(config.padded_vocab_size)
     if architecture == "gpt2":
         writer.add_layer_norm_eps(config.norm_eps)
     else:
@@ -115,14 +115,14 @@ def _add_vocabulary(gguf, writer, trained):
     ]
     for i in special_texts(tokenizer):
         types[i] = gguf.TokenType.CONTROL
-    for i in range(len(texts), trained.model.config.n_rows):  # of an imported model
+    for i in range(len(texts), trained.model.config.padded_vocab_size):  # imported
         texts.append(f"<|unused_{i}|>")
         types.append(gguf.TokenType.UNUSED)
     writer.add_tokenizer_model("gpt2")  # byte-level BPE
     writer.add_token_list(texts)
     writer.add_token_types(types)
     writer.add_token_merges([" ".join(pair) for pair in merges(tokenizer)])
-    # Nothing stands before a text here; but a reader that finds no such id takes 11.
+    # Our texts start without a BOS token, but a reader that finds no BOS id uses 11.
     writer.add_bos_token_id(tokenizer.eot)
     writer.add_add_bos_token(False)
     writer.add_eos_token_id(end_id(tokenizer, prompt_format))
@@ -151,8 +151,8 @@ def _add_weight(gguf, writer, name, weight, kind):
 
 
 def modelfile(path, trained):
-    """Ollama's Modelfile beside the GGUF file `path`: it reads a Go template, not the file's
-    Jinja one."""
+    """The text of Ollama's Modelfile for the GGUF file `path`. Ollama reads this Go template, not
+    the Jinja template in the file."""
     tokenizer = trained.tokenizer
     if trained.prompt_format == "chat":
         start, end = SPECIAL_TEXTS["IM_START"], SPECIAL_TEXTS["IM_END"]

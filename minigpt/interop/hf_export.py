@@ -1,10 +1,10 @@
-"""A run as a Hugging Face folder: what transformers, vLLM and their kin load as it stands.
+"""Export of a run to a Hugging Face folder, which transformers, vLLM and others load directly.
 
     write_hf("out/sft/hf", checkpoint.load("out/sft"), "bfloat16")
     AutoModelForCausalLM.from_pretrained("out/sft/hf")       # the same logits
     AutoTokenizer.from_pretrained("out/sft/hf")              # the same ids, and the chat template
 
-The network goes out as GPT2LMHeadModel or Qwen3ForCausalLM (minigpt/interop/hf_weights.py).
+The model is exported as GPT2LMHeadModel or Qwen3ForCausalLM (minigpt/interop/hf_weights.py).
 """
 
 import errno
@@ -30,10 +30,10 @@ FILES = (
 
 
 def stranger(folder):
-    """What in `folder` is not of an earlier export, in words; None where all of it is."""
+    """Why `folder` is not an earlier export, as the end of a sentence; None if it is one."""
     folder = Path(folder)
     if not folder.is_dir():
-        return "is a file, and an export to Hugging Face's format is a folder"
+        return "is a file, but an export to Hugging Face's format is a folder"
     names = sorted(path.name for path in folder.iterdir())
     other = [name for name in names if name not in FILES]
     if other:
@@ -46,8 +46,8 @@ def stranger(folder):
 
 
 def write_hf(folder, trained, dtype="float32"):
-    """Write the run `trained` (a Checkpoint on the CPU) to `folder`, weights in `dtype`, a key of
-    export.DTYPES. UserError where no architecture of theirs computes what this model does."""
+    """Write the run `trained` (a Checkpoint on the CPU) to `folder`, the weights as `dtype`, a key
+    of export_folder.DTYPES. UserError if no architecture of Hugging Face fits the model."""
     tokenizer, prompt_format = trained.tokenizer, trained.prompt_format
     config, weights = to_hf(trained.model)
     weights = {name: converted(name, w, DTYPES[dtype]) for name, w in weights.items()}
@@ -71,5 +71,5 @@ def write_hf(folder, trained, dtype="float32"):
         tokenizer_json(tokenizer).save(str(partial / "tokenizer.json"))
         try:
             save_file(weights, partial / "model.safetensors", {"format": "pt"})
-        except SafetensorError as error:  # this is how it says that a write failed
+        except SafetensorError as error:  # the error of a failed write
             raise OSError(errno.EIO, f"is the disk full? {error}") from None

@@ -10,6 +10,7 @@ The vocabulary is the source's own (minigpt/tokenizer/huggingface.py). Special i
 """
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -60,7 +61,7 @@ def load(source, block_size=None):
         where = "" if str(folder) in str(error) else f"{folder}: "
         raise UserError(f"{where}{error}") from None
     _add_rows(model, read_vocabulary(folder).n_source, tokenizer)
-    meta = dict(model=model.config.as_dict(), settings={"tokenizer": source}, step=0)
+    meta = dict(model=asdict(model.config), settings={"tokenizer": source}, step=0)
     return Checkpoint(Path(source), model, tokenizer, meta)
 
 
@@ -190,7 +191,7 @@ def _gpt2_shape(config):
         add_cross_attention=(False,),
     )
     return dict(
-        n_rows=config["vocab_size"],
+        padded_vocab_size=config["vocab_size"],
         block_size=config["n_positions"],
         n_layer=config["n_layer"],
         n_head=config["n_head"],
@@ -215,7 +216,7 @@ def _qwen3_shape(config):
     if kind != "default" or rope.get("partial_rotary_factor", 1) != 1:
         raise UserError(f"config.json: rope_type={kind}: our network has plain rotary positions")
     return dict(
-        n_rows=config["vocab_size"],
+        padded_vocab_size=config["vocab_size"],
         block_size=config["max_position_embeddings"],
         n_layer=config["num_hidden_layers"],
         n_head=config["num_attention_heads"],
@@ -309,21 +310,21 @@ def _add_rows(model, n_source, tokenizer):
     softmax over the old ids stays what it was but for a hair, where a row of any other size could
     take their probability. A little noise makes the new rows differ, so that they can learn apart.
     """
-    old = model.config.n_rows
-    n_rows = -(-max(old, tokenizer.n_vocab) // 64) * 64
+    old = model.config.padded_vocab_size
+    size = -(-max(old, tokenizer.n_vocab) // 64) * 64
     # An id behind the source's last is new even where its table has a row, which was never trained.
-    fresh = [i for i in range(n_rows) if i >= old or n_source <= i < tokenizer.n_vocab]
+    fresh = [i for i in range(size) if i >= old or n_source <= i < tokenizer.n_vocab]
     with torch.no_grad():
         tables = [model.wte] if model.config.tie_embeddings else [model.wte, model.lm_head]
         for seed, table in enumerate(tables):
             rows = table.weight[: min(old, n_source)]
-            whole = torch.empty(n_rows, rows.size(1))
+            whole = torch.empty(size, rows.size(1))
             whole[:old] = table.weight
             generator = torch.Generator().manual_seed(seed)  # in every process the same
             noise = torch.randn(len(fresh), rows.size(1), generator=generator)
             whole[fresh] = rows.mean(0) + 0.01 * rows.std(0) * noise
             table.weight = nn.Parameter(whole)
-    model.wte.num_embeddings = model.lm_head.out_features = n_rows
+    model.wte.num_embeddings = model.lm_head.out_features = size
     if model.config.tie_embeddings:
         model.lm_head.weight = model.wte.weight
-    model.config.n_rows = n_rows
+    model.config.padded_vocab_size = size

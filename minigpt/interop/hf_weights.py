@@ -1,4 +1,4 @@
-"""Our networks under Hugging Face's names: GPT2LMHeadModel or Qwen3ForCausalLM.
+"""A GPT as Hugging Face's GPT2LMHeadModel or Qwen3ForCausalLM: their config and tensor names.
 
 config, weights = to_hf(model)      # config.json as a dict, {tensor name: tensor}
 """
@@ -7,7 +7,7 @@ import torch
 
 from minigpt.common.errors import UserError
 
-# The knobs by which each is what it is; sizes are free, but for what architecture() says.
+# The settings that an architecture requires; architecture() requires sizes of GPT-2, too.
 SHAPES = {
     "GPT2LMHeadModel": dict(position="learned", norm="layernorm", mlp="gelu", qk_norm=False),
     "Qwen3ForCausalLM": dict(
@@ -35,22 +35,22 @@ QWEN3_NAMES = {
 
 
 def architecture(config):
-    """The class of theirs that computes what a GPTConfig describes: a key of SHAPES. UserError
-    names the knobs that neither has."""
-    told = []
+    """The architecture, a key of SHAPES, that computes what a GPTConfig describes. UserError names
+    the settings that neither has."""
+    reasons = []
     for name, shape in SHAPES.items():
-        wrong = [knob for knob, value in shape.items() if getattr(config, knob) != value]
+        wrong = [field for field, value in shape.items() if getattr(config, field) != value]
         if name == "GPT2LMHeadModel":
             wrong += ["n_kv_head"] * (config.n_kv_head != config.n_head)
             wrong += ["head_dim"] * (config.head_dim * config.n_head != config.n_embd)
         if not wrong:
             return name
-        told.append(f"{name} has no {', '.join(f'{k}={getattr(config, k)}' for k in wrong)}")
-    raise UserError(f"Hugging Face has no such model: {'; '.join(told)}")
+        reasons.append(f"{name} has no {', '.join(f'{k}={getattr(config, k)}' for k in wrong)}")
+    raise UserError(f"Hugging Face has no such model: {'; '.join(reasons)}")
 
 
 def to_hf(model):
-    """(config.json as a dict, {name: tensor}) of a GPT; tied weights stand there once. No two
+    """(config.json as a dict, {name: tensor}) of a GPT. Tied weights are there once, and no two
     tensors share memory. UserError for a shape that neither architecture has."""
     name = architecture(model.config)
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
@@ -69,16 +69,16 @@ def _to_gpt2(config, weights):
     }
     for ours, theirs in {**parts, "norm": "transformer.ln_f"}.items():
         weight = weights[f"{ours}.weight"]
-        bias = weights.get(f"{ours}.bias", torch.zeros(weight.size(0)))  # theirs always has one
-        # Conv1D keeps its matrices as (in, out).
+        bias = weights.get(f"{ours}.bias", torch.zeros(weight.size(0)))  # GPT-2 always has one
+        # GPT-2's Conv1D stores its matrices as (n_in, n_out).
         found[f"{theirs}.weight"] = weight.t().contiguous() if ".c_" in theirs else weight
         found[f"{theirs}.bias"] = bias
     if not config.tie_embeddings:
         found["lm_head.weight"] = weights["lm_head.weight"]
-    facts = dict(
+    config_json = dict(
         architectures=["GPT2LMHeadModel"],
         model_type="gpt2",
-        vocab_size=config.n_rows,
+        vocab_size=config.padded_vocab_size,
         n_positions=config.block_size,
         n_layer=config.n_layer,
         n_head=config.n_head,
@@ -91,7 +91,7 @@ def _to_gpt2(config, weights):
         attn_pdrop=config.dropout,
         tie_word_embeddings=config.tie_embeddings,
     )
-    return facts, found
+    return config_json, found
 
 
 def _to_qwen3(config, weights):
@@ -100,19 +100,19 @@ def _to_qwen3(config, weights):
         "model.norm.weight": weights["norm.weight"],
     }
     q, kv = config.n_head * config.head_dim, config.n_kv_head * config.head_dim
-    sizes = {"attn.qkv": (q, kv, kv), "mlp.fc": (config.n_hidden, config.n_hidden)}
+    sizes = {"attn.qkv": (q, kv, kv), "mlp.fc": (config.n_hidden, config.n_hidden)}  # FusedLinear
     for i in range(config.n_layer):
         for ours, theirs in QWEN3_NAMES.items():
             weight = weights[f"blocks.{i}.{ours}.weight"]
             split = weight.split(sizes[ours]) if ours in sizes else [weight]
             for name, part in zip(theirs, split, strict=True):
-                found[f"model.layers.{i}.{name}.weight"] = part.clone()  # files take no views
+                found[f"model.layers.{i}.{name}.weight"] = part.clone()  # safetensors has no views
     if not config.tie_embeddings:
         found["lm_head.weight"] = weights["lm_head.weight"]
-    facts = dict(
+    config_json = dict(
         architectures=["Qwen3ForCausalLM"],
         model_type="qwen3",
-        vocab_size=config.n_rows,
+        vocab_size=config.padded_vocab_size,
         max_position_embeddings=config.block_size,
         num_hidden_layers=config.n_layer,
         num_attention_heads=config.n_head,
@@ -128,4 +128,4 @@ def _to_qwen3(config, weights):
         attention_dropout=config.dropout,
         tie_word_embeddings=config.tie_embeddings,
     )
-    return facts, found
+    return config_json, found

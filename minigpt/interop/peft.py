@@ -23,7 +23,7 @@ from minigpt.common.files import read_json
 from minigpt.common.types import typed
 from minigpt.interop.export_folder import NAME, check_target, exported
 from minigpt.interop.hf_weights import architecture
-from minigpt.models.lora import PARTS, LoRA, LoRALinear, attach
+from minigpt.models.lora import PARTS, LoRA, LoRALinear, attach, part_sizes
 from minigpt.models.shapes import LARGEST_ALPHA, read_shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -39,7 +39,7 @@ NAMES = {
 # What adapter_config.json must hold, and what of the rest is read.
 ABOUT = dict(peft_type=str, r=int, lora_alpha=float)
 MORE_ABOUT = dict(lora_dropout=float | None, alpha_pattern=dict | None, bias=str)
-REPEATS = 3  # in a regular expression of alpha_pattern
+REPEATS, LONGEST_PATTERN = 3, 1000  # limits of a regular expression of alpha_pattern
 # What peft may put into adapters beside W + s · B A.
 STRANGE = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "use_qalora")
 STRANGE += ("layer_replication", "target_parameters", "alora_invocation_tokens", "use_bdlora")
@@ -50,10 +50,10 @@ STRANGE += ("velora_config", "monteclora_config", "arrow_config", "kasa_config")
 
 
 def write_peft(folder, model):
-    """Write the adapters of `model` as a folder of peft's, for the base as tools/export.py writes
-    it.
+    """Write the adapters of `model` as a peft folder, for the base that tools/export.py exports.
 
-    UserError where the shape has no architecture there, and where `folder` holds anything else.
+    UserError if no architecture of Hugging Face fits the model, and if `folder` has anything but an
+    earlier export.
     """
     check_target(folder, stranger)
     kind = architecture(model.config)
@@ -71,7 +71,7 @@ def write_peft(folder, model):
     config = dict(
         peft_type="LORA",
         task_type="CAUSAL_LM",
-        # Where tools/export.py puts it where nothing else is said.
+        # The default output of tools/export.py.
         base_model_name_or_path=(lora.base / "hf").as_posix() if lora.base else "",
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -79,7 +79,7 @@ def write_peft(folder, model):
         target_modules=sorted(ranks),
         rank_pattern=higher,
         alpha_pattern={name: lora.scale * rank for name, rank in higher.items()},
-        fan_in_fan_out=kind == "GPT2LMHeadModel",  # its matrices lie transposed
+        fan_in_fan_out=kind == "GPT2LMHeadModel",  # its Conv1D has (n_in, n_out)
         bias="none",
         inference_mode=True,
     )
@@ -115,11 +115,11 @@ def _is_ours(path):
 
 
 def _pairs(linear, path, names):
-    """(name there, A, B) of each matrix that has adapters in the module `linear` at `path`."""
+    """(peft's name, A, B) of each matrix with adapters in the module `linear` at `path`."""
     if not isinstance(linear, LoRALinear):
         return
     if path == "attn.qkv" and len({names[part] for part in "qkv"}) == 1:
-        yield names["q"], linear.A, linear.wide()
+        yield names["q"], linear.A, linear.block_diagonal_B()
     else:
         for part, (a, b) in linear.parts().items():
             yield names[part], a, b
@@ -151,7 +151,7 @@ def load_peft(folder, model):
         except KeyError as error:
             raise UserError(f"{folder}/{WEIGHTS}: lacks {error}") from None
         linear = model.blocks[int(match[2])].get_submodule(PARTS[parts[0]][0])
-        sizes = getattr(linear, "split", (linear.out_features,))
+        sizes = part_sizes(linear)
         sizes = sizes if len(parts) > 1 else [sizes[PARTS[parts[0]][1]]]
         fits = a.dim() == b.dim() == 2 and a.shape == (b.size(1), linear.in_features)
         if not fits or len(b) != sum(sizes):
@@ -213,14 +213,17 @@ def _about_problems(about, where):
         if not _is_simple(key) or not is_number:
             problems.append(
                 f"{where}: alpha_pattern: {key[:60]!r}: expected a regular expression of at most "
-                f"{REPEATS} repetitions and none of a group, and a number"
+                f"{LONGEST_PATTERN} characters and {REPEATS} repetitions, none of a group, and a "
+                "number"
             )
     return problems
 
 
 def _is_simple(pattern):
-    """Whether a regular expression from elsewhere is one, and takes no more than polynomial time:
-    what repeats is few and single characters. Names of matrices are short."""
+    """Whether an untrusted regular expression is valid, short, and takes at most polynomial time:
+    it has few repetitions, of single characters only. Names of matrices are short."""
+    if len(pattern) > LONGEST_PATTERN:
+        return False
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError):

@@ -23,7 +23,7 @@ import os
 import re
 import secrets
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +36,7 @@ from minigpt.common.files import read_json, read_unchanged, sync, sync_folder
 from minigpt.common.locks import locked
 from minigpt.common.types import typed
 from minigpt.models.lora import LoRA, adapters, attach, merge
-from minigpt.models.shapes import check_adapters, check_weights, model_config
+from minigpt.models.shapes import check_adapters, check_weights, config_to_json, model_config
 from minigpt.tokenizer.huggingface import PREFIX
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from model import GPT
@@ -94,7 +94,7 @@ def _save(folder, model, tokenizer, meta, state):
     try:
         meta = dict(
             format=FORMAT,
-            model=model.config.as_dict(),
+            model=config_to_json(model.config),
             tokenizer=tokenizer.name,
             tokenizer_hash=tokenizer.hash,
             n_vocab=tokenizer.n_vocab,
@@ -225,7 +225,7 @@ def _read_meta(folder):
     config = model_config(meta["model"], path)
     if "lora" not in meta:  # else those of the base are checked when it is loaded
         check_weights(config, folder / "model.safetensors", path)
-    meta["model"] = config.as_dict()
+    meta["model"] = asdict(config)
     return meta
 
 
@@ -276,7 +276,7 @@ def _load_model(folder, meta):
     merge(model)
     model.config.dropout = config.dropout
     if model.config != config:
-        ours, theirs = config.as_dict(), model.config.as_dict()
+        ours, theirs = config_to_json(config), config_to_json(model.config)
         other = [f"{name}={ours[name]}" for name in ours if ours[name] != theirs[name]]
         raise UserError(
             f"{folder}/config.json: model: {', '.join(other)}: expected what its base "
@@ -375,7 +375,7 @@ def read_tokenizer(folder, meta):
             f"{folder}: trained with tokenizer {name} ({meta['tokenizer_hash']}), but its "
             f"tokenizer is now another ({tokenizer.hash}); bring back the run's own files"
         )
-    n_vocab, n_rows = meta["n_vocab"], meta["model"]["n_rows"]
+    n_vocab, n_rows = meta["n_vocab"], meta["model"]["padded_vocab_size"]
     if n_vocab != tokenizer.n_vocab or n_rows < n_vocab:
         raise UserError(
             f"{folder}/config.json: n_vocab={n_vocab}, model: n_rows={n_rows}: expected "

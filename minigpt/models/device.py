@@ -1,17 +1,15 @@
-"""The machine: which device and number format, and how fast it multiplies matrices."""
+"""The hardware: which device and dtype a run uses, and how fast it multiplies matrices."""
 
 import contextlib
 import re
 import time
 
 import torch
-from torch.nn import functional as F
 
 from minigpt.common.errors import UserError
-from model import Ends
 
-# Dense bfloat16/float16 peak with float32 accumulation, in TFLOP/s, from the makers' data sheets.
-# The first name that the device's own name contains, as words of its own, counts.
+# Peak of dense bfloat16/float16 products with float32 accumulation, in TFLOP/s, from data sheets.
+# The first entry counts whose words are in the name of the device.
 PEAK_TFLOPS = {
     "H200": 989,
     "H100 PCIe": 756,
@@ -32,12 +30,12 @@ PEAK_TFLOPS = {
 
 
 def pick_device(name="auto"):
-    """ "auto" → cuda, then mps, then cpu; other names are checked. UserError names what exists.
+    """The device for `name`: "auto" is cuda, else mps, else cpu. UserError lists what exists.
 
-    Also turns cuDNN's attention off in this process.
+    It also disables cuDNN's attention in this process.
     """
-    # PyTorch's first choice of attention on an H100 makes a plan for every new shape, half a second
-    # each, and generation has a new one with every token; the others read any shape at once.
+    # On an H100 PyTorch prefers cuDNN's attention, which plans half a second for every new shape,
+    # and generation has a new shape with every token. The other kernels need no plan.
     torch.backends.cuda.enable_cudnn_sdp(False)
     if name == "auto":
         if torch.cuda.is_available():
@@ -47,24 +45,25 @@ def pick_device(name="auto"):
     with contextlib.suppress(RuntimeError, AssertionError, NotImplementedError):
         torch.empty(1, device=name)
         kind = torch.device(name).type
-    if kind in (None, "meta"):  # the latter holds no numbers
-        there = ["cpu"]
-        there += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        there += ["mps"] if torch.backends.mps.is_available() else []
-        raise UserError(f"device={name}: not on this machine, which has {', '.join(there)}")
-    return "cpu" if kind == "cpu" else name  # there is one, whatever its number
+    if kind in (None, "meta"):  # meta tensors have no data
+        present = ["cpu"]
+        present += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        present += ["mps"] if torch.backends.mps.is_available() else []
+        raise UserError(f"device={name}: not on this machine, which has {', '.join(present)}")
+    return "cpu" if kind == "cpu" else name  # "cpu:0" is "cpu"
 
 
 def pick_dtype(name, device):
-    """ "auto" → bfloat16 on GPUs that have it, float16 on older ones, float32 elsewhere.
+    """The dtype for `name`: "auto" is bfloat16 on GPUs that have it, float16 on older ones, else
+    float32.
 
-    UserError for "int8": minigpt/inference/quantization.py makes that of a model that only writes.
+    UserError for "int8", which is for generation only (minigpt/inference/quantization.py).
     """
     if name == "int8":
-        raise UserError("dtype=int8: for writing alone (sample.py, server.py); leave dtype at auto")
+        raise UserError("dtype=int8: only for generation (sample.py, server.py); use dtype=auto")
     if name != "auto":
         if name != "float32" and device == "cpu":
-            raise UserError(f"dtype={name}: on a CPU only float32 is fast; leave dtype at auto")
+            raise UserError(f"dtype={name}: on a CPU only float32 is fast; use dtype=auto")
         return getattr(torch, name)
     if device.startswith("cuda"):
         # Turing and older only emulate bfloat16.
@@ -74,54 +73,25 @@ def pick_dtype(name, device):
 
 
 def autocast(device, dtype):
-    """The context in which a forward pass runs in `dtype`."""
+    """The context manager in which a forward pass computes in `dtype`."""
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.split(":")[0], dtype)
 
 
-def has_varlen(device, dtype, head_dim):
-    """Whether PyTorch's attention for sequences of any length runs here, forward and backward, and
-    gives what the masked one gives."""
-    there = device.startswith("cuda") and dtype in (torch.bfloat16, torch.float16)
-    return there and varlen_agrees(device, dtype, head_dim)
-
-
-def varlen_agrees(device, dtype, head_dim):
-    """Whether model.Ends and the mask give the same for two pieces: values and gradients."""
-    generator = torch.Generator(device).manual_seed(0)  # the run's own randomness is left alone
-    shape = dict(device=device, dtype=dtype, generator=generator)
-    q, k, v = (torch.randn(1, 2, 64, head_dim, **shape, requires_grad=True) for _ in range(3))
-    ends = torch.tensor([0, 20, 64, 64], dtype=torch.int32, device=device)
-    pieces = (torch.arange(64, device=device) >= 20).int()
-    mask = (pieces[:, None] == pieces).tril()
-    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-    weights = torch.randn(expected.shape, **shape)  # of a sum, for gradients that tell
-    try:
-        y = Ends(ends).attend(q, k, v)
-        found = y, *torch.autograd.grad(y, (q, k, v), weights)
-    except (RuntimeError, NotImplementedError, ValueError):
-        return False  # this PyTorch, or this card, has no such kernel: the mask serves
-    wanted = expected, *torch.autograd.grad(expected, (q, k, v), weights)
-    return all(
-        torch.allclose(a.float(), b.float(), rtol=0.02, atol=0.05)
-        for a, b in zip(found, wanted, strict=True)
-    )
-
-
 def peak_flops(device):
-    """FLOP/s that this device reaches at best, or None where unknown: data sheet or, on a CPU,
+    """The highest FLOP/s of this device, or None if unknown: of a GPU from its data sheet, of a CPU
     the best of a few float32 matrix products measured now (a tenth of a second)."""
     if device.startswith("cuda"):
         name = torch.cuda.get_device_name(device)
-        fits = (p for part, p in PEAK_TFLOPS.items() if re.search(rf"\b{part}\b", name))
-        return next((1e12 * peak for peak in fits), None)
+        found = (p for part, p in PEAK_TFLOPS.items() if re.search(rf"\b{part}\b", name))
+        return next((1e12 * peak for peak in found), None)
     return matmul_flops(device) if device == "cpu" else None
 
 
 def fewest_threads(work, gain=1.3, rounds=3):
-    """How many threads PyTorch should take for work(): twice as many only where that makes it
-    `gain` times as fast, for others need the processor too. It is measured, best of `rounds`."""
+    """How many threads PyTorch should use for work(), measured, best of `rounds`. The number is
+    doubled only if work() gets `gain` times as fast: other processes need the cores, too."""
     most = torch.get_num_threads()
 
     def seconds(threads):
@@ -148,12 +118,12 @@ def fewest_threads(work, gain=1.3, rounds=3):
 
 def matmul_flops(device, dtype=torch.float32, size=1024, rounds=5):
     """FLOP/s of a (size, size) matrix product, the best of `rounds`."""
-    generator = torch.Generator(device).manual_seed(0)  # the run's own randomness is left alone
-    shape = dict(device=device, dtype=dtype, generator=generator)
-    a, b = (torch.randn(size, size, **shape) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)  # leaves the run's own randomness alone
+    options = dict(device=device, dtype=dtype, generator=generator)
+    a, b = (torch.randn(size, size, **options) for _ in range(2))
     best = float("inf")
     for _ in range(rounds):
         start = time.perf_counter()
-        float((a @ b)[0, 0])  # reading a value waits for the device
+        float((a @ b)[0, 0])  # reading a value synchronizes with the device
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best

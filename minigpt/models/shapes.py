@@ -22,14 +22,23 @@ from model import GPT, GPTConfig
 
 LARGEST_ALPHA = 1e9
 FLOATS = ("F64", "F32", "F16", "BF16")
-SIZES = ("n_rows", "n_head", "n_kv_head", "n_embd", "head_dim", "n_hidden")
+SIZES = ("padded_vocab_size", "n_head", "n_kv_head", "n_embd", "head_dim", "n_hidden")
+JSON_NAMES = {"padded_vocab_size": "n_rows"}  # other names of fields in config.json (format 1)
 _BLOCK = re.compile(r"blocks\.(\d{1,9})\.")
 
 
+def config_to_json(config):
+    """A GPTConfig as config.json has it under "model"."""
+    return {JSON_NAMES.get(name, name): value for name, value in dataclasses.asdict(config).items()}
+
+
 def model_config(facts, where):
-    """The GPTConfig that `facts` (a dict from a JSON file called `where`) describe. UserError with
-    a line for every value of another type or outside its range, and for every unknown name."""
+    """The GPTConfig that `facts` (a dict from a JSON file called `where`) describe, by the names in
+    config.json or those of GPTConfig. UserError with a line for every value of another type or
+    outside its range, and for every unknown name; it uses the names of `facts`."""
     fields = {field.name: field.type for field in dataclasses.fields(GPTConfig)}
+    names = {theirs: name for name, theirs in JSON_NAMES.items()}
+    facts, given = {names.get(name, name): value for name, value in facts.items()}, facts
     values, problems = typed(facts, fields, where)
     unknown = sorted(name[:60] for name in set(facts) - set(fields))
     if unknown:
@@ -37,14 +46,22 @@ def model_config(facts, where):
             f"{where}: a model with {few(unknown)}, which this version does not know; use the "
             "version of MiniGPT that trained it"
         )
-    if "n_rows" not in facts:
+    if "padded_vocab_size" not in facts:
         problems.append(f"{where}: lacks n_rows, the number of embedding rows")
     if not problems:
         config = GPTConfig(**values)
         problems = [f"{where}: {line}" for line in config.problems()]
     if problems:
-        raise UserError("\n".join(problems))
+        lines = problems if "padded_vocab_size" in given else map(_in_json, problems)
+        raise UserError("\n".join(lines))
     return config
+
+
+def _in_json(line):
+    """An error message with the names that config.json has."""
+    for name, theirs in JSON_NAMES.items():
+        line = line.replace(f"{name}=", f"{theirs}=")
+    return line
 
 
 def read_shapes(path, remedy):
@@ -71,7 +88,7 @@ def check_weights(config, path, where, remedy="train the run again"):
     if len(blocks) != config.n_layer:
         problems.append(f"n_layer={config.n_layer}: the weights have {len(blocks)} blocks")
     if problems:
-        raise UserError("\n".join(f"{where}: {line} ({path})" for line in problems))
+        raise UserError("\n".join(f"{where}: {_in_json(line)} ({path})" for line in problems))
     compare(of_model(config), found, path, where)
 
 

@@ -52,13 +52,13 @@ def special_texts(tokenizer):
 
 @functools.lru_cache(maxsize=2)
 def token_texts(tokenizer):
-    """A text for each of the n_rows ids, no two alike: an ordinary token's bytes in the characters
-    of byte-level BPE, a special id's text, "<|unused_N|>" for a row that only rounds the table."""
+    """A text for each of the padded_vocab_size ids, no two alike: an ordinary token's bytes in the
+    characters of byte-level BPE, a special id's text, "<|unused_N|>" for a row of padding."""
     characters, special = byte_characters(), special_texts(tokenizer)
     return tuple(
         "".join([characters[byte] for byte in tokenizer.decode_bytes([i])])
         or special.get(i, f"<|unused_{i}|>")
-        for i in range(tokenizer.n_rows)
+        for i in range(tokenizer.padded_vocab_size)
     )
 
 
@@ -83,7 +83,7 @@ def _written(tokenizer):
     if imported and imported.ids:
         return imported.ids
     unwritten = imported.unwritten if imported else ()
-    ids = range(tokenizer.n_rows)
+    ids = range(tokenizer.padded_vocab_size)
     return [i for i in ids if tokenizer.decode_bytes([i]) and i not in unwritten]
 
 

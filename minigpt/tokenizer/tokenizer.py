@@ -99,7 +99,7 @@ class Tokenizer:
     name       "zh", "gpt2", "hf:…", or the file as the caller named it
     hash       16 hex digits over ranks, pattern and special ids: equal hash, equal ids
     n_vocab    ids in use: the highest id + 1
-    n_rows     embedding rows: n_vocab rounded up to a multiple of 64
+    padded_vocab_size  embedding rows: n_vocab rounded up to a multiple of 64
     special    {"EOT", "PAD", "A", "IM_START", "IM_END"} → id; eot, pad, answer_mark: three of them
     files      its .tiktoken and .json; () for "gpt2" and what "hf:…" names
     imported   what else an imported vocabulary has (an Imported), or None
@@ -120,9 +120,9 @@ class Tokenizer:
         self.eot, self.pad, self.answer_mark = special["EOT"], special["PAD"], special["A"]
         self.hash = _hash(ranks, pattern, special, imported)
         self.n_vocab = _n_vocab(ranks, special, imported)
-        self.n_rows = -(-self.n_vocab // 64) * 64
+        self.padded_vocab_size = -(-self.n_vocab // 64) * 64
         # A special id, or a row of padding at the end, has no text: b"".
-        self._bytes = [b""] * self.n_rows
+        self._bytes = [b""] * self.padded_vocab_size
         for token, rank in ranks.items():
             self._bytes[ids[rank]] = token
         for number, token in unwritten.items():
@@ -131,7 +131,7 @@ class Tokenizer:
         self._byte_ids = [ids[ranks[bytes([byte])]] for byte in range(256)]
         self._ids = None  # rank → id, if they differ; the last entry is for joined batches
         if imported and imported.ids:
-            self._ids = np.arange(self.n_rows + 1, dtype=np.uintc)
+            self._ids = np.arange(self.padded_vocab_size + 1, dtype=np.uintc)
             self._ids[: len(ids)] = ids
         self._nfc = bool(imported and imported.nfc)
         self.pattern, self._ranks = pattern, ranks
@@ -245,13 +245,13 @@ class Tokenizer:
         return ids
 
     def decode_bytes(self, ids):
-        """The bytes of `ids`; special ids give none. UserError for an id outside the n_rows."""
+        """The bytes of `ids`; special ids give none. UserError for an id ≥ padded_vocab_size."""
         ids = list(ids)
-        if ids and not 0 <= min(ids) <= max(ids) < self.n_rows:
-            wrong = next(i for i in ids if not 0 <= i < self.n_rows)
+        if ids and not 0 <= min(ids) <= max(ids) < self.padded_vocab_size:
+            wrong = next(i for i in ids if not 0 <= i < self.padded_vocab_size)
             raise UserError(
-                f"token id {wrong} is outside tokenizer {self.name} (0 … {self.n_rows - 1}): "
-                "were these ids made with another tokenizer?"
+                f"token id {wrong} is outside tokenizer {self.name} "
+                f"(0 … {self.padded_vocab_size - 1}): were these ids made with another tokenizer?"
             )
         return b"".join([self._bytes[i] for i in ids])
 

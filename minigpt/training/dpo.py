@@ -40,7 +40,8 @@ STEP = 16  # the width of a batch is a multiple of it, so that compiled code see
 @dataclass
 class PairBatch(Batch):
     """A Batch whose rows 2i and 2i + 1 are the chosen and the rejected answer of pair i. count: its
-    pairs. reference: (N,) float32, the reference's log-probability of the target at each of `at`.
+    pairs. reference: (N,) float32, the reference's log-probability of the target at each of
+    `target_indices`.
     """
 
     reference: torch.Tensor | None = None
@@ -50,7 +51,7 @@ class PairBatch(Batch):
         batch = super().to(device)
         if self.reference is None:
             return batch
-        longer = F.pad(self.reference, (0, len(batch.at) - len(self.at)))
+        longer = F.pad(self.reference, (0, len(batch.target_indices) - len(self.target_indices)))
         return replace(batch, reference=longer.to(device))
 
 
@@ -89,7 +90,7 @@ class Pairs(Blocks):
         return len(self.tokens) // 2
 
     @property
-    def tokens_each(self):
+    def tokens_per_block(self):
         """See Blocks: the mean of a pair, without padding."""
         return round(2 * self.lengths.mean())
 
@@ -123,14 +124,15 @@ class Pairs(Blocks):
 
 
 def target_logprobs(model, batch):
-    """(N,) float32: the log-probability of the target at each of batch.at; 0 where `at` is padded.
+    """(N,) float32: the log-probability of the target at each of batch.target_indices; 0 where they
+    are padding.
 
     Only a chunk of logits is in memory at a time, as in losses.LinearCrossEntropy; the backward
     pass recomputes each chunk.
     """
-    h = model(batch.x, batch.pieces, batch.positions, ends=batch.ends).flatten(0, 1)
-    h = h.index_select(0, batch.at)
-    targets, weight = batch.y.flatten()[batch.at], model.lm_head.weight
+    h = model(batch.x, batch.segment_ids, batch.positions, batch.cu_seqlens)
+    h = h.flatten(0, 1).index_select(0, batch.target_indices)
+    targets, weight = batch.y.flatten()[batch.target_indices], model.lm_head.weight
     chunk = losses.CPU_CHUNK if h.device.type == "cpu" else losses.CHUNK
     rows = max(losses.FEWEST_ROWS, chunk // weight.size(0))
     options = dict(use_reentrant=False, preserve_rng_state=False)  # there is no randomness in it
@@ -138,7 +140,7 @@ def target_logprobs(model, batch):
         recomputed(_logprobs, h[i : i + rows], weight, targets[i : i + rows], **options)
         for i in range(0, len(h), rows)
     ]
-    return torch.cat(parts) * batch.loss_mask.flatten()[batch.at]
+    return torch.cat(parts) * batch.loss_mask.flatten()[batch.target_indices]
 
 
 def _logprobs(h, weight, targets):
@@ -151,9 +153,9 @@ def _logprobs(h, weight, targets):
 
 
 def row_sums(values, batch):
-    """(B,): the sum of `values` (N,), one for each of batch.at, over each row."""
+    """(B,): the sum of `values` (N,), one for each of batch.target_indices, over each row."""
     B, T = batch.x.size()
-    return torch.zeros(B, device=values.device).index_add(0, batch.at // T, values)
+    return torch.zeros(B, device=values.device).index_add(0, batch.target_indices // T, values)
 
 
 @torch.no_grad()
@@ -301,7 +303,7 @@ def _reference(model, pairs, dtype, distributed):
     for start in tqdm(starts, desc=f"reference, {pairs.split}", leave=False, disable=None):
         batch = pairs.batch(order[start : start + ROWS])
         with autocast(device, dtype):
-            found = target_logprobs(model, batch.to(device))[: len(batch.at)]
+            found = target_logprobs(model, batch.to(device))[: len(batch.target_indices)]
         values[pairs.target_positions(batch.rows)] = found.cpu().numpy()
     return values
 

@@ -1,7 +1,7 @@
-"""What training minimises: the SUM of losses and the COUNT of what it summed over.
+"""Training objectives: each returns the SUM of its losses and the COUNT of what it summed over.
 
-train.py divides by the count over all micro-batches and processes, so that neither gradient
-accumulation nor padding nor the number of GPUs changes the gradient.
+train.py divides by the count over all micro-batches and processes, so that gradient accumulation,
+padding and the number of GPUs do not change the gradient.
 """
 
 import torch
@@ -9,19 +9,19 @@ from torch.autograd.function import once_differentiable
 
 from minigpt.models.device import autocast
 
-# Logits that stand in memory at once. A GPU wants large products (256 MB of float32); on a CPU what
-# is done to them is quicker while they lie in its cache (8 MB), but each chunk costs a pass over
-# the weights' gradient, so it has some rows even where the vocabulary is large.
+# The number of logits in memory at once. A GPU needs large products (256 MB of float32). On a CPU
+# they should fit into its cache (8 MB), but every chunk costs a pass over the weight's gradient, so
+# with a large vocabulary a chunk still has FEWEST_ROWS rows.
 CHUNK, CPU_CHUNK, FEWEST_ROWS = 2**26, 2**21, 256
-IGNORED = -1  # a target that counts for nothing
+IGNORED = -1  # a target that does not count
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Sum of the cross-entropies of `h @ weight.T` against `targets`, a chunk of rows at a time.
+    """The sum of the cross-entropies of logits h @ weight.T and `targets`, in chunks of rows.
 
-    h (N, C), weight (V, C), targets (N,) int64 or IGNORED → scalar float32. A chunk's gradient,
-    softmax minus one-hot, is taken while its logits are at hand in the forward pass: (N, V) logits
-    never stand in memory and no matrix product is done twice.
+    h (N, C), weight (V, C), targets (N,) int64 or IGNORED → scalar float32. The forward pass also
+    computes the gradient of each chunk, softmax minus one-hot, from its logits: all (N, V) logits
+    are never in memory, and no matrix product is computed twice.
     """
 
     @staticmethod
@@ -29,7 +29,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         device = h.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h.dtype
         if dtype == torch.float16:
-            # Probabilities below 6e-8 vanish in float16, and no loss scale helps in here.
+            # Probabilities below 6e-8 are 0 in float16, and loss scaling does not reach them.
             dtype = torch.float32
         with torch.autocast(device, enabled=False):
             return LinearCrossEntropy._forward(ctx, h, weight, targets, dtype)
@@ -45,18 +45,18 @@ class LinearCrossEntropy(torch.autograd.Function):
         rows = max(FEWEST_ROWS, (CPU_CHUNK if h.device.type == "cpu" else CHUNK) // V)
         for i in range(0, N, rows):
             part, target = h[i : i + rows].to(dtype), targets[i : i + rows, None]
-            learned = (target != IGNORED).float()  # (rows, 1)
+            counts = (target != IGNORED).float()  # (rows, 1)
             target = target.clamp(min=0)
             logits = (part @ w.T).float()  # (rows, V)
-            chosen = logits.gather(1, target)  # (rows, 1)
-            most = logits.amax(dim=1, keepdim=True)  # taken off, so that no exp() overflows
-            grad = logits.sub_(most).exp_()
-            z = grad.sum(dim=1, keepdim=True)
-            total += (learned * (z.log() + most - chosen)).sum()
+            of_target = logits.gather(1, target)  # (rows, 1)
+            highest = logits.amax(dim=1, keepdim=True)  # subtracted, so that exp() cannot overflow
+            grad = logits.sub_(highest).exp_()  # (rows, V)
+            z = grad.sum(dim=1, keepdim=True)  # (rows, 1)
+            total += (counts * (z.log() + highest - of_target)).sum()
             if not (need_h or need_weight):
                 continue
-            grad.mul_(learned / z)
-            grad.scatter_add_(1, target, -learned)
+            grad.mul_(counts / z)
+            grad.scatter_add_(1, target, -counts)
             grad = grad.to(dtype)
             if need_h:
                 grad_h[i : i + rows] = grad @ w
@@ -71,7 +71,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         grad_h, grad_weight = ctx.saved_tensors
-        # The forward pass may have been the only use of both: scaling them in place is safe once.
+        # Nothing else uses the two, and backward runs once, so they can be scaled in place.
         return (
             None if grad_h is None else grad_h.mul_(grad),
             None if grad_weight is None else grad_weight.mul_(grad.to(grad_weight.dtype)),
@@ -80,26 +80,28 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def next_token(model, batch):
-    """Cross-entropy of the next token in nats, summed over the batch's supervised positions.
+    """Cross-entropy of the next token in nats, summed over the targets of the batch.
 
     model: a GPT, compiled or not. Returns (sum, count): a scalar tensor and an int.
     """
-    h = model(batch.x, batch.pieces, batch.positions, ends=batch.ends).flatten(0, 1)
-    h = h.index_select(0, batch.at)  # its gradient is a sum; that of h[at] a GPU would sort for
-    learned = batch.loss_mask.flatten()[batch.at]
-    targets = batch.y.flatten()[batch.at].where(learned, IGNORED)  # (N,), as h is (N, C)
+    indices = batch.target_indices  # (N,)
+    h = model(batch.x, batch.segment_ids, batch.positions, batch.cu_seqlens)  # (B, T, C)
+    # Not h[indices]: for its gradient a GPU sorts the indices, for that of index_select it adds.
+    h = h.flatten(0, 1).index_select(0, indices)  # (N, C)
+    targets = batch.y.flatten()[indices]  # (N,)
+    targets = targets.where(batch.loss_mask.flatten()[indices], IGNORED)  # padding is ignored
     weight = model.lm_head.weight
     if not torch.is_grad_enabled():
-        weight = weight.detach()  # the function cannot see no_grad: it would take the gradient
+        weight = weight.detach()  # else the function, to which no_grad is invisible, computes it
     loss = LinearCrossEntropy.apply(h, weight, targets)
     return loss, batch.count
 
 
 @torch.no_grad()
 def total_loss(objective, model, batches, device, dtype=torch.float32):
-    """(sum, count) of an objective over all of `batches`, computed in `dtype`.
+    """(sum, count) of an objective over all `batches`, computed in `dtype`.
 
-    model: in evaluation mode, compiled or not, with the batches on `device`.
+    model: in evaluation mode, compiled or not, on `device` like the batches.
     """
     total, n = 0.0, 0
     for batch in batches:

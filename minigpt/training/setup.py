@@ -12,7 +12,6 @@ from data_utils import Batches, Blocks, read_meta
 from minigpt.common.errors import UserError
 from minigpt.interop import hf_import
 from minigpt.models import checkpoint
-from minigpt.models.device import has_varlen
 from minigpt.models.lora import LoRA, attach
 from minigpt.training.dpo import Pairs
 from minigpt.training.settings import (
@@ -22,7 +21,7 @@ from minigpt.training.settings import (
     prefer_max_iters,
 )
 from minigpt.training.state import TrainState
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, has_varlen_attention
 
 
 @contextlib.contextmanager
@@ -144,7 +143,7 @@ def load_data(settings, tokenizer, distributed):
         rank=distributed.rank,
         world=distributed.world_size,
         device=distributed.device,
-        ahead=settings.gradient_accumulation_steps,
+        prefetch=settings.gradient_accumulation_steps,
     )
     if settings.epochs is not None:
         steps = settings.epochs * batches.per_epoch / settings.gradient_accumulation_steps
@@ -162,7 +161,7 @@ def make_model(settings, parent, tokenizer):
         return parent.model
     knobs = settings.as_dict()
     shape = {name: knobs[name] for name in GPTConfig.__dataclass_fields__ if name in knobs}
-    config = GPTConfig(n_rows=tokenizer.n_rows, **shape)
+    config = GPTConfig(padded_vocab_size=tokenizer.padded_vocab_size, **shape)
     if config.problems():
         raise UserError("\n".join(config.problems()))
     return GPT(config)
@@ -213,9 +212,11 @@ def choose_attention(model, settings, distributed, train_blocks, dtype):
     `deterministic`: it sums gradients in no fixed order."""
     if settings.deterministic:
         return
-    model.varlen = has_varlen(distributed.device, dtype, model.config.head_dim)
+    model.use_varlen_attention = has_varlen_attention(
+        distributed.device, dtype, model.config.head_dim
+    )
     on_cuda = distributed.device.startswith("cuda")
-    is_slow = settings.dropout > 0 or not model.varlen
+    is_slow = settings.dropout > 0 or not model.use_varlen_attention
     if distributed.is_main and train_blocks.isolated and on_cuda and is_slow:
-        why = "has no dropout" if model.varlen else "does not fit here"
+        why = "has no dropout" if model.use_varlen_attention else "does not fit here"
         print(f"attention within segments uses a mask: PyTorch's faster kernel {why}")

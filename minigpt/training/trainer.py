@@ -75,7 +75,7 @@ class Trainer:
         self.stop = StopOnSignal()
         self.stop_requested = False
         n_batches = settings.gradient_accumulation_steps * distributed.world_size
-        self.tokens_per_step = settings.batch_size * data.train.tokens_each * n_batches
+        self.tokens_per_step = settings.batch_size * data.train.tokens_per_block * n_batches
         self._batches, self._count = [], 0  # the next step's: of this process; targets of all
         self._is_compiling = False
 

@@ -228,7 +228,7 @@ from minigpt.models import checkpoint
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 tokenizer = load_tokenizer({name!r})
-model = GPT(GPTConfig(tokenizer.n_rows, 16, n_layer=1, n_head=2, n_embd=8))
+model = GPT(GPTConfig(tokenizer.padded_vocab_size, 16, n_layer=1, n_head=2, n_embd=8))
 for version in range(2000):
     with torch.no_grad():
         for weight in model.parameters():
@@ -259,7 +259,7 @@ def test_a_reader_while_a_run_is_saved_again_and_again(tmp_path, byte_tokenizer)
 
 
 def test_a_save_that_only_its_owner_can_finish(tmp_path, byte_tokenizer, tiny_model, monkeypatch):
-    folder = save_run(tmp_path / "run", tiny_model(n_rows=320), byte_tokenizer)
+    folder = save_run(tmp_path / "run", tiny_model(padded_vocab_size=320), byte_tokenizer)
     (folder / checkpoint.STAGED).mkdir()
     (folder / "config.json").replace(folder / checkpoint.STAGED / "config.json")
 

@@ -532,7 +532,7 @@ def test_a_row_read_as_one_piece(tmp_path, byte_tokenizer, write_blocks, tiny_mo
     """isolate=false lets a piece see the ones before it in its row, and only training does."""
     rows = pack(byte_tokenizer, [[([65, 66, 67], 1), ([68, 69, 70], 1)]])
     folder = write_blocks(tmp_path / "data", byte_tokenizer, rows, rows)
-    model = tiny_model(n_rows=320, block_size=32)
+    model = tiny_model(padded_vocab_size=320, block_size=32)
     apart, together = (Blocks(folder, "train", isolate=isolate) for isolate in (True, False))
     assert apart.isolated and not together.isolated
     plain = write_blocks(tmp_path / "plain", byte_tokenizer, rows, rows, layout="split")

@@ -273,7 +273,7 @@ def test_each_reading_takes_the_likeliest_by_its_own_measure(
 ):
     """Held against whole forward passes of prompt and label, label by label."""
     task = Task(("bat", "abs", "cable", "dime", "fog"), "Kind:", 20)
-    model = tiny_model(n_rows=320, block_size=48, seed=1)
+    model = tiny_model(padded_vocab_size=320, block_size=48, seed=1)
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(3)  # so that what stands far before the label counts
@@ -472,7 +472,9 @@ def test_a_run_that_always_says_the_same(tmp_path, prepared, byte_tokenizer):
 
 
 def test_shots_have_files_of_their_own(tmp_path, prepared, byte_tokenizer, tiny_model):
-    run = save_run(tmp_path / "run", tiny_model(n_rows=320, block_size=128), byte_tokenizer)
+    run = save_run(
+        tmp_path / "run", tiny_model(padded_vocab_size=320, block_size=128), byte_tokenizer
+    )
     code, out, err = evaluate(prepared, run, "--shots=1", "--limit=2", f"--output={tmp_path / 'f'}")
     assert (code, err) == (0, "")
     assert "not read by the first token: art and sport begin with the same one" in out

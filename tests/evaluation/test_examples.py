@@ -87,7 +87,7 @@ def test_a_draw_is_seeded_and_keeps_the_order():
 
 
 def test_answers_are_the_same_in_any_batch(byte_tokenizer, tiny_model):
-    model = tiny_model(n_rows=320, block_size=32)
+    model = tiny_model(padded_vocab_size=320, block_size=32)
     examples = [Example(None, "?" * n, "") for n in (1, 1, 2, 3, 3)]
     sampling = dict(max_new_tokens=8, temperature=0.9, top_k=5)
     ended = []

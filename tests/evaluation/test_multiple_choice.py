@@ -108,7 +108,7 @@ def full_tokenizer(tmp_path_factory):
 
 @pytest.fixture
 def run_folder(tmp_path, full_tokenizer, tiny_model):
-    model = tiny_model(n_rows=320, block_size=128)
+    model = tiny_model(padded_vocab_size=320, block_size=128)
     return save_run(tmp_path / "run", model, full_tokenizer)
 
 
@@ -145,7 +145,7 @@ def test_the_harness_finds_what_we_find(tmp_path, monkeypatch, run_folder, full_
     found = found["results"]["endings"]
     for name in ("acc", "acc_norm"):
         assert found[f"{name},none"] == pytest.approx(ours[name])
-    assert full_tokenizer.n_vocab == trained.model.config.n_rows
+    assert full_tokenizer.n_vocab == trained.model.config.padded_vocab_size
     assert found["sample_len"] == ours["items"] == len(items)
     assert 0 < ours["acc"] < 1 and ours["acc"] != ours["acc_norm"]
     assert found["acc_stderr,none"] == pytest.approx(ours["acc_stderr"])

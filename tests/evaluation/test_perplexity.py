@@ -73,7 +73,7 @@ def test_batches_hold_every_scored_token_once_behind_its_own_context(sizes, batc
 
 
 def test_a_model_that_knows_nothing_costs_what_it_must(byte_tokenizer, tiny_model):
-    model = tiny_model(n_rows=320, block_size=16)
+    model = tiny_model(padded_vocab_size=320, block_size=16)
     torch.nn.init.zeros_(model.wte.weight)  # tied: all logits are 0, over all 320 rows
     figures = text_bits(model, text_passages(byte_tokenizer, [SHORT, "a"]), n_vocab=261)
     bits = 2 * math.log2(261) + 29 * math.log2(320)  # 30 bytes and 1, the first of each unseen
@@ -88,7 +88,7 @@ def test_a_model_that_knows_nothing_costs_what_it_must(byte_tokenizer, tiny_mode
 @torch.no_grad()
 @pytest.mark.parametrize("block_size", [8, 9])
 def test_texts_equal_a_naive_loop_whatever_the_batch(byte_tokenizer, tiny_model, block_size):
-    model = tiny_model(n_rows=320, block_size=block_size, dropout=0.5)
+    model = tiny_model(padded_vocab_size=320, block_size=block_size, dropout=0.5)
     passages = text_passages(byte_tokenizer, [SHORT, LONG, "a", ""])
     expected = 3 * math.log2(261)
     for passage in passages:
@@ -101,7 +101,7 @@ def test_texts_equal_a_naive_loop_whatever_the_batch(byte_tokenizer, tiny_model,
 
 @torch.no_grad()
 def test_answers_are_coded_given_their_questions(byte_tokenizer, tiny_model):
-    model = tiny_model(n_rows=320, block_size=16)
+    model = tiny_model(padded_vocab_size=320, block_size=16)
     pairs = [("谁？", "孔子。"), ("谁" * 12, "孔子，" * 5)]
     expected = 0.0
     for question, answer in pairs:
@@ -114,11 +114,11 @@ def test_answers_are_coded_given_their_questions(byte_tokenizer, tiny_model):
 
 def test_no_character_at_all_is_an_error(byte_tokenizer, tiny_model):
     with pytest.raises(UserError, match="no character"):
-        text_bits(tiny_model(n_rows=320), text_passages(byte_tokenizer, [""]), 261)
+        text_bits(tiny_model(padded_vocab_size=320), text_passages(byte_tokenizer, [""]), 261)
 
 
 def test_broken_weights_are_named(byte_tokenizer, tiny_model):
-    model = tiny_model(n_rows=320)
+    model = tiny_model(padded_vocab_size=320)
     torch.nn.init.constant_(model.norm.weight, float("nan"))
     with pytest.raises(UserError, match="weights of this run are broken"):
         text_bits(model, text_passages(byte_tokenizer, [SHORT]), 261)
@@ -133,7 +133,7 @@ def test_block_perplexity_equals_a_naive_loop_over_pieces(
     rows = [[(first, 1), (second, 7)], [(third, 1)], [(second, 7), (third, 2)]]
     blocks = pack(byte_tokenizer, rows)
     folder = write_blocks(tmp_path / "data", byte_tokenizer, blocks, blocks)
-    model = tiny_model(n_rows=320, block_size=32)
+    model = tiny_model(padded_vocab_size=320, block_size=32)
     bits = count = 0
     for ids, begin in itertools.chain(*rows):
         for t in range(begin, len(ids)):
@@ -150,4 +150,4 @@ def test_a_split_without_targets_is_an_error(tmp_path, byte_tokenizer, tiny_mode
     blocks = pack(byte_tokenizer, [[([1, 2], 2)]])
     folder = write_blocks(tmp_path / "data", byte_tokenizer, blocks, blocks)
     with pytest.raises(UserError, match="val split has no targets"):
-        block_perplexity(tiny_model(n_rows=320, block_size=32), Blocks(folder, "val"))
+        block_perplexity(tiny_model(padded_vocab_size=320, block_size=32), Blocks(folder, "val"))

@@ -23,7 +23,7 @@ def run(tmp_path, byte_tokenizer, tiny_model):
     """run(scale): a saved run whose output is `scale` times as sure of itself."""
 
     def make(scale=1.0, **shape):
-        model = tiny_model(n_rows=320, block_size=32, tie_embeddings=False, **shape)
+        model = tiny_model(padded_vocab_size=320, block_size=32, tie_embeddings=False, **shape)
         with torch.no_grad():
             model.lm_head.weight.mul_(scale)
         dataset = tmp_path / "data"
@@ -88,7 +88,7 @@ def test_of_pairs_the_answers_are_measured(tmp_path, byte_tokenizer, tiny_model)
     dataset.mkdir()
     pair = json.dumps({"id": "1", "question": "ab", "answer": "c"})
     (dataset / "val.jsonl").write_text(f"{pair}\n{pair}\n", encoding="utf-8")
-    model = tiny_model(n_rows=320)
+    model = tiny_model(padded_vocab_size=320)
     folder = save_run(tmp_path / "run", model, byte_tokenizer, "qa", dataset)
     _, passages = held_out_passages(checkpoint.load(folder))
     assert [(p.ids.tolist(), p.first) for p in passages] == [([97, 98, 258, 99], 3)] * 2

@@ -168,7 +168,7 @@ def test_all_wrong_values_are_named_at_once():
 @pytest.fixture
 def written(tiny_model, byte_tokenizer):
     """written(questions, n_slots=4, **values): (rows, figures) of a tiny random model."""
-    model = tiny_model(n_rows=320, block_size=32)
+    model = tiny_model(padded_vocab_size=320, block_size=32)
 
     def write(questions, n_slots=4, seeds=2, **values):
         cells = grid(**ONE | values)
@@ -314,7 +314,7 @@ def test_a_run_that_goes_round_and_one_that_ends(tmp_path, byte_tokenizer):
 
 
 def test_a_grid_of_a_random_run_is_drawn(tmp_path, byte_tokenizer, tiny_model):
-    model = tiny_model(n_rows=320, block_size=32)
+    model = tiny_model(padded_vocab_size=320, block_size=32)
     run = save_run(tmp_path / "run", model, byte_tokenizer)
     (run / "repetition_shares.png").touch()  # of a grid before
     (run / "repetition_shares_kept.png").touch()  # somebody's own

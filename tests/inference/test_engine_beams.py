@@ -116,7 +116,7 @@ def as_transformers(model, kind):
         head, _, rest = theirs.partition("{")
         several, _, tail = rest.partition("}")
         for sort, weight in modules[ours].named_parameters():
-            sizes = modules[ours].split if several else len(weight)
+            sizes = modules[ours].sizes if several else len(weight)
             # GPT-2's Conv1D keeps its matrices as (in, out).
             turn = ".c_" in theirs and sort == "weight"
             for name, part in zip(several.split(","), weight.split(sizes), strict=True):
@@ -402,7 +402,7 @@ def test_each_mistake_is_named(model, wrong, line):
 
 
 def test_sample_searches(tmp_path, byte_tokenizer, tiny_model):
-    model = tiny_model(n_rows=320, block_size=32)
+    model = tiny_model(padded_vocab_size=320, block_size=32)
     run = save_run(tmp_path / "run", model, byte_tokenizer)
     words = [f"--out_dir={run}", "--start=abc", "--max_new_tokens=9"]
     code, out, err = run_here("sample.py", *words, "--num_beams=3", "--length_penalty=0")

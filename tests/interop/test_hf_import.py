@@ -59,7 +59,7 @@ def logits(model, x):
         return model.logits(model(x)) if hasattr(model, "blocks") else model(x).logits
 
 
-KNOWN = 421  # ids of `vocabulary`; behind them stand special ids of ours, with rows of their own
+KNOWN = 421  # ids of `vocabulary`; our special ids follow them
 TOKENS = torch.randint(KNOWN, (2, 24), generator=torch.Generator().manual_seed(1))
 
 
@@ -68,20 +68,28 @@ def vocabulary():
     return make(added=["<|endoftext|>"])
 
 
+@pytest.fixture(scope="module")
+def source(theirs, vocabulary, tmp_path_factory):
+    """The folder of the model and its vocabulary, as transformers writes it."""
+    folder = tmp_path_factory.mktemp("source")
+    theirs.save_pretrained(folder)
+    save(folder, vocabulary)
+    return folder
+
+
 @pytest.fixture
-def folder(theirs, vocabulary, tmp_path):
-    theirs.save_pretrained(tmp_path / "source")
-    save(tmp_path / "source", vocabulary)
-    return tmp_path / "source"
+def folder(source, tmp_path):
+    return shutil.copytree(source, tmp_path / "source")  # for a test to change
 
 
-def test_the_logits_of_transformers(theirs, folder):
-    ours = load(f"hf:{folder}").model
+def test_the_logits_of_transformers(theirs, source):
+    parent = load(f"hf:{source}")
+    ours = parent.model
     found, expected = logits(ours, TOKENS), logits(theirs, TOKENS)
     assert expected.std() > 0.1  # not all alike
     torch.testing.assert_close(found[..., :KNOWN], expected[..., :KNOWN], atol=1e-4, rtol=0)
-    assert load(f"hf:{folder}").tokenizer.n_vocab == KNOWN + 4  # PAD, A, IM_START, IM_END
-    assert ours.config.n_rows == 512  # 470, and up to a multiple of 64
+    assert parent.tokenizer.n_vocab == KNOWN + 4  # PAD, A, IM_START, IM_END
+    assert ours.config.padded_vocab_size == 512  # 470, and up to a multiple of 64
     assert ours.config.block_size == 40
 
 
@@ -95,6 +103,7 @@ def test_there_and_back(theirs):
         assert torch.equal(weight, dict(again.named_parameters())[name]), name
 
 
+@pytest.mark.parametrize("theirs", ["gpt2 untied, wide", "qwen3"], indirect=True)
 def test_several_files_in_half_precision(theirs, vocabulary, tmp_path):
     rounded = {name: w.to(torch.bfloat16) for name, w in theirs.state_dict().items()}
     exact = type(theirs)(theirs.config).eval()
@@ -120,8 +129,9 @@ def test_names_without_the_first_part_and_with_masks(folder, theirs):
     torch.testing.assert_close(found, logits(theirs, TOKENS)[..., :KNOWN], atol=1e-4, rtol=0)
 
 
-def test_new_rows_are_near_the_mean_and_differ(folder, theirs):
-    parent = load(f"hf:{folder}")
+@pytest.mark.parametrize("theirs", ["gpt2", "qwen3 untied"], indirect=True)
+def test_new_rows_are_near_the_mean_and_differ(source, theirs):
+    parent = load(f"hf:{source}")
     ours, tokenizer = parent.model, parent.tokenizer
     first = min(tokenizer.special[name] for name in ("PAD", "A", "IM_START", "IM_END"))
     old = theirs.get_input_embeddings().weight.detach()
@@ -136,33 +146,34 @@ def test_new_rows_are_near_the_mean_and_differ(folder, theirs):
     assert ours.lm_head.weight.shape == (512, 32) and ours.wte.num_embeddings == 512
 
 
-def test_block_size(folder, theirs):
-    shorter = load(f"hf:{folder}", 24).model
+@pytest.mark.parametrize("theirs", ["gpt2", "qwen3"], indirect=True)
+def test_block_size(source, theirs):
+    shorter = load(f"hf:{source}", 24).model
     torch.testing.assert_close(
         logits(shorter, TOKENS)[..., :KNOWN], logits(theirs, TOKENS)[..., :KNOWN], atol=1e-4, rtol=0
     )
     if theirs.config.model_type == "qwen3":
-        assert load(f"hf:{folder}", 64).model.config.block_size == 64  # rope has no end
+        assert load(f"hf:{source}", 64).model.config.block_size == 64  # RoPE has no limit
     else:
         with pytest.raises(UserError, match=r"block_size=64.*at most --block_size=40"):
-            load(f"hf:{folder}", 64)
+            load(f"hf:{source}", 64)
 
 
 # -- what is refused -------------------------------------------------------------------------------
 
 
-def refused(folder, told, **facts):
+def refused(folder, message, **facts):
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**config, **facts}), encoding="utf-8")
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         load(f"hf:{folder}")
     assert "\n" not in str(error.value) and str(folder) in str(error.value)
 
 
 @pytest.mark.parametrize("theirs", ["gpt2"], indirect=True)
 @pytest.mark.parametrize(
-    ("told", "facts"),
+    ("message", "facts"),
     [
         ("architecture is LlamaForCausalLM", dict(architectures=["LlamaForCausalLM"])),
         ("architecture is model_type=opt", dict(architectures=None, model_type="opt")),
@@ -174,21 +185,21 @@ def refused(folder, told, **facts):
         ("have besides: h.1", dict(n_layer=1)),
     ],
 )
-def test_another_gpt2_is_refused(folder, told, facts):
-    refused(folder, told, **facts)
+def test_another_gpt2_is_refused(folder, message, facts):
+    refused(folder, message, **facts)
 
 
 @pytest.mark.parametrize("theirs", ["qwen3"], indirect=True)
 @pytest.mark.parametrize(
-    ("told", "facts"),
+    ("message", "facts"),
     [
         ("rope_type=yarn", dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4})),
         ("attention_bias=True", dict(attention_bias=True)),
         ("use_sliding_window=True", dict(use_sliding_window=True)),
     ],
 )
-def test_another_qwen3_is_refused(folder, told, facts):
-    refused(folder, told, **facts)
+def test_another_qwen3_is_refused(folder, message, facts):
+    refused(folder, message, **facts)
 
 
 @pytest.mark.parametrize("theirs", ["gpt2"], indirect=True)
@@ -218,29 +229,31 @@ def test_prepare_train_and_sample_without_the_source(folder, theirs, tmp_path):
     data, out = tmp_path / "data", tmp_path / "run"
     name = f"hf:{folder}"
     prepare = (f"--input={tmp_path}/texts.jsonl", f"--dataset={data}", f"--tokenizer={name}")
-    code, _, told = run_here("data/prepare.py", *prepare, "--block_size=32", "--workers=1")
-    assert code == 0, told
+    code, _, error = run_here("data/prepare.py", *prepare, "--block_size=32", "--workers=1")
+    assert code == 0, error
     common = f"--init_from={name} --dataset={data} --block_size=32 --batch_size=4 --device=cpu"
     common += " --gradient_accumulation_steps=1 --eval_iters=2 --sample_tokens=4 --warmup_iters=0"
-    code, said, told = run_here("train.py", *common.split(), f"--out_dir={out}", "--max_iters=20")
-    assert code == 0, told
-    assert f"starting from {name}" in said.replace("hf:/", "hf:/")
+    code, text, error = run_here("train.py", *common.split(), f"--out_dir={out}", "--max_iters=12")
+    assert code == 0, error
+    assert f"starting from {name}" in text
     losses = [json.loads(line).get("val_loss") for line in open(out / "log.jsonl")]
     losses = [loss for loss in losses if loss is not None]
     assert losses[-1] < losses[0] - 0.1
     bare = tmp_path / "bare"  # what adapters and DPO start from: not a step taken
-    code, _, told = run_here("train.py", *common.split(), f"--out_dir={bare}", "--max_iters=0")
-    assert code == 0, told
+    code, _, error = run_here("train.py", *common.split(), f"--out_dir={bare}", "--max_iters=0")
+    assert code == 0, error
     found = logits(checkpoint.load(bare).model, TOKENS)[..., :KNOWN]
     torch.testing.assert_close(found, logits(theirs, TOKENS)[..., :KNOWN], atol=1e-4, rtol=0)
-    code, _, told = run_here("train.py", *common.split(), f"--out_dir={bare}2", "--lora_rank=4")
-    assert code == 2 and "make it one first" in told
+    code, _, error = run_here("train.py", *common.split(), f"--out_dir={bare}2", "--lora_rank=4")
+    assert code == 2 and "make it one first" in error
     shutil.rmtree(folder)
     tokenizer = checkpoint.load(out).tokenizer
     assert tokenizer.name == name
     assert tokenizer.decode(tokenizer.encode("黄河e\u0301")) == "黄河é"
     words = (f"--out_dir={out}", "--start=黄河", "--max_new_tokens=6", "--device=cpu")
-    code, said, told = run_here("sample.py", *words)
-    assert code == 0 and "黄河" in said, told
-    code, _, told = run_here("train.py", f"--out_dir={out}", "--init_from=resume", "--max_iters=22")
-    assert code == 0, told
+    code, text, error = run_here("sample.py", *words)
+    assert code == 0 and "黄河" in text, error
+    code, _, error = run_here(
+        "train.py", f"--out_dir={out}", "--init_from=resume", "--max_iters=13"
+    )
+    assert code == 0, error

@@ -214,12 +214,12 @@ def test_nothing_but_adapters_is_overwritten(folder, model):
 
 
 def run(*words):
-    code, told, complaint = run_here("tools/adapters.py", *words)
-    return code, told + complaint
+    code, output, complaint = run_here("tools/adapters.py", *words)
+    return code, output + complaint
 
 
 def test_the_script(tmp_path, kind, tiny_model, byte_tokenizer):
-    model = tiny_model(n_rows=byte_tokenizer.n_rows, **SHAPES[kind])
+    model = tiny_model(padded_vocab_size=byte_tokenizer.padded_vocab_size, **SHAPES[kind])
     base = save_run(tmp_path / "out" / "base", model, byte_tokenizer)
     attach(model, LoRA(2, base=base, base_hash=checkpoint.weights_hash(base)))
     stir(adapters(model).values())
@@ -277,5 +277,5 @@ def test_values_from_anywhere(folder, model, change):
 
 def test_json_that_is_nested_too_deeply(folder, model):
     (folder / "adapter_config.json").write_text("[" * 100_000)
-    with pytest.raises(UserError, match="nested too deeply"):
+    with pytest.raises(UserError, match="nested more than 100 levels deep"):
         load_peft(folder, model)

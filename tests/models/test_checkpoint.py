@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ from minigpt.common import files
 from minigpt.common.errors import UserError
 from minigpt.models import checkpoint
 from minigpt.tokenizer.tokenizer import load_tokenizer
+from model import GPTConfig
 
 
 @pytest.fixture
 def model(tiny_model, byte_tokenizer):
-    return tiny_model(n_rows=byte_tokenizer.n_rows)
+    return tiny_model(padded_vocab_size=byte_tokenizer.padded_vocab_size)
 
 
 @pytest.fixture
@@ -56,7 +58,9 @@ def version_of(folder):
 def test_what_is_saved_is_loaded(folder, tiny_model, byte_tokenizer, tied, classic):
     shape = dict(position="learned", norm="layernorm", mlp="gelu", bias=True, qk_norm=False)
     shape = shape if classic else dict(n_kv_head=2, head_dim=10)
-    model = tiny_model(n_rows=byte_tokenizer.n_rows, tie_embeddings=tied, **shape)
+    model = tiny_model(
+        padded_vocab_size=byte_tokenizer.padded_vocab_size, tie_embeddings=tied, **shape
+    )
     state = dict(step=7, optimizers=[{"state": {0: {"momentum": torch.randn(3)}}}], none=None)
     checkpoint.save(folder, model, byte_tokenizer, meta(7), state)
     found = checkpoint.load(folder)
@@ -79,6 +83,18 @@ def test_what_is_saved_is_loaded(folder, tiny_model, byte_tokenizer, tied, class
     assert about["model"]["n_embd"] == 32 and about["tokenizer_hash"] == byte_tokenizer.hash
     names = {"config.json", "model.safetensors", "state.pt", "tokenizer.tiktoken", "tokenizer.json"}
     assert {path.name for path in folder.iterdir()} == names
+
+
+def test_config_json_keeps_its_keys(folder, model, byte_tokenizer):
+    """Earlier versions read what this one writes, and the reverse."""
+    save(folder, model, byte_tokenizer, 1)
+    about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert list(about["model"].items())[:3] == [("n_rows", 320), ("block_size", 16), ("n_layer", 2)]
+    names = {"padded_vocab_size": "n_rows"}
+    assert list(about["model"]) == [names.get(f.name, f.name) for f in fields(GPTConfig)]
+    assert checkpoint.read_meta(folder)["model"] == asdict(model.config)
+    change_config(folder, model=asdict(model.config))  # the code's own names are accepted, too
+    assert version_of(folder) == 1
 
 
 def test_loading_in_another_number_format(folder, model, byte_tokenizer):
@@ -115,12 +131,14 @@ def test_a_vocabulary_outlives_the_run_it_came_from(folder, model, byte_tokenize
 def test_which_tokenizers_a_run_keeps(folder, tiny_model):
     """zh, whose shipped file may change with a version; not gpt2, which never does."""
     zh = load_tokenizer("zh")
-    save(folder, tiny_model(n_rows=zh.n_rows, n_layer=1, n_head=2, n_embd=4), zh, 1)
+    shape = dict(padded_vocab_size=zh.padded_vocab_size, n_layer=1, n_head=2, n_embd=4)
+    save(folder, tiny_model(**shape), zh, 1)
     assert (folder / "tokenizer.tiktoken").read_bytes() == zh.files[0].read_bytes()
     assert checkpoint.load(folder).tokenizer.hash == zh.hash
     gpt2 = load_tokenizer("gpt2")
     other = folder.with_name("other")
-    save(other, tiny_model(n_rows=gpt2.n_rows, n_layer=1, n_head=2, n_embd=4), gpt2, 1)
+    shape["padded_vocab_size"] = gpt2.padded_vocab_size
+    save(other, tiny_model(**shape), gpt2, 1)
     assert {path.name for path in other.iterdir()} == {*checkpoint.FILES[:2], "config.json"}
     assert checkpoint.load(other).tokenizer.name == "gpt2"
 
@@ -129,7 +147,7 @@ def test_which_tokenizers_a_run_keeps(folder, tiny_model):
 
 
 class Killed(BaseException):
-    """What stands here for kill -9: after it nothing more is written or cleaned up."""
+    """Simulates kill -9: after it nothing more is written or cleaned up."""
 
 
 def kill_at(patch, moment):
@@ -250,7 +268,9 @@ def test_a_full_disk_leaves_the_last_one_whole(folder, model, byte_tokenizer, si
 def test_a_full_disk_while_state_or_config_is_written(
     folder, tiny_model, byte_tokenizer, monkeypatch
 ):
-    model = tiny_model(n_rows=byte_tokenizer.n_rows, n_layer=1, n_embd=8)  # 15 kB
+    model = tiny_model(
+        padded_vocab_size=byte_tokenizer.padded_vocab_size, n_layer=1, n_embd=8
+    )  # 15 kB
     save(folder, model, byte_tokenizer, 1)
     with full_disk(30_000), pytest.raises(OSError):  # the weights fit, state.pt does not
         save(folder, model, byte_tokenizer, 2)
@@ -314,7 +334,7 @@ def test_a_broken_config(folder, model, byte_tokenizer, text):
 
 def test_a_shape_that_this_version_does_not_know(folder, model, byte_tokenizer):
     save(folder, model, byte_tokenizer, 1)
-    change_config(folder, model={**model.config.as_dict(), "mystery": 3})
+    change_config(folder, model={**asdict(model.config), "mystery": 3})
     text = complaint(checkpoint.load, folder)
     assert "config.json" in text and "mystery" in text
 

@@ -2,20 +2,16 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-import model
 from minigpt.common.errors import UserError
 from minigpt.models import device as hardware
 from minigpt.models.device import (
     autocast,
     fewest_threads,
-    has_varlen,
     matmul_flops,
     peak_flops,
     pick_device,
     pick_dtype,
-    varlen_agrees,
 )
 
 
@@ -80,40 +76,6 @@ def test_measuring_counts_operations_and_leaves_the_worlds_randomness_alone(monk
     before = torch.get_rng_state()
     assert matmul_flops("cpu", size=64, rounds=2) == 2 * 64**3
     assert torch.equal(torch.get_rng_state(), before)  # it may be measured within a resumed run
-
-
-def test_the_kernel_for_pieces_is_taken_on_cuda_alone():
-    assert not has_varlen("cpu", torch.bfloat16, 64)
-    assert not has_varlen("cuda", torch.float32, 64)
-
-
-def test_the_kernel_for_pieces_is_tried_before_it_is_taken(monkeypatch):
-    def kernel(q, k, v, ends, ends_k, longest, longest_k, window_size, enable_gqa):
-        """As PyTorch's, which runs on CUDA alone; `window_size` says whether it is causal."""
-        parts = [x.transpose(0, 1).tensor_split(ends[1:-1].tolist(), dim=1) for x in (q, k, v)]
-        causal = {"is_causal": window_size == (-1, 0)}
-        done = [
-            F.scaled_dot_product_attention(*part, **causal) for part in zip(*parts, strict=True)
-        ]
-        return torch.cat(done, dim=1).transpose(0, 1)
-
-    def sees_later_ones(*words, window_size, **rest):
-        return kernel(*words, window_size=(-1, -1), **rest)
-
-    def loses_a_gradient(q, k, v, *words, **rest):
-        return kernel(q, k, v.detach() + 0 * v, *words, **rest)
-
-    def is_not_there(*words, **rest):
-        raise NotImplementedError
-
-    for found, good in (
-        (kernel, True),
-        (sees_later_ones, False),
-        (loses_a_gradient, False),
-        (is_not_there, False),
-    ):
-        monkeypatch.setattr(model, "varlen_attn", found)
-        assert varlen_agrees("cpu", torch.float32, 8) == good, found.__name__
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,11 @@ def forbid_large(monkeypatch):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, tiny_model, byte_tokenizer):
     folder = tmp_path_factory.mktemp("runs") / "base"
-    return save_run(folder, tiny_model(n_rows=byte_tokenizer.n_rows, n_kv_head=2), byte_tokenizer)
+    return save_run(
+        folder,
+        tiny_model(padded_vocab_size=byte_tokenizer.padded_vocab_size, n_kv_head=2),
+        byte_tokenizer,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +131,7 @@ def _changed_copy(folder, tmp_path_factory, facts):
     same_or_refused(copy, expected)
 
 
-@pytest.mark.parametrize("name", [*GPTConfig.__dataclass_fields__])
+@pytest.mark.parametrize("name", [*shapes.config_to_json(GPTConfig(64))])
 @pytest.mark.parametrize("value", [*HUGE, "x", 1.5, [], True, -3])
 def test_every_field_of_the_shape(base, forbid_large, name, value):
     """A value of a wrong type, or beyond the weights, is named with its file."""
@@ -161,6 +165,17 @@ def test_all_mistakes_at_once(base):
         shapes.model_config(dict(n_rows=320, block_size=999_999_999), "config.json")
 
 
+def test_the_names_in_a_message_are_those_of_the_file():
+    """config.json has n_rows for GPTConfig's padded_vocab_size; both are read."""
+    for name in ("n_rows", "padded_vocab_size"):
+        assert shapes.model_config({name: 320}, "config.json") == GPTConfig(320)
+        for value, expected in (("x", "int"), (0, "at least 1")):
+            with pytest.raises(UserError) as caught:
+                shapes.model_config({name: value}, "config.json")
+            shown = json.dumps(value)
+            assert str(caught.value) == f"config.json: {name}={shown}: expected {expected}"
+
+
 def test_blocks_are_counted_in_the_header(base, forbid_large, monkeypatch):
     """Before the model is laid out, even on the meta device."""
 
@@ -177,7 +192,7 @@ def test_blocks_are_counted_in_the_header(base, forbid_large, monkeypatch):
 def test_the_choices_are_those_of_the_settings():
     theirs = typing.get_type_hints(train_config)
     for name, field in GPTConfig.__dataclass_fields__.items():
-        if name != "n_rows":
+        if name != "padded_vocab_size":
             assert field.type == theirs[name], name
 
 

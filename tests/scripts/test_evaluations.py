@@ -43,7 +43,7 @@ def random_run(tmp_path, byte_tokenizer, tiny_model):
     """random_run(format, dataset): the folder of a run with random weights, and its model."""
 
     def make(prompt_format="plain", dataset="nowhere"):
-        model = tiny_model(n_rows=320, block_size=32)
+        model = tiny_model(padded_vocab_size=320, block_size=32)
         return save_run(tmp_path / "run", model, byte_tokenizer, prompt_format, dataset), model
 
     return make

@@ -33,7 +33,9 @@ def test_a_text_goes_on_past_the_block_and_says_so_once(tmp_path, byte_tokenizer
 
 
 def test_a_seed_gives_the_same_text_and_samples_differ(tmp_path, byte_tokenizer, tiny_model):
-    run = save_run(tmp_path / "run", tiny_model(n_rows=320, block_size=32), byte_tokenizer)
+    run = save_run(
+        tmp_path / "run", tiny_model(padded_vocab_size=320, block_size=32), byte_tokenizer
+    )
     words = [
         f"--out_dir={run}",
         "--start=河",

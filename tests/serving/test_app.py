@@ -115,7 +115,7 @@ def make_server(runs, byte_tokenizer, tiny_model):
             engines[name] = kind(model, byte_tokenizer.n_vocab, n_slots)
             models[name] = served(name, model, "qa")
         for name in ("plain", "chat"):
-            model = tiny_model(n_rows=byte_tokenizer.n_rows, block_size=BLOCK)
+            model = tiny_model(padded_vocab_size=byte_tokenizer.padded_vocab_size, block_size=BLOCK)
             engines[name] = Engine(model, byte_tokenizer.n_vocab, n_slots)
             models[name] = served(name, model, name)
         options = options or Options(limits=Limits(max_tokens=10**6))
@@ -288,7 +288,7 @@ def test_models(client):
 
 def direct_logprobs(ids, tiny_model, byte_tokenizer):
     """(len(ids) - 1, n_vocab): the log probabilities after each id, from the model itself."""
-    model = tiny_model(n_rows=byte_tokenizer.n_rows, block_size=BLOCK)
+    model = tiny_model(padded_vocab_size=byte_tokenizer.padded_vocab_size, block_size=BLOCK)
     with torch.inference_mode():
         logits = model.logits(model(torch.tensor([ids])))[0, :-1, : byte_tokenizer.n_vocab]
     return logits.float().log_softmax(-1)

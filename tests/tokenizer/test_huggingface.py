@@ -123,7 +123,7 @@ def test_worked_by_hand(tmp_path):
     assert ours.encode("xyz") == [vocab["x"], vocab["y"], vocab["z"]]
     assert ours.decode([7, 5]) == "xyzabc"
     assert ours.special == {"EOT": 556, "PAD": 557, "A": 558, "IM_START": 559, "IM_END": 560}
-    assert (ours.n_vocab, ours.n_rows) == (561, 576)
+    assert (ours.n_vocab, ours.padded_vocab_size) == (561, 576)
 
 
 def test_a_token_that_stands_for_itself_alone(tmp_path):

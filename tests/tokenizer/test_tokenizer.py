@@ -177,16 +177,16 @@ def test_gpt2_ids_that_its_recipes_rely_on():
     assert gpt2.encode("##。") == [2235, 16764]
     assert gpt2.special == dict(EOT=50256, PAD=50257, A=2235, IM_START=50258, IM_END=50259)
     assert (gpt2.eot, gpt2.pad, gpt2.answer_mark) == (50256, 50257, 2235)
-    assert (gpt2.n_vocab, gpt2.n_rows) == (50260, 50304)
-    assert gpt2.decode([2235, 50256, 50257, 50303]) == "##"  # the others have no text
+    assert (gpt2.n_vocab, gpt2.padded_vocab_size) == (50260, 50304)
+    assert gpt2.decode([2235, 50256, 50257, 50303]) == "##"  # the others stand for no text
 
 
 def test_zh_has_ids_of_its_own_behind_its_ranks():
     zh = load_tokenizer("zh")
     assert list(zh.special) == ["EOT", "PAD", "A", "IM_START", "IM_END"]
     assert list(zh.special.values()) == list(range(zh.n_vocab - 5, zh.n_vocab))
-    assert zh.n_rows % 64 == 0 and 0 <= zh.n_rows - zh.n_vocab < 64
-    assert zh.n_rows <= 65536  # uint16 holds every id
+    assert zh.padded_vocab_size % 64 == 0 and 0 <= zh.padded_vocab_size - zh.n_vocab < 64
+    assert zh.padded_vocab_size <= 65536  # uint16 holds every id
     assert zh.decode(zh.special.values()) == ""
     about = about_of("zh")
     assert about["pattern"] == PATTERNS[about["pattern_name"]]
@@ -335,7 +335,7 @@ def test_training_script(tmp_path, run_script):
     assert done.returncode == 0, done.stderr
     assert "unusable 1" in done.stdout
     own = load_tokenizer(tmp_path / "own.json")
-    assert own.n_vocab == 300 and own.special["IM_END"] == 299 and own.n_rows == 320
+    assert own.n_vocab == 300 and own.special["IM_END"] == 299 and own.padded_vocab_size == 320
     assert len(own.encode("长江是中国的第一长河。")) == 2  # the run of letters, and the mark
     about = about_of(tmp_path / "own")
     (source,) = about["trained_on"]
@@ -445,7 +445,7 @@ def test_a_stream_gives_whole_characters_that_join_to_the_text(name, data):
     ids = tokenizer.encode(data.draw(texts))
     keep = data.draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
     ids = [i for i, kept in zip(ids, keep, strict=True) if kept]
-    ids += data.draw(st.lists(st.integers(0, tokenizer.n_rows - 1), max_size=30))
+    ids += data.draw(st.lists(st.integers(0, tokenizer.padded_vocab_size - 1), max_size=30))
     ids += data.draw(st.lists(st.integers(0, 255), max_size=30))
     stream = tokenizer.stream()
     shown, pushed = "", b""

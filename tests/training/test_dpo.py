@@ -64,7 +64,7 @@ def own_folder(tmp_path, pairs_folder):
 @pytest.fixture(scope="module")
 def models(tiny_model):
     """A model, and another one that is its reference."""
-    return [tiny_model(seed, n_rows=320, block_size=32) for seed in (1, 2)]
+    return [tiny_model(seed, padded_vocab_size=320, block_size=32) for seed in (1, 2)]
 
 
 def by_rows(model, pairs):
@@ -109,7 +109,7 @@ def test_a_batch_keeps_pairs_together_and_drops_padding(own_folder, models):
     assert width == 16 or (pairs.lengths[batch.rows] > 16).any()
     assert np.array_equal(batch.x, pairs.tokens[batch.rows][:, :width])
     assert not (pairs.tokens[batch.rows][:, width:] != PAD).any()
-    assert len(batch.reference) == len(batch.at) == int(batch.loss_mask.sum())
+    assert len(batch.reference) == len(batch.target_indices) == int(batch.loss_mask.sum())
     wanted = torch.cat([expected[row] for row in batch.rows])
     torch.testing.assert_close(batch.reference.double(), wanted, atol=1e-5, rtol=1e-5)
 
@@ -131,7 +131,7 @@ def test_what_cuda_pads_counts_for_nothing(own_folder, models):
     pairs = referred(own_folder, models[1])
     batch = pairs.batch(np.arange(4))
     padded = batch.padded(64)
-    extra = len(padded.at) - len(batch.at)
+    extra = len(padded.target_indices) - len(batch.target_indices)
     assert extra > 0
     padded.reference = torch.nn.functional.pad(batch.reference, (0, extra))
     one, two = DPO(0.3), DPO(0.3)
@@ -172,7 +172,7 @@ def batch_of_changes(chosen, rejected, n_rows=320):
 
 @pytest.fixture(scope="module")
 def even(tiny_model):
-    model = tiny_model(n_rows=320)
+    model = tiny_model(padded_vocab_size=320)
     with torch.no_grad():
         model.lm_head.weight.zero_()  # also wte: every token is equally likely everywhere
     return model
@@ -236,7 +236,9 @@ def test_equals_trl(tmp_path, byte_tokenizer, tiny_model):
 
     from minigpt.interop.hf_export import write_hf
 
-    shape = dict(n_rows=320, block_size=32, position="rope", mlp="swiglu", tie_embeddings=False)
+    shape = dict(
+        padded_vocab_size=320, block_size=32, position="rope", mlp="swiglu", tie_embeddings=False
+    )
     ours, theirs = [], []
     for seed in (1, 2):
         ours.append(tiny_model(seed, **shape))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from data_utils import BEGIN, TARGET, Batch
+from data_utils import IS_START, TARGET, Batch
 from minigpt.training import losses as objectives
 from minigpt.training.losses import LinearCrossEntropy, next_token
 
@@ -103,17 +103,17 @@ def a_batch(tokens, mask, isolated=True):
 
 
 def some_rows(n=6, length=12, n_rows=64, seed=0):
-    """Tokens and masks (n, length): rows of two pieces each, half of their tokens learned."""
+    """Tokens and masks (n, length): rows of two segments each, half of their tokens are targets."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(n_rows, (n, length), generator=generator)
     mask = (torch.rand(n, length, generator=generator) < 0.5).int() * TARGET
-    mask[:, 0] = BEGIN
-    mask[:, 5] = BEGIN
+    mask[:, 0] = IS_START
+    mask[:, 5] = IS_START
     return tokens, mask.to(torch.uint8)
 
 
 def test_next_token_by_hand(tiny_model):
-    """Against a plain loop over pieces: the whole logits, PyTorch's cross-entropy, a mask."""
+    """Against a plain loop over segments: all logits, PyTorch's cross-entropy, a mask."""
     model = tiny_model()
     tokens, mask = some_rows()
     total, count = 0.0, 0
@@ -147,10 +147,10 @@ def assert_same(one, two):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-def test_places_that_only_pad_count_for_nothing(tiny_model):
+def test_padded_target_indices_do_not_count(tiny_model):
     model, batch = tiny_model(), a_batch(*some_rows())
     padded = batch.padded(targets=batch.count + 5)
-    assert len(padded.at) > batch.count
+    assert len(padded.target_indices) > batch.count
     assert_same(gradient(model, [padded]), gradient(model, [batch]))
 
 
@@ -162,12 +162,12 @@ def test_accumulation_and_padding_change_nothing(tiny_model):
     for size in (1, 2, 4):
         parts = zip(tokens.split(size), mask.split(size), strict=True)
         assert_same(gradient(model, [a_batch(*part) for part in parts]), whole)
-    # The same rows with a tail of padding, which begins a piece of its own and is never a target.
+    # The same rows with padding at the end, a segment of its own that is never a target.
     padding, marks = torch.zeros(6, 4, dtype=torch.int64), torch.zeros(6, 4, dtype=torch.uint8)
-    marks[:, 0] = BEGIN
+    marks[:, 0] = IS_START
     padded = a_batch(torch.cat((tokens, padding), 1), torch.cat((mask, marks), 1))
     assert_same(gradient(model, [padded]), whole)
-    # Pieces one a row instead of two: the same pieces, so the same loss.
+    # One segment a row instead of two: the same segments, so the same loss.
     split_tokens, split_mask = torch.zeros(12, 12, dtype=torch.int64), torch.zeros(12, 12)
     split_tokens[:6, :5], split_tokens[6:, :7] = tokens[:, :5], tokens[:, 5:]
     split_mask[:6, :5], split_mask[6:, :7] = mask[:, :5], mask[:, 5:]
@@ -176,7 +176,7 @@ def test_accumulation_and_padding_change_nothing(tiny_model):
 
 
 def test_evaluating_takes_no_gradient(tiny_model, monkeypatch):
-    """Under no_grad nobody wants the output layer's gradient, as costly as the forward pass."""
+    """Under no_grad the output layer's gradient, as costly as the forward pass, is not computed."""
     model = tiny_model()
     batch = a_batch(*some_rows())
     made = []

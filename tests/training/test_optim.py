@@ -95,7 +95,7 @@ def test_a_step_has_the_size_of_adamws():
         assert 0.12 < weight.detach().pow(2).mean().sqrt() < 0.25
 
 
-def test_a_fused_matrix_moves_as_its_parts_would():
+def test_a_fused_matrix_is_updated_part_by_part():
     split = (4, 2, 2)
     knobs = dict(lr=0.1, momentum=0.9, weight_decay=0.2)
     (fused,) = run_steps(lambda ws: Muon([(ws[0], split)], **knobs), [(8, 6)])
@@ -134,10 +134,10 @@ def test_a_weight_without_gradient_stays():
     assert torch.equal(weight.detach(), torch.ones(2, 2))
 
 
-# -- the learning rate's course --------------------------------------------------------------------
+# -- learning-rate schedule ------------------------------------------------------------------------
 
 
-def course(**knobs):
+def schedule(**knobs):
     return SimpleNamespace(
         **{"min_lr_ratio": 0.1, "warmup_iters": 0, "decay_fraction": 0.3, **knobs}
     )
@@ -149,7 +149,7 @@ def course(**knobs):
 )
 def test_cosine_by_hand(progress, scale):
     # 0.1 + 0.9 · (1 + cos(π · progress)) / 2;  cos(π/4) = 0.707107
-    assert lr_scale(500, progress, course(schedule="cosine")) == pytest.approx(scale, abs=1e-6)
+    assert lr_scale(500, progress, schedule(schedule="cosine")) == pytest.approx(scale, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -157,22 +157,22 @@ def test_cosine_by_hand(progress, scale):
 )
 def test_wsd_by_hand(progress, scale):
     # Stable up to 0.7, then a straight line from 1 to 0.1 over the last 0.3.
-    assert lr_scale(500, progress, course(schedule="wsd")) == pytest.approx(scale, abs=1e-6)
+    assert lr_scale(500, progress, schedule(schedule="wsd")) == pytest.approx(scale, abs=1e-6)
 
 
 def test_constant_and_warmup_by_hand():
-    settings = course(schedule="constant", warmup_iters=4)
+    settings = schedule(schedule="constant", warmup_iters=4)
     scales = [lr_scale(step, step / 10, settings) for step in range(7)]
     assert scales == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1])  # never 0: no step is wasted
-    settings = course(schedule="cosine", warmup_iters=1)
+    settings = schedule(schedule="cosine", warmup_iters=1)
     assert lr_scale(0, 0.5, settings) == pytest.approx(0.5 * 0.55)
 
 
 def test_wsd_without_a_decay_never_divides_by_zero():
-    assert lr_scale(5, 0.999, course(schedule="wsd", decay_fraction=0.0)) == 1
+    assert lr_scale(5, 0.999, schedule(schedule="wsd", decay_fraction=0.0)) == 1
 
 
-# -- which weight moves how ------------------------------------------------------------------------
+# -- parameter groups ------------------------------------------------------------------------------
 
 
 def knobs(*words):
@@ -218,7 +218,7 @@ def test_groups(tiny_model, tied, classic):
     }
 
 
-def test_what_is_frozen_is_in_no_group(tiny_model):
+def test_frozen_weights_are_in_no_group(tiny_model):
     model = tiny_model()
     model.wte.requires_grad_(False)
     model.blocks[0].requires_grad_(False)
@@ -227,7 +227,7 @@ def test_what_is_frozen_is_in_no_group(tiny_model):
     assert "wte.weight" not in grouped and "blocks.1.attn.qkv.weight" in grouped
 
 
-def test_fused_matrices_are_parted(tiny_model):
+def test_muon_gets_the_sizes_of_fused_layers(tiny_model):
     model = tiny_model(n_kv_head=2)  # q (32, C), k and v (16, C); gate and up alike
     muon = make_optimizers(model, knobs(), "cpu")[0]
     splits = {id(group["params"][0]): group["split"] for group in muon.param_groups}
