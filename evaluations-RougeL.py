@@ -1,13 +1,13 @@
-"""How close a run's answers come to the references: Rouge-L, exact matches, length.
+"""How close a run's answers are to the references: ROUGE-L, exact matches, length.
 
     python evaluations-RougeL.py --out_dir=out/sft --input=qa.jsonl
     python evaluations-RougeL.py --out_dir=out/sft --input=qa.jsonl --limit=200 --seed=7
     python evaluations-RougeL.py --out_dir=out/pretrain --input=wiki.jsonl
 
-A fine-tuned run gets each question and is held against the answer, one that talks each conversation
-up to the assistant's last turn and is held against that; a pretrained one gets each entry's first
-sentence and is held against the rest. What the run was trained on and what was held out stand in
-rows of their own: the first show what it has memorised, the second what it has learned.
+A question-answering run gets each question, and the reference is the answer. A chat run gets each
+conversation up to the assistant's last turn, which is the reference. A pretrained run gets each
+entry's first sentence, and the reference is the rest. Training examples and held-out examples have
+separate rows: the first show what the run has memorised, the second what it has learned.
 """
 
 from pathlib import Path
@@ -22,30 +22,30 @@ from minigpt.evaluation.examples import (
     OTHER,
     SEEN,
     draw,
+    membership,
     read_examples,
-    standings,
     write_answers,
 )
 from minigpt.evaluation.quantization_cost import load_for_generation
 from minigpt.evaluation.rouge import score, summary
 from minigpt.inference.engine import Engine
 
-SHOWN = 200  # characters of an answer in the terminal; the file has all
+SHOWN = 200  # characters of an answer in the terminal; the file has all of it
 
 
 class Settings:
     input: str = ""  # files or folders with pairs, conversations or entries, comma-separated
-    limit: int | None = None  # only so many of them, drawn at random; none: all
-    output: str = ""  # where every answer goes, FILE.jsonl, and the figures, FILE.json beside it;
+    limit: int | None = None  # a random subset of this size; none: all
+    output: str = ""  # FILE.jsonl for the answers; the scores are in FILE.json beside it;
     #                   "": rouge.jsonl in out_dir
-    seed: int = 1337  # of that draw, of the sampling and of the bootstrap
-    max_new_tokens: int = 128  # an answer ends at the latest after so many tokens
-    temperature: float = 0.0  # 0: always the likeliest token, so the figures come out the same
-    top_k: int = 0  # draw from the k likeliest tokens; 0: from all
-    top_p: float = 1.0  # draw from the likeliest tokens that make up this probability; 1: from all
-    repetition_penalty: float = 1.0  # above 1: tokens that stand in the text become less likely
-    batch_size: int = 16  # answers written at once; changes the speed, not the answers
-    show: int = 3  # how many of the best and of the worst are shown
+    seed: int = 1337  # of that subset, of sampling and of the bootstrap
+    max_new_tokens: int = 128  # longest answer, in tokens
+    temperature: float = 0.0  # 0: greedy, so the scores are reproducible
+    top_k: int = 0  # sample from the k most likely tokens; 0: from all
+    top_p: float = 1.0  # sample from the most likely tokens with this total probability; 1: all
+    repetition_penalty: float = 1.0  # above 1: tokens of the prompt and the text are less likely
+    batch_size: int = 16  # answers at once; changes the speed, not the answers
+    show: int = 3  # how many of the best and of the worst to print
 
 
 def main():
@@ -67,9 +67,9 @@ def main():
         raise UserError(f"{settings.input}: nothing here to answer")
     examples = draw(examples, settings.limit, settings.seed)
     try:
-        known = standings(examples, trained.meta["dataset"], tokenizer, prompt_format)
+        known = membership(examples, trained.meta["dataset"], tokenizer, prompt_format)
     except UserError as error:
-        print(f"not told apart, what was seen in training and what held out: {error}")
+        print(f"training and held-out examples cannot be told apart: {error}")
         known = [OTHER] * len(examples)
 
     engine = Engine(trained.model, tokenizer.n_vocab, settings.batch_size)
@@ -103,7 +103,7 @@ def main():
     figures = {"all": summary(rows, settings.seed)}
     for standing in (SEEN, HELD_OUT, OTHER):
         part = [row for row in rows if row["standing"] == standing]
-        if part and (standing != OTHER or len(part) < len(rows)):  # a second "all" says nothing
+        if part and (standing != OTHER or len(part) < len(rows)):  # OTHER alone would equal "all"
             figures[standing] = summary(part, settings.seed)
     about = dict(
         out_dir=str(trained.folder), step=trained.meta["step"], settings=settings.as_dict()
@@ -115,7 +115,7 @@ def main():
 
 
 def show_ends(rows, count):
-    """The best and the worst by characters, without overlap."""
+    """Print the best and the worst answers by ROUGE-L over characters, without overlap."""
     ranked = sorted(rows, key=lambda row: -row["rouge_l_chars"])
     count = min(count, len(ranked) // 2)
     ends = [("best", ranked[:count]), ("worst", ranked[len(ranked) - count :])]
@@ -128,7 +128,7 @@ def show_ends(rows, count):
 
 
 def in_a_line(text):
-    """`text` without its line breaks, and not longer than a few lines of a terminal."""
+    """`text` without line breaks, SHOWN characters at most."""
     text = " ".join(text.split())
     return text if len(text) <= SHOWN else text[:SHOWN] + "…"
 

@@ -1,14 +1,14 @@
-"""How well a run predicts text: perplexity a token, and bits per character and per byte.
+"""How well a run predicts text: perplexity, bits per character and bits per byte.
 
     python evaluations-perplexity.py --out_dir=out/pretrain
     python evaluations-perplexity.py --out_dir=out/sft --dataset=data/processed_sft
     python evaluations-perplexity.py --out_dir=out/pretrain --text=novel.txt
 
-Perplexity is taken over every target of a dataset's split, and compares runs that share tokenizer
-and blocks. Bits per character are taken over the dataset's val.jsonl (for question–answer data over
-the answers, given their questions; for conversations over what the assistant says, given the turns
-before it) or over any text, every character once (the first token of a text, which nothing stands
-before, at log2 of the vocabulary): they compare any two runs.
+Perplexity is over all targets of a dataset's split; it compares runs with the same tokenizer and
+blocks. Bits per character are over the dataset's val.jsonl (of question–answer pairs the answers,
+given their questions; of conversations the assistant's turns, given the turns before them) or over
+any text. Every character counts once (a text's first token, which has no context, costs log2 of the
+vocabulary size), so they compare any two runs.
 """
 
 from pathlib import Path
@@ -31,11 +31,11 @@ from minigpt.models.device import pick_device, pick_dtype
 
 
 class Settings:
-    dataset: str = ""  # a folder of prepared blocks; "": the one that the run was trained on
-    split: Literal["val", "train"] = "val"  # which blocks; only val has its text kept beside it
-    text: str = ""  # in place of a dataset, any text: a .txt is one, a .jsonl has one a line
+    dataset: str = ""  # a folder of prepared blocks; "": the run's training dataset
+    split: Literal["val", "train"] = "val"  # which blocks; only val has its text in val.jsonl
+    text: str = ""  # any text instead of a dataset: a .txt is one text, a .jsonl has one a line
     batch_size: int = 32  # rows in one forward pass; changes the speed, not the figures
-    output: str = ""  # where the figures go as JSON; "": perplexity.json in out_dir
+    output: str = ""  # JSON file of the results; "": perplexity.json in out_dir
 
 
 def main():
@@ -90,7 +90,7 @@ def main():
 
 
 def comparable_blocks(dataset, split, trained):
-    """The blocks of a split, or None (and a note why) where the run cannot read their tokens."""
+    """The blocks of a split; None, and a printed reason, if the run cannot read their tokens."""
     meta, tokenizer = read_meta(dataset), trained.tokenizer
     if meta["tokenizer_hash"] != tokenizer.hash:
         reason = f"its tokens are {meta['tokenizer']}'s, the run's {trained.meta['tokenizer']}'s"
@@ -100,7 +100,7 @@ def comparable_blocks(dataset, split, trained):
         return Blocks(dataset, split, tokenizer)
     if split == "train":
         raise UserError(f"{dataset}: {reason}, and the text of the train split is not kept")
-    print(f"{dataset}: no perplexity a token, for {reason}; bits per character compare\n")
+    print(f"{dataset}: no perplexity, because {reason}; bits per character are comparable\n")
     return None
 
 

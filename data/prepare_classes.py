@@ -25,7 +25,13 @@ from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.common.report import table
 from minigpt.data.pipeline import command_line
-from minigpt.evaluation.classification import Task, read_table, split, without_doubles, write_task
+from minigpt.evaluation.classification import (
+    Task,
+    read_table,
+    split,
+    without_duplicates,
+    write_task,
+)
 
 
 class Settings:
@@ -43,7 +49,7 @@ class Settings:
 def main():
     settings = configure(Settings, doc=__doc__)
     check(settings)
-    rows, doubles, contradicted = without_doubles(
+    rows, doubles, contradicted = without_duplicates(
         read_table(settings.input, settings.text, settings.label), settings.length
     )
     train, test = split(rows, settings.test_fraction, settings.seed)

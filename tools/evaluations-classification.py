@@ -1,15 +1,15 @@
-"""How well a run sorts texts into classes: accuracy, precision, recall, F1, confusion matrix.
+"""How well a run classifies texts: accuracy, precision, recall, F1, confusion matrix.
 
     python data/prepare_classes.py --input=bbc_news.csv --output=data/bbc
     python tools/evaluations-classification.py --out_dir=out/bbc_sft --input=data/bbc/test.jsonl
     python tools/evaluations-classification.py --out_dir=out/bbc --input=data/bbc/test.jsonl \\
         --shots=1
 
-A run that was never taught the task is asked as it is, or (--shots) with answered examples of the
-training part before the text. Each question is read in four ways: the first label in what the run
-writes, and the label that is likeliest to follow, by the sum of its tokens' log-probabilities, by
-their mean, or by its first token alone. Written are, into the run's folder, classification.json
-(all figures), classification.jsonl (a line a text) and confusion.png.
+A run that was not trained on the task is asked zero-shot, or (--shots) with answered examples of
+the training part before the text. The label is read in four ways: the first label in the generated
+text, and the most likely label by the sum of its tokens' log-probabilities, by their mean, or by
+its first token. The results are written into the run's folder: classification.json (all figures),
+classification.jsonl (one line a text) and confusion.png. bench/tfidf.py is a baseline.
 """
 
 import pathlib
@@ -40,9 +40,9 @@ from minigpt.plotting.plots import confusion_figure, write_figure
 class Settings:
     input: str = ""  # test.jsonl of data/prepare_classes.py; train.jsonl and task.json beside it
     shots: int = 0  # answered examples of each class before the text; 0: none
-    limit: int | None = None  # only so many of the texts, drawn at random; none: all
-    seed: int = 1337  # of that draw and of the one of examples
-    batch_size: int = 16  # texts read at once; changes the speed, not the labels
+    limit: int | None = None  # a random subset of this size; none: all texts
+    seed: int = 1337  # of that subset and of the examples
+    batch_size: int = 16  # texts at once; changes the speed, not the labels
     output: str = ""  # the folder where the files go; "": out_dir
 
 
@@ -100,7 +100,7 @@ def main():
 
 
 def show(figures, labels):
-    """A confusion matrix with each class's figures for every reading, then all readings."""
+    """Print a confusion matrix with the metrics of each class for every reading, then a summary."""
     for name, found in figures.items():
         header = [name, *labels, "none", "precision", "recall", "F1"]
         rows = []
@@ -120,7 +120,7 @@ def show(figures, labels):
         for name, found in figures.items()
     ]
     print(table(["read by", "texts", "accuracy", "macro F1", "none"], rows))
-    print("rows: true labels, columns: given ones; [95 % interval]\n")
+    print("rows: true labels, columns: predicted ones; [95 % interval]\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Which of four sentences follows: a multiple-choice test of a run, made of any text.
+"""Which of four sentences comes next: a multiple-choice test of a run, made of any text.
 
     python tools/evaluations-endings.py --out_dir=out/pretrain --input=data/processed/val.jsonl
     python tools/evaluations-endings.py --out_dir=out/sft --input=data/processed/val.jsonl
 
-The same test before and after fine-tuning shows what fine-tuning cost. It is HellaSwag in shape: an
-entry's first sentence, the one after it, and three of other entries. Written, into --task, are its
-data and its description for lm-evaluation-harness, which scores any exported run, or any server:
+The test before and after fine-tuning shows how much the run forgets. It has the form of HellaSwag:
+an entry's first sentence, the one after it, and three of other entries. Its data and description
+for lm-evaluation-harness, which scores any exported run or any server, are written into --task:
 
     python tools/export.py --out_dir=out/sft
     lm_eval --model=hf --model_args=pretrained=out/sft/hf --tasks=endings --include_path=out/endings
@@ -35,11 +35,11 @@ from minigpt.evaluation.quantization_cost import load_for_generation
 
 
 class Settings:
-    input: str = ""  # texts that the run has not learned: files or folders, comma-separated
-    task: str = "out/endings"  # the folder where data and description go; its name is the task's
-    limit: int | None = None  # only so many of the entries, drawn at random; none: all
-    seed: int = 1337  # of the wrong endings, of their order and of that draw
-    output: str = ""  # where the figures go as JSON; "": endings.json in out_dir
+    input: str = ""  # texts outside the training data: files or folders, comma-separated
+    task: str = "out/endings"  # the folder of data and description; its name is the task's name
+    limit: int | None = None  # a random subset of this size; none: all entries
+    seed: int = 1337  # of the wrong endings, of their order and of that subset
+    output: str = ""  # JSON file of the results; "": endings.json in out_dir
 
 
 def main():

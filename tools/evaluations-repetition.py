@@ -5,11 +5,11 @@
     python tools/evaluations-repetition.py --out_dir=out/sft --temperature=0.1,0.4,1.5 --top_p=0.5,1
     python tools/evaluations-repetition.py --out_dir=out/sft --temperature=0 --num_beams=1,2,4
 
-Knobs with several values make a grid: the run answers every question in each cell of it. Beams draw
-nothing, and at temperature 0 top_p and top_k say nothing: what would write the same is one cell,
-written once a question. What comes out stands in the run's folder: repetition.md (the table), .csv
-and .json (all digits), .jsonl (every text, to be read), and pictures, repetition_*.png: lines where
-one knob has several values, heat maps where two or more have.
+Knobs with several values make a grid: the run answers every question in each cell. Beam search and
+temperature 0 do not use top_p and top_k: combinations with the same texts are one cell, with
+one text a question. The results are written into the run's folder: repetition.md (the table), .csv
+and .json (all digits), .jsonl (every text), and repetition_*.png: lines if one knob has several
+values, heat maps if two or more have.
 """
 
 import pathlib
@@ -30,17 +30,17 @@ from minigpt.plotting.plots import grid_figure, write_figure
 
 
 class Settings:
-    questions: str = "examples.csv"  # what is asked: .txt, a line each; .csv with the column prompt
+    questions: str = "examples.csv"  # the questions: .txt, one a line; .csv with the column prompt
     #                                  or question; .jsonl with question, prompt or text
-    temperature: list[str] = ["0.1", "0.3", "0.5", "0.85", "1.2", "1.7"]  # 0: the likeliest token
-    top_p: list[str] = ["1"]  # draw from the likeliest tokens that make up this probability
-    top_k: list[str] = ["0"]  # draw from the k likeliest tokens; 0: from all
-    repetition_penalty: list[str] = ["1"]  # above 1: tokens that stand in the text are less likely
-    num_beams: list[str] = ["1"]  # above 1: beam search, which has no temperature
-    seeds: int = 4  # texts for each question in each cell that draws
-    max_new_tokens: int = 225  # a text ends at the latest after so many tokens
-    batch_size: int = 16  # texts written at once (a beam counts as one); changes the speed alone
-    output: str = ""  # the folder for what comes out; "": out_dir
+    temperature: list[str] = ["0.1", "0.3", "0.5", "0.85", "1.2", "1.7"]  # 0: greedy
+    top_p: list[str] = ["1"]  # sample from the most likely tokens with this total probability
+    top_k: list[str] = ["0"]  # sample from the k most likely tokens; 0: from all
+    repetition_penalty: list[str] = ["1"]  # above 1: tokens in the text are less likely
+    num_beams: list[str] = ["1"]  # above 1: beam search, without sampling
+    seeds: int = 4  # texts for each question in each cell that samples
+    max_new_tokens: int = 225  # longest text, in tokens
+    batch_size: int = 16  # texts at once (each beam counts); changes only the speed
+    output: str = ""  # the folder of the results; "": out_dir
 
 
 KINDS = dict(temperature=float, top_p=float, top_k=int, repetition_penalty=float, num_beams=int)
@@ -64,7 +64,7 @@ def main():
     total = len(questions) * sum(seeds if cell.draws else 1 for cell in cells)
     print(f"{len(questions)} questions, {len(cells)} cells, {total:,} texts", flush=True)
     with tqdm(total=total, desc="texts", unit="", leave=False, disable=None) as bar:
-        rows = repetition.write_texts(
+        rows = repetition.generate_texts(
             engine,
             tokenizer,
             prompt_format,
@@ -83,7 +83,7 @@ def main():
     write_text(outputs[".csv"], repetition.as_csv(figures))
     write_text(outputs[".md"], repetition.as_markdown(header, lines))
     print(f"\n{table(header, lines)}\n")
-    for name in ("shares", *repetition.DRAWN):  # of another grid, perhaps
+    for name in ("shares", *repetition.PLOTTED):  # perhaps of an earlier grid
         (folder / f"repetition_{name}.png").unlink(missing_ok=True)
     for name, picture in repetition.pictures(figures, values).items():
         path = folder / f"repetition_{name}.png"

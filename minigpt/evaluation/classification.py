@@ -1,13 +1,13 @@
-"""Classification: which of a few labels belongs to a text, by a language model and beside it.
+"""Classification of texts by a language model: which of a few labels belongs to a text.
 
     train, test = split(rows, 0.2, seed)                   # Labelled texts, by class
     question = task.question(test[0].text)                 # its beginning, then "Category:"
     found = predict(trained, questions, task)              # reading → a label for each, or None
     scores(gold, found["generation"], task.labels)         # accuracy, precision, recall, F1
 
-A model gives its label in one of four ways (READINGS). It writes, and the first label in what it
-wrote counts; or no word is written, and the label counts that is likeliest to follow the question:
-by the sum of its tokens' log-probabilities, by their mean, or by its first token alone.
+There are four ways to get a label from a model (READINGS). "generation": the first label in the
+text that it generates. The others generate nothing and take the label that is most likely to follow
+the question: by the sum of its tokens' log-probabilities, by their mean, or by its first token.
 """
 
 import csv
@@ -37,20 +37,20 @@ READINGS = ("generation", "likelihood, sum", "likelihood, mean", "first token")
 
 
 class Labelled(NamedTuple):
-    """A text with its label; `id` says where it came from."""
+    """A text with its label; `id` names its source."""
 
     id: str
     text: str
     label: str
 
 
-# -- from a table to texts that are learned and texts that are kept aside --------------------------
+# -- from a table to training and test texts -------------------------------------------------------
 
 
 def read_table(path, text_column, label_column):
-    """The Labelled texts of a CSV whose first line names its columns, blanks joined to one.
+    """The Labelled texts of a CSV whose first line names its columns, white space normalized.
 
-    UserError where a column is missing, and where a line lacks its text or its label.
+    UserError if a column is missing, or a line has no text or no label.
     """
     path = Path(path)
     if path.suffix.lower() != ".csv":
@@ -77,10 +77,10 @@ def read_table(path, text_column, label_column):
     return found
 
 
-def without_doubles(rows, length):
-    """(rows, doubles, contradicted): of texts that begin with the same `length` characters the
-    first, for a question shows no more of them; none of those that have different labels. The two
-    numbers are the rows left out for either reason."""
+def without_duplicates(rows, length):
+    """(rows, duplicates, contradicted): of texts with the same first `length` characters (all that
+    a question shows) the first one, or none if their labels differ. The two numbers are the rows
+    dropped for each reason."""
     first, labels = {}, {}
     for row in rows:
         beginning = excerpts(row.text, length)[0]
@@ -92,16 +92,16 @@ def without_doubles(rows, length):
 
 
 def split(rows, test_fraction, seed):
-    """(train, test) in the order of `rows`: of each class the same share is drawn for the test, but
-    never all of it and never none. UserError for a class with one text."""
+    """(train, test) in the order of `rows`, stratified: of each class the same fraction is for the
+    test, at least one text and never all. UserError for a class with one text."""
     generator = np.random.default_rng(seed)
     test = set()
     for label, count in sorted(Counter(row.label for row in rows).items()):
         if count < 2:
             raise UserError(f"class {label}: one text; expected two or more, to learn and to test")
-        places = [i for i, row in enumerate(rows) if row.label == label]
+        indices = [i for i, row in enumerate(rows) if row.label == label]
         n_test = min(max(round(count * test_fraction), 1), count - 1)
-        test.update(generator.permutation(places)[:n_test].tolist())
+        test.update(generator.permutation(indices)[:n_test].tolist())
     return (
         [row for i, row in enumerate(rows) if i not in test],
         [row for i, row in enumerate(rows) if i in test],
@@ -109,13 +109,13 @@ def split(rows, test_fraction, seed):
 
 
 def excerpts(text, length):
-    """The text in parts of at most `length` characters, each ended at a blank if one stands in its
-    second half."""
-    return [text[start:end] for start, end in _excerpt_places(text, length)]
+    """The text in parts of at most `length` characters, each cut at a blank if its second half has
+    one."""
+    return [text[start:end] for start, end in _excerpt_spans(text, length)]
 
 
-def _excerpt_places(text, length):
-    """Yield where each of the excerpts() begins and ends."""
+def _excerpt_spans(text, length):
+    """Yield (start, end) of each of the excerpts()."""
     start = 0
     while start < len(text):
         end = len(text)
@@ -133,27 +133,27 @@ _NO_BLANK = re.compile(r"\S|\Z")
 
 
 class Task(NamedTuple):
-    """What is asked of a text, as task.json holds it: the labels, the words that ask for one, and
-    how many characters of a text a question shows."""
+    """A classification task (task.json): the labels, the words that ask for one, and how many
+    characters of a text a question shows."""
 
     labels: tuple[str, ...]
     ask: str
     length: int
 
     def question(self, text):
-        """The beginning of a text and, on a line of its own, what is asked."""
+        """The beginning of a text and, on a new line, the words that ask for a label."""
         return f"{excerpts(text, self.length)[0]}\n{self.ask}"
 
     def answer(self, label, prompt_format):
-        """The label as it follows a question: in text that goes on, behind a blank where the script
-        has blanks; behind an answer mark as it is."""
+        """The label as it follows a question. In plain text it comes after a blank if the script
+        has blanks; after an answer mark it has none."""
         return f" {label}" if prompt_format == "plain" and self.ask.isascii() else label
 
 
 def write_task(folder, task, train, test, n_excerpts, made_by):
     """Write train.jsonl, pairs.jsonl, test.jsonl and task.json; returns the number of pairs.
 
-    n_excerpts: how many questions are made of a text, at most. made_by: more facts for task.json.
+    n_excerpts: how many questions a text gives at most. made_by: more entries of task.json.
     """
     folder = Path(folder)
     pairs = [
@@ -171,7 +171,7 @@ def write_task(folder, task, train, test, n_excerpts, made_by):
 
 
 def read_task(folder):
-    """The Task in `folder`. UserError where there is none."""
+    """The Task in `folder`. UserError if there is none."""
     path = Path(folder) / "task.json"
     try:
         facts = parse_json(path.read_text(encoding="utf-8"))
@@ -190,7 +190,7 @@ def read_task(folder):
 
 
 def read_labelled(path, labels):
-    """The Labelled texts of a .jsonl. UserError for a line that lacks one, or has another label."""
+    """The Labelled texts of a .jsonl. UserError for a line without a text or with another label."""
 
     def labelled(record):
         if not str(record.get("text") or "").strip():
@@ -205,11 +205,11 @@ def read_labelled(path, labels):
 
 # -- questions that fit a block --------------------------------------------------------------------
 
-FEWEST = 16  # tokens of each text that a question must have room for
+FEWEST = 16  # a question shows at least so many tokens of each text
 
 
 def draw_shots(train, labels, count, seed):
-    """`count` Labelled texts of each class, drawn and shuffled. UserError where one has fewer."""
+    """`count` random Labelled texts of each class, shuffled. UserError if a class has fewer."""
     generator = np.random.default_rng(seed)
     drawn = []
     for label in labels:
@@ -224,10 +224,10 @@ def draw_shots(train, labels, count, seed):
 
 
 def fitted_question(task, text, shots, tokenizer, prompt_format, room):
-    """(question, whether it was shortened): a text's question with the Labelled `shots`, answered,
-    before it. Where that is more than `room` tokens, every text in it shows as few as will fit.
+    """(question, whether it was shortened): a text's question after the Labelled `shots` with their
+    answers. If that is more than `room` tokens, each text is cut to the same number of tokens.
 
-    UserError where they would show fewer than FEWEST.
+    UserError if fewer than FEWEST tokens of each text would remain.
     """
     texts = [excerpts(each, task.length)[0] for each in (*(shot.text for shot in shots), text)]
     rows = [tokenizer.encode(each) for each in texts]
@@ -247,7 +247,7 @@ def fitted_question(task, text, shots, tokenizer, prompt_format, room):
 
     question = written(share)
     while (excess := len(prompt_ids(tokenizer, prompt_format, question)) - room) > 0:
-        share -= max(1, excess // (2 * len(texts)))  # half way: short texts are left as they are
+        share -= max(1, excess // (2 * len(texts)))  # half of it: short texts are not cut
         if share < FEWEST:
             raise UserError(
                 f"shots={len(shots) // len(task.labels)}: {len(shots)} examples leave each text "
@@ -258,17 +258,17 @@ def fitted_question(task, text, shots, tokenizer, prompt_format, room):
 
 
 def _whole_words(text):
-    """Without half a character or half a word at its end."""
+    """`text` without an incomplete character or word at its end."""
     text = text.rstrip("\ufffd")
     return text[: text.rfind(" ")] if " " in text else text
 
 
-# -- what the model says ---------------------------------------------------------------------------
+# -- predictions -----------------------------------------------------------------------------------
 
 
 def predict(trained, questions, task, batch_size=16, on_end=None):
-    """(predictions, notes): reading → for each question the label that `trained` gives it, None
-    where none is found; and a line about each reading that this model cannot be read by.
+    """(predictions, notes). predictions: reading → the label of each question, None if the
+    generated text has none. notes: a line about each reading that does not apply to these labels.
 
     trained: a Checkpoint. questions: with room for answer_room() more tokens in the block.
     """
@@ -305,16 +305,16 @@ def predict(trained, questions, task, batch_size=16, on_end=None):
 
 
 def find_label(text, labels):
-    """The label that stands first in `text`, whatever its case, or None. A label that another one
-    begins with gives way to the longer; a Latin one counts only as a whole word."""
-    places = []
+    """The first label in `text`, in upper or lower case, or None. If one label is a prefix of
+    another the longer one counts; a label in Latin letters must be a whole word."""
+    found = []
     for label in labels:
         pattern = rf"(?<![A-Za-z0-9]){re.escape(label)}(?![A-Za-z0-9])"
         if match := re.search(
             pattern if label.isascii() else re.escape(label), text, re.IGNORECASE
         ):
-            places.append((match.start(), -len(label), label))
-    return min(places)[2] if places else None
+            found.append((match.start(), -len(label), label))
+    return min(found)[2] if found else None
 
 
 def label_ids(task, tokenizer, prompt_format):
@@ -323,12 +323,12 @@ def label_ids(task, tokenizer, prompt_format):
 
 
 def answer_room(task, tokenizer, prompt_format):
-    """How many tokens of a block are kept for the answer: the longest label and a few more."""
+    """How many tokens of a block are reserved for the answer: the longest label and a few more."""
     return max(map(len, label_ids(task, tokenizer, prompt_format))) + 4
 
 
 def same_beginning(labels, answers):
-    """Two or more labels whose ids begin alike, or []."""
+    """Two or more labels with the same first id, or []."""
     groups = {}
     for label, ids in zip(labels, answers, strict=True):
         groups.setdefault(ids[0], []).append(label)
@@ -337,11 +337,11 @@ def same_beginning(labels, answers):
 
 @torch.inference_mode()
 def label_logprobs(model, prompts, answers, n_vocab, batch_size=16):
-    """For each prompt and each answer, lists of ids, the log-probabilities of the answer's tokens
-    after the prompt: [[(n_tokens,) array, …], …].
+    """The log-probabilities of each answer's tokens after each prompt (lists of ids):
+    [[(n_tokens,) array for each answer] for each prompt].
 
-    Each prompt is read once, into a cache that the answers then follow one after another. A prompt
-    and its longest answer must fit the block.
+    Each prompt is read once, into a cache that all answers use. A prompt and its longest answer
+    must fit into a block.
     """
     model.eval()
     weight = model.wte.weight
@@ -355,7 +355,7 @@ def label_logprobs(model, prompts, answers, n_vocab, batch_size=16):
         lengths = torch.tensor([len(row) for row in rows], device=device)
         width = len(rows[-1])
         layers = cache.rows(slice(0, len(rows)), width + longest)
-        # What pads a row stands behind its end, where the answers' tokens take its place.
+        # Padding comes after the row's end; the answers' tokens overwrite it in the cache.
         x = torch.tensor([row + row[-1:] * (width - len(row)) for row in rows], device=device)
         places = torch.arange(width, device=device).expand_as(x)
         h = model(x, positions=places, cache=layers)  # (B, T, C)
@@ -378,14 +378,14 @@ def label_logprobs(model, prompts, answers, n_vocab, batch_size=16):
 
 
 def scores(gold, predicted, labels):
-    """How good labels are: a dict with
+    """The metrics of predicted labels: a dict with
 
     count, accuracy, low, high   the last two a 95 % interval of the accuracy (Wilson 1927)
     macro_f1                     the mean of the classes' F1
     none                         texts that got no label
-    classes                      label → {"precision", "recall", "f1", "count"}; 0.0 where nothing
-                                 was found that it could be taken of
-    confusion                    rows are the true labels, columns the given ones, and one more
+    classes                      label → {"precision", "recall", "f1", "count"}; 0.0 where the
+                                 denominator is 0
+    confusion                    rows are the true labels, columns the predicted ones, and one more
                                  column for none
     """
     columns = {label: i for i, label in enumerate([*labels, None])}
@@ -414,7 +414,7 @@ def scores(gold, predicted, labels):
 
 
 def wilson(hits, count, z=1.959964):
-    """(low, high): the 95 % interval of a share of which `hits` of `count` draws were seen."""
+    """(low, high): the 95 % Wilson interval of a fraction, from `hits` of `count` samples."""
     share, z2 = hits / count, z * z / count
     middle = (share + z2 / 2) / (1 + z2)
     half = z * math.sqrt(share * (1 - share) / count + z2 / (4 * count)) / (1 + z2)

@@ -1,9 +1,9 @@
-"""Examples: what a run is judged by. A prompt with its reference, what the run wrote, and whether
-the run has met the example before.
+"""Evaluation examples: a prompt with its reference, the text that a run generates for it, and
+whether the example is in the run's training data.
 
-A run that answers questions (prompt format "qa") gets the question and is held against the answer;
-one that talks ("chat") gets a conversation up to the assistant's last turn and is held against that
-turn; one that continues text ("plain") gets an entry's first sentence and is held against the rest.
+The prompt depends on the run's prompt format. "qa": a question; the reference is its answer.
+"chat": a conversation up to the assistant's last turn, which is the reference. "plain": the first
+sentence of an entry; the reference is the rest.
 """
 
 import contextlib
@@ -35,9 +35,8 @@ HELD_OUT, SEEN, OTHER = "held out", "seen in training", "others"
 
 
 class Example(NamedTuple):
-    """A prompt and the reference to hold what follows against; `id` as the file gives it. Of a
-    conversation `turns` is all that stands before the reference, ((role, content), …), and `prompt`
-    what the user said last."""
+    """A prompt and its reference; `id` from the file. Of a conversation `turns` are all turns
+    before the reference, ((role, content), …), and `prompt` is the last user turn."""
 
     id: str | None
     prompt: str
@@ -72,7 +71,7 @@ def read_conversations(paths):
 
 
 def example_of(conversation):
-    """A Conversation as an Example: the assistant's last turn, and what stands before it."""
+    """A Conversation as an Example: the last assistant turn, and the turns before it."""
     turns = conversation.turns
     last = max(i for i, (role, _) in enumerate(turns) if role == "assistant")
     asked = [content for role, content in turns[:last] if role == "user"]
@@ -81,8 +80,8 @@ def example_of(conversation):
 
 def read_examples(paths, prompt_format):
     """(examples, skipped): the Examples under `paths` for a run of this prompt format, and the
-    number of entries that have nothing after their first sentence. For "chat" the records may be
-    of any format that data/prepare_sft.py reads."""
+    number of entries that have only one sentence. For "chat" the records may have any format that
+    data/prepare_sft.py reads."""
     if prompt_format == "qa":
         return [Example(*pair) for pair in read_pairs(paths)], 0
     if prompt_format == "chat":
@@ -97,8 +96,7 @@ def read_examples(paths, prompt_format):
 
 
 def first_held_out(dataset, prompt_format):
-    """The first Example of a dataset's val.jsonl; None where that asks nothing of a run of this
-    prompt format, or is not there."""
+    """The first Example of a dataset's val.jsonl; None if there is none for this prompt format."""
     parse = {"qa": parse_qa, "chat": parse_chat}.get(prompt_format)
     path = Path(dataset) / "val.jsonl"
     made = None
@@ -112,7 +110,7 @@ def first_held_out(dataset, prompt_format):
 
 
 def first_sentence(text):
-    """(first sentence with its closing quotes, all that follows), blanks at both ends dropped."""
+    """(first sentence with its closing quotes, the rest), both stripped."""
     text = text.strip()
     match = ENDS[0].search(text)
     end = match.end() if match else len(text)
@@ -120,21 +118,21 @@ def first_sentence(text):
 
 
 def draw(examples, limit, seed):
-    """`limit` of the examples at random, in their order; all of them where limit is None."""
+    """A random subset of `limit` examples, in their order; all of them if limit is None."""
     if limit is None or limit >= len(examples):
         return examples
     chosen = np.random.default_rng(seed).choice(len(examples), limit, replace=False)
     return [examples[i] for i in sorted(chosen)]
 
 
-# -- writing ---------------------------------------------------------------------------------------
+# -- generation ------------------------------------------------------------------------------------
 
 
 def write_answers(engine, tokenizer, prompt_format, examples, seed=0, on_end=None, **sampling):
-    """What the engine's model writes for each example: [(text, finish_reason)].
+    """The engine's answer to each example: [(text, finish_reason)].
 
-    sampling: Request's settings. on_end() is called as each text ends. Example i draws from
-    seed + i, so that neither its neighbours nor the batch change its text.
+    sampling: Request's settings. on_end() is called as each text ends. Example i has the seed
+    seed + i, so its text depends neither on the other examples nor on the batch.
     """
     requests = [
         Request(
@@ -146,28 +144,27 @@ def write_answers(engine, tokenizer, prompt_format, examples, seed=0, on_end=Non
         for i, example in enumerate(examples)
     ]
     tickets = engine.generate(requests, lambda ticket: on_end and on_end())
-    # A text that ended at its greatest length may end within a character.
+    # A text that reached max_new_tokens may end within a character.
     return [(tokenizer.decode(t.ids).rstrip("\ufffd"), t.finish_reason) for t in tickets]
 
 
 def example_ids(tokenizer, prompt_format, example):
-    """The ids to continue for an example: of a conversation every turn, however long it is."""
+    """The prompt ids of an example; of a conversation all turns, however long it is."""
     if example.turns:
         return chat_ids(tokenizer, prompt_format, example.turns, math.inf)
     return prompt_ids(tokenizer, prompt_format, example.prompt)
 
 
-# -- seen or not -----------------------------------------------------------------------------------
+# -- seen in training or not -----------------------------------------------------------------------
 
 
-def standings(examples, dataset, tokenizer, prompt_format):
-    """For each example how it stands to the run's `dataset` folder: SEEN, HELD_OUT or OTHER.
+def membership(examples, dataset, tokenizer, prompt_format):
+    """For each example SEEN, HELD_OUT or OTHER, by the run's `dataset` folder.
 
-    Seen is a pair or a conversation that stands, token for token, in the training blocks. Held out
-    is what is not seen and stands in val.jsonl: a pair by its id (where it has none, by its
-    question), a conversation by its id (where it has none, by the turns before the reference), an
-    entry by its text, as entries are held out. UserError where the folder is not there or belongs
-    to another tokenizer.
+    SEEN: a pair or conversation whose tokens are in the training blocks. HELD_OUT: not seen, and in
+    val.jsonl. A pair is found there by its id (without one, by its question), a conversation by its
+    id (without one, by the turns before the reference), an entry by its text. UserError if the
+    folder does not exist or has another tokenizer.
     """
     path = Path(dataset) / "val.jsonl"
     blocks = Blocks(dataset, "train", tokenizer)
@@ -203,10 +200,10 @@ def standings(examples, dataset, tokenizer, prompt_format):
 
 
 def _trained(examples, blocks, tokenizer, prompt_format):
-    """Numbers of the examples that stand in the blocks with their references.
+    """Indices of the examples whose prompt and reference are in the blocks.
 
-    Whatever the layout, only PAD stands between pairs and between conversations. An EOT ends a
-    pair; a conversation ends with a turn behind which no line break leads to another one.
+    In every layout only PAD is between pairs and between conversations. A pair ends with EOT, a
+    conversation with a turn that is not followed by a line break and another turn.
     """
     dtype = blocks.tokens.dtype
     wanted = {}

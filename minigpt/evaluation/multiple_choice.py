@@ -1,13 +1,14 @@
-"""Endings: a multiple-choice task made of any text, in HellaSwag's shape, for lm-evaluation-harness
-and for ourselves.
+"""Multiple choice: a task made of any text, in the form of HellaSwag, for lm-evaluation-harness and
+for tools/evaluations-endings.py.
 
     items = make_items(texts, seed)              # context, four endings, which one is right
     write_task("out/endings", "endings", items)  # endings.jsonl and endings.yaml
     scores = score(trained, items)               # as lm_eval scores them
 
 The context is an entry's first sentence; the right ending is the sentence after it, and the wrong
-ones are the second sentences of other entries, of about the same length. The likeliest ending is
-chosen: by the sum of its tokens' log-probabilities (acc), or by that sum a character (acc_norm).
+ones are second sentences of other entries with about the same length. The model chooses the most
+likely ending: by the sum of its tokens' log-probabilities (acc), or by that sum divided by the
+number of characters (acc_norm).
 """
 
 import math
@@ -23,11 +24,11 @@ from minigpt.evaluation.examples import first_sentence
 
 N_ENDINGS = 4
 METRICS = ("acc", "acc_norm")
-NEAREST = 24  # the wrong endings are drawn among so many of the nearest length
+NEAREST = 24  # wrong endings are drawn from this many with the nearest lengths
 
 
 class Item(NamedTuple):
-    """A context, its endings, and the number of the right one."""
+    """A context, its endings, and the index of the right one."""
 
     context: str
     endings: list
@@ -37,9 +38,9 @@ class Item(NamedTuple):
 def make_items(examples, seed, limit=None):
     """Items of the Examples of a run that continues text, in their order; `limit` of them.
 
-    UserError where there are fewer than N_ENDINGS different endings.
+    UserError if there are fewer than N_ENDINGS different endings.
     """
-    found = {}  # ending → context: an ending that stands twice is not wrong for the other
+    found = {}  # ending → context: a repeated ending would be right for both contexts
     for example in examples:
         ending, _ = first_sentence(example.reference)
         found.setdefault(ending, example.prompt)
@@ -50,10 +51,10 @@ def make_items(examples, seed, limit=None):
         )
     rng = np.random.default_rng(seed)
     endings = sorted(found, key=len)
-    place = {ending: i for i, ending in enumerate(endings)}
+    rank = {ending: i for i, ending in enumerate(endings)}
     items = []
     for right, context in found.items():
-        low = max(0, min(place[right] - NEAREST // 2, len(endings) - NEAREST - 1))
+        low = max(0, min(rank[right] - NEAREST // 2, len(endings) - NEAREST - 1))
         near = [ending for ending in endings[low : low + NEAREST + 1] if ending != right]
         wrong = [near[i] for i in rng.choice(len(near), N_ENDINGS - 1, replace=False)]
         label = int(rng.integers(N_ENDINGS))
@@ -64,8 +65,8 @@ def make_items(examples, seed, limit=None):
 
 
 def fitting(items, tokenizer, block_size):
-    """The items of which every ending fits a block behind its context: what is longer, the harness
-    would cut from the left, without a word."""
+    """The items whose context fits into a block with each ending: the harness would silently cut
+    longer ones from the left."""
     return [
         item
         for item in items
@@ -75,7 +76,7 @@ def fitting(items, tokenizer, block_size):
 
 def write_task(folder, name, items):
     """Write NAME.jsonl and NAME.yaml, which lm_eval --include_path=FOLDER --tasks=NAME reads;
-    returns the .yaml's path. The folder must stay where it is: the task names its data by it."""
+    returns the .yaml's path. The task has the absolute path of its data: do not move the folder."""
     folder = Path(folder).resolve()
     data, task = folder / f"{name}.jsonl", folder / f"{name}.yaml"
     check_writable(data)
@@ -98,11 +99,11 @@ def write_task(folder, name, items):
 
 
 def score(trained, items, on_item=None):
-    """What the harness's multiple_choice finds: {"items", "acc", "acc_norm", and of each its
-    "…_stderr"}, shares of the items.
+    """The same scores as the harness's multiple_choice: {"items", "acc", "acc_norm", and the
+    "…_stderr" of both}, fractions of the items.
 
-    trained: a Checkpoint. Context and ending are encoded together, and the first so many ids as the
-    context has alone count as its own. on_item() is called after each item.
+    trained: a Checkpoint. Context and ending are encoded together; the context's part is as many
+    ids as the context alone has. on_item() is called after each item.
     """
     right = {name: [] for name in METRICS}
     for item in items:

@@ -1,16 +1,16 @@
-"""Perplexity and bits per character: how well a model predicts text that it is shown.
+"""Perplexity and bits per character: how well a model predicts a given text.
 
-Perplexity is e to the mean loss of a token: it compares runs that share tokenizer and blocks. Bits
-per character and per byte divide by what a reader sees instead: over the same text they compare
-any runs, whatever their tokenizers, layouts and block sizes.
+Perplexity is e to the mean loss of a token: it compares runs with the same tokenizer and blocks.
+Bits per character and per byte do not depend on the tokens: over the same text they compare any
+runs, with any tokenizers, layouts and block sizes.
 
-For that, every character is coded exactly once. The first token of a text has nothing before it in
-these models (no mark stands at a text's beginning), so it costs log2(n_vocab) bits, as if every
-token were equally likely. A text longer than a block is read in windows of one block that overlap
-by half; a window scores what the one before it did not reach, so that a token has at least half a
-block before it wherever the text has. An answer is coded given its question, what the assistant
-says in a conversation given the turns before it. EOT is no character and costs nothing here; in the
-perplexity of a run's blocks it counts where it is a target.
+Every character is scored exactly once. The first token of a text has no context (there is no BOS
+token), so it costs log2(n_vocab) bits, as if every token were equally likely. A text longer than a
+block is read in windows of one block that overlap by half; a window scores only the tokens that the
+previous one did not contain, so every token has at least half a block of context where the text is
+long enough. An answer is scored given its question, an assistant's turn given the turns before it.
+EOT is no character and costs nothing here; in the perplexity of a run's blocks it counts where it
+is a target.
 """
 
 import math
@@ -28,8 +28,8 @@ from minigpt.training.losses import next_token, total_loss
 
 
 class Passage(NamedTuple):
-    """What is to be coded: `text`, which the ids from `first` on spell. The ids before `first`
-    (a question) are only read."""
+    """A text to score: the ids from `first` on are the tokens of `text`. The ids before `first`
+    (a question) are context."""
 
     text: str
     ids: np.ndarray  # (n,)
@@ -37,14 +37,14 @@ class Passage(NamedTuple):
 
 
 def text_passages(tokenizer, texts):
-    """Texts as Passages, each coded from its first character on."""
+    """Texts as Passages, scored from the first character on."""
     texts = list(texts)
     rows = tokenizer.encode_batch(texts)
     return [Passage(t, np.asarray(ids, np.int64), 0) for t, ids in zip(texts, rows, strict=True)]
 
 
 def answer_passages(tokenizer, pairs):
-    """(question, answer) pairs as Passages: the answer, coded given its question."""
+    """(question, answer) pairs as Passages: the answer, scored given its question."""
     passages = []
     for question, answer in pairs:
         asked = prompt_ids(tokenizer, "qa", question)
@@ -54,8 +54,8 @@ def answer_passages(tokenizer, pairs):
 
 
 def reply_passages(tokenizer, conversations):
-    """Conversations as Passages, one for each turn of the assistant behind a user's: what it says,
-    coded given the turns before it."""
+    """Conversations as Passages, one for each assistant turn after a user turn, scored given the
+    turns before it."""
     passages = []
     for conversation in conversations:
         asked = False
@@ -69,10 +69,10 @@ def reply_passages(tokenizer, conversations):
 
 
 def windows(length, first, block_size):
-    """How to score tokens first … length-1, each once: [(start, stop, scored)], where tokens start
-    … stop-1 are read and tokens scored … stop-1 counted. Token 0 is never among them.
+    """Windows that score tokens first … length-1 once each: [(start, stop, scored)]. A window reads
+    tokens start … stop-1 and scores tokens scored … stop-1. Token 0 is never scored.
 
-    Windows are at most block_size (2 or more) wide and begin half a block apart.
+    A window has at most block_size (2 or more) tokens; windows begin half a block apart.
     """
     spans, start, done = [], 0, max(first, 1)
     while done < length:
@@ -85,8 +85,8 @@ def windows(length, first, block_size):
 
 
 def all_windows(passages, block_size):
-    """The windows of all passages, (number of the passage, start, stop, scored), longest first: so
-    the rows of a batch need little padding, and the largest batch is the first."""
+    """The windows of all passages, (index of the passage, start, stop, scored), longest first: the
+    rows of a batch then need little padding, and the first batch is the largest."""
     spans = [
         (number, *window)
         for number, passage in enumerate(passages)
@@ -96,7 +96,7 @@ def all_windows(passages, block_size):
 
 
 def window_batches(passages, spans, batch_size):
-    """Yield Batches on the CPU, a row a window, padded at the end (causal attention looks back)."""
+    """Yield Batches on the CPU, one window a row, padded at the end (attention is causal)."""
     for i in range(0, len(spans), batch_size):
         rows = spans[i : i + batch_size]
         width = max(stop - start for _, start, stop, _ in rows)
@@ -109,7 +109,7 @@ def window_batches(passages, spans, batch_size):
 
 
 def total_nats(model, batches, dtype=torch.float32):
-    """(nats, count): the loss summed over all targets of the batches, and their number."""
+    """(nats, count): the loss summed over all targets of the batches, and the number of targets."""
     model.eval()
     device = str(model.wte.weight.device)
     batches = (batch.to(device) for batch in batches)
@@ -126,7 +126,7 @@ def block_perplexity(model, blocks, batch_size=32, dtype=torch.float32):
     nats, count = total_nats(model, _bar(batches, total, "blocks"), dtype)
     if count == 0:
         raise UserError(
-            f"{blocks.folder}: the {blocks.split} split has no targets; prepare it anew"
+            f"{blocks.folder}: the {blocks.split} split has no targets; prepare it again"
         )
     loss = nats / count
     return dict(blocks=len(blocks), targets=count, loss=loss, perplexity=float(np.exp(loss)))
@@ -134,7 +134,7 @@ def block_perplexity(model, blocks, batch_size=32, dtype=torch.float32):
 
 def text_bits(model, passages, n_vocab, batch_size=32, dtype=torch.float32):
     """Over all passages: {"texts", "characters", "bytes", "tokens", "bits", "tokens_per_char",
-    "bits_per_char", "bits_per_byte"}. UserError where they hold no character."""
+    "bits_per_char", "bits_per_byte"}. UserError if they have no characters."""
     characters = sum(len(passage.text) for passage in passages)
     if characters == 0:
         raise UserError("there is no character to score: the text is empty")

@@ -1,12 +1,12 @@
-"""Repetition: how much a run repeats itself, under which settings of sampling.
+"""Repetition: how much a run repeats itself, for each combination of sampling settings.
 
     questions = read_questions("examples.csv", "qa")
-    cells = grid(temperature=[0.1, 0.85], top_p=[1.0], top_k=[0], …)      # each Cell once
-    rows = write_texts(engine, tokenizer, "qa", questions, cells, seeds=4)    # a dict a text
+    cells = grid(temperature=[0.1, 0.85], top_p=[1.0], top_k=[0], …)      # Cells
+    rows = generate_texts(engine, tokenizer, "qa", questions, cells, seeds=4)   # a dict a text
     figures = summaries(rows, cells)                                      # one for each cell
 
-All measures are of a text's token ids, the prompt's not among them, so that they compare runs of
-one tokenizer.
+All measures are over the generated token ids, without the prompt: they compare runs with the same
+tokenizer.
 """
 
 import bisect
@@ -27,10 +27,10 @@ from minigpt.data.pipeline import read_records
 from minigpt.data.prompts import prompt_ids, stop_ids
 from minigpt.inference.engine import Request
 
-WINDOW = 50  # positions within which nearby() looks
+WINDOW = 50  # positions; see nearby()
 MEASURES = ("tokens", "repeated_4", "nearby_4", "distinct_1", "distinct_2", "distinct_3")
-ENDS = ("ended", "cut")  # shares of texts, beside the means of MEASURES
-DRAWN = {  # what pictures show, and how they call it
+ENDS = ("ended", "cut")  # fractions of texts
+PLOTTED = {  # measure → its name in the pictures
     "repeated_4": "repeated 4-grams",
     "nearby_4": "4-gram repetition, weighted by distance",
     "distinct_1": "distinct tokens",
@@ -49,36 +49,35 @@ def ngrams(ids, n):
 
 
 def distinct(ids, n):
-    """How many different n-grams there are, as a share of all (Li et al. 2016); 1 where the text is
-    too short for any."""
+    """Different n-grams as a fraction of all n-grams (Li et al. 2016); 1 if the text has none."""
     grams = ngrams(ids, n)
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
 def repeated(ids, n=4):
-    """The share of n-grams that stand in the text already (Welleck et al. 2019): 1 - distinct."""
+    """The fraction of n-grams that occurred before (Welleck et al. 2019): 1 - distinct."""
     return 1 - distinct(ids, n)
 
 
 def nearby(ids, n=4, window=WINDOW):
-    """Repetition weighted by distance: for each n-gram how often it stands within `window`
-    positions of itself, divided by the highest such count of the text, averaged over all n-grams.
+    """Repetition weighted by distance: for each n-gram the number of its other occurrences within
+    `window` positions, divided by the highest such number of the text, averaged over all n-grams.
 
-    0 where nothing is repeated nearby (for that code may be long and regular), 1 where all of it
-    goes round in one loop. By hand, n = 4: in 1 2 3 4 1 2 3 4 1 2 3 4 9 the 4-gram 1234 stands
-    three times, each time with two others nearby; 2341, 3412 and 4123 stand twice, with one each;
-    2349 once. Divided by the highest, 2: 3 · 1 + 6 · ½ + 0 = 6, over ten 4-grams: 0.6.
+    0 if nothing is repeated nearby, 1 if the whole text is one loop. By hand, n = 4: in
+    1 2 3 4 1 2 3 4 1 2 3 4 9 the 4-gram 1234 occurs three times, each time with two others nearby;
+    2341, 3412 and 4123 occur twice, with one other each; 2349 once. Divided by the highest, 2:
+    3 · 1 + 6 · ½ + 0 = 6, over ten 4-grams: 0.6.
     """
-    places = defaultdict(list)
+    positions = defaultdict(list)
     grams = ngrams(ids, n)
-    for place, gram in enumerate(grams):
-        places[gram].append(place)
+    for position, gram in enumerate(grams):
+        positions[gram].append(position)
     counts = []
-    for own in places.values():
-        for place in own:
-            first = bisect.bisect_left(own, place - window)
-            behind = bisect.bisect_right(own, place + window)
-            counts.append(behind - first - 1)
+    for own in positions.values():
+        for position in own:
+            first = bisect.bisect_left(own, position - window)
+            end = bisect.bisect_right(own, position + window)
+            counts.append(end - first - 1)
     highest = max(counts, default=0)
     return sum(counts) / highest / len(counts) if highest else 0.0
 
@@ -93,15 +92,15 @@ def measure(ids):
     )
 
 
-# -- what is asked ---------------------------------------------------------------------------------
+# -- questions -------------------------------------------------------------------------------------
 
 
 def read_questions(path, prompt_format):
-    """What to ask a run of this prompt format, each once, in the file's order.
+    """The questions for a run with this prompt format, without duplicates, in the file's order.
 
-    A .txt has one a line; a .csv the column `prompt` or `question` and, if it likes, `format`
-    (rows for another format are left out; what is for "qa" a "chat" run is asked too); a .jsonl or
-    .json the field `question`, `prompt` or `text`. UserError where there is nothing to ask.
+    A .txt has one a line; a .csv has the column `prompt` or `question` and optionally `format`
+    (rows for other formats are left out; "chat" runs get those for "qa" too); a .jsonl or .json has
+    the field `question`, `prompt` or `text`. UserError if there are none.
     """
     suffix = Path(path).suffix.lower()
     if suffix == ".txt":
@@ -142,7 +141,7 @@ def _question_of(record):
 
 
 class Cell(NamedTuple):
-    """One combination of settings, by Request's names."""
+    """One combination of sampling settings, named as in Request."""
 
     temperature: float
     top_p: float
@@ -152,34 +151,34 @@ class Cell(NamedTuple):
 
     @property
     def draws(self):
-        """Whether a seed makes a difference."""
+        """Whether the text depends on the seed."""
         return self.temperature > 0
 
-    def plainly(self):
-        """The Cell that writes the same: beams have no temperature, and nothing is drawn from what
-        top_p and top_k leave where the likeliest token is taken."""
+    def canonical(self):
+        """The Cell that stands for all cells with the same texts: beam search and temperature 0 do
+        not use top_p and top_k."""
         if self.num_beams > 1 or self.temperature == 0:
             return self._replace(temperature=0.0, top_p=1.0, top_k=0)
         return self
 
 
 def grid(**values):
-    """Every combination of `values` (a list for each field of Cell), those that write the same
-    once. UserError names every value that no Request can have."""
+    """Every combination of `values` (a list for each field of Cell), equivalent ones once.
+    UserError names every invalid value."""
     problems = []
     for name in Cell._fields:
         problems += [f"--{name}: expected at least one value"] if not values[name] else []
         for value in values[name]:
-            settings = {"temperature": 0, name: value}  # which beams need
+            settings = {"temperature": 0, name: value}  # beams require temperature 0
             problems += [f"--{line}" for line in Request([0], **settings).problems()]
     if problems:
         raise UserError("\n".join(problems))
     cells = itertools.starmap(Cell, itertools.product(*(values[name] for name in Cell._fields)))
-    return list(dict.fromkeys(cell.plainly() for cell in cells))
+    return list(dict.fromkeys(cell.canonical() for cell in cells))
 
 
 def read_values(name, words, kind):
-    """The words of a knob as numbers of `kind`, each once. UserError names those that are none."""
+    """The words of a knob as numbers of `kind`, without duplicates. UserError names wrong words."""
     values, wrong = {}, []
     for word in words:
         try:
@@ -193,16 +192,16 @@ def read_values(name, words, kind):
     return list(values)
 
 
-# -- writing and measuring -------------------------------------------------------------------------
+# -- generating and measuring ----------------------------------------------------------------------
 
 
-def write_texts(
+def generate_texts(
     engine, tokenizer, prompt_format, questions, cells, seeds=1, max_new_tokens=225, on_end=None
 ):
-    """What a run writes for each question in each cell, `seeds` times where it is drawn: a dict a
-    text, with the cell's settings, its number, the text and its measures. The whole grid is one
-    list of requests. A text's draws depend on the question and its number alone: neither the order
-    of the questions nor what else is in the grid changes them. on_end() is called as each ends.
+    """A run's texts for each question in each cell, `seeds` of them if the cell samples: a dict a
+    text, with the cell's settings, its number, the text and its measures. The seed depends on the
+    question and the number only, so neither the order of the questions nor the rest of the grid
+    changes a text. on_end() is called as each text ends.
     """
     asked = [
         (cell, question, number)
@@ -238,7 +237,7 @@ def write_texts(
 
 def summaries(rows, cells):
     """For each cell a dict: its settings, the number of texts, the means of MEASURES, and the
-    shares of texts that ended by themselves ("ended") and by their greatest length ("cut")."""
+    fractions of texts that ended with EOT ("ended") and at max_new_tokens ("cut")."""
     by_cell = defaultdict(list)
     for row in rows:
         by_cell[Cell(*(row[name] for name in Cell._fields))].append(row)
@@ -246,7 +245,7 @@ def summaries(rows, cells):
 
 
 def _summary(rows):
-    # fsum: the same to the last digit in whatever order the questions stand.
+    # fsum: the result does not depend on the order of the questions.
     means = {name: math.fsum(row[name] for row in rows) / len(rows) for name in MEASURES}
     ended = sum(row["finish_reason"] == "stop" for row in rows) / len(rows)
     return dict(texts=len(rows), **means, ended=ended, cut=1 - ended)
@@ -256,7 +255,7 @@ def _summary(rows):
 
 
 def as_table(figures):
-    """(header, rows) of text for a table: of the settings those that differ, then the measures."""
+    """(header, rows) of a table: the settings that differ between cells, then the measures."""
     varied = [name for name in Cell._fields if len({figure[name] for figure in figures}) > 1]
     header = [*varied, "texts", *MEASURES, *ENDS]
     return header, [[_shown(name, figure[name]) for name in header] for figure in figures]
@@ -269,13 +268,13 @@ def _shown(name, value):
 
 
 def as_markdown(header, rows):
-    """The same as a table in Markdown, figures to the right."""
+    """A Markdown table, numbers right-aligned."""
     lines = [header, ["---:"] * len(header), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def as_csv(figures):
-    """All figures with all digits as CSV, a line for each cell."""
+    """All figures with all digits as CSV, one line a cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(figures[0]), lineterminator="\n")
     writer.writeheader()
@@ -284,7 +283,7 @@ def as_csv(figures):
 
 
 class Picture(NamedTuple):
-    """What minigpt.plotting.plots.grid_figure() draws."""
+    """The arguments of minigpt.plotting.plots.grid_figure()."""
 
     title: str
     axes: dict
@@ -295,9 +294,9 @@ class Picture(NamedTuple):
 def pictures(figures, values):
     """The Pictures, name → Picture, of a grid over `values` (a list for each field of Cell).
 
-    Where one setting has several values: the shares as lines over it, and the lengths. Where two or
-    more have: a picture for each measure, a heat map over the first two for each combination of
-    the others. Where none has: nothing.
+    One setting with several values: the fractions as lines over it, and the lengths. Two or more: a
+    picture for each measure, with a heat map over the first two settings for each combination of
+    the others. None: no picture.
     """
     found = {Cell(*(figure[name] for name in Cell._fields)): figure for figure in figures}
     varied = {name: values[name] for name in Cell._fields if len(values[name]) > 1}
@@ -308,21 +307,21 @@ def pictures(figures, values):
     def over(axes, measure, chosen):
         """Nested lists with an entry for each combination of the axes' values."""
         if not axes:
-            return found[Cell(**first | chosen).plainly()][measure]
+            return found[Cell(**first | chosen).canonical()][measure]
         name, *rest = axes
         return [over(rest, measure, chosen | {name: value}) for value in values[name]]
 
     if not axes:
         return {}
     if len(axes) == 1:
-        lines = {label: over(axes, name, {}) for name, label in DRAWN.items()}
-        length = {DRAWN["tokens"]: lines.pop(DRAWN["tokens"])}
+        lines = {label: over(axes, name, {}) for name, label in PLOTTED.items()}
+        length = {PLOTTED["tokens"]: lines.pop(PLOTTED["tokens"])}
         return {
             "shares": Picture("repetition", axes, lines, 1.0),
-            "tokens": Picture(DRAWN["tokens"], axes, length, None),
+            "tokens": Picture(PLOTTED["tokens"], axes, length, None),
         }
     maps = {}
-    for name, label in DRAWN.items():
+    for name, label in PLOTTED.items():
         panels = {}
         for combination in itertools.product(*others.values()):
             chosen = dict(zip(others, combination, strict=True))

@@ -1,8 +1,8 @@
-"""Rouge-L: how much of a reference a prediction says, in the reference's order.
+"""ROUGE-L: how much of a reference is in a prediction, in the reference's order.
 
-F1 of the longest common subsequence (Lin 2004), once over words as jieba cuts them and once over
-single characters. Blanks are never compared. rouge-chinese scores; its table of all pairs takes a
-gigabyte for two texts of 3,000 characters, so longer texts are scored here, to the same figure.
+F1 of the longest common subsequence (Lin 2004), once over words (jieba) and once over characters,
+without white space. The rouge-chinese package computes it; its table takes a gigabyte for two texts
+of 3,000 characters, so longer texts are scored here, with the same result.
 """
 
 import functools
@@ -15,8 +15,8 @@ import numpy as np
 
 @functools.cache
 def _jieba():
-    """jieba's word cutter, loaded without its log lines and without its cache in the system's
-    temporary folder, which need not be writable and which others may have written."""
+    """jieba's tokenizer, loaded without its log lines and without its cache in the system's
+    temporary folder, which may not be writable or may be somebody else's."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its old regular expressions, its use of pkg_resources
         import jieba
@@ -37,21 +37,21 @@ def _scorer():
     return Rouge(metrics=["rouge-l"])
 
 
-# What jieba cuts as one block. For characters that are in none of its words its time is the square
-# of the block's length, so a block that no person wrote is cut before.
+# jieba segments one block at a time, in quadratic time if no word of its dictionary occurs in it.
+# Longer blocks (no natural text has them) are therefore split first.
 _LONGEST_BLOCK = 2000
 _IN_BLOCK = r"\u4e00-\u9fd5a-zA-Z0-9+#&._%\-"
 _BLOCKS = re.compile(f"[{_IN_BLOCK}]{{1,{_LONGEST_BLOCK}}}|[^{_IN_BLOCK}]+")
 
 
 def words(text):
-    """The words of `text` as jieba cuts it, without blanks."""
+    """The words of `text` by jieba, without white space."""
     blocks = _BLOCKS.findall(text)
     return [word for block in blocks for word in _jieba().lcut(block) if word.strip()]
 
 
 def characters(text):
-    """The characters of `text`, without blanks."""
+    """The characters of `text`, without white space."""
     return [character for character in text if character.strip()]
 
 
@@ -70,23 +70,23 @@ def rouge_l(prediction, reference):
 def common_length(first, second):
     """The length of the longest common subsequence of two lists.
 
-    Bits of one integer stand for a row of the table (Hyyrö 2004), so two texts of 100,000
-    characters take a second and no memory; the table itself would have 10 billion cells.
+    The bits of one integer are a row of the dynamic-programming table (Hyyrö 2004): two texts of
+    100,000 characters take a second and no memory; the table itself would have 10 billion cells.
     """
     first, second = sorted((first, second), key=len)
-    places = defaultdict(int)  # of each item in `first`, as bits
+    positions = defaultdict(int)  # of each item in `first`, as bits
     for i, item in enumerate(first):
-        places[item] |= 1 << i
+        positions[item] |= 1 << i
     every = (1 << len(first)) - 1
     row = every  # where a bit is 0 the length grows by one
     for item in second:
-        found = row & places.get(item, 0)
+        found = row & positions.get(item, 0)
         row = ((row + found) | (row - found)) & every
     return len(first) - row.bit_count()
 
 
 def score(prediction, reference):
-    """One prediction's figures: {"rouge_l_words", "rouge_l_chars", "exact"}."""
+    """The scores of one prediction: {"rouge_l_words", "rouge_l_chars", "exact"}."""
     return dict(
         rouge_l_words=rouge_l(words(prediction), words(reference)),
         rouge_l_chars=rouge_l(characters(prediction), characters(reference)),
@@ -105,9 +105,9 @@ def bootstrap_mean(values, seed=0, rounds=2000):
 
 
 def summary(rows, seed=0):
-    """The figures of at least one row {"prediction", "reference", and what score() gave}: Rouge-L
-    as bootstrap_mean gives it, the share of exact matches, and the characters of all predictions
-    over those of all references."""
+    """The means over at least one row {"prediction", "reference", and the keys of score()}: ROUGE-L
+    with its interval (bootstrap_mean), the fraction of exact matches, and the characters of all
+    predictions divided by those of all references."""
     written = sum(len(row["prediction"]) for row in rows)
     wanted = sum(len(row["reference"]) for row in rows)
     return dict(

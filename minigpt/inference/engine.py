@@ -235,8 +235,8 @@ class Engine:
         # A row that is not ready takes part with a dummy token: what that leaves in the cache is
         # overwritten before anything reads it.
         tokens = [[row.text[-1]] for row in self.rows]
-        places = [[row.cached] for row in self.rows]
-        h = self._forward(tokens, places, slice(0, len(self.rows)))
+        positions = [[row.cached] for row in self.rows]
+        h = self._forward(tokens, positions, slice(0, len(self.rows)))
         logits = self._logits(h[:, -1])  # (B, n_vocab)
         slots = {row: slot for slot, row in enumerate(self.rows)}
         for row in (row for ticket in ready for row in ticket.rows):
@@ -322,15 +322,15 @@ class Engine:
         """Bring the next chunk of each row's context into the cache."""
         counts = [_chunk(row) for row in rows]
         width = max(counts)
-        tokens, places = [], []
+        tokens, positions = [], []
         for row, count in zip(rows, counts, strict=True):
             first = row.start + row.cached
             read = row.text[first : first + count]
-            at = list(range(row.cached, row.cached + count))
+            own = list(range(row.cached, row.cached + count))
             # Padding repeats the last token at its position: the cache stays the same.
             tokens.append(read + read[-1:] * (width - count))
-            places.append(at + at[-1:] * (width - count))
-        hidden = self._forward(tokens, places, [self.rows.index(row) for row in rows])
+            positions.append(own + own[-1:] * (width - count))
+        hidden = self._forward(tokens, positions, [self.rows.index(row) for row in rows])
         for row, count, h in zip(rows, counts, hidden, strict=True):
             if row.ticket.request.echo and not row.ticket.rolled:
                 self._echo(row, h[:count])
@@ -342,11 +342,11 @@ class Engine:
         logits = self._logits(hidden[: len(ids)])  # (T, n_vocab)
         row.ticket.prompt_tokens += with_logprobs(logits, ids, [row.ticket.request] * len(ids))
 
-    def _forward(self, tokens, places, slots):
-        """Hidden states (B, T, C) of `tokens` at `places`, lists (B, T), in the cache's `slots`."""
+    def _forward(self, tokens, positions, slots):
+        """Hidden states (B, T, C) of `tokens` at `positions`, lists (B, T), in `slots`."""
         x = torch.tensor(tokens, device=self.device)
-        positions = torch.tensor(places, device=self.device)
-        length = max(row[-1] for row in places) + 1
+        length = max(row[-1] for row in positions) + 1
+        positions = torch.tensor(positions, device=self.device)
         return self.model(x, positions=positions, cache=self.cache.rows(slots, length))
 
     def _logits(self, h):

@@ -1,6 +1,6 @@
-"""C++ kernels for writing on a CPU: the products of a few rows with a large matrix, which BLAS does
-at half the speed of memory or less, and attention of a token to those before it. They are built
-once, in half a minute, by whoever asks for them.
+"""C++ kernels for generation on a CPU: products of a few rows with a large matrix, for which BLAS
+reaches half of the memory bandwidth or less, and attention of one token to those before it. The
+first build() compiles them, which takes half a minute.
 
     kernels = build()
     y = kernels.linear(x, weight, bias)              # x (N, K), weight (O, K) → (N, O), float32
@@ -9,7 +9,8 @@ once, in half a minute, by whoever asks for them.
         y = kernels.linear_int8(x, packed, scale, bias)
     y = kernels.attend(q, k, v, cache_k, cache_v, slots, places)    # kv_cache.LayerCache
 
-Each number of a result is one sum in one order, whatever N: neighbours change nothing, to the bit.
+Each number of a result is summed in the same order for every N: a row does not depend on the other
+rows, bit for bit.
 """
 
 import functools
@@ -29,27 +30,27 @@ FEW = 16  # rows up to which linear() is faster than PyTorch's own; linear_int8(
 
 @functools.cache
 def build():
-    """The compiled module, from PyTorch's cache of extensions where it has been built before.
-    UserError where that cannot be."""
+    """The compiled module, from PyTorch's cache of extensions if it has been built before.
+    UserError if it cannot be built."""
     if not sys.platform.startswith("linux"):
-        raise UserError("kernels=true: they are built on Linux alone so far; leave kernels out")
+        raise UserError("kernels=true: they are built on Linux only; leave kernels out")
     # With -fopenmp they share PyTorch's threads (its libgomp is loaded already).
     flags = ["-O3", "-march=native", "-fopenmp"]
     if platform.machine() in ("x86_64", "AMD64"):
         flags.append("-mprefer-vector-width=512")
-    scripts = sysconfig.get_path("scripts")  # where pip puts ninja, in whose PATH or not
+    scripts = sysconfig.get_path("scripts")  # where pip puts ninja; perhaps not in PATH
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), scripts])
     try:
         from torch.utils import cpp_extension
 
-        # It stands in the linker's command as it is, with the blanks of its folders' names.
+        # PyTorch puts it into the linker's command without quotes; a folder may have blanks.
         folder = cpp_extension.TORCH_LIB_PATH
         cpp_extension.TORCH_LIB_PATH = shlex.quote(folder)
         try:
             return cpp_extension.load(_name(), [str(SOURCE)], extra_cflags=flags)
         finally:
             cpp_extension.TORCH_LIB_PATH = folder
-    except Exception as error:  # of PyTorch, of the compiler, of what cannot be written
+    except Exception as error:  # of PyTorch, of the compiler, or a folder is not writable
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"kernels=true: the C++ kernels cannot be built ({reason}): they need a C++ compiler "
@@ -58,8 +59,8 @@ def build():
 
 
 def _name():
-    """The module's name, by which PyTorch keeps it: another one for every kind of processor, for
-    machines may share a home folder, and none can run what -march=native made for another."""
+    """The module's name, the key of PyTorch's cache: different for each kind of processor, because
+    machines may share a home folder and -march=native code runs only on the same kind."""
     with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        told = sorted({line for line in file if line.startswith(("flags", "Features"))})
-    return f"minigpt_kernels_{hashlib.sha256(''.join(told).encode()).hexdigest()[:8]}"
+        features = sorted({line for line in file if line.startswith(("flags", "Features"))})
+    return f"minigpt_kernels_{hashlib.sha256(''.join(features).encode()).hexdigest()[:8]}"

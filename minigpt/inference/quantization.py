@@ -68,11 +68,11 @@ class Int8Linear(nn.Module):
 
     def _by_blas(self, rows):
         scale = _scale(rows)  # (N, 1)
-        whole = (rows / scale).round_().to(torch.int8)
+        quantized = (rows / scale).round_().to(torch.int8)
         if len(rows) == 1:  # matrix times column: a sixth faster, and integer sums are exact
-            sums = torch._int_mm(self.q, whole.T).T  # (1, n_out) int32
+            sums = torch._int_mm(self.q, quantized.T).T  # (1, n_out) int32
         else:
-            sums = torch._int_mm(whole, self.q.T)  # (N, n_out) int32
+            sums = torch._int_mm(quantized, self.q.T)  # (N, n_out) int32
         y = (sums * scale).mul_(self.scale)
         if self.bias is not None:
             y += self.bias

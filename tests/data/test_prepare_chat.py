@@ -28,8 +28,8 @@ from minigpt.evaluation.examples import (
     OTHER,
     SEEN,
     first_held_out,
+    membership,
     read_examples,
-    standings,
 )
 from minigpt.evaluation.perplexity import block_perplexity, reply_passages
 from minigpt.evaluation.quantization_cost import held_out_passages
@@ -480,7 +480,7 @@ def test_seen_held_out_and_others(make, tmp_path, byte_tokenizer, layout):
     ]
     expected = [HELD_OUT if is_val(key, 0.2) else SEEN for key in keys]
     assert expected[0] == SEEN
-    found = standings([*examples, wrong], folder, byte_tokenizer, "chat")
+    found = membership([*examples, wrong], folder, byte_tokenizer, "chat")
     assert found == [*expected, OTHER]
 
 

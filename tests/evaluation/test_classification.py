@@ -30,7 +30,7 @@ from minigpt.evaluation.classification import (
     scores,
     split,
     wilson,
-    without_doubles,
+    without_duplicates,
     write_task,
 )
 from minigpt.plotting.plots import confusion_figure
@@ -74,9 +74,9 @@ def test_mistakes_in_a_table(tmp_path, table, message):
 
 def test_doubles_are_texts_that_begin_alike():
     rows = labelled(("one a", "x"), ("one b", "x"), ("two", "x"), ("two", "y"), ("three", "y"))
-    kept, doubles, contradicted = without_doubles(rows, 3)
+    kept, doubles, contradicted = without_duplicates(rows, 3)
     assert ([row.id for row in kept], doubles, contradicted) == (["0", "4"], 1, 2)
-    kept, doubles, contradicted = without_doubles(rows, 5)
+    kept, doubles, contradicted = without_duplicates(rows, 5)
     assert ([row.id for row in kept], doubles, contradicted) == (["0", "1", "4"], 0, 2)
 
 
@@ -552,7 +552,7 @@ def test_mistakes_in_evaluating(tmp_path, prepared, byte_tokenizer, words, messa
 def test_the_news_are_split_four_to_one(shared_data):
     rows = read_table(shared_data / "bbc" / "bbc_news.csv", "content", "category")
     assert len(rows) == 1490 and len({row.text for row in rows}) == 1440
-    kept, doubles, contradicted = without_doubles(rows, 750)
+    kept, doubles, contradicted = without_duplicates(rows, 750)
     assert (len(kept), doubles, contradicted) == (1436, 54, 0)
     train, test = split(kept, 0.2, 1337)
     assert (len(train), len(test)) == (1150, 286)

@@ -13,9 +13,9 @@ from minigpt.evaluation.examples import (
     Example,
     draw,
     first_sentence,
+    membership,
     read_examples,
     read_texts,
-    standings,
     write_answers,
 )
 from minigpt.inference.engine import Engine
@@ -149,7 +149,7 @@ def test_pairs_seen_and_held_out_are_told_apart(tmp_path, byte_tokenizer, write_
         Example("d7", "7?", "seven"): SEEN,  # whatever its id says, it was trained on
         Example(None, "5?", "five"): OTHER,
     }
-    assert standings(list(examples), folder, byte_tokenizer, "qa") == list(examples.values())
+    assert membership(list(examples), folder, byte_tokenizer, "qa") == list(examples.values())
 
 
 def test_entries_held_out_are_found_by_their_text(tmp_path, byte_tokenizer, write_blocks):
@@ -162,10 +162,10 @@ def test_entries_held_out_are_found_by_their_text(tmp_path, byte_tokenizer, writ
         Example("x", "长江很长。", "它在中国。"),
         *read_examples(folder / "val.jsonl", "plain")[0],
     ]
-    found = standings(examples, folder, byte_tokenizer, "plain")
+    found = membership(examples, folder, byte_tokenizer, "plain")
     assert found == [OTHER, HELD_OUT, HELD_OUT, HELD_OUT]
     with pytest.raises(UserError, match="prompt format is not qa"):
-        standings(examples, folder, byte_tokenizer, "qa")
+        membership(examples, folder, byte_tokenizer, "qa")
     (folder / "val.jsonl").unlink()
     with pytest.raises(UserError, match=r"val\.jsonl: cannot be read"):
-        standings(examples, folder, byte_tokenizer, "plain")
+        membership(examples, folder, byte_tokenizer, "plain")

@@ -19,6 +19,7 @@ from minigpt.evaluation.repetition import (
     MEASURES,
     Cell,
     distinct,
+    generate_texts,
     grid,
     measure,
     nearby,
@@ -27,7 +28,6 @@ from minigpt.evaluation.repetition import (
     read_values,
     repeated,
     summaries,
-    write_texts,
 )
 from minigpt.inference.engine import Engine
 from minigpt.plotting.plots import grid_figure
@@ -175,7 +175,7 @@ def written(tiny_model, byte_tokenizer):
         engine = Engine(model, byte_tokenizer.n_vocab, n_slots)
         ended = []
         words = (byte_tokenizer, "plain", questions, cells, seeds, 20)
-        rows = write_texts(engine, *words, on_end=lambda: ended.append(1))
+        rows = generate_texts(engine, *words, on_end=lambda: ended.append(1))
         assert len(ended) == len(rows)
         return rows, summaries(rows, cells)
 
