@@ -20,16 +20,15 @@ from pathlib import Path
 import torch
 
 from config.configurator import configure
-from minigpt.arena.safe_http import lan_address
 from minigpt.common.credentials import read_secret
 from minigpt.common.errors import UserError, run
 from minigpt.common.urls import address, is_everywhere, is_key, is_local
 from minigpt.inference import quantization
 from minigpt.inference.engine import Engine, Request
-from minigpt.inference.scheduler import Host, set_threads
-from minigpt.inference.scheduler import Limits as HostLimits
+from minigpt.inference.scheduler import Host, Limits, set_threads
 from minigpt.models import checkpoint
-from minigpt.openai.schemas import Limits
+from minigpt.openai.safe_http import lan_address
+from minigpt.openai.schemas import RequestLimits
 from minigpt.serving.allowed_hosts import AllowedHosts
 from minigpt.serving.app import Options, Served, Service, make_app
 from minigpt.serving.wsgi import flush, listen
@@ -125,7 +124,7 @@ def options_of(settings):
     problems += Request([0], **defaults).problems()
     if problems:
         raise UserError("\n".join(problems))
-    limits = Limits(
+    limits = RequestLimits(
         settings.max_body_kb * 1024,
         settings.max_prompt_tokens,
         settings.max_tokens,
@@ -166,7 +165,7 @@ def load(settings, folders):
             created=int((Path(folder) / "config.json").stat().st_mtime),
         )
     set_threads(engines, settings.threads)
-    limits = HostLimits(settings.max_waiting, settings.queue_seconds, settings.total_seconds)
+    limits = Limits(settings.max_waiting, settings.queue_seconds, settings.total_seconds)
     return models, Host(engines, limits)
 
 

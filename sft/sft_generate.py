@@ -33,8 +33,9 @@ from minigpt.synthesis.dedup import Doubles
 from minigpt.synthesis.filters import Rules
 from minigpt.synthesis.generator import EntryTasks, Interviewer, Memory, TopicTasks, conduct
 from minigpt.synthesis.journal import PairsLog, beside
-from minigpt.synthesis.pool import Pool, read_servers
+from minigpt.synthesis.pool import Pool
 from minigpt.synthesis.progress import ProgressLine, Tally, summary
+from minigpt.synthesis.servers import read_servers
 from minigpt.synthesis.templates import FOLDER, load, schema
 from minigpt.tokenizer.tokenizer import load_tokenizer
 

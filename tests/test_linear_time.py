@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.arena import endpoints
 from minigpt.arena.battles import Shown
 from minigpt.arena.store import _escaped, _fenced
 from minigpt.common.json_text import MOST_DEPTH, is_deep, parse_json
@@ -31,7 +30,10 @@ from minigpt.evaluation.examples import first_sentence
 from minigpt.evaluation.repetition import measure
 from minigpt.evaluation.rouge import words
 from minigpt.inference.engine import Token
-from minigpt.openai import client, schemas
+from minigpt.openai import schemas
+from minigpt.openai.answers import read_part
+from minigpt.openai.errors import ApiError, error_text
+from minigpt.openai.events import EventReader
 from minigpt.openai.stop_strings import StopStrings
 from minigpt.serving.streaming import Choice
 from minigpt.synthesis.dedup import bare
@@ -153,8 +155,8 @@ HOSTILE = {
     "one_line": (one_line, lambda n: "\n " * n),
     "read_json": (lambda x: schemas.read_json(x), lambda n: b'{"a": "' + b'\\"' * n + b'"}'),
     "read_form": (schemas.read_form, lambda n: b"&".join(b"a%d=%%20" % i for i in range(n))),
-    "events": (lambda x: list(endpoints.Events().push(x)), lambda n: b"data: a\n" * n),
-    "complaint": (client._complaint, lambda n: b"<" * n),
+    "events": (lambda x: list(EventReader().push(x)), lambda n: b"data: a\n" * n),
+    "complaint": (error_text, lambda n: b"<" * n),
     "markdown: escaped": (_escaped, lambda n: "*`" * n),
     "markdown: fenced": (_fenced, lambda n: "` " * n),
     "parse_json": (parse_json, lambda n: "[" + "[]," * n + "1]"),
@@ -329,11 +331,9 @@ def test_a_nested_line_is_refused_and_costs_no_other(tmp_path, depth):
 @pytest.mark.parametrize("depth", [300, 900, DEEP])
 def test_a_nested_answer_of_a_server_is_garbage(depth):
     data = b'{"error": ' + b"[" * depth + b"1" + b"]" * depth + b"}"
-    with pytest.raises(client._Garbage):
-        client._read_json(data)
-    assert "[[[" in client._complaint(data)
-    with pytest.raises(endpoints.EndpointError):
-        endpoints._read_part(data.decode(), "message")
+    assert "[[[" in error_text(data)
+    with pytest.raises(ApiError, match="it sent no JSON"):
+        read_part(data.decode(), "message")
 
 
 def test_what_can_be_read_can_be_written():

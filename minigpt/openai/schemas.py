@@ -1,6 +1,6 @@
 """What goes over the wire: the requests and answers as pydantic models, and how JSON is read.
 
-    request = parse(ChatRequest, read_json(body))      # Refused says what is wrong, and where
+    request = parse(ChatRequest, read_json(body))      # RequestRefused says what is wrong, and where
     openapi(limits, defaults, names, has_key)          # /openapi.json, from the same models
 
 A field that would change the answer and cannot be honoured is refused by name; one that changes
@@ -32,7 +32,7 @@ MAX_DEPTH = 32  # of nested lists and objects in a body
 MAX_DIGITS = 20  # of an integer: 64 bits have 19 or 20
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """A request that gets no answer: the HTTP status, a message for its sender, the parameter
     that is wrong and a code, where there are any."""
 
@@ -50,7 +50,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """How much one request may ask for."""
 
     body_bytes: int = 1 << 20
@@ -64,7 +64,7 @@ class Limits:
 
 
 def read_json(body):
-    """The object that `body` (bytes) holds. Refused (400) where it is no UTF-8, no JSON or no
+    """The object that `body` (bytes) holds. RequestRefused (400) where it is no UTF-8, no JSON or no
     object, where it is nested deeply, or holds NaN, infinity or an integer beyond 64 bits."""
     try:
         text = body.decode("utf-8")
@@ -75,11 +75,11 @@ def read_json(body):
         if "\\u" in text:  # half of a surrogate pair can be spelled, but is no character
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeError as error:
-        raise Refused(400, f"the body is not UTF-8: {error.reason}") from None
+        raise RequestRefused(400, f"the body is not UTF-8: {error.reason}") from None
     except ValueError as error:
-        raise Refused(400, f"the body is not JSON: {error}") from None
+        raise RequestRefused(400, f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise Refused(400, "the body is not a JSON object: expected {…}")
+        raise RequestRefused(400, "the body is not a JSON object: expected {…}")
     return value
 
 
@@ -114,23 +114,23 @@ def _no_such_number(name):
 
 
 def read_form(*parts):
-    """The fields, name → text, of a query string and a form's body (bytes). Refused (400) where
+    """The fields, name → text, of a query string and a form's body (bytes). RequestRefused (400) where
     they are no UTF-8, and where a field is given twice."""
     fields = {}
     for part in parts:
         try:
             pairs = parse_qsl(part.decode("utf-8"), keep_blank_values=True, errors="strict")
         except UnicodeError as error:
-            raise Refused(400, f"the request is not UTF-8: {error.reason}") from None
+            raise RequestRefused(400, f"the request is not UTF-8: {error.reason}") from None
         for name, value in pairs:
             if name in fields:
-                raise Refused(400, f"{name[:100]}: given more than once", name[:100])
+                raise RequestRefused(400, f"{name[:100]}: given more than once", name[:100])
             fields[name] = value
     return fields
 
 
 def parse(model, values):
-    """`values` as a `model`. Refused (400) names each wrong field, up to three of them."""
+    """`values` as a `model`. RequestRefused (400) names each wrong field, up to three of them."""
     return _checked(model.model_validate, values)
 
 
@@ -148,7 +148,7 @@ def _checked(validate, values):
         # By field: a union complains once for each of its types, and the first says enough.
         lines = [_complaint(param, each) for param, each in reversed(found.items())]
         message = "; ".join(lines[:3]) + ("; …" if len(lines) > 3 else "")
-        raise Refused(400, message, param=next(reversed(found)) or None) from None
+        raise RequestRefused(400, message, param=next(reversed(found)) or None) from None
 
 
 def _param(place, values):
@@ -253,7 +253,7 @@ class OpenAIRequest(Sampling):
     @model_validator(mode="after")
     def _options_of_a_stream(self):
         if self.stream_options is not None and not self.stream:
-            raise Refused(400, "stream_options: only with stream=true", "stream_options")
+            raise RequestRefused(400, "stream_options: only with stream=true", "stream_options")
         return self
 
     @property
@@ -309,11 +309,11 @@ class ChatRequest(OpenAIRequest):
     @model_validator(mode="after")
     def _fields_agree(self):
         if self.top_logprobs is not None and not self.logprobs:
-            raise Refused(400, "top_logprobs: only with logprobs=true", "top_logprobs")
+            raise RequestRefused(400, "top_logprobs: only with logprobs=true", "top_logprobs")
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
             message = "max_completion_tokens: max_tokens is its older name and says another number"
-            raise Refused(400, message, "max_completion_tokens")
+            raise RequestRefused(400, message, "max_completion_tokens")
         self.max_tokens = limits.pop() if limits else None
         return self
 
@@ -330,7 +330,7 @@ class CompletionRequest(OpenAIRequest):
     @model_validator(mode="after")
     def _fields_agree(self):
         if self.best_of not in (None, self.n or 1):
-            raise Refused(400, "best_of: not supported beyond n; leave it out", "best_of")
+            raise RequestRefused(400, "best_of: not supported beyond n; leave it out", "best_of")
         return self
 
     @property

@@ -27,8 +27,8 @@ from minigpt.openai.schemas import (
     CompletionRequest,
     DetokenizeRequest,
     GenerateRequest,
-    Limits,
-    Refused,
+    RequestLimits,
+    RequestRefused,
     TokenizeRequest,
     openapi,
     parse,
@@ -89,7 +89,7 @@ class Options:
     cors_origins: tuple[str, ...] = ()  # "*" for all
     allowed_hosts: AllowedHosts = field(default_factory=AllowedHosts)
     log_text: bool = False
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
     defaults: dict = field(
         default_factory=lambda: dict(temperature=0.1, top_k=20, top_p=1.0, repetition_penalty=1.0)
     )
@@ -113,20 +113,22 @@ class Service:
         return "draining" if self.host.draining else "ok"
 
     def check_loaded(self):
-        """Refused (503) while there are no models yet."""
+        """RequestRefused (503) while there are no models yet."""
         if self.host is None:
-            raise Refused(503, "the models are still being loaded: try again soon", code="loading")
+            raise RequestRefused(
+                503, "the models are still being loaded: try again soon", code="loading"
+            )
 
     def served(self, name):
-        """The model called `name`; None is the only one. Refused where that is nobody."""
+        """The model called `name`; None is the only one. RequestRefused where that is nobody."""
         self.check_loaded()
         names = ", ".join(self.models)
         if name is None and len(self.models) > 1:
-            raise Refused(400, f"model: say which one of {names}", "model")
+            raise RequestRefused(400, f"model: say which one of {names}", "model")
         if name is not None and name not in self.models:
             shown = name if len(name) <= 100 else name[:100] + "…"
             message = f"model: there is no {shown!r} here; there is {names}"
-            raise Refused(404, message, "model", "model_not_found")
+            raise RequestRefused(404, message, "model", "model_not_found")
         return self.models[name or next(iter(self.models))]
 
 
@@ -175,7 +177,7 @@ def _events(generation, form, wants_usage):
             else:
                 yield ": still here\n\n"
             spoke = time.monotonic()
-    except Refused as refused:
+    except RequestRefused as refused:
         yield _event(refused.as_dict())
         return
     if wants_usage:
@@ -194,7 +196,7 @@ def _plain_text(generation):
             if piece is not None and piece.text:
                 yield piece.text
         yield "\n"
-    except Refused as refused:
+    except RequestRefused as refused:
         yield f"\n[{refused.message}]\n"
 
 
@@ -202,7 +204,7 @@ def _plain_text(generation):
 
 
 class Routes:
-    """The views: each reads the request, and answers it or raises Refused."""
+    """The views: each reads the request, and answers it or raises RequestRefused."""
 
     def __init__(self, service):
         self.service, self.options = service, service.options
@@ -250,7 +252,7 @@ class Routes:
         except TooLong as error:
             raise _too_long("messages", error) from None
         except UserError as error:
-            raise Refused(400, str(error), "messages") from None
+            raise RequestRefused(400, str(error), "messages") from None
         self._check_prompt(served, ids, "messages")
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         ends = stop_ids(served.tokenizer)
@@ -329,7 +331,7 @@ class Routes:
     def _json_body(self):
         if request.mimetype != "application/json":
             message = "expected the header Content-Type: application/json"
-            raise Refused(415, message)
+            raise RequestRefused(415, message)
         return read_json(request.get_data())
 
     def _read(self, model):
@@ -337,7 +339,7 @@ class Routes:
         asked = parse(model, self._json_body())
         self._check_settings(asked)
         if (asked.n or 1) > self.limits.n:
-            raise Refused(400, f"n: this server takes up to {self.limits.n}", "n")
+            raise RequestRefused(400, f"n: this server takes up to {self.limits.n}", "n")
         return asked, self.service.served(asked.model)
 
     def _read_generate(self):
@@ -345,22 +347,22 @@ class Routes:
         if not body or request.mimetype == "application/x-www-form-urlencoded":
             return parse_strings(GenerateRequest, read_form(request.query_string, body))
         if request.mimetype != "application/json":
-            raise Refused(415, "expected a query, a form or JSON with its Content-Type")
+            raise RequestRefused(415, "expected a query, a form or JSON with its Content-Type")
         if request.query_string:
-            raise Refused(400, "a query and JSON: say everything in one of them")
+            raise RequestRefused(400, "a query and JSON: say everything in one of them")
         return parse(GenerateRequest, read_json(body))
 
     def _check_settings(self, asked):
         if (asked.max_tokens or 0) > self.limits.max_tokens:
             message = f"max_tokens: this server writes up to {self.limits.max_tokens}"
-            raise Refused(400, message, "max_tokens")
+            raise RequestRefused(400, message, "max_tokens")
 
     def _room(self, served):
         return min(self.limits.prompt_tokens or served.block_size, served.block_size)
 
     def _check_prompt(self, served, ids, param="prompt"):
         if not ids:
-            raise Refused(400, f"{param}: empty; expected a text to continue", param)
+            raise RequestRefused(400, f"{param}: empty; expected a text to continue", param)
         if len(ids) > self._room(served):
             raise _too_long(param, TooLong(len(ids), self._room(served)))
 
@@ -375,7 +377,7 @@ class Routes:
         return ids
 
     def _encoded(self, served, text):
-        """The ids of a text. Refused before it is encoded where it certainly does not fit."""
+        """The ids of a text. RequestRefused before it is encoded where it cannot fit."""
         try:
             check_length(served.tokenizer, [text], self._room(served))
         except TooLong as error:
@@ -412,18 +414,18 @@ class Routes:
 
 
 def _too_long(param, error):
-    """The Refused for a TooLong."""
+    """The RequestRefused for a TooLong."""
     message = f"{param}: {error.counted}; this model takes up to {error.room}"
     if param == "messages":
         message += ', or set truncate to "oldest"'
-    return Refused(400, message, param, "context_length_exceeded")
+    return RequestRefused(400, message, param, "context_length_exceeded")
 
 
 def _check_ids(tokenizer, ids, param):
     highest = tokenizer.n_vocab - 1
     if max(ids, default=0) > highest:
         message = f"{param}: {max(ids)} is no id of this tokenizer, which has 0 to {highest}"
-        raise Refused(422, message, param)
+        raise RequestRefused(422, message, param)
 
 
 def _bare(name):
@@ -460,7 +462,7 @@ def make_app(service):
     app.before_request(lambda: _check_host(service.options.allowed_hosts))
     app.before_request(lambda: _check_key(service.options.api_key))
     app.after_request(lambda response: _finish(response, service.options.cors_origins))
-    app.register_error_handler(Refused, _refuse)
+    app.register_error_handler(RequestRefused, _refuse)
     app.register_error_handler(HTTPException, _refuse_http)
     app.register_error_handler(Exception, _apologize)
     return app
@@ -469,7 +471,7 @@ def make_app(service):
 def _check_host(allowed_hosts):
     host = request.headers.get("Host")
     if not allowed_hosts.allows(host):
-        raise Refused(403, allowed_hosts.refusal(host), code="host_not_allowed")
+        raise RequestRefused(403, allowed_hosts.refusal(host), code="host_not_allowed")
 
 
 def _check_key(key):
@@ -479,7 +481,7 @@ def _check_key(key):
     right = hmac.compare_digest(given.strip().encode(), key.encode())
     if scheme.lower() != "bearer" or not right:
         message = "the header Authorization: Bearer <key> is missing or its key is wrong"
-        raise Refused(401, message, code="invalid_api_key")
+        raise RequestRefused(401, message, code="invalid_api_key")
 
 
 def _refuse(refused):
@@ -500,7 +502,7 @@ def _refuse_http(error):
         405: f"this route takes {', '.join(sorted(getattr(error, 'valid_methods', None) or ()))}",
         413: "the body is larger than this server takes",
     }
-    response = _refuse(Refused(error.code, messages.get(error.code, error.name)))
+    response = _refuse(RequestRefused(error.code, messages.get(error.code, error.name)))
     if error.code == 405:
         response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
     return response
@@ -508,7 +510,7 @@ def _refuse_http(error):
 
 def _apologize(error):
     log.error("a fault of the server", exc_info=error)
-    return _refuse(Refused(500, "a fault of the server; its log says more"))
+    return _refuse(RequestRefused(500, "a fault of the server; its log says more"))
 
 
 def _finish(response, cors_origins):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from minigpt.common.errors import UserError
 from minigpt.inference.scheduler import POLL, Busy, Closed
-from minigpt.openai.schemas import Refused
+from minigpt.openai.schemas import RequestRefused
 from minigpt.openai.stop_strings import StopStrings
 
 FEW_READERS = 8  # where more than so many read at once, pieces come …
@@ -110,7 +110,7 @@ class Generation:
     """A request on its way: its choices, and the streams of tokens that they are made of."""
 
     def __init__(self, service, served, kind, requests, reader, stops=(), end_ids=(), echo=False):
-        """Submits the engine requests, a choice for each. Refused where they are not taken."""
+        """Submits the engine requests, a choice for each. RequestRefused where the host refuses."""
         self.id, self.created = f"{kind}-{uuid.uuid4().hex}", int(time.time())
         self.served, self.requests, self.echo = served, requests, echo
         self.choices = [
@@ -124,8 +124,8 @@ class Generation:
 
     def pieces(self):
         """Yield each Piece of any choice as it is written, and None now and then while there is
-        none; what is ready together comes as one. Refused where the host ends one of them; stops
-        where the client has gone."""
+        none; what is ready together comes as one. RequestRefused where the host ends one of them;
+        stops where the client has gone."""
         held = {}  # index → the Piece that more is ready to be added to
         told = 0.0  # when the last one was let go
         try:
@@ -144,7 +144,7 @@ class Generation:
                     told = time.monotonic()
             yield from held.values()
             self._outcome = ",".join(sorted({choice.finish_reason for choice in self.choices}))
-        except Refused as refused:
+        except RequestRefused as refused:
             yield from held.values()
             self._outcome = f"error: {refused.message}"
             raise
@@ -221,27 +221,29 @@ class _Plain(NamedTuple):
 
 
 def _submit(host, name, requests):
-    """The host's streams, or Refused with the status that its answer means."""
+    """The host's streams, or RequestRefused with the status that its answer means."""
     most = host.engines[name].n_slots + host.limits.max_waiting
     if len(requests) > most:
-        raise Refused(400, f"{len(requests)} texts at once; this server takes {most}", "prompt")
+        raise RequestRefused(
+            400, f"{len(requests)} texts at once; this server takes {most}", "prompt"
+        )
     try:
         return host.submit(name, requests)
     except Busy as error:
-        raise Refused(429, str(error), code="rate_limit_exceeded") from None
+        raise RequestRefused(429, str(error), code="rate_limit_exceeded") from None
     except Closed as error:
-        raise Refused(503, str(error), code="draining") from None
+        raise RequestRefused(503, str(error), code="draining") from None
     except UserError as error:
-        raise Refused(400, str(error)) from None
+        raise RequestRefused(400, str(error)) from None
 
 
 def _failure(stream):
-    """The Refused for a stream that ended otherwise than by its text."""
+    """The RequestRefused for a stream that ended otherwise than by its text."""
     if stream.finish_reason == "error":
-        return Refused(500, stream.error or "the model failed", code="model_failed")
+        return RequestRefused(500, stream.error or "the model failed", code="model_failed")
     if stream.finish_reason == "timeout":
-        return Refused(503, stream.error or "out of time", code="timeout")
-    return Refused(503, "the server is stopping", code="draining")
+        return RequestRefused(503, stream.error or "out of time", code="timeout")
+    return RequestRefused(503, "the server is stopping", code="draining")
 
 
 def _joined(first, second):

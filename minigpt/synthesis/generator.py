@@ -21,10 +21,11 @@ from typing import NamedTuple
 from minigpt.common.errors import UserError
 from minigpt.data.readers import read_entries
 from minigpt.data.sentences import ENDS
+from minigpt.openai.errors import QuestionRefused
 from minigpt.synthesis.filters import check, feedback
 from minigpt.synthesis.journal import Finished, entry_hash
 from minigpt.synthesis.parsing import read_reply
-from minigpt.synthesis.pool import Closed, Refused
+from minigpt.synthesis.pool import PoolClosed
 
 TICK = 0.2  # seconds between two looks at whether to stop
 ROUND = "#"  # between a topic's title and the number of its round, in an id
@@ -218,7 +219,7 @@ class Interviewer:
         while True:
             try:
                 answer = self.ask(messages, result.attempts)
-            except Refused as error:
+            except QuestionRefused as error:
                 result.reasons.append(str(error))
                 result.outcome = "rejected" if result.attempts else "refused"
                 break
@@ -254,7 +255,7 @@ def conduct(tasks, interviewer, workers, close, stop=None, tick=None):
     """Yield (task, result) as interviews end, `workers` of them at a time.
 
     stop: a threading.Event: no more are begun, and what runs is waited for
-    close(): has every question that waits for a server end with Closed; called on `stop`, and
+    close(): has every question that waits for a server end with PoolClosed; called on `stop`, and
     when an interview fails for a reason that concerns all: that is raised when the others ended
     tick(): called often, between two results
     """
@@ -280,7 +281,7 @@ def conduct(tasks, interviewer, workers, close, stop=None, tick=None):
                 error = future.exception()
                 if error is None:
                     yield task, future.result()
-                elif not isinstance(error, Closed):
+                elif not isinstance(error, PoolClosed):
                     failure = failure or error
             if tick:
                 tick()

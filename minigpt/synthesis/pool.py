@@ -6,7 +6,7 @@
     answer = pool.ask(messages, temperature=0.45, max_tokens=2048, schema=schema)  # from any thread
     answer.text, answer.cut, answer.completion_tokens, answer.server
     pool.snapshot()                         # what each server is doing
-    pool.close()                            # from any thread: whoever waits ends with Closed
+    pool.close()                            # from any thread: whoever waits ends with PoolClosed
 
 A question goes to the server that has least to do. How much each may have at a time grows with its
 answers and halves when it is overloaded; what fails is tried again, there or elsewhere, after a
@@ -16,34 +16,26 @@ takes a server out for good. How one question is asked stands in minigpt/openai/
 
 import itertools
 import math
-import os
 import random
 import sys
 import threading
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from minigpt.common.errors import UserError
-from minigpt.common.urls import api_path, is_key, is_local, is_variable, problem_of_url
-from minigpt.openai.client import (
-    Answer,
-    Client,
-    Failure,
-    Refused,
-    Useless,
-    listed,
-)
+from minigpt.openai.client import Answer, Client, listed
+from minigpt.openai.errors import QuestionRefused, ServerUnusable, TemporaryError
+from minigpt.synthesis.backoff import CircuitBreaker, ConcurrencyLimit, RetryPolicy
 
 PING = {"messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
 # Failures that the question has no part in, whatever it is.
 _OF_SERVER = {"refused", "unreachable", "unknown host", "proxy", "tls", "http 429", "http 503"}
 
 
-class Closed(UserError):
+class PoolClosed(UserError):
     """The pool was closed before there was an answer."""
 
 
@@ -67,19 +59,6 @@ class State(NamedTuple):
     failures: dict
 
 
-@dataclass(frozen=True)
-class Manners:
-    """What the pool does when questions fail. Pauses are in seconds."""
-
-    pause: float = 0.5  # before a question is asked again, at most; doubles with each failure
-    longest_pause: float = 60.0
-    longest_retry_after: float = 300.0  # what a server can ask for
-    down_after: int = 5  # failures in a row, after which a server is left alone
-    down: float = 1.0  # for so long; doubles each time it still fails
-    longest_down: float = 60.0
-    tries: int = 10  # of one question, while others are answered
-
-
 class Clock:
     """Time as the pool sees it; a test may have one of its own."""
 
@@ -91,166 +70,14 @@ class Clock:
         condition.wait(seconds)
 
 
-# -- servers ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Server:
-    """An address and, if it wants one, its key, which nothing shows.
-
-    base_url: as people write it. http:// may be left out for this machine alone; /v1 is added where
-    no part of the path is a version; a last slash and /chat/completions are taken off. UserError
-    where it is no address.
-    """
-
-    base_url: str
-    key: str | None = field(default=None, repr=False)
-
-    def __post_init__(self):
-        problem = problem_of_url(_with_scheme(self.base_url))
-        if problem:
-            raise UserError(f"base_url: {problem}; expected one such as http://localhost:1234/v1")
-        if self.key is not None and not is_key(self.key):
-            raise UserError(f"{self.name}: its key has a space in it, or is no ASCII")
-
-    @property
-    def name(self):
-        """The address of its API."""
-        url = _with_scheme(self.base_url)
-        parts = urlsplit(url)
-        return f"{parts.scheme}://{parts.netloc}{api_path(url)}"
-
-
-def read_servers(base_urls, api_key_env=()):
-    """Servers with the keys that environment variables hold.
-
-    api_key_env: names of variables, none at all, one for all servers, or one for each ("none" where
-    one needs no key). UserError with every mistake, a line each; it shows no key.
-    """
-    names = [None if name.lower() == "none" else name for name in api_key_env]
-    names = names * len(base_urls) if len(names) == 1 else names or [None] * len(base_urls)
-    problems, servers = [], []
-    if not base_urls:
-        problems.append("base_url: expected at least one, such as http://localhost:1234/v1")
-    if len(names) != len(base_urls):
-        problems.append(
-            f"api_key_env: {len(names)} names for {len(base_urls)} servers; expected none, one for "
-            "all, or one for each (none where a server needs no key)"
-        )
-        names = [None] * len(base_urls)
-    for url, name in zip(base_urls, names, strict=True):
-        try:
-            servers.append(Server(url, name and _key_in(name)))
-        except UserError as error:
-            problems += [str(error)] * (str(error) not in problems)
-    # One address with several keys is several servers.
-    doubled = Counter((server.name, server.key) for server in servers)
-    twice = [name for (name, _), n in doubled.items() if n > 1]
-    problems += [f"base_url: {name} stands there twice" for name in twice]
-    if problems:
-        raise UserError("\n".join(problems))
-    return servers
-
-
-def _key_in(name):
-    if not is_variable(name):
-        # It is not shown: it may be a key that stands in the wrong place.
-        raise UserError("api_key_env: expected NAMES of environment variables, not the keys")
-    key = os.environ.get(name, "").strip()
-    if not is_key(key):
-        how = "holds no key (a space, or no ASCII)" if key else "is not set"
-        raise UserError(f"api_key_env: the environment variable {name} {how}")
-    return key
-
-
-def _with_scheme(url):
-    """`localhost:1234` is this machine. Another is not guessed: a key shall not travel unencrypted
-    only because nobody wrote https."""
-    url = url.strip()
-    with suppress(ValueError):
-        if "://" not in url and is_local(urlsplit(f"http://{url}").hostname or ""):
-            return f"http://{url}"
-    return url
-
-
-# -- how much a server gets ------------------------------------------------------------------------
-
-
-class Limit:
-    """How many questions a server may have at a time, between 1 and `most`: one more after as many
-    answers as that, half as many when it is overloaded (AIMD)."""
-
-    def __init__(self, start, most):
-        self.n, self._most = min(start, most), most
-        self._answers, self._halved = 0, -math.inf
-
-    def answered(self):
-        """A question was answered."""
-        self._answers += 1
-        if self._answers >= self.n:
-            self.n, self._answers = min(self.n + 1, self._most), 0
-
-    def overloaded(self, began, now):
-        """A question that was sent at `began` was too much. One that was on its way before the last
-        halving says nothing about the limit since: so it halves at most once a round trip."""
-        if began > self._halved:
-            self.n, self._answers, self._halved = max(1, self.n // 2), 0, now
-
-
-class Breaker:
-    """Whether a server is left alone. Closed, it is not; after so many failures in a row it is open
-    for a while; then it is half open: one question goes through, the probe. An answer closes it, a
-    failed probe opens it again, for twice as long."""
-
-    def __init__(self, manners):
-        self._manners = manners
-        self._failures = self._times = 0  # in a row; how often it was opened since an answer
-        self.until, self.is_probing = None, False  # open until then, at least; None: closed
-
-    @property
-    def is_closed(self):
-        """Whether questions go through as they come."""
-        return self.until is None
-
-    def admits(self, now):
-        """Whether a question may go through."""
-        return self.is_closed or (now >= self.until and not self.is_probing)
-
-    def enter(self):
-        """A question goes through. Returns whether it is the probe."""
-        self.is_probing = not self.is_closed
-        return self.is_probing
-
-    def answered(self):
-        """A question was answered. Returns whether that closes it."""
-        closes = not self.is_closed
-        self._failures = self._times = 0
-        self.until, self.is_probing = None, False
-        return closes
-
-    def failed(self, now, is_probe):
-        """A question has failed. Returns whether that opens it, having been closed."""
-        self._failures += 1
-        is_enough = self._failures >= self._manners.down_after
-        opens = is_enough if self.is_closed else is_probe  # what was sent before changes nothing
-        self.left(is_probe)
-        if opens:
-            pause = self._manners.down * 2 ** min(self._times, 30)
-            self.until = now + min(pause, self._manners.longest_down)
-            self._times += 1
-        return opens and self._times == 1
-
-    def left(self, is_probe):
-        """A question has ended, whatever that says."""
-        if is_probe:
-            self.is_probing = False
+# -- a server with its questions -------------------------------------------------------------------
 
 
 class _Lane:
     """A server with what it has to do. The pool's lock guards it."""
 
-    def __init__(self, client, limit, manners):
-        self.client, self.limit, self.breaker = client, limit, Breaker(manners)
+    def __init__(self, client, limit, policy):
+        self.client, self.limit, self.breaker = client, limit, CircuitBreaker(policy)
         self.in_flight = self.requests = self.turn = 0
         self.failures, self.last = Counter(), "not asked"
         self.paused, self.out = -math.inf, None  # until when; why
@@ -316,7 +143,7 @@ class Pool:
     there are. workers: questions with the servers at a time, over all. timeout: seconds for an
     answer. structured: ask for JSON by the schema, where a server can. patience: seconds without
     any answer after which ask() gives up. warn(text): told what the user should know while it goes
-    on. manners, clock, rng (a random.Random): for those who need others.
+    on. policy, clock, rng (a random.Random): for those who need others.
     """
 
     def __init__(
@@ -329,7 +156,7 @@ class Pool:
         structured=True,
         patience=3600.0,
         warn=_say,
-        manners=Manners(),
+        policy=None,
         clock=Clock,
         rng=None,
     ):
@@ -340,7 +167,7 @@ class Pool:
                 raise UserError(f"{name}={value}: expected more than 0")
         self.model = model
         self._workers, self._structured, self._patience = workers, structured, patience
-        self._warn, self._manners, self._clock = warn, manners, clock
+        self._warn, self._policy, self._clock = warn, policy or RetryPolicy(), clock
         self._random = rng or random.Random()
         share = -(-workers // len(servers))
         self._lanes = [
@@ -348,8 +175,8 @@ class Pool:
                 Client(
                     server.name, server.key, name, connections=workers, timeout=timeout, warn=warn
                 ),
-                Limit(share, workers),
-                manners,
+                ConcurrencyLimit(share, workers),
+                self._policy,
             )
             for server, name in zip(servers, _names(servers), strict=True)
         ]
@@ -380,24 +207,24 @@ class Pool:
     def _examine(self, lane, problems, call):
         try:
             call(lane)
-        except Useless as error:
+        except ServerUnusable as error:
             lane.out = f"{lane.name}: {error}"
             problems.append(lane.out)
-        except Failure as error:
+        except TemporaryError as error:
             lane.last = f"{lane.name}: {error}"
             problems.append(lane.last)
 
     def _ping(self, lane):
-        with suppress(Refused):  # a question so short may be refused; the model is there
+        with suppress(QuestionRefused):  # a question so short may be refused; the model is there
             lane.client.ask(dict(PING, model=self.model))
 
     def ask(self, messages, *, temperature=None, max_tokens=None, schema=None, seed=None):
         """The Answer to a conversation; returns when there is one, however long that takes.
 
         messages: [{"role": …, "content": …}, …]. What is None is left to the server. schema: a JSON
-        schema that the answer should follow; a server that cannot is asked without. Raises Refused
-        for this question alone; for the whole run Closed, Unreachable, and UserError where no
-        server is left.
+        schema that the answer should follow; a server that cannot is asked without. Raises
+        QuestionRefused for this question alone; for the whole run PoolClosed, Unreachable, and
+        UserError where no server is left.
         """
         if self.model is None:
             raise UserError("model: expected a name, or check() before the first question")
@@ -412,7 +239,7 @@ class Pool:
         while True:
             visit = self._enter(trial)
             # It failed often, and nothing was answered since: is it this question, or is it all?
-            is_ping = trial.doubted >= self._manners.tries and trial.answered == self._answers
+            is_ping = trial.doubted >= self._policy.tries and trial.answered == self._answers
             try:
                 asked = dict(PING, model=self.model) if is_ping else question
                 outcome = visit.lane.client.ask(asked)
@@ -420,18 +247,20 @@ class Pool:
                 outcome = error
             for text in self._leave(visit, outcome, trial):
                 self._warn(text)
-            if is_ping and isinstance(outcome, (Answer, Refused)):
+            if is_ping and isinstance(outcome, (Answer, QuestionRefused)):
                 continue
             if isinstance(outcome, Answer):
                 return outcome
-            if trial.blamed >= self._manners.tries:
-                raise Refused(f"{trial.lane.last} (failure {trial.failed}; others were answered)")
-            if not isinstance(outcome, (Failure, Useless)):
+            if trial.blamed >= self._policy.tries:
+                raise QuestionRefused(
+                    f"{trial.lane.last} (failure {trial.failed}; others were answered)"
+                )
+            if not isinstance(outcome, (TemporaryError, ServerUnusable)):
                 raise outcome
 
     def close(self):
-        """Take no more questions: those that wait end with Closed, those that are with a server may
-        finish."""
+        """Take no more questions: those that wait end with PoolClosed, those that are with a server
+        may finish."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -464,7 +293,7 @@ class Pool:
     def _check_end(self, trial, now):
         """Raise what ends a question that waits."""
         if self._closed:
-            raise Closed("the pool of servers was closed")
+            raise PoolClosed("the pool of servers was closed")
         if all(lane.out for lane in self._lanes):
             raise UserError("\n".join(lane.out for lane in self._lanes))
         if self._trouble is not None and now >= self._give_up(trial):
@@ -500,14 +329,14 @@ class Pool:
         with self._changed:
             now = self._clock.now()
             lane.in_flight -= 1
-            if isinstance(outcome, (Answer, Refused)):
+            if isinstance(outcome, (Answer, QuestionRefused)):
                 self._answers += 1
                 self._trouble = None
                 if lane.breaker.answered():
                     news.append(f"{lane.name}: it answers again")
                 if isinstance(outcome, Answer):
                     lane.limit.answered()
-            elif isinstance(outcome, Failure):
+            elif isinstance(outcome, TemporaryError):
                 lane.last = f"{lane.name}: {outcome}"
                 lane.failures[outcome.kind] += 1
                 if self._trouble is None:
@@ -515,14 +344,14 @@ class Pool:
                 if outcome.overload:
                     lane.limit.overloaded(visit.began, now)
                 if outcome.retry_after is not None:
-                    pause = min(outcome.retry_after, self._manners.longest_retry_after)
+                    pause = min(outcome.retry_after, self._policy.longest_retry_after)
                     lane.paused = max(lane.paused, now + pause)
                 if lane.breaker.failed(now, visit.is_probe):
                     news.append(f"{lane.last}; it is left alone for a while")
                 self._count(trial, lane, outcome.kind, now)
             else:
                 lane.breaker.left(visit.is_probe)
-                if isinstance(outcome, Useless) and not lane.out:
+                if isinstance(outcome, ServerUnusable) and not lane.out:
                     lane.out = f"{lane.name}: {outcome}"
                     if not all(other.out for other in self._lanes):  # else it ends the run
                         news.append(f"{lane.out}; it is asked no more")
@@ -535,8 +364,8 @@ class Pool:
         if kind not in _OF_SERVER:
             trial.blamed += bool(trial.doubted) and trial.answered < self._answers
             trial.doubted += 1
-        longest = self._manners.pause * 2 ** min(trial.failed, 30)
-        pause = self._random.uniform(0, min(longest, self._manners.longest_pause))
+        longest = self._policy.pause * 2 ** min(trial.failed, 30)
+        pause = self._random.uniform(0, min(longest, self._policy.longest_pause))
         trial.ready, trial.lane = now + pause, lane
         trial.failed, trial.answered = trial.failed + 1, self._answers
 

@@ -24,6 +24,7 @@ from tiny_run import run_here, save_scripted_run, write_jsonl
 
 from minigpt.common.errors import UserError
 from minigpt.evaluation.examples import read_pairs
+from minigpt.openai.errors import QuestionRefused
 from minigpt.synthesis.dedup import Doubles
 from minigpt.synthesis.filters import Rules
 from minigpt.synthesis.generator import (
@@ -37,7 +38,7 @@ from minigpt.synthesis.generator import (
     shortened,
 )
 from minigpt.synthesis.journal import beside, entry_hash
-from minigpt.synthesis.pool import Closed, Refused
+from minigpt.synthesis.pool import PoolClosed
 from minigpt.synthesis.templates import load
 
 SCRIPT = "sft/sft_generate.py"
@@ -766,7 +767,7 @@ def test_those_that_wait_for_a_server_end_with_the_run():
             stop.set()
             return Result("done")
         assert closed.wait(10)
-        raise Closed("closed")
+        raise PoolClosed("closed")
 
     found = list(conduct(iter(tasks(50)), interview, 4, closed.set, stop))
     assert [task.id for task, _ in found] == ["0"]
@@ -800,7 +801,7 @@ def test_a_failure_that_concerns_all_is_raised_when_the_others_have_ended():
             raise UserError("wrong key")
         assert closed.wait(10)
         if task.id == "3":
-            raise Closed("closed")
+            raise PoolClosed("closed")
         return Result("done")
 
     found = []
@@ -842,10 +843,10 @@ def test_an_interview_grows_with_what_was_wrong():
 
 
 def test_refused_at_once_or_later():
-    result = interviewer(Refused("too long"))[0](task_of(0))
+    result = interviewer(QuestionRefused("too long"))[0](task_of(0))
     assert (result.outcome, result.attempts, result.reasons) == ("refused", 0, ["too long"])
     few = json.dumps(_pairs(0)[:1])
-    result = interviewer(few, Refused("too long"))[0](task_of(0))
+    result = interviewer(few, QuestionRefused("too long"))[0](task_of(0))
     assert result.outcome == "rejected" and result.reasons[-1] == "too long"
     assert result.raw == few and len(result.pairs) == 1
 

@@ -24,12 +24,11 @@ from tiny_run import save_scripted_run
 
 from minigpt.common.errors import UserError
 from minigpt.inference.engine import Engine
-from minigpt.inference.scheduler import Host
-from minigpt.inference.scheduler import Limits as HostLimits
+from minigpt.inference.scheduler import Host, Limits
 from minigpt.models import checkpoint
 from minigpt.openai import schemas
 from minigpt.openai.formats import token_string
-from minigpt.openai.schemas import Limits
+from minigpt.openai.schemas import RequestLimits
 from minigpt.serving.app import Options, Served, Service, make_app
 from minigpt.serving.wsgi import flush, listen
 
@@ -74,7 +73,7 @@ class Server:
     """A server in this process, over engines that the test can look at."""
 
     def __init__(self, engines, models, options, limits=None):
-        self.host = Host(engines, limits or HostLimits())
+        self.host = Host(engines, limits or Limits())
         self.service = Service(options)
         self.server = listen(make_app(self.service), "127.0.0.1", 0, threads=40)
         self.url = f"http://127.0.0.1:{self.server.effective_port}"
@@ -119,7 +118,7 @@ def make_server(runs, byte_tokenizer, tiny_model):
             model = tiny_model(n_rows=byte_tokenizer.n_rows, block_size=BLOCK)
             engines[name] = Engine(model, byte_tokenizer.n_vocab, n_slots)
             models[name] = served(name, model, name)
-        options = options or Options(limits=Limits(max_tokens=10**6))
+        options = options or Options(limits=RequestLimits(max_tokens=10**6))
         servers.append(Server(engines, models, options, limits))
         if loaded:
             servers[-1].open()
@@ -687,7 +686,7 @@ def test_a_client_that_leaves_while_it_is_answered(api, stream):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_the_queue(make_server, stream):
-    server = make_server(Options(limits=Limits(max_tokens=10**6)), n_slots=1)
+    server = make_server(Options(limits=RequestLimits(max_tokens=10**6)), n_slots=1)
     first = server.connect(raw("/v1/chat/completions", ENDLESS))
     until(lambda: server.host.counts() == (1, 0))
     second = server.connect(raw("/v1/chat/completions", {**ENDLESS, "stream": stream, "n": 2}))
@@ -768,7 +767,7 @@ def test_a_body_that_never_comes(api):
 
 def test_a_full_queue(make_server):
     openai = pytest.importorskip("openai")
-    options, limits = Options(limits=Limits(max_tokens=10**6)), HostLimits(max_waiting=1)
+    options, limits = Options(limits=RequestLimits(max_tokens=10**6)), Limits(max_waiting=1)
     server = make_server(options, limits, n_slots=1)  # five models: five slots, and one waits
     with contextlib.ExitStack() as stack:
         for _ in range(6):
@@ -786,8 +785,8 @@ def test_a_full_queue(make_server):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_out_of_time(make_server, stream):
-    options = Options(limits=Limits(max_tokens=10**6))
-    server = make_server(options, HostLimits(total_seconds=0.3))
+    options = Options(limits=RequestLimits(max_tokens=10**6))
+    server = make_server(options, Limits(total_seconds=0.3))
     answer = server.post("/v1/chat/completions", {**ENDLESS, "stream": stream})
     if stream:
         last = answer.text.strip().split("\n\n")[-1]
@@ -799,7 +798,7 @@ def test_out_of_time(make_server, stream):
 
 def test_a_stream_that_waits_says_so(make_server, monkeypatch):
     monkeypatch.setattr("minigpt.serving.app.KEEP_ALIVE_SECONDS", 0.2)
-    server = make_server(Options(limits=Limits(max_tokens=10**6)), n_slots=1)
+    server = make_server(Options(limits=RequestLimits(max_tokens=10**6)), n_slots=1)
     with contextlib.closing(server.connect(raw("/v1/chat/completions", ENDLESS))):
         until(lambda: server.host.counts() == (1, 0))
         waiting = {**ENDLESS, "stream": True}
@@ -885,7 +884,7 @@ def test_the_description_is_true(make_server):
     schemathesis = pytest.importorskip("schemathesis")
     from schemathesis.checks import CHECKS, load_all_checks
 
-    small = Limits(max_tokens=8, default_max_tokens=4, n=2)
+    small = RequestLimits(max_tokens=8, default_max_tokens=4, n=2)
     server = make_server(Options(limits=small))
     server.service.models.pop("broken")  # 500 is what it would rightly answer
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.arena.safe_http import Allowed, CheckedConnection, Forbidden, UnknownHost
 from minigpt.common.errors import UserError
+from minigpt.openai.safe_http import Allowed, CheckedConnection, Forbidden, UnknownHost
 
 PATIENCE = 20  # seconds: a generous deadline for what takes a fraction of one
 EVERYTHING = Allowed(["0.0.0.0/0", "::/0"])
