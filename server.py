@@ -27,8 +27,8 @@ from minigpt.inference import quantization
 from minigpt.inference.engine import Engine, Request
 from minigpt.inference.scheduler import Host, Limits, set_threads
 from minigpt.models import checkpoint
+from minigpt.openai.request_reader import RequestLimits
 from minigpt.openai.safe_http import lan_address
-from minigpt.openai.schemas import RequestLimits
 from minigpt.serving.allowed_hosts import AllowedHosts
 from minigpt.serving.app import Options, Served, Service, make_app
 from minigpt.serving.wsgi import flush, listen

@@ -32,15 +32,9 @@ PACKAGES = {
 ONLY = {("evaluation", "training"): {"losses"}, ("plotting", "training"): {"log"}}
 # Imports that the table does not allow: importer → imported. The list may only get shorter.
 EXCEPTIONS = {
-    # endpoints.py spells prompts for runs of our own; the arena should be given a function.
-    ("minigpt.arena.endpoints", "minigpt.data.prompts"),
     # The int8 check measures perplexity; it becomes evaluation/quantization_cost.py.
     ("minigpt.inference.quantization", "minigpt.data.readers"),
     ("minigpt.inference.quantization", "minigpt.evaluation.perplexity"),
-    # MOST_LOGPROBS, the bound of a request; the engine's number belongs to its caller.
-    ("minigpt.openai.schemas", "minigpt.inference.engine"),
-    # SPECIAL_TEXTS, to spell special ids in logprobs; the server should pass the texts.
-    ("minigpt.openai.formats", "minigpt.tokenizer.huggingface"),
 }
 MOST_FILES = 12  # in a folder of minigpt/
 

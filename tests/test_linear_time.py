@@ -30,7 +30,7 @@ from minigpt.evaluation.examples import first_sentence
 from minigpt.evaluation.repetition import measure
 from minigpt.evaluation.rouge import words
 from minigpt.inference.engine import Token
-from minigpt.openai import schemas
+from minigpt.openai import request_reader
 from minigpt.openai.answers import read_part
 from minigpt.openai.errors import ApiError, error_text
 from minigpt.openai.events import EventReader
@@ -153,8 +153,8 @@ HOSTILE = {
     "problem_of_url": (problem_of_url, lambda n: "http://x" + "/a." * n + "?"),
     "placeholders": (PLACEHOLDER.findall, lambda n: "{a" * n),
     "one_line": (one_line, lambda n: "\n " * n),
-    "read_json": (lambda x: schemas.read_json(x), lambda n: b'{"a": "' + b'\\"' * n + b'"}'),
-    "read_form": (schemas.read_form, lambda n: b"&".join(b"a%d=%%20" % i for i in range(n))),
+    "read_json": (lambda x: request_reader.read_json(x), lambda n: b'{"a": "' + b'\\"' * n + b'"}'),
+    "read_form": (request_reader.read_form, lambda n: b"&".join(b"a%d=%%20" % i for i in range(n))),
     "events": (lambda x: list(EventReader().push(x)), lambda n: b"data: a\n" * n),
     "complaint": (error_text, lambda n: b"<" * n),
     "markdown: escaped": (_escaped, lambda n: "*`" * n),

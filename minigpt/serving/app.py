@@ -14,6 +14,7 @@ import logging
 import re
 import time
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
@@ -21,16 +22,13 @@ from werkzeug.exceptions import HTTPException
 from minigpt.common.errors import UserError
 from minigpt.data.prompts import TooLong, chat_ids, check_length, prompt_ids, stop_ids
 from minigpt.inference.engine import Request
-from minigpt.openai.formats import ChatForm, CompletionForm
-from minigpt.openai.schemas import (
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    GenerateRequest,
+from minigpt.openai import schemas
+from minigpt.openai.events import END_OF_STREAM, HEARTBEAT, encode_event
+from minigpt.openai.formats import ChatFormat, CompletionFormat, TokenTexts
+from minigpt.openai.openapi import JSON, SSE, TEXT, Route, describe
+from minigpt.openai.request_reader import (
     RequestLimits,
     RequestRefused,
-    TokenizeRequest,
-    openapi,
     parse,
     parse_strings,
     read_form,
@@ -42,7 +40,6 @@ from minigpt.tokenizer.huggingface import SPECIAL_TEXTS
 
 KEEP_ALIVE_SECONDS = 5.0  # a stream that has nothing to say says so this often
 RETRY_SECONDS = 2  # what 429 and 503 advise
-OPEN_TO_ALL = ("/", "/health", "/openapi.json")  # without a key
 DESCRIPTIONS = {
     "plain": "continues a text; of a conversation it reads the last user message alone",
     "qa": "answers a question; of a conversation it reads the last user message alone",
@@ -67,6 +64,12 @@ class Served:
     n_params: int
     step: int
     created: int  # seconds since 1970
+
+    @cached_property
+    def token_texts(self):
+        """How the answers write its tokens."""
+        special = self.tokenizer.special
+        return TokenTexts(self.tokenizer, {i: SPECIAL_TEXTS[name] for name, i in special.items()})
 
     def as_dict(self):
         """The model as /v1/models lists it."""
@@ -165,28 +168,24 @@ def _events(generation, form, wants_usage):
     """The answer as server-sent events."""
     usage = {"usage": None} if wants_usage else {}
     for chunk in form.opening(generation):
-        yield _event({**chunk, **usage})
+        yield encode_event({**chunk, **usage})
     spoke = time.monotonic()
     try:
         for piece in generation.pieces():
             if piece is not None:
                 for chunk in form.chunks(generation, piece):
-                    yield _event({**chunk, **usage})
+                    yield encode_event({**chunk, **usage})
             elif time.monotonic() - spoke < KEEP_ALIVE_SECONDS:
                 continue
             else:
-                yield ": still here\n\n"
+                yield HEARTBEAT
             spoke = time.monotonic()
     except RequestRefused as refused:
-        yield _event(refused.as_dict())
+        yield encode_event(refused.as_dict())
         return
     if wants_usage:
-        yield _event(dict(form.head(generation), choices=[], usage=generation.usage()))
-    yield "data: [DONE]\n\n"
-
-
-def _event(value):
-    return f"data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n"
+        yield encode_event(dict(form.head(generation), choices=[], usage=generation.usage()))
+    yield END_OF_STREAM
 
 
 def _plain_text(generation):
@@ -203,8 +202,9 @@ def _plain_text(generation):
 # -- routes ----------------------------------------------------------------------------------------
 
 
-class Routes:
-    """The views: each reads the request, and answers it or raises RequestRefused."""
+class Views:
+    """What answers the routes: a method reads the request and answers it, or raises
+    RequestRefused."""
 
     def __init__(self, service):
         self.service, self.options = service, service.options
@@ -234,18 +234,18 @@ class Routes:
         served = [model.as_dict() for model in self.service.models.values()]
         return _json(dict(object="list", data=served))
 
-    def model(self, name):
-        """GET /v1/models/<name>"""
-        return _json(self.service.served(name).as_dict())
+    def model(self, model):
+        """GET /v1/models/{model}"""
+        return _json(self.service.served(model).as_dict())
 
     def openapi(self):
         """GET /openapi.json"""
         names, has_key = list(self.service.models), self.options.api_key is not None
-        return _json(openapi(self.limits, self.options.defaults, names, has_key))
+        return _json(describe(ROUTES, self.limits, self.options.defaults, names, has_key))
 
     def chat(self):
         """POST /v1/chat/completions"""
-        asked, served = self._read(ChatRequest)
+        asked, served = self._read(schemas.ChatRequest)
         room, turns = self._room(served), [message.turn for message in asked.messages]
         try:
             ids = chat_ids(served.tokenizer, served.prompt_format, turns, room, asked.truncate)
@@ -258,11 +258,11 @@ class Routes:
         ends = stop_ids(served.tokenizer)
         requests = self._requests(asked, [ids], stop_ids=ends, logprobs=logprobs)
         generation = self._generation(served, "chatcmpl", requests, asked.stops)
-        return _answer(generation, ChatForm(asked), asked)
+        return _answer(generation, ChatFormat(asked), asked)
 
     def completions(self):
         """POST /v1/completions"""
-        asked, served = self._read(CompletionRequest)
+        asked, served = self._read(schemas.CompletionRequest)
         prompts = [self._prompt(served, prompt) for prompt in asked.prompts]
         ends, echo = stop_ids(served.tokenizer), bool(asked.echo)
         if echo and asked.logprobs is not None:
@@ -273,7 +273,7 @@ class Routes:
             more, form_ends = dict(logprobs=asked.logprobs, stop_ids=ends), ()
         requests = self._requests(asked, prompts, **more)
         generation = self._generation(served, "cmpl", requests, asked.stops, form_ends, echo)
-        return _answer(generation, CompletionForm(asked), asked)
+        return _answer(generation, CompletionFormat(asked), asked)
 
     def generate(self):
         """GET and POST /generate"""
@@ -296,7 +296,7 @@ class Routes:
     def tokenize(self):
         """POST /tokenize. The name of the token that ends a text, alone, is that token: a harness
         finds its id so."""
-        asked = parse(TokenizeRequest, self._json_body())
+        asked = parse(schemas.TokenizeRequest, self._json_body())
         served = self._tokenizing(asked.model)
         tokenizer = served.tokenizer
         names = {SPECIAL_TEXTS["EOT"]: tokenizer.eot, SPECIAL_TEXTS["PAD"]: tokenizer.pad}
@@ -306,7 +306,7 @@ class Routes:
 
     def detokenize(self):
         """POST /detokenize"""
-        asked = parse(DetokenizeRequest, self._json_body())
+        asked = parse(schemas.DetokenizeRequest, self._json_body())
         tokenizer = self._tokenizing(asked.model).tokenizer
         _check_ids(tokenizer, asked.tokens, "tokens")
         return _json(dict(prompt=tokenizer.decode(asked.tokens)))
@@ -345,12 +345,12 @@ class Routes:
     def _read_generate(self):
         body = request.get_data()
         if not body or request.mimetype == "application/x-www-form-urlencoded":
-            return parse_strings(GenerateRequest, read_form(request.query_string, body))
+            return parse_strings(schemas.GenerateRequest, read_form(request.query_string, body))
         if request.mimetype != "application/json":
             raise RequestRefused(415, "expected a query, a form or JSON with its Content-Type")
         if request.query_string:
             raise RequestRefused(400, "a query and JSON: say everything in one of them")
-        return parse(GenerateRequest, read_json(body))
+        return parse(schemas.GenerateRequest, read_json(body))
 
     def _check_settings(self, asked):
         if (asked.max_tokens or 0) > self.limits.max_tokens:
@@ -437,34 +437,94 @@ def _text(text, status=200):
     return Response(text, status, content_type="text/plain; charset=utf-8")
 
 
+# -- the routes ------------------------------------------------------------------------------------
+
+_BODY = (400, 401, 404, 413, 415, 503)  # statuses of a route that reads a body
+_WRITES = (*_BODY, 429, 500)  # of one that writes text, too
+_PLAIN = {TEXT: None}
+
+# Flask's rules and /openapi.json are both made of this table.
+ROUTES = (
+    Route("GET", "/", Views.index, "how to use this server", _PLAIN),
+    Route(
+        *("GET", "/health", Views.health, "whether requests are taken"),
+        {JSON: schemas.HealthAnswer},
+        (503,),
+        errors_by_status={503: {JSON: schemas.HealthAnswer}},
+    ),
+    Route("GET", "/v1/models", Views.models, "what is served", {JSON: schemas.Models}, (401, 503)),
+    Route(
+        *("GET", "/v1/models/{model}", Views.model, "one model"),
+        {JSON: schemas.Model},
+        (401, 404, 503),
+    ),
+    Route(
+        *("POST", "/v1/chat/completions", Views.chat, "answer a conversation"),
+        {JSON: schemas.ChatAnswer, SSE: schemas.ChatChunk},
+        _WRITES,
+        schemas.ChatRequest,
+    ),
+    Route(
+        *("POST", "/v1/completions", Views.completions, "continue texts"),
+        {JSON: schemas.CompletionAnswer, SSE: schemas.CompletionAnswer},
+        (*_WRITES, 422),
+        schemas.CompletionRequest,
+    ),
+    Route(
+        *("POST", "/tokenize", Views.tokenize, "the ids of a text"),
+        {JSON: schemas.Tokens},
+        _BODY,
+        schemas.TokenizeRequest,
+    ),
+    Route(
+        *("POST", "/detokenize", Views.detokenize, "the text of ids"),
+        {JSON: schemas.Text},
+        (*_BODY, 422),
+        schemas.DetokenizeRequest,
+    ),
+    Route(
+        *("GET", "/tokenizer_info", Views.tokenizer_info, "what ends a text"),
+        {JSON: schemas.TokenizerInfo},
+        (400, 401, 404, 503),
+        query=("model",),
+    ),
+    Route(
+        *("GET", "/generate", Views.generate, "write, for people"),
+        _PLAIN,
+        _WRITES,
+        query=schemas.GenerateRequest,
+        errors=_PLAIN,
+    ),
+    Route(
+        *("POST", "/generate", Views.generate, "write, for people"),
+        _PLAIN,
+        _WRITES,
+        schemas.GenerateRequest,
+        takes_form=True,
+        errors=_PLAIN,
+    ),
+    Route("GET", "/openapi.json", Views.openapi, "this description", {JSON: None}),
+)
+OPEN_TO_ALL = {route.path for route in ROUTES if not route.needs_key}
+
+
 # -- the app ---------------------------------------------------------------------------------------
 
 
 def make_app(service):
     """The Flask app of a Service."""
-    app, routes = Flask("minigpt", static_folder=None), Routes(service)
+    app, views = Flask("minigpt", static_folder=None), Views(service)
     app.config["MAX_CONTENT_LENGTH"] = service.options.limits.body_bytes
     app.config["MAX_FORM_MEMORY_SIZE"] = service.options.limits.body_bytes
-    for method, path, view in (
-        ("GET", "/", routes.index),
-        ("GET", "/health", routes.health),
-        ("GET", "/v1/models", routes.models),
-        ("GET", "/v1/models/<path:name>", routes.model),
-        ("POST", "/v1/chat/completions", routes.chat),
-        ("POST", "/v1/completions", routes.completions),
-        ("POST", "/tokenize", routes.tokenize),
-        ("POST", "/detokenize", routes.detokenize),
-        ("GET", "/tokenizer_info", routes.tokenizer_info),
-        ("GET POST", "/generate", routes.generate),
-        ("GET", "/openapi.json", routes.openapi),
-    ):
-        app.add_url_rule(path, path, view, methods=method.split())
+    for route in ROUTES:
+        rule, name = route.path.replace("{model}", "<path:model>"), f"{route.method} {route.path}"
+        app.add_url_rule(rule, name, partial(route.view, views), methods=[route.method])
     app.before_request(lambda: _check_host(service.options.allowed_hosts))
     app.before_request(lambda: _check_key(service.options.api_key))
     app.after_request(lambda response: _finish(response, service.options.cors_origins))
     app.register_error_handler(RequestRefused, _refuse)
     app.register_error_handler(HTTPException, _refuse_http)
-    app.register_error_handler(Exception, _apologize)
+    app.register_error_handler(Exception, _internal_error)
     return app
 
 
@@ -508,7 +568,7 @@ def _refuse_http(error):
     return response
 
 
-def _apologize(error):
+def _internal_error(error):
     log.error("a fault of the server", exc_info=error)
     return _refuse(RequestRefused(500, "a fault of the server; its log says more"))
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from minigpt.common.errors import UserError
 from minigpt.inference.scheduler import POLL, Busy, Closed
-from minigpt.openai.schemas import RequestRefused
+from minigpt.openai.request_reader import RequestRefused
 from minigpt.openai.stop_strings import StopStrings
 
 FEW_READERS = 8  # where more than so many read at once, pieces come …

@@ -23,7 +23,7 @@ from waitress.task import ErrorTask
 
 from minigpt.common import urls
 from minigpt.common.errors import UserError
-from minigpt.openai.schemas import RequestRefused
+from minigpt.openai.request_reader import RequestRefused
 from minigpt.serving.connections import Connections, Waiting, connection_limits
 
 

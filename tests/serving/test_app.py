@@ -23,12 +23,12 @@ from hypothesis.errors import Unsatisfiable
 from tiny_run import save_scripted_run
 
 from minigpt.common.errors import UserError
+from minigpt.inference import engine
 from minigpt.inference.engine import Engine
 from minigpt.inference.scheduler import Host, Limits
 from minigpt.models import checkpoint
 from minigpt.openai import schemas
-from minigpt.openai.formats import token_string
-from minigpt.openai.schemas import RequestLimits
+from minigpt.openai.request_reader import RequestLimits, parse
 from minigpt.serving.app import Options, Served, Service, make_app
 from minigpt.serving.wsgi import flush, listen
 
@@ -286,6 +286,10 @@ def test_models(client):
 # -- completions -----------------------------------------------------------------------------------
 
 
+def token_texts(tokenizer):
+    return Served("x", tokenizer, "plain", BLOCK, 1, 7, 0).token_texts
+
+
 def direct_logprobs(ids, tiny_model, byte_tokenizer):
     """(len(ids) - 1, n_vocab): the log probabilities after each id, from the model itself."""
     model = tiny_model(n_rows=byte_tokenizer.n_rows, block_size=BLOCK)
@@ -302,14 +306,15 @@ def test_echo_and_logprobs(client, tiny_model, byte_tokenizer):
     assert found.tokens[:4] == ["bytes:\\xe5", "bytes:\\xa4", "bytes:\\xa9", "a"]
     assert found.text_offset[:5] == [0, 0, 0, 1, 2]
     assert found.token_logprobs[0] is None and found.top_logprobs[0] is None
-    spelled = {token_string(byte_tokenizer, i): i for i in range(byte_tokenizer.n_vocab)}
+    texts = token_texts(byte_tokenizer)
+    spelled = {texts[i]: i for i in range(byte_tokenizer.n_vocab)}
     ids += [spelled[token] for token in found.tokens[len(ids) :]]
     expected = direct_logprobs(ids, tiny_model, byte_tokenizer)
     for row, i, logprob, top in zip(
         expected, ids[1:], found.token_logprobs[1:], found.top_logprobs[1:], strict=True
     ):
         assert logprob == pytest.approx(float(row[i]), abs=1e-4)
-        assert top[token_string(byte_tokenizer, i)] == logprob  # to the bit
+        assert top[texts[i]] == logprob  # to the bit
         assert max(top.values()) == pytest.approx(float(row.max()), abs=1e-4)
         assert 3 <= len(top) <= 4
 
@@ -358,7 +363,7 @@ def test_prompts_of_every_kind(api, byte_tokenizer):
 
 
 def test_token_strings_are_unique(byte_tokenizer):
-    names = [token_string(byte_tokenizer, i) for i in range(byte_tokenizer.n_vocab)]
+    names = [token_texts(byte_tokenizer)[i] for i in range(byte_tokenizer.n_vocab)]
     assert len(set(names)) == len(names)
     special = {name: names[i] for name, i in byte_tokenizer.special.items()}
     assert special == {  # as exported tokenizers call them
@@ -640,9 +645,13 @@ def test_tokenize(api, byte_tokenizer):
     assert api.post("/tokenize", dict(prompt=eos)).json()["tokens"] == [byte_tokenizer.eot]
 
 
+def test_the_limit_of_logprobs_is_the_engines():
+    assert schemas.MOST_LOGPROBS == engine.MOST_LOGPROBS
+
+
 def test_answers_have_the_described_shape(api):
     def check(model, value):
-        schemas.parse(model, value)
+        parse(model, value)
 
     asked = chat(logprobs=True, top_logprobs=1)
     check(schemas.ChatAnswer, api.post("/v1/chat/completions", asked).json())
