@@ -36,10 +36,10 @@ from minigpt.openai.errors import ApiError, error_text
 from minigpt.openai.events import EventReader
 from minigpt.openai.stop_strings import StopStrings
 from minigpt.serving.streaming import Choice
-from minigpt.synthesis.dedup import bare
-from minigpt.synthesis.filters import Rules, check
+from minigpt.synthesis.dedup import comparable
+from minigpt.synthesis.filters import Rules, filter_pairs
 from minigpt.synthesis.generator import shortened
-from minigpt.synthesis.parsing import QA, read_reply
+from minigpt.synthesis.parsing import QA, parse_reply
 from minigpt.synthesis.templates import PLACEHOLDER
 from minigpt.tokenizer import tokenizer as tokenizer_module
 from minigpt.tokenizer.huggingface import _joined
@@ -76,7 +76,7 @@ def file_records(folder, name, data):
 
 
 def check_answer(answer, text="甲乙丙。"):
-    check([QA("黄河有多长？", answer)], text, Rules())
+    filter_pairs([QA("黄河有多长？", answer)], text, Rules())
 
 
 MARKS = "\u0301\u0323"  # the second belongs before the first
@@ -138,8 +138,8 @@ HOSTILE = {
     "normalize: NFC": (lambda x: normalize("NFC", x), lambda n: MARKS * n),
     "normalize: NFKC": (lambda x: normalize("NFKC", x), lambda n: "a" + "\uff9e\u0301" * n),
     "normalize: a mark of two": (lambda x: normalize("NFC", x), lambda n: "\u0f73" * n),
-    "bare": (bare, lambda n: MARKS * n),
-    **{f"read_reply: {kind}": (read_reply, make) for kind, make in REPLIES.items()},
+    "comparable": (comparable, lambda n: MARKS * n),
+    **{f"parse_reply: {kind}": (parse_reply, make) for kind, make in REPLIES.items()},
     **{f"check: {kind}": (check_answer, make) for kind, make in CHECKED.items()},
     "words": (words, lambda n: "龘" * n, 8_000),
     "measure": (measure, lambda n: [1, 2] * n),
@@ -349,7 +349,7 @@ def test_what_can_be_read_can_be_written():
     [
         clean,
         lambda text: zh().encode(text),
-        lambda text: read_reply(text),
+        lambda text: parse_reply(text),
         lambda text: first_sentence(text),
         lambda text: check_answer(text),
         lambda text: split_prose(text),

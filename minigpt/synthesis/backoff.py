@@ -1,5 +1,5 @@
-"""How hard a server is asked: how many questions at a time, how long it is left alone, and how long
-a question waits before it is asked again. Times are seconds of a monotonic clock."""
+"""How hard a server is asked: how many questions at a time, how long it is not asked at all, and
+how long a question waits before it is asked again. Times are seconds of a monotonic clock."""
 
 import math
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """What the pool does when questions fail. Pauses are in seconds."""
+    """When failed questions are asked again. Pauses are in seconds."""
 
     pause: float = 0.5  # before a question is asked again, at most; doubles with each failure
-    longest_pause: float = 60.0
-    longest_retry_after: float = 300.0  # what a server can ask for
-    down_after: int = 5  # failures in a row, after which a server is left alone
+    max_pause: float = 60.0
+    max_retry_after: float = 300.0  # what a server can ask for
+    down_after: int = 5  # failures in a row, after which a server is not asked
     down: float = 1.0  # for so long; doubles each time it still fails
-    longest_down: float = 60.0
+    max_down: float = 60.0
     tries: int = 10  # of one question, while others are answered
 
 
@@ -40,7 +40,7 @@ class ConcurrencyLimit:
 
 
 class CircuitBreaker:
-    """Whether a server is left alone. Closed, it is not; after so many failures in a row it is open
+    """Whether a server is asked. Closed, it is; after so many failures in a row it is open
     for a while; then it is half open: one question goes through, the probe. An answer closes it, a
     failed probe opens it again, for twice as long."""
 
@@ -78,7 +78,7 @@ class CircuitBreaker:
         self.left(is_probe)
         if opens:
             pause = self._policy.down * 2 ** min(self._times, 30)
-            self.until = now + min(pause, self._policy.longest_down)
+            self.until = now + min(pause, self._policy.max_down)
             self._times += 1
         return opens and self._times == 1
 

@@ -130,7 +130,7 @@ class PairsLog:
     def __len__(self):
         return len(self._finished)
 
-    def news(self):
+    def notices(self):
         """[what its owner should know before the work goes on], a line each."""
         lines = list(self.mended)
         if self.lost:

@@ -1,6 +1,6 @@
 """Replies: what a model wrote when asked for question–answer pairs → the pairs.
 
-    read_reply('好的：```json\\n[{"question": "黄河有多长？", "answer": "5464千米。"}]\\n```')
+    parse_reply('好的：```json\\n[{"question": "黄河有多长？", "answer": "5464千米。"}]\\n```')
     → [QA(question='黄河有多长？', answer='5464千米。')]
 
 Models are asked for JSON and give something like it. Each object is read by itself, so that a
@@ -41,7 +41,7 @@ class QA(NamedTuple):
     answer: str
 
 
-def read_reply(text, cut=False):
+def parse_reply(text, cut=False):
     """The pairs that a reply holds, [] where none can be read. Never raises.
 
     Taken is JSON of any shape (a list, an object with a list somewhere in it, one object, an object

@@ -6,12 +6,12 @@
     answer = pool.ask(messages, temperature=0.45, max_tokens=2048, schema=schema)  # from any thread
     answer.text, answer.cut, answer.completion_tokens, answer.server
     pool.snapshot()                         # what each server is doing
-    pool.close()                            # from any thread: whoever waits ends with PoolClosed
+    pool.close()                            # from any thread: questions that wait raise PoolClosed
 
-A question goes to the server that has least to do. How much each may have at a time grows with its
-answers and halves when it is overloaded; what fails is tried again, there or elsewhere, after a
-random pause; a server that keeps failing is left alone for a while. A wrong key or an unknown model
-takes a server out for good. How one question is asked stands in minigpt/openai/client.py.
+A question goes to the least busy server. How many a server gets at a time grows with its answers
+and halves when it is overloaded. What fails is tried again, there or elsewhere, after a random
+pause; a server that keeps failing is not asked for a while. A wrong key or an unknown model takes a
+server out for the rest of the run. minigpt/openai/client.py asks one question.
 """
 
 import itertools
@@ -31,8 +31,16 @@ from minigpt.openai.errors import QuestionRefused, ServerUnusable, TemporaryErro
 from minigpt.synthesis.backoff import CircuitBreaker, ConcurrencyLimit, RetryPolicy
 
 PING = {"messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
-# Failures that the question has no part in, whatever it is.
-_OF_SERVER = {"refused", "unreachable", "unknown host", "proxy", "tls", "http 429", "http 503"}
+# Kinds of failures that no question causes.
+_SERVER_FAILURES = {
+    "refused",
+    "unreachable",
+    "unknown host",
+    "proxy",
+    "tls",
+    "http 429",
+    "http 503",
+}
 
 
 class PoolClosed(UserError):
@@ -40,14 +48,14 @@ class PoolClosed(UserError):
 
 
 class Unreachable(UserError):
-    """No server has answered for as long as one was ready to wait."""
+    """No server has answered for `patience` seconds."""
 
 
-class State(NamedTuple):
-    """What snapshot() tells about a server.
+class ServerState(NamedTuple):
+    """What snapshot() reports of a server.
 
-    state: "up"; "paused" (it asked for time); "down" (it kept failing, and is left alone) and
-    "probing" (one question finds out whether it still does); "out" (for good).
+    state: "up"; "paused" (it asked for time); "down" (it kept failing, and is not asked) and
+    "probing" (one question finds out whether it still fails); "out" (for the rest of the run).
     requests: questions sent there, repeated ones too; failures: kind → how many of them.
     """
 
@@ -60,7 +68,7 @@ class State(NamedTuple):
 
 
 class Clock:
-    """Time as the pool sees it; a test may have one of its own."""
+    """Time for the pool; tests replace it."""
 
     now = staticmethod(time.monotonic)
 
@@ -73,8 +81,8 @@ class Clock:
 # -- a server with its questions -------------------------------------------------------------------
 
 
-class _Lane:
-    """A server with what it has to do. The pool's lock guards it."""
+class _PoolServer:
+    """A server and its questions in flight. The pool's lock guards it."""
 
     def __init__(self, client, limit, policy):
         self.client, self.limit, self.breaker = client, limit, CircuitBreaker(policy)
@@ -91,11 +99,11 @@ class _Lane:
         return not self.out and has_room and now >= self.paused and self.breaker.admits(now)
 
     def opens(self):
-        """When it may take a question again, apart from those that it has."""
+        """When it may take a question again, apart from its limit."""
         return self.paused if self.breaker.is_closed else max(self.paused, self.breaker.until)
 
     def state(self, now):
-        """The State that snapshot() tells."""
+        """The ServerState for snapshot()."""
         if self.out:
             state = "out"
         elif not self.breaker.is_closed:
@@ -103,14 +111,15 @@ class _Lane:
         else:
             state = "paused" if now < self.paused else "up"
         facts = self.in_flight, self.limit.n, state, self.requests, dict(self.failures)
-        return State(self.name, *facts)
+        return ServerState(self.name, *facts)
 
 
 @dataclass
-class _Trial:
-    """What a call of ask() has been through. ready: when it may be asked again; failed: how often
-    it did; doubted: how often that could be its own fault; blamed: how often others were answered
-    meanwhile; answered: the pool's answers at its last failure; lane: where that was."""
+class _Retries:
+    """The failures of one call of ask(). ready: when the question may be asked again; failed: how
+    often it failed; doubted: how often the question itself may be the cause; blamed: how often
+    others were answered meanwhile; answered: the pool's answers at its last failure; server: where
+    that was."""
 
     began: float
     ready: float
@@ -118,13 +127,13 @@ class _Trial:
     doubted: int = 0
     blamed: int = 0
     answered: int = 0
-    lane: _Lane | None = None
+    server: _PoolServer | None = None
 
 
-class _Visit(NamedTuple):
+class _Attempt(NamedTuple):
     """A question that is with a server."""
 
-    lane: _Lane
+    server: _PoolServer
     began: float
     is_probe: bool
 
@@ -142,8 +151,8 @@ class Pool:
     model: its name at all servers; None: check() finds the only one that they serve, or says which
     there are. workers: questions with the servers at a time, over all. timeout: seconds for an
     answer. structured: ask for JSON by the schema, where a server can. patience: seconds without
-    any answer after which ask() gives up. warn(text): told what the user should know while it goes
-    on. policy, clock, rng (a random.Random): for those who need others.
+    any answer after which ask() gives up. warn(text): called with what the user should know.
+    policy (a RetryPolicy), clock, rng (a random.Random): for tests.
     """
 
     def __init__(
@@ -170,8 +179,8 @@ class Pool:
         self._warn, self._policy, self._clock = warn, policy or RetryPolicy(), clock
         self._random = rng or random.Random()
         share = -(-workers // len(servers))
-        self._lanes = [
-            _Lane(
+        self._servers = [
+            _PoolServer(
                 Client(
                     server.name, server.key, name, connections=workers, timeout=timeout, warn=warn
                 ),
@@ -187,36 +196,37 @@ class Pool:
     def check(self):
         """Ask each server what it serves, and find the model where none was given.
 
-        UserError where no server is of use now, with all their reasons. Where some are, `warn`
-        hears of the others: one that cannot be reached may come back, one with a wrong key is out.
+        UserError where no server can be used now, with all their reasons. Where some can, `warn` is
+        called for the others: one that cannot be reached may come back, one with a wrong key is
+        out.
         """
         served, problems = {}, []
-        for lane in self._lanes:
-            self._examine(lane, problems, lambda lane: served.update({lane: lane.client.models()}))
+        for server in self._servers:
+            self._examine(server, problems, lambda s: served.update({s: s.client.models()}))
         if self.model is None and served:
             self.model = _only_model(served.values())
-        for lane, names in served.items():
+        for server, names in served.items():
             # Names have short forms, and lists are not always whole: the server has the last word.
             if self.model not in (names or ()):
-                self._examine(lane, problems, self._ping)
-        if len(problems) == len(self._lanes):
+                self._examine(server, problems, self._ping)
+        if len(problems) == len(self._servers):
             raise UserError("\n".join(problems))
         for problem in problems:
             self._warn(f"{problem}; the other servers go on without it")
 
-    def _examine(self, lane, problems, call):
+    def _examine(self, server, problems, call):
         try:
-            call(lane)
+            call(server)
         except ServerUnusable as error:
-            lane.out = f"{lane.name}: {error}"
-            problems.append(lane.out)
+            server.out = f"{server.name}: {error}"
+            problems.append(server.out)
         except TemporaryError as error:
-            lane.last = f"{lane.name}: {error}"
-            problems.append(lane.last)
+            server.last = f"{server.name}: {error}"
+            problems.append(server.last)
 
-    def _ping(self, lane):
+    def _ping(self, server):
         with suppress(QuestionRefused):  # a question so short may be refused; the model is there
-            lane.client.ask(dict(PING, model=self.model))
+            server.client.ask(dict(PING, model=self.model))
 
     def ask(self, messages, *, temperature=None, max_tokens=None, schema=None, seed=None):
         """The Answer to a conversation; returns when there is one, however long that takes.
@@ -235,25 +245,25 @@ class Pool:
             wanted = {"name": "answer", "strict": True, "schema": schema}
             question["response_format"] = {"type": "json_schema", "json_schema": wanted}
         now = self._clock.now()
-        trial = _Trial(now, now)
+        retries = _Retries(now, now)
         while True:
-            visit = self._enter(trial)
+            attempt = self._enter(retries)
             # It failed often, and nothing was answered since: is it this question, or is it all?
-            is_ping = trial.doubted >= self._policy.tries and trial.answered == self._answers
+            is_ping = retries.doubted >= self._policy.tries and retries.answered == self._answers
             try:
                 asked = dict(PING, model=self.model) if is_ping else question
-                outcome = visit.lane.client.ask(asked)
+                outcome = attempt.server.client.ask(asked)
             except BaseException as error:
                 outcome = error
-            for text in self._leave(visit, outcome, trial):
+            for text in self._leave(attempt, outcome, retries):
                 self._warn(text)
             if is_ping and isinstance(outcome, (Answer, QuestionRefused)):
                 continue
             if isinstance(outcome, Answer):
                 return outcome
-            if trial.blamed >= self._policy.tries:
+            if retries.blamed >= self._policy.tries:
                 raise QuestionRefused(
-                    f"{trial.lane.last} (failure {trial.failed}; others were answered)"
+                    f"{retries.server.last} (failure {retries.failed}; others were answered)"
                 )
             if not isinstance(outcome, (TemporaryError, ServerUnusable)):
                 raise outcome
@@ -264,110 +274,113 @@ class Pool:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        for lane in self._lanes:
-            lane.client.close()
+        for server in self._servers:
+            server.client.close()
 
     def snapshot(self):
-        """A State for each server, in their order."""
+        """A ServerState for each server, in their order."""
         with self._changed:
             now = self._clock.now()
-            return [lane.state(now) for lane in self._lanes]
+            return [server.state(now) for server in self._servers]
 
     # -- to a server, and back --
 
-    def _enter(self, trial):
-        """Wait for a server that takes the question: a _Visit."""
+    def _enter(self, retries):
+        """Wait for a server that takes the question; returns an _Attempt."""
         with self._changed:
             while True:
                 now = self._clock.now()
-                self._check_end(trial, now)
-                lane = self._choose(trial, now)
-                if lane:
-                    lane.turn = next(self._turn)
-                    lane.in_flight += 1
-                    lane.requests += 1
-                    return _Visit(lane, now, lane.breaker.enter())
-                wake = self._wake(trial, now)
+                self._check_end(retries, now)
+                server = self._choose(retries, now)
+                if server:
+                    server.turn = next(self._turn)
+                    server.in_flight += 1
+                    server.requests += 1
+                    return _Attempt(server, now, server.breaker.enter())
+                wake = self._wake(retries, now)
                 self._clock.wait(self._changed, None if wake is None else wake - now)
 
-    def _check_end(self, trial, now):
+    def _check_end(self, retries, now):
         """Raise what ends a question that waits."""
         if self._closed:
             raise PoolClosed("the pool of servers was closed")
-        if all(lane.out for lane in self._lanes):
-            raise UserError("\n".join(lane.out for lane in self._lanes))
-        if self._trouble is not None and now >= self._give_up(trial):
-            reasons = [lane.out or lane.last for lane in self._lanes]
+        if all(server.out for server in self._servers):
+            raise UserError("\n".join(server.out for server in self._servers))
+        if self._trouble is not None and now >= self._give_up(retries):
+            reasons = [server.out or server.last for server in self._servers]
             waited = f"no server has answered for {self._patience:g} s; what was written is safe"
             raise Unreachable("\n".join([f"{waited}: run it again to go on", *reasons]))
 
-    def _give_up(self, trial):
-        return max(self._trouble, trial.began) + self._patience
+    def _give_up(self, retries):
+        return max(self._trouble, retries.began) + self._patience
 
-    def _choose(self, trial, now):
+    def _choose(self, retries, now):
         """The least busy server that takes a question now; not the one where it failed last, if
         another does; of equals the one whose last turn is the longest ago."""
-        if now < trial.ready or sum(lane.in_flight for lane in self._lanes) >= self._workers:
+        if (
+            now < retries.ready
+            or sum(server.in_flight for server in self._servers) >= self._workers
+        ):
             return None
-        lanes = [lane for lane in self._lanes if lane.admits(now)]
+        free = [server for server in self._servers if server.admits(now)]
         return min(
-            lanes,
-            key=lambda lane: (lane is trial.lane, lane.in_flight / lane.limit.n, lane.turn),
+            free,
+            key=lambda s: (s is retries.server, s.in_flight / s.limit.n, s.turn),
             default=None,
         )
 
-    def _wake(self, trial, now):
-        """When something changes though nobody says so, or None."""
-        times = [trial.ready, *(lane.opens() for lane in self._lanes if not lane.out)]
+    def _wake(self, retries, now):
+        """When the next change by time alone is due, or None."""
+        times = [retries.ready, *(server.opens() for server in self._servers if not server.out)]
         if self._trouble is not None:
-            times.append(self._give_up(trial))
+            times.append(self._give_up(retries))
         return min((time for time in times if time > now), default=None)
 
-    def _leave(self, visit, outcome, trial):
-        """Note how a visit ended. Returns what the user should hear, a list of texts."""
-        lane, news = visit.lane, []
+    def _leave(self, attempt, outcome, retries):
+        """Record how an attempt ended. Returns warnings for the user, a list of texts."""
+        server, news = attempt.server, []
         with self._changed:
             now = self._clock.now()
-            lane.in_flight -= 1
+            server.in_flight -= 1
             if isinstance(outcome, (Answer, QuestionRefused)):
                 self._answers += 1
                 self._trouble = None
-                if lane.breaker.answered():
-                    news.append(f"{lane.name}: it answers again")
+                if server.breaker.answered():
+                    news.append(f"{server.name}: it answers again")
                 if isinstance(outcome, Answer):
-                    lane.limit.answered()
+                    server.limit.answered()
             elif isinstance(outcome, TemporaryError):
-                lane.last = f"{lane.name}: {outcome}"
-                lane.failures[outcome.kind] += 1
+                server.last = f"{server.name}: {outcome}"
+                server.failures[outcome.kind] += 1
                 if self._trouble is None:
-                    self._trouble = visit.began
+                    self._trouble = attempt.began
                 if outcome.overload:
-                    lane.limit.overloaded(visit.began, now)
+                    server.limit.overloaded(attempt.began, now)
                 if outcome.retry_after is not None:
-                    pause = min(outcome.retry_after, self._policy.longest_retry_after)
-                    lane.paused = max(lane.paused, now + pause)
-                if lane.breaker.failed(now, visit.is_probe):
-                    news.append(f"{lane.last}; it is left alone for a while")
-                self._count(trial, lane, outcome.kind, now)
+                    pause = min(outcome.retry_after, self._policy.max_retry_after)
+                    server.paused = max(server.paused, now + pause)
+                if server.breaker.failed(now, attempt.is_probe):
+                    news.append(f"{server.last}; it is not asked for a while")
+                self._count(retries, server, outcome.kind, now)
             else:
-                lane.breaker.left(visit.is_probe)
-                if isinstance(outcome, ServerUnusable) and not lane.out:
-                    lane.out = f"{lane.name}: {outcome}"
-                    if not all(other.out for other in self._lanes):  # else it ends the run
-                        news.append(f"{lane.out}; it is asked no more")
+                server.breaker.left(attempt.is_probe)
+                if isinstance(outcome, ServerUnusable) and not server.out:
+                    server.out = f"{server.name}: {outcome}"
+                    if not all(other.out for other in self._servers):  # else it ends the run
+                        news.append(f"{server.out}; it is not asked any more")
             self._changed.notify_all()
         return news
 
-    def _count(self, trial, lane, kind, now):
+    def _count(self, retries, server, kind, now):
         """Note a failure of a question, and when it may be asked again: after a random time up to
         one that doubles, so that many do not come back together ("full jitter")."""
-        if kind not in _OF_SERVER:
-            trial.blamed += bool(trial.doubted) and trial.answered < self._answers
-            trial.doubted += 1
-        longest = self._policy.pause * 2 ** min(trial.failed, 30)
-        pause = self._random.uniform(0, min(longest, self._policy.longest_pause))
-        trial.ready, trial.lane = now + pause, lane
-        trial.failed, trial.answered = trial.failed + 1, self._answers
+        if kind not in _SERVER_FAILURES:
+            retries.blamed += bool(retries.doubted) and retries.answered < self._answers
+            retries.doubted += 1
+        longest = self._policy.pause * 2 ** min(retries.failed, 30)
+        pause = self._random.uniform(0, min(longest, self._policy.max_pause))
+        retries.ready, retries.server = now + pause, server
+        retries.failed, retries.answered = retries.failed + 1, self._answers
 
 
 def _names(servers):

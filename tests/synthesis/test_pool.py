@@ -21,7 +21,7 @@ from minigpt.synthesis.servers import Server, read_servers
 
 PATIENCE = 20  # seconds: a generous deadline for what takes a fraction of one
 KEY = "sk-very-secret-0123456789"
-QUICK = RetryPolicy(pause=0.002, longest_pause=0.02, down=0.01, longest_down=0.05)
+QUICK = RetryPolicy(pause=0.002, max_pause=0.02, down=0.01, max_down=0.05)
 ASK = [{"role": "user", "content": "首都？"}]
 
 
@@ -262,7 +262,7 @@ def test_a_timeout_is_asked_again(serve):
 
 
 def test_pauses_are_random_up_to_one_that_doubles(serve):
-    clock, policy = FakeClock(), RetryPolicy(pause=0.5, longest_pause=3.0, down_after=99)
+    clock, policy = FakeClock(), RetryPolicy(pause=0.5, max_pause=3.0, down_after=99)
     script, times = timed(clock, [FAULTS["500"]] * 6)
     pool, _ = pool_of(serve(script=script), clock=clock, policy=policy)
     pool.ask(ASK)
@@ -321,7 +321,7 @@ def test_what_fails_here_may_be_answered_there(serve):
     for _ in range(8):
         assert pool.ask(ASK).server == well.base_url
     assert len(bad.seen) == 5 and pool.snapshot()[0].state == "down"  # five in a row
-    assert news == [f"{bad.base_url}: 500 boom; it is left alone for a while"]
+    assert news == [f"{bad.base_url}: 500 boom; it is not asked for a while"]
 
 
 # -- whose fault it is -----------------------------------------------------------------------------
@@ -499,9 +499,7 @@ def test_a_server_that_is_overloaded_gets_less_and_then_more(serve):
             return good("x", after=0.01) if server.in_flight <= room else error(503, "busy")
 
     server = serve(script=script)
-    pool, _ = pool_of(
-        server, workers=8, policy=RetryPolicy(pause=0.002, longest_pause=0.02, down=0.01)
-    )
+    pool, _ = pool_of(server, workers=8, policy=RetryPolicy(pause=0.002, max_pause=0.02, down=0.01))
     assert pool.snapshot()[0].limit == 8
     limits = []
 
@@ -522,7 +520,7 @@ def test_a_server_that_is_overloaded_gets_less_and_then_more(serve):
 
 
 def test_a_breaker_by_hand():
-    breaker = CircuitBreaker(RetryPolicy(down_after=2, down=1.0, longest_down=3.0))
+    breaker = CircuitBreaker(RetryPolicy(down_after=2, down=1.0, max_down=3.0))
     assert breaker.admits(0) and breaker.enter() is False
     assert breaker.failed(0, False) is False and breaker.admits(0)
     assert breaker.failed(10, False) is True  # two in a row
@@ -546,19 +544,19 @@ def test_a_breaker_by_hand():
 def test_a_server_that_is_down_is_probed_more_and_more_rarely(serve):
     clock = FakeClock()
     script, times = timed(clock, [FAULTS["500"]] * 9)
-    policy = RetryPolicy(pause=0, down=1.0, longest_down=10.0)
+    policy = RetryPolicy(pause=0, down=1.0, max_down=10.0)
     pool, news = pool_of(serve(script=script), clock=clock, policy=policy)
     pool.ask(ASK)
     assert gaps(times) == pytest.approx([0, 0, 0, 0, 1, 2, 4, 8, 10])
     assert [text.split(": ", 1)[1] for text in news] == [
-        "500 boom; it is left alone for a while",
+        "500 boom; it is not asked for a while",
         "it answers again",
     ]
 
 
 def test_one_question_at_a_time_finds_out(serve):
     server = serve(FAULTS["500"])
-    pool, _ = pool_of(server, policy=RetryPolicy(pause=0.001, longest_pause=0.01, down=0.05))
+    pool, _ = pool_of(server, policy=RetryPolicy(pause=0.001, max_pause=0.01, down=0.05))
 
     def look(i):
         # Nothing that was sent before it was down is on its way any more.
@@ -689,7 +687,7 @@ def test_one_useless_server_among_others(serve):
     assert len(good_one.seen) == 20
     first, *more = news
     assert first.startswith(f"{good_one.base_url} (1): it refuses the key (401 ") and not more
-    assert first.endswith("it is asked no more") and "wrong-key" not in first
+    assert first.endswith("it is not asked any more") and "wrong-key" not in first
     pool, news = pool_of(bad, also_bad)
     with pytest.raises(UserError) as caught:
         pool.ask(ASK)
@@ -835,7 +833,7 @@ def test_never_more_than_workers(workers, n_servers, plan, seed):
     with ScriptedServer(script) as server:
         servers = [Server(server.base_url, f"key-{i}") for i in range(n_servers)]
         more = dict(workers=workers, warn=lambda text: None, rng=random.Random(seed))
-        policy = RetryPolicy(pause=0.001, longest_pause=0.004, down=0.001, longest_down=0.004)
+        policy = RetryPolicy(pause=0.001, max_pause=0.004, down=0.001, max_down=0.004)
         pool = Pool(servers, "scripted", timeout=PATIENCE, policy=policy, **more)
         results = in_threads(8, lambda i: [pool.ask(ASK).text for _ in range(2)])
         pool.close()
