@@ -4,8 +4,8 @@
     app = make_app(service)                   # for minigpt/serving/wsgi.py; it answers 503 …
     service.open({"sft": served}, host)       # … until here
 
-A request is checked as a whole before the first byte of its answer. What its client does not stay
-to read is not written: whoever waits looks four times a second whether the client is still there.
+A request is checked as a whole before the first byte of its answer. An answer that nobody reads is
+not generated: the server checks four times a second whether the client is still connected.
 """
 
 import hmac
@@ -38,8 +38,8 @@ from minigpt.serving.allowed_hosts import AllowedHosts
 from minigpt.serving.streaming import Generation, Reader
 from minigpt.tokenizer.huggingface import SPECIAL_TEXTS
 
-KEEP_ALIVE_SECONDS = 5.0  # a stream that has nothing to say says so this often
-RETRY_SECONDS = 2  # what 429 and 503 advise
+KEEP_ALIVE_SECONDS = 5.0  # a stream without new text sends a heartbeat this often
+RETRY_SECONDS = 2  # the Retry-After of 429 and 503
 DESCRIPTIONS = {
     "plain": "continues a text; of a conversation it reads the last user message alone",
     "qa": "answers a question; of a conversation it reads the last user message alone",
@@ -55,7 +55,7 @@ log = logging.getLogger("minigpt")
 
 @dataclass(frozen=True)
 class Served:
-    """A model as its clients see it; the engine that writes for it has the same name."""
+    """A model as clients see it; its engine in the Host has the same name."""
 
     name: str
     tokenizer: object
@@ -86,7 +86,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Options:
-    """What a server's owner decides. defaults: sampling settings of requests that say nothing."""
+    """The server's settings. defaults: sampling settings that a request does not give."""
 
     api_key: str | None = None
     cors_origins: tuple[str, ...] = ()  # "*" for all
@@ -99,7 +99,7 @@ class Options:
 
 
 class Service:
-    """What the routes work on: options at once, models as soon as they are loaded."""
+    """What the views need: options from the start, models once they are loaded."""
 
     def __init__(self, options, models=None, host=None):
         self.options, self.models, self.host = options, models or {}, host
@@ -123,7 +123,7 @@ class Service:
             )
 
     def served(self, name):
-        """The model called `name`; None is the only one. RequestRefused where that is nobody."""
+        """The model called `name`; None: the only one. RequestRefused where there is none."""
         self.check_loaded()
         names = ", ".join(self.models)
         if name is None and len(self.models) > 1:
@@ -151,7 +151,7 @@ def _answer(generation, form, asked):
         return _streamed(response, generation)
     try:
         if not generation.finish():
-            return Response(status=499)  # nobody reads it
+            return Response(status=499)  # the client is gone
         return _json(dict(form.whole(generation), usage=generation.usage()))
     finally:
         generation.close()
@@ -159,7 +159,7 @@ def _answer(generation, form, asked):
 
 def _streamed(response, generation):
     response.headers["Cache-Control"] = "no-cache"
-    response.headers["X-Accel-Buffering"] = "no"  # a proxy between shall pass it on at once
+    response.headers["X-Accel-Buffering"] = "no"  # a proxy should pass it on at once
     response.call_on_close(generation.close)
     return response
 
@@ -189,7 +189,7 @@ def _events(generation, form, wants_usage):
 
 
 def _plain_text(generation):
-    """The text as it comes, and a line break; a failure is a last line in brackets."""
+    """The text as it is generated, and a line break; a failure is a last line in brackets."""
     try:
         for piece in generation.pieces():
             if piece is not None and piece.text:
@@ -326,7 +326,7 @@ class Views:
             )
         )
 
-    # -- what they share --
+    # -- shared by the views --
 
     def _json_body(self):
         if request.mimetype != "application/json":
@@ -569,12 +569,12 @@ def _refuse_http(error):
 
 
 def _internal_error(error):
-    log.error("a fault of the server", exc_info=error)
-    return _refuse(RequestRefused(500, "a fault of the server; its log says more"))
+    log.error("internal error", exc_info=error)
+    return _refuse(RequestRefused(500, "internal error of the server; its log says more"))
 
 
 def _finish(response, cors_origins):
-    """The headers of every answer, and the log line of what was refused."""
+    """Set the headers of every answer; log a line for a refused request."""
     response.headers["X-Content-Type-Options"] = "nosniff"  # and browsers show a stream at once
     if response.status_code in (429, 503):
         response.headers["Retry-After"] = str(RETRY_SECONDS)

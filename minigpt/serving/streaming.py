@@ -1,7 +1,7 @@
-"""The texts of an answer on their way: tokens from the Host in, pieces of text out.
+"""Streaming: tokens from the Host in, pieces of text out.
 
 generation = Generation(service, served, "chatcmpl", requests, reader, stops)
-for piece in generation.pieces(): …      # None now and then while there is nothing new
+for piece in generation.pieces(): …      # None while there is nothing new
 generation.usage(); generation.close()
 """
 
@@ -20,14 +20,14 @@ from minigpt.openai.request_reader import RequestRefused
 from minigpt.openai.stop_strings import StopStrings
 
 FEW_READERS = 8  # where more than so many read at once, pieces come …
-PACE, LONGEST = 0.003, 0.1  # … so many seconds apart for each of them, and at most
+PACE, MAX_PACE = 0.003, 0.1  # … this many seconds apart for each reader, and at most
 
 log = logging.getLogger("minigpt")
 
 
 class Piece(NamedTuple):
-    """What is new of one choice: its text, the tokens that made it, as (Token, where its text
-    begins), and at the end why it ended."""
+    """New text of one choice, its tokens as (Token, offset of its text), and at the end the
+    finish_reason."""
 
     index: int
     text: str
@@ -43,31 +43,31 @@ class Choice:
 
     def __init__(self, index, tokenizer, stops, end_ids=()):
         self.index, self.end_ids = index, end_ids
-        self.tokens, self.finish_reason = [], None  # all that has been let go
+        self.tokens, self.finish_reason = [], None  # all that was released
         self._texts = []  # and its text, in parts
-        self.n_tokens = 0  # written, whether let go or not
+        self.n_tokens = 0  # generated, released or not
         self.echoed = False
         self._decoder, self._stops = tokenizer.stream(), StopStrings(stops)
-        self._n_decoded = self._n_let_go = 0  # characters
-        self._waiting = deque()  # tokens whose text has not been let go
+        self._n_decoded = self._n_released = 0  # characters
+        self._waiting = deque()  # tokens whose text is not released
 
     @property
     def text(self):
-        """The text that has been let go."""
+        """The released text."""
         return "".join(self._texts)
 
     def echo(self, tokens):
         """The Piece of the prompt's tokens: a part of the text in which no stop string counts."""
         self.echoed = True
-        return self._let_go("".join(self._decode(token) for token in tokens))
+        return self._release("".join(self._decode(token) for token in tokens))
 
     def push(self, token):
-        """The Piece that a written token adds; it ends the text where a stop is reached."""
+        """The Piece that a generated token adds; a stop string ends the text."""
         self.n_tokens += 1
         if token.id in self.end_ids:
             self._waiting.append((token, self._n_decoded))
             return self.finish("stop")
-        piece = self._let_go(self._stops.push(self._decode(token)))
+        piece = self._release(self._stops.push(self._decode(token)))
         if self._stops.hit is None:
             return piece
         self.finish_reason = "stop"
@@ -78,7 +78,7 @@ class Choice:
         text = self._stops.push(self._decoder.flush())
         if self._stops.hit is None:
             text += self._stops.flush()
-        piece = self._let_go(text, all_tokens=self._stops.hit is None)
+        piece = self._release(text, all_tokens=self._stops.hit is None)
         self.finish_reason = "stop" if self._stops.hit is not None else reason
         return piece._replace(finish_reason=self.finish_reason)
 
@@ -88,26 +88,26 @@ class Choice:
         self._n_decoded += len(text)
         return text
 
-    def _let_go(self, text, all_tokens=False):
-        """Tokens go with the first character of theirs: what a stop string cuts away, stays."""
+    def _release(self, text, all_tokens=False):
+        """Release text, and each token with its first character; a stop string's are not."""
         self._texts.append(text)
-        self._n_let_go += len(text)
+        self._n_released += len(text)
         tokens = []
-        while self._waiting and (all_tokens or self._waiting[0][1] < self._n_let_go):
+        while self._waiting and (all_tokens or self._waiting[0][1] < self._n_released):
             tokens.append(self._waiting.popleft())
         self.tokens += tokens
         return Piece(self.index, text, tokens)
 
 
 class Reader(NamedTuple):
-    """Who reads an answer: the address for the log, and gone(), whether they have left."""
+    """The client that reads an answer: its address, for the log, and gone(), whether it left."""
 
     address: str
     gone: Callable[[], bool]
 
 
 class Generation:
-    """A request on its way: its choices, and the streams of tokens that they are made of."""
+    """A running request: its choices, and the token streams that they are made of."""
 
     def __init__(self, service, served, kind, requests, reader, stops=(), end_ids=(), echo=False):
         """Submits the engine requests, a choice for each. RequestRefused where the host refuses."""
@@ -127,7 +127,7 @@ class Generation:
         none; what is ready together comes as one. RequestRefused where the host ends one of them;
         stops where the client has gone."""
         held = {}  # index → the Piece that more is ready to be added to
-        told = 0.0  # when the last one was let go
+        released_at = 0.0
         try:
             for event, more in _merged(self._streams):
                 if self._reader.gone():
@@ -138,10 +138,10 @@ class Generation:
                     for piece in self._read(*event):
                         held[event[0]] = _joined(held.get(event[0]), piece)
                 if not more:
-                    self._keep_pace(told)
+                    self._keep_pace(released_at)
                     yield from held.values()
                     held.clear()
-                    told = time.monotonic()
+                    released_at = time.monotonic()
             yield from held.values()
             self._outcome = ",".join(sorted({choice.finish_reason for choice in self.choices}))
         except RequestRefused as refused:
@@ -149,13 +149,13 @@ class Generation:
             self._outcome = f"error: {refused.message}"
             raise
 
-    def _keep_pace(self, told):
-        """Where many read at once, wait until some time after the last piece: it takes longer to
-        tell a client of a token than to write one, and several cost as much to tell of as one."""
+    def _keep_pace(self, released_at):
+        """Where many clients read at once, wait some time after the last piece: sending a token
+        takes longer than generating it, and several in one piece cost as much as one."""
         readers = self._host.counts()[0]
         if readers > FEW_READERS:
-            pause = min(PACE * readers, LONGEST)
-            time.sleep(max(0.0, told + pause - time.monotonic()))
+            pause = min(PACE * readers, MAX_PACE)
+            time.sleep(max(0.0, released_at + pause - time.monotonic()))
 
     def _read(self, index, token):
         """The pieces that a token of a choice makes, or (None) its end."""
@@ -192,7 +192,7 @@ class Generation:
         )
 
     def close(self):
-        """Cancel what still runs, and log what has become of the request."""
+        """Cancel what still runs, and log the request."""
         for stream in self._streams:
             stream.cancel()
         usage, now = self.usage(), time.monotonic()
@@ -221,7 +221,7 @@ class _Plain(NamedTuple):
 
 
 def _submit(host, name, requests):
-    """The host's streams, or RequestRefused with the status that its answer means."""
+    """The host's token streams; RequestRefused where it takes no request."""
     most = host.engines[name].n_slots + host.limits.max_waiting
     if len(requests) > most:
         raise RequestRefused(
@@ -238,7 +238,7 @@ def _submit(host, name, requests):
 
 
 def _failure(stream):
-    """The RequestRefused for a stream that ended otherwise than by its text."""
+    """The RequestRefused for a stream that failed."""
     if stream.finish_reason == "error":
         return RequestRefused(500, stream.error or "the model failed", code="model_failed")
     if stream.finish_reason == "timeout":

@@ -1,21 +1,18 @@
-"""Endpoints: real servers that behave and misbehave, server.py as its user runs it, local runs,
+"""Endpoints: real servers that behave and misbehave, our own server, local runs,
 and the list that people write."""
 
 import contextlib
 import json
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 import requests
-from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from local_server import serve_runs
 from tiny_run import save_scripted_run
 
 from minigpt.arena.endpoints import (
@@ -651,33 +648,10 @@ def runs(tmp_path_factory, byte_tokenizer):
 
 
 @pytest.fixture(scope="module")
-def real(runs):
-    """server.py as a process, with a key in its environment; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, str(ROOT / "server.py"), f"--port={port}", "--max_tokens=1000000"]
-    command.append(f"--out_dir={runs / 'sft'},{runs / 'loop'}")
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "MINIGPT_API_KEY": KEY},
-    )
-    url = f"http://127.0.0.1:{port}"
-
-    def is_up():
-        assert process.poll() is None
-        with contextlib.suppress(requests.ConnectionError):
-            return requests.get(f"{url}/health", timeout=PATIENCE).ok
-
-    deadline = time.monotonic() + 60
-    while not is_up():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    yield url
-    process.kill()
-    process.wait()
+def real(runs, byte_tokenizer):
+    """Our server with a key, in this process; its address."""
+    with serve_runs([runs / "sft", runs / "loop"], byte_tokenizer, KEY) as url:
+        yield url
 
 
 @pytest.fixture

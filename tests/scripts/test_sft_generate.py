@@ -19,6 +19,7 @@ import pytest
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from local_server import serve_runs
 from scripted_server import ScriptedServer, error, good, half, reset
 from tiny_run import run_here, save_scripted_run, write_jsonl
 
@@ -641,14 +642,8 @@ def test_our_own_server(work, byte_tokenizer):
     """A model that cannot do it: every entry is rejected, and accounted for."""
     work = work(3)
     folder = save_scripted_run(work.folder / "run", byte_tokenizer, "abcd", block_size=64)
-    command = [sys.executable, str(ROOT / "server.py"), f"--out_dir={folder}", "--port=0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8")
-    try:
-        url = next(m[0] for line in server.stdout if (m := re.search(r"http://[\w.]+:\d+", line)))
+    with serve_runs([folder], byte_tokenizer) as url:
         code, out, err = work.run(SimpleNamespace(base_url=url), "--retries=1", "--max_tokens=20")
-    finally:
-        server.kill()
-        server.wait(30)
     assert code == 1, err
     outcomes = Counter(line["outcome"] for line in work.progress)
     assert outcomes.total() == 3 and not outcomes["done"] and work.pairs == []

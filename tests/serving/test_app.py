@@ -4,7 +4,6 @@ reads /openapi.json, an evaluation harness; and server.py as its user runs it.""
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -20,7 +19,7 @@ import torch
 from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
-from tiny_run import save_scripted_run
+from tiny_run import run_here, save_scripted_run
 
 from minigpt.common.errors import UserError
 from minigpt.inference import engine
@@ -907,7 +906,7 @@ def test_the_description_is_true(make_server):
         for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
 
             @given(case=operation.as_strategy(generation_mode=mode))
-            @settings(max_examples=12, database=None, suppress_health_check=list(HealthCheck))
+            @settings(max_examples=8, database=None, suppress_health_check=list(HealthCheck))
             def check(case):
                 case.call_and_validate(excluded_checks=excluded, timeout=PATIENCE)
 
@@ -985,7 +984,7 @@ def start(runs):
     """start(*flags): server.py as a process, and its address once it takes requests."""
     processes = []
 
-    def begin(*flags, wait=True, **environment):
+    def begin(*flags):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -995,7 +994,6 @@ def start(runs):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
-            env={**os.environ, **environment},
         )
         processes.append(process)
         url = f"http://127.0.0.1:{port}"
@@ -1006,7 +1004,7 @@ def start(runs):
                 return requests.get(f"{url}/health", timeout=PATIENCE).ok
 
         until_up = time.monotonic() + 60
-        while wait and not is_up():
+        while not is_up():
             assert time.monotonic() < until_up
             time.sleep(0.1)
         return SimpleNamespace(process=process, url=url, port=port)
@@ -1045,22 +1043,19 @@ def test_the_script_warns_and_stops_by_ctrl_c(start, runs):
     assert server.process.returncode == 0 and "WARNING: no key is set" in told
 
 
-def test_a_port_in_use(start, runs):
+def test_a_port_in_use(runs):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        server = start(f"--out_dir={runs / 'sft'}", f"--port={port}", wait=False)
-        told, _ = server.process.communicate(timeout=60)
-    assert server.process.returncode == 2 and f"--port={port + 1}" in told
-    assert "Traceback" not in told
+        code, _, told = run_here("server.py", f"--out_dir={runs / 'sft'}", f"--port={port}")
+    assert code == 2 and f"--port={port + 1}" in told and "Traceback" not in told
 
 
-def test_mistakes_of_its_owner_are_told_at_once(start, runs):
+def test_all_wrong_settings_are_reported(runs):
     flags = ("--slots=0", "--temperature=-1", "--max_tokens=5", "--port=70000")
-    server = start(f"--out_dir={runs / 'sft'}", *flags, wait=False)
-    told, _ = server.process.communicate(timeout=60)
-    assert server.process.returncode == 2 and "Traceback" not in told
+    code, _, told = run_here("server.py", f"--out_dir={runs / 'sft'}", *flags)
+    assert code == 2 and "Traceback" not in told
     for name in ("slots", "temperature", "default_max_tokens", "port"):
         assert f"{name}=" in told
 
