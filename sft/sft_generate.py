@@ -53,21 +53,21 @@ TEXTUAL = ("temperature", "max_tokens", "text_max", "clean", "seed")  # what els
 class Settings:
     """The knobs of this script alone."""
 
-    # -- what is asked about, and how --
+    # -- input and prompt --
     input: str = ""  # files or folders with entries (or with topics), comma-separated
-    output: str = "sft/my_pairs.jsonl"  # the file of pairs; a run goes on with what it holds
+    output: str = "sft/my_pairs.jsonl"  # the file of pairs; a run continues it
     prompt: str = "facts"  # a name in sft/prompts (facts, wiki, topic) or a path
     n_min: int = 3  # pairs that an entry has to give
     n_max: int = 6  # and that are kept of it at most
     question_max: int = 15  # characters of a question
     answer_max: int = 300  # characters of an answer
-    text_max: int = 3000  # characters of an entry that are shown; a longer one is cut at a sentence
-    rounds: int = 10  # of a prompt without source text: how often each topic comes
+    text_max: int = 3000  # characters of an entry in the prompt; a longer one is cut at a sentence
+    rounds: int = 10  # of a prompt without source text: how often each topic is asked
     limit: int | None = None  # only the first so many entries of the input; none: all
-    exclude: list[str] = []  # files of pairs that must not come again, as an evaluation set
+    exclude: list[str] = []  # files of pairs that must not be repeated, such as an evaluation set
     clean: bool = True  # drop title lines, line breaks and the leftovers of wiki dumps
 
-    # -- who answers --
+    # -- servers --
     base_url: list[str] = ["http://localhost:1234/v1"]  # servers; the least busy is asked
     api_key_env: list[str] = []  # NAMES of environment variables that hold keys: one for all
     #                              servers, or one for each
@@ -80,11 +80,11 @@ class Settings:
     timeout: float = 180.0  # seconds for one answer
     patience: float = 3600.0  # seconds without any answer after which the run ends
 
-    # -- how it ends --
+    # -- the end of the run --
     min_success: float = 0.5  # exit code 1 where a smaller share of the entries gave enough pairs
     price_in: float | None = None  # of a million tokens read, to show the cost
     price_out: float | None = None  # of a million tokens written
-    dry_run: bool = False  # print one whole prompt and its number of tokens, and ask nobody
+    dry_run: bool = False  # print one whole prompt and its number of tokens, and ask no server
 
 
 def main():
@@ -154,7 +154,7 @@ def main():
 
 
 def find_tasks(settings, template, memory):
-    """What is asked about: entries, or topics."""
+    """The tasks: of entries, or of topics."""
     if template.source == "topic":
         return TopicTasks(settings.input, settings.rounds, memory, settings.limit)
     return EntryTasks(settings.input, settings.limit, settings.text_max, settings.clean)

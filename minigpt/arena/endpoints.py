@@ -1,4 +1,4 @@
-"""Endpoints: whoever answers a conversation with a stream of text, a server or a run of our own.
+"""Endpoints: servers and local runs that answer a conversation with a stream of text.
 
     side = Endpoint("lab", "http://192.168.1.20:5000", "sft").side()
     messages = [{"role": "user", "content": "黄河发源于哪里？"}]
@@ -6,8 +6,8 @@
     side.finish_reason, side.usage     # "stop", {"prompt_tokens": …, "completion_tokens": …, …}
     side.close()                       # from any thread: a read that blocks ends at once
 
-A LocalRun has the same face. What a server sends is untrusted: its text is handed on as it is, of
-a bounded size in a bounded time; all that goes wrong is an EndpointError.
+A LocalRun has the same interface. What a server sends is untrusted: its text is passed on as it is,
+bounded in size and time; every failure is an EndpointError.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ class EndpointError(Exception):
 
 class Health(NamedTuple):
     """What probe() found. status: "ok", "slow", or the kind of an EndpointError; models: what it
-    serves; latency_ms: until it had said so; message: what there is to say, or ""."""
+    serves; latency_ms: of its list of models; message: for people, or ""."""
 
     status: str
     models: tuple[str, ...]
@@ -382,7 +382,7 @@ class Preset(NamedTuple):
         if wrong:
             found.append(f"base_url: {wrong}; expected one such as http://192.168.1.20:5000")
         if self.api_key_env is not None and not is_variable(self.api_key_env):
-            # Its value is not shown: it may be a key that stands in the wrong place.
+            # Its value is not shown: it may be a key in the wrong column.
             found.append("api_key_env: expected the NAME of an environment variable, not the key")
         return found
 
@@ -432,7 +432,7 @@ def _wrong_header(header):
     if unknown:
         yield f"unknown column {', '.join(unknown)}; {expected}"
     if len(set(header)) < len(header):
-        yield f"a column stands twice; {expected}"
+        yield f"a column is there twice; {expected}"
 
 
 def _rows(path, problems):
@@ -467,13 +467,13 @@ class Endpoints:
             self._by_name[endpoint.name] = endpoint
 
     def remove(self, name):
-        """Take one off the list; what it writes at the moment goes on."""
+        """Remove one from the list; texts that it is writing continue."""
         with self._lock:
             if self._by_name.pop(name, None) is None:
                 raise UserError(f"there is no endpoint called {name}")
 
     def get(self, name):
-        """The one called so; its side() writes a text."""
+        """The one with this name; its side() writes a text."""
         with self._lock:
             if name not in self._by_name:
                 raise UserError(f"there is no endpoint called {name}")

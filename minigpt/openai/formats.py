@@ -1,5 +1,5 @@
-"""How an answer is written in OpenAI's two forms, chat and completion: token strings, logprobs,
-whole answers and the chunks of a stream."""
+"""Answers in OpenAI's two formats, chat and completion: token strings, logprobs, whole answers and
+the chunks of a stream."""
 
 # -- how tokens are written ------------------------------------------------------------------------
 
@@ -35,7 +35,7 @@ class TokenTexts:
 
 
 def chat_logprobs(texts, tokens):
-    """Tokens, as (Token, offset), in the form of chat answers. texts: TokenTexts."""
+    """Tokens, as (Token, offset), in the format of chat answers. texts: TokenTexts."""
 
     def entry(token_id, logprob):
         return dict(token=texts[token_id], logprob=logprob, bytes=texts.bytes(token_id))
@@ -48,8 +48,8 @@ def chat_logprobs(texts, tokens):
 
 
 def completion_logprobs(texts, tokens):
-    """Tokens, as (Token, offset), in the form of completions. A token is listed among the likeliest
-    whether it is one of them or not; the first of a prompt has no probability."""
+    """Tokens, as (Token, offset), in the format of completions. A token is listed among the most
+    likely ones even if it is not one of them; the first of a prompt has no probability."""
 
     def top(token):
         if token.logprob is None:
@@ -69,7 +69,7 @@ def completion_logprobs(texts, tokens):
 
 
 class ChatFormat:
-    """How a chat's answer is written."""
+    """The format of chat answers."""
 
     def __init__(self, asked):
         self._logprobs = asked.logprobs
@@ -88,12 +88,12 @@ class ChatFormat:
         return dict(_head(generation, "chat.completion"), choices=choices)
 
     def opening(self, generation):
-        """The chunks before the first text: who speaks."""
-        speaks = dict(role="assistant", content="")
-        return [self._chunk(generation, choice.index, speaks) for choice in generation.choices]
+        """The chunks before the first text, with the role."""
+        role = dict(role="assistant", content="")
+        return [self._chunk(generation, choice.index, role) for choice in generation.choices]
 
     def chunks(self, generation, piece):
-        """The chunks of a Piece; its end is one of its own."""
+        """The chunks of a Piece; the finish_reason has its own."""
         if piece.text or piece.tokens:
             logprobs = self._logprobs_of(generation, piece.tokens)
             yield self._chunk(generation, piece.index, dict(content=piece.text), logprobs)
@@ -113,7 +113,7 @@ class ChatFormat:
 
 
 class CompletionFormat:
-    """How a completion's answer is written: chunks have the form of the whole."""
+    """The format of completions: chunks have the format of the whole answer."""
 
     def __init__(self, asked):
         self._logprobs = asked.logprobs is not None

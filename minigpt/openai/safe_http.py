@@ -1,12 +1,12 @@
-"""Addresses that a program of ours may connect to, when people tell it a URL.
+"""HTTP connections to checked addresses, for URLs that people enter.
 
     allowed = Allowed()                        # this machine and private networks
     connection = CheckedConnection("http", "lab-pc", 5000, allowed)
     connection.request("GET", "/v1/models")    # http.client's, to an address that was checked
     connection.abort()                         # from any thread: a read that blocks ends at once
 
-A name is looked up once, and the connection is made to the very address that was checked: a name
-that means another machine a moment later changes nothing. No redirects; a proxy only where one is
+A name is resolved once, and the connection is made to the address that was checked: DNS rebinding
+changes nothing. No redirects; a proxy only where one is
 named.
 """
 
@@ -51,7 +51,7 @@ _EMBEDDING = (
 
 
 class Forbidden(UserError):
-    """An address to which no connection may be made."""
+    """An address that must not be connected to."""
 
 
 class UnknownHost(UserError):

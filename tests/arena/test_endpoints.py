@@ -874,7 +874,7 @@ def test_every_mistake_is_told_with_its_line(tmp_path):
         ("", "empty"),
         ("name,base_url,color\n", "unknown column 'color'"),
         ("lab，http://lab\n", "no column name and base_url"),
-        ("name,base_url,name\n", "stands twice"),
+        ("name,base_url,name\n", "is there twice"),
         ('name,base_url\n"lab,http://lab\n', "line 2: no CSV"),
         ("name,base_url\nlab,http://l\x00ab\n", "line 2: "),
     ],
