@@ -11,7 +11,7 @@ a cloud service. Several share the work: --base_url=ONE,TWO, their keys in envir
 that --api_key_env names.
 
 The same command continues where the last run ended, however it ended; Ctrl-C finishes the
-questions in flight. Beside FILE.jsonl stand FILE.progress.jsonl and FILE.rejects.jsonl (see
+questions in flight. Beside FILE.jsonl are FILE.progress.jsonl and FILE.rejects.jsonl (see
 minigpt/synthesis/journal.py). Another prompt or model asks every entry again and adds to the same
 file.
 Exit code 1: fewer entries gave pairs than --min_success; 2: an error that the user can fix;

@@ -41,7 +41,7 @@ NEVER = tuple(
         *("100.100.100.200/32", "168.63.129.16/32"),  # Alibaba's and Azure's
     )
 )
-# IPv6 networks whose addresses stand for an IPv4 address, and how far from the end it is written:
+# IPv6 networks whose addresses embed an IPv4 address, and its distance in bits from the end:
 # IPv4-mapped (RFC 4291), NAT64 (RFC 6052), 6to4 (RFC 3056).
 _EMBEDDING = (
     (ipaddress.ip_network("::ffff:0:0/96"), 0),
@@ -121,7 +121,7 @@ ANYWHERE = _Anywhere()
 
 
 def _embedded(address):
-    """The IPv4 address that an IPv6 one stands for, if any."""
+    """The IPv4 address that is embedded in an IPv6 one, if any."""
     return [
         ipaddress.IPv4Address(int(address) >> shift & 0xFFFFFFFF)
         for network, shift in _EMBEDDING
@@ -189,7 +189,7 @@ class CheckedConnection(http.client.HTTPConnection):
         self._aborted = False
 
     def request_target(self, path):
-        """(what request() takes for a path, further headers): a proxy is told the whole URL, unless
+        """(what request() takes for a path, further headers): a proxy gets the whole URL, unless
         it only passes a TLS connection on."""
         if self._proxy is None or self._tls:
             return path, {}

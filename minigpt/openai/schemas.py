@@ -101,7 +101,7 @@ class OpenAIRequest(Sampling):
 
     @property
     def wants_usage(self):
-        """Whether a stream ends with a chunk that tells the usage."""
+        """Whether a stream ends with a chunk with the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
 

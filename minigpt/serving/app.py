@@ -429,7 +429,7 @@ def _check_ids(tokenizer, ids, param):
 
 
 def _bare(name):
-    """A tokenizer's name without the folder in which it lies."""
+    """A tokenizer's name without its folder."""
     return re.split(r"[/\\]", name)[-1].removesuffix(".tiktoken").removesuffix(".json")
 
 

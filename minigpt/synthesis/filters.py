@@ -150,7 +150,7 @@ _NUMBER = re.compile(rf"({_ARABIC})\s?({_SCALE})|([{_CHINESE}]{{1,20}})")
 
 def _number(match):
     """The value of a match of _NUMBER, in Arabic or Chinese numerals; None where it is a numeral
-    that mostly is no number if it stands alone, such as 一 or 百."""
+    that alone mostly is not a number, such as 一 or 百."""
     digits, scales, chinese = match.groups()
     if chinese:
         is_number = len(chinese) > 1 or chinese in "二三四五六七八九"
@@ -290,7 +290,7 @@ def _pronoun(pair, context):
     """a pronoun where the subject should be named: 他, 它, 这, 该 …"""
     title = context.source.title if context.source else ""
     for name, text in (("问题", pair.question), ("答案", pair.answer)):
-        # Behind 因为 an answer's subject stands in the question.
+        # After 因为 an answer's subject is in the question.
         start = _BEFORE.match(text).end() if name == "问题" else 0
         found = _PRONOUN.match(text, start)
         if found and not (title and text.startswith(title, start)):

@@ -187,7 +187,7 @@ class PairsLog:
         for number, end, record in self._pairs.lines(is_ours):
             place = _place(record)
             if place is None:
-                raise self._pairs.foreign(number, "no pair that this script wrote")
+                raise self._pairs.foreign(number, "not a pair that this script wrote")
             entry, is_mine = bytes.fromhex(record["entry"]), record["generation"] == self.generation
             key = (entry, record["generation"], place[1])
             begun = len(group) + 1 == place[0] and all(key == other for other, _ in group)
@@ -211,7 +211,7 @@ class PairsLog:
         last = None
         for number, _, last in self._rejects.lines(is_ours=True):
             if not _is_finished({**last, "pairs": 0}):
-                raise self._rejects.foreign(number, "no entry that this script rejected")
+                raise self._rejects.foreign(number, "not an entry that this script rejected")
         if last is None or last["generation"] != self.generation:
             return None
         return bytes.fromhex(last["entry"]), last["outcome"]
@@ -344,7 +344,7 @@ class _Journal:
                 if not ended and record is None and self._is_torn(line, is_ours):
                     break
                 if not isinstance(record, dict) or not line.startswith(tuple(self._heads)):
-                    raise self.foreign(number, "no line that this script wrote")
+                    raise self.foreign(number, "not a line that this script wrote")
                 at += len(line)
                 self._unended = not ended
                 self.good += 1

@@ -132,7 +132,7 @@ _SYNTAX = [
 
 def _with_ascii_syntax(part):
     """An object's quotes, colons and commas as JSON has them, those within its strings unchanged:
-    the ones that stand beside a key or an end are syntax."""
+    the ones beside a key or an end are syntax."""
     for pattern, replacement in _SYNTAX:
         part = pattern.sub(replacement, part)
     return part

@@ -120,7 +120,7 @@ class ProgressLine:
     def __init__(self, stream=None):
         self._stream = stream or sys.stderr
         self._is_terminal = self._stream.isatty()
-        self._lock = threading.Lock()  # warnings come from other threads
+        self._lock = threading.Lock()  # other threads print warnings
         self._shown, self._next = 0, 0.0 if self._is_terminal else time.monotonic() + LINE_SECONDS
 
     def show(self, make):

@@ -65,7 +65,7 @@ def read_servers(base_urls, api_key_env=()):
     # One address with several keys is several servers.
     doubled = Counter((server.name, server.key) for server in servers)
     twice = [name for (name, _), n in doubled.items() if n > 1]
-    problems += [f"base_url: {name} stands there twice" for name in twice]
+    problems += [f"base_url: {name} is given twice" for name in twice]
     if problems:
         raise UserError("\n".join(problems))
     return servers
@@ -73,7 +73,7 @@ def read_servers(base_urls, api_key_env=()):
 
 def _key_in(name):
     if not is_variable(name):
-        # It is not shown: it may be a key that stands in the wrong place.
+        # It is not shown: it may be a key.
         raise UserError("api_key_env: expected NAMES of environment variables, not the keys")
     key = os.environ.get(name, "").strip()
     if not is_key(key):

@@ -20,7 +20,7 @@ from minigpt.synthesis.generator import ROUND
 from minigpt.synthesis.journal import beside, entry_hash
 from minigpt.synthesis.progress import ProgressCounts, rules_table
 
-# What a question asks for, by its last such word; the longer of two that begin alike stands first.
+# What a question asks for, by the last such word in it; words that begin alike are listed longest first.
 KINDS = (
     ("为什么 why", "为什么|为何|何故|何以|為什麼|為何"),
     ("怎么 how", "怎么|怎样|怎麼|怎樣|如何"),
@@ -69,7 +69,7 @@ def collect_statistics(path, deduplicator=None, source=None):
     statistics, entries, ids = PairStatistics(Path(path)), Counter(), set()
     for _, pair, record in read_records([path], pair_of):
         _count(statistics, pair, deduplicator)
-        statistics.models[str(record.get("model", "not told"))] += 1
+        statistics.models[str(record.get("model", "unknown"))] += 1
         entry = record.get("entry", pair.id)
         if entry is None:
             statistics.unnamed += 1
@@ -99,8 +99,8 @@ def opening(question):
 
 
 def question_kind(question):
-    """The label of what a question asks for, by the last question word in it: the words before may
-    stand in a name or a clause."""
+    """The label of what a question asks for, by the last question word in it: earlier words may be
+    part of a name or a clause."""
     found = [match.lastgroup for match in _KINDS.finditer(question)]
     return KINDS[int(found[-1][1:])][0] if found else OTHER
 
@@ -185,6 +185,8 @@ def describe(statistics, most=15):
         )
     if statistics.progress:
         n = statistics.progress.outcomes
-        told = ", ".join(f"{n[name]:,} {name}" for name in ("done", "rejected", "refused"))
-        parts.append(f"entries by the progress file: {told}\n\n{rules_table(statistics.progress)}")
+        outcomes = ", ".join(f"{n[name]:,} {name}" for name in ("done", "rejected", "refused"))
+        parts.append(
+            f"entries by the progress file: {outcomes}\n\n{rules_table(statistics.progress)}"
+        )
     return "\n\n".join(parts)

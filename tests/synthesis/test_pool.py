@@ -160,7 +160,7 @@ def test_all_mistakes_about_servers_are_told_at_once(monkeypatch):
     assert told(["http://a"], [KEY]) == [
         "api_key_env: expected NAMES of environment variables, not the keys"
     ]
-    assert told(["http://a", "a", "http://a/v1/"])[-1] == "base_url: http://a/v1 stands there twice"
+    assert told(["http://a", "a", "http://a/v1/"])[-1] == "base_url: http://a/v1 is given twice"
 
 
 @pytest.mark.parametrize("wrong", [dict(workers=0), dict(timeout=0), dict(patience=-1.0)])
