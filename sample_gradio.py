@@ -40,8 +40,6 @@ from minigpt.arena.i18n import CHINESE, ENGLISH, words
 from minigpt.arena.page_filter import COOKIE, PageFilter
 from minigpt.arena.rate_limit import Backoff, RateLimit, address_key
 from minigpt.arena.ratings import ratings, win_rates
-from minigpt.arena.safe_http import DEFAULT as OWN_NETWORKS
-from minigpt.arena.safe_http import Allowed, lan_address
 from minigpt.arena.sessions import Sessions
 from minigpt.arena.store import Ledger, jsonl, markdown, preference_pairs
 from minigpt.arena.voters import Voters
@@ -49,10 +47,13 @@ from minigpt.common.credentials import read_secret
 from minigpt.common.presets import read_prompts
 from minigpt.common.spreadsheet import csv_row
 from minigpt.common.urls import address, is_everywhere, is_local
+from minigpt.data.prompts import chat_ids, stop_ids
 from minigpt.evaluation.quantization_cost import load_for_generation
 from minigpt.inference.engine import Engine
 from minigpt.inference.scheduler import QueueLimits, RequestScheduler, set_threads
 from minigpt.models import checkpoint
+from minigpt.openai.safe_http import DEFAULT as OWN_NETWORKS
+from minigpt.openai.safe_http import Allowed, lan_address
 from minigpt.serving.allowed_hosts import AllowedHosts
 from minigpt.serving.asgi import serve
 
@@ -170,10 +171,16 @@ def local_runs(settings):
     )
     host = RequestScheduler(engines, limits) if engines else None
     entries = [
-        LocalRun(host, name, each.tokenizer, each.prompt_format, each.model.config.block_size)
+        LocalRun(host, name, each.tokenizer, conversation_encoder(each), stop_ids(each.tokenizer))
         for name, each in loaded.items()
     ]
     return entries, hashes
+
+
+def conversation_encoder(trained):
+    """The function from a conversation's turns to ids: the oldest turns go where it is too long."""
+    kind, room = trained.prompt_format, trained.model.config.block_size
+    return lambda turns: chat_ids(trained.tokenizer, kind, turns, room, truncate="oldest")
 
 
 def welcome(settings, arena):

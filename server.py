@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 
 from config.configurator import configure
-from minigpt.arena.safe_http import lan_address
 from minigpt.common.credentials import read_secret
 from minigpt.common.errors import UserError, run
 from minigpt.common.urls import address, is_everywhere, is_key, is_local
@@ -28,7 +27,8 @@ from minigpt.evaluation.quantization_cost import load_for_generation
 from minigpt.inference.engine import Engine, Request
 from minigpt.inference.scheduler import QueueLimits, RequestScheduler, set_threads
 from minigpt.models import checkpoint
-from minigpt.openai.schemas import Limits
+from minigpt.openai.request_reader import RequestLimits
+from minigpt.openai.safe_http import lan_address
 from minigpt.serving.allowed_hosts import AllowedHosts
 from minigpt.serving.app import Options, Served, Service, make_app
 from minigpt.serving.wsgi import flush, listen
@@ -38,29 +38,29 @@ from model import GPT, GPTConfig
 class Settings:
     # -- what is served --
     out_dir: list[str] = ["out/sft"]  # the run's folder, or several
-    host: str = "127.0.0.1"  # this machine alone; 0.0.0.0: whoever reaches it over the network
+    host: str = "127.0.0.1"  # this machine only; 0.0.0.0: everyone who reaches it over the network
     port: int = 5000  # 0: any free one
-    api_key: str | None = None  # clients must send it; or the variable MINIGPT_API_KEY, unseen by
-    #                             whoever lists this machine's processes
+    api_key: str | None = None  # clients must send it; or the variable MINIGPT_API_KEY, which the
+    #                             list of this machine's processes does not show
     api_key_file: str | None = None  # a file whose only line is the key
     allowed_hosts: list[str] = []  # further names under which clients ask for this server; *: any
     cors_origins: list[str] = []  # web pages that may call this server: their origins, or *
 
-    threads: int = 0  # of the processor, for the models; 0: as many as pay, for HTTP needs some too
+    threads: int = 0  # of the processor, for the models; 0: automatic, leaving some for HTTP
     kernels: bool = False  # on a CPU: C++ kernels, built once (g++, ninja); twice as fast or more
 
-    # -- what a request gets where it does not say --
+    # -- defaults of a request --
     temperature: float = 0.1  # as sample.py: small models wander at 1, OpenAI's default
     top_k: int = 20  # 0: all tokens
     top_p: float = 1.0  # 1: all tokens
     repetition_penalty: float = 1.0  # 1: none
-    default_max_tokens: int = 225  # how long an answer gets
+    default_max_tokens: int = 225  # tokens of an answer
 
     # -- limits --
-    slots: int = 8  # requests that a model writes for at once
-    max_waiting: int = 64  # requests that wait for a slot; more are told to come again (429)
-    queue_seconds: float = 60.0  # how long one may wait for a slot
-    total_seconds: float = 600.0  # how long one may take in all
+    slots: int = 8  # requests that a model generates for at once
+    max_waiting: int = 64  # requests that wait for a slot; further ones get status 429
+    queue_seconds: float = 60.0  # that a request may wait for a slot
+    total_seconds: float = 600.0  # that a request may take in all
     max_body_kb: int = 1024  # of a request
     max_prompt_tokens: int | None = None  # none: as many as the model sees at once
     max_tokens: int = 4096  # the longest answer that a request may ask for
@@ -68,7 +68,7 @@ class Settings:
     drain_seconds: float = 30.0  # how long running requests may go on after Ctrl-C
 
     # -- the log --
-    log_text: bool = False  # true: prompts and answers stand in the log
+    log_text: bool = False  # true: log prompts and answers
 
 
 class Stopped(BaseException):
@@ -85,7 +85,7 @@ def main():
         settings.set("api_key", "(not shown)", settings.origin("api_key"))
     print(settings.describe(), flush=True)
     for folder in folders:
-        checkpoint.read_meta(folder)  # a wrong folder is told before anything starts
+        checkpoint.read_meta(folder)  # a wrong folder is reported before anything starts
     service = Service(options)
     threads = settings.slots * len(folders) + settings.max_waiting + 8
     body_bytes = options.limits.body_bytes
@@ -124,7 +124,7 @@ def options_of(settings):
     problems += Request([0], **defaults).problems()
     if problems:
         raise UserError("\n".join(problems))
-    limits = Limits(
+    limits = RequestLimits(
         settings.max_body_kb * 1024,
         settings.max_prompt_tokens,
         settings.max_tokens,
@@ -170,13 +170,13 @@ def load(settings, folders):
 
 
 def n_params(meta):
-    """How many weights a run has, in whatever format they are loaded."""
+    """The number of parameters of a run, whatever format they are loaded in."""
     with torch.device("meta"):  # shapes alone
         return GPT(GPTConfig(**meta["model"])).n_params()
 
 
 def welcome(settings, service, port):
-    """What its owner reads: how to reach the server, and who else can."""
+    """The welcome text: how to reach the server, and who else can."""
     key = ' -H "Authorization: Bearer YOUR_KEY"' if service.options.api_key else ""
     example = "prompt=中国的首都是&model=" + next(iter(service.models))
 
@@ -201,7 +201,7 @@ def welcome(settings, service, port):
 
 
 def drain(settings, service, server):
-    """Finish what runs, send what is written, and let go of the port."""
+    """Finish running requests, send their answers, and release the port."""
     if service.host is not None:
         running = sum(service.host.counts())
         print(f"stopping; {running} requests may finish, at most {settings.drain_seconds:g} s")

@@ -1,5 +1,5 @@
 """Question–answer pairs from raw text: asks a large model about one entry at a time, keeps what
-passes the checks, and never loses or repeats work.
+passes the filters, and never loses or repeats work.
 
     python sft/sft_generate.py --input=wiki/ --output=sft/my_pairs.jsonl \\
         --base_url=http://localhost:1234/v1 --model=qwen3-8b --workers=4
@@ -10,11 +10,12 @@ The servers speak OpenAI's HTTP API: LM Studio, Ollama (http://localhost:11434/v
 a cloud service. Several share the work: --base_url=ONE,TWO, their keys in environment variables
 that --api_key_env names.
 
-The same command again goes on where the last run ended, however that was; Ctrl-C finishes what is
-being answered. Beside FILE.jsonl stand FILE.progress.jsonl and FILE.rejects.jsonl (see
+The same command continues where the last run ended, however it ended; Ctrl-C finishes the
+questions in flight. Beside FILE.jsonl are FILE.progress.jsonl and FILE.rejects.jsonl (see
 minigpt/synthesis/journal.py). Another prompt or model asks every entry again and adds to the same
 file.
-Exit code 1: fewer entries gave pairs than --min_success; 2: something to mend; 130: Ctrl-C.
+Exit code 1: fewer entries gave pairs than --min_success; 2: an error that the user can fix;
+130: Ctrl-C.
 """
 
 import os
@@ -30,12 +31,19 @@ from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.data.formats import parse_qa
 from minigpt.data.pipeline import read_records
-from minigpt.synthesis.dedup import Doubles
+from minigpt.synthesis.dedup import Deduplicator
 from minigpt.synthesis.filters import Rules
-from minigpt.synthesis.generator import EntryTasks, Interviewer, Memory, TopicTasks, conduct
+from minigpt.synthesis.generator import (
+    EntryTasks,
+    PairGenerator,
+    RecentPairs,
+    TopicTasks,
+    run_tasks,
+)
 from minigpt.synthesis.journal import PairsLog, beside
-from minigpt.synthesis.pool import Pool, read_servers
-from minigpt.synthesis.progress import ProgressLine, Tally, summary
+from minigpt.synthesis.pool import Pool
+from minigpt.synthesis.progress import ProgressCounts, ProgressLine, summary
+from minigpt.synthesis.servers import read_servers
 from minigpt.synthesis.templates import FOLDER, load, schema
 from minigpt.tokenizer.tokenizer import load_tokenizer
 
@@ -46,21 +54,21 @@ TEXTUAL = ("temperature", "max_tokens", "text_max", "clean", "seed")  # what els
 class Settings:
     """The knobs of this script alone."""
 
-    # -- what is asked about, and how --
+    # -- input and prompt --
     input: str = ""  # files or folders with entries (or with topics), comma-separated
-    output: str = "sft/my_pairs.jsonl"  # the file of pairs; a run goes on with what it holds
+    output: str = "sft/my_pairs.jsonl"  # the file of pairs; a run continues it
     prompt: str = "facts"  # a name in sft/prompts (facts, wiki, topic) or a path
     n_min: int = 3  # pairs that an entry has to give
     n_max: int = 6  # and that are kept of it at most
     question_max: int = 15  # characters of a question
     answer_max: int = 300  # characters of an answer
-    text_max: int = 3000  # characters of an entry that are shown; a longer one is cut at a sentence
-    rounds: int = 10  # of a prompt without source text: how often each topic comes
+    text_max: int = 3000  # characters of an entry in the prompt; a longer one is cut at a sentence
+    rounds: int = 10  # of a prompt without source text: how often each topic is asked
     limit: int | None = None  # only the first so many entries of the input; none: all
-    exclude: list[str] = []  # files of pairs that must not come again, as an evaluation set
+    exclude: list[str] = []  # files of pairs that must not be repeated, such as an evaluation set
     clean: bool = True  # drop title lines, line breaks and the leftovers of wiki dumps
 
-    # -- who answers --
+    # -- servers --
     base_url: list[str] = ["http://localhost:1234/v1"]  # servers; the least busy is asked
     api_key_env: list[str] = []  # NAMES of environment variables that hold keys: one for all
     #                              servers, or one for each
@@ -69,15 +77,15 @@ class Settings:
     temperature: float = 0.45  # higher: more varied, and less true to the text
     max_tokens: int = 2048  # of one answer, what a model thinks beforehand included
     seed: int | None = None  # for servers that take one; none: theirs
-    retries: int = 2  # how often an entry is asked again when too little of its answer passed
+    retries: int = 2  # how often an entry is asked again when too few of its pairs passed
     timeout: float = 180.0  # seconds for one answer
     patience: float = 3600.0  # seconds without any answer after which the run ends
 
-    # -- how it ends --
+    # -- the end of the run --
     min_success: float = 0.5  # exit code 1 where a smaller share of the entries gave enough pairs
     price_in: float | None = None  # of a million tokens read, to show the cost
     price_out: float | None = None  # of a million tokens written
-    dry_run: bool = False  # print one whole prompt and its number of tokens, and ask nobody
+    dry_run: bool = False  # print one whole prompt and its number of tokens, and ask no server
 
 
 def main():
@@ -88,7 +96,7 @@ def main():
     rules = Rules(**{name: getattr(settings, name) for name in LIMITS})
     if settings.dry_run:
         return show_prompt(settings, template, rules)
-    memory = Memory(settings.n_max)
+    memory = RecentPairs(settings.n_max)
     tasks = find_tasks(settings, template, memory)
     stop, line = stop_on_signal(), ProgressLine()
     pool = Pool(
@@ -101,21 +109,23 @@ def main():
     )
     pool.check()
 
-    doubles = Doubles()
-    now, in_all = (Tally(settings.price_in, settings.price_out) for _ in range(2))
+    deduplicator = Deduplicator()
+    now, in_all = (ProgressCounts(settings.price_in, settings.price_out) for _ in range(2))
     for _, pair, _ in read_records(settings.exclude, parse_qa) if settings.exclude else ():
-        doubles.add(pair.question, pair.answer)
+        deduplicator.add(pair.question, pair.answer)
 
     def remember(pair):
-        doubles.add(pair["question"], pair["answer"])
+        deduplicator.add(pair["question"], pair["answer"])
         if template.source == "topic":
-            memory.note(pair["id"], pair["question"], pair["answer"])
+            memory.add(pair["id"], pair["question"], pair["answer"])
 
-    log = PairsLog(settings.output, facts(settings, template, pool.model), remember, in_all.add)
+    log = PairsLog(
+        settings.output, generation_settings(settings, template, pool.model), remember, in_all.add
+    )
     try:
-        for text in log.news():
+        for text in log.notices():
             line.say(text)
-        interviewer = Interviewer(asker(settings, pool), template, rules, settings.retries)
+        generator = PairGenerator(ask_function(settings, pool), template, rules, settings.retries)
 
         def tick():
             log.sync()
@@ -124,13 +134,13 @@ def main():
             line.show(lambda: now.line(tasks.total, left, in_flight))
 
         missing, workers = tasks.missing(log), settings.workers
-        for task, result in conduct(missing, interviewer, workers, pool.close, stop, tick):
-            finished = result.finished(task, doubles)
+        for task, result in run_tasks(missing, generator, workers, pool.close, stop, tick):
+            finished = result.finished(task, deduplicator)
             record = log.add(finished)
-            for tally in (now, in_all):
-                tally.add(record)
+            for counts in (now, in_all):
+                counts.add(record)
             for question, answer in finished.pairs if template.source == "topic" else ():
-                memory.note(task.id, question, answer)
+                memory.add(task.id, question, answer)
     finally:
         log.close()
         line.clear()
@@ -145,14 +155,14 @@ def main():
 
 
 def find_tasks(settings, template, memory):
-    """What is asked about: entries, or topics."""
+    """The tasks: of entries, or of topics."""
     if template.source == "topic":
         return TopicTasks(settings.input, settings.rounds, memory, settings.limit)
     return EntryTasks(settings.input, settings.limit, settings.text_max, settings.clean)
 
 
-def asker(settings, pool):
-    """The function by which an interviewer asks."""
+def ask_function(settings, pool):
+    """The function by which an generator asks."""
     form = schema(settings.n_min, settings.n_max)
 
     def ask(messages, attempt):
@@ -161,15 +171,15 @@ def asker(settings, pool):
             temperature=settings.temperature,
             max_tokens=settings.max_tokens,
             schema=form,
-            # Asked again with the same seed, some servers give the same answer.
+            # With the same seed some servers give the same answer again.
             seed=None if settings.seed is None else settings.seed + attempt,
         )
 
     return ask
 
 
-def facts(settings, template, model):
-    """What makes a generation: all that changes what the pairs are."""
+def generation_settings(settings, template, model):
+    """The settings that identify a generation: all that change the pairs."""
     named = dict(template=template.name, version=template.version, model=model)
     return named | {name: getattr(settings, name) for name in (*LIMITS, *TEXTUAL)}
 
@@ -191,10 +201,10 @@ def stop_on_signal():
 
 def show_prompt(settings, template, rules):
     """Print what the first entry would be asked, and its length; nobody is asked."""
-    task = next(find_tasks(settings, template, Memory(1)).missing(log=()), None)
+    task = next(find_tasks(settings, template, RecentPairs(1)).missing(log=()), None)
     if task is None:
         raise UserError(f"--input={settings.input}: no entry has text in it once it is cleaned")
-    messages = Interviewer(None, template, rules).messages(task)
+    messages = PairGenerator(None, template, rules).messages(task)
     for message in messages:
         print(f"-- {message['role']} --\n{message['content']}\n")
     tokenizer = load_tokenizer("zh")

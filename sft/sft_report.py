@@ -16,8 +16,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
 from minigpt.plotting.plots import census_figure, output_paths, write_figure
-from minigpt.synthesis.dedup import Doubles
-from minigpt.synthesis.statistics import describe, take_census
+from minigpt.synthesis.dedup import Deduplicator
+from minigpt.synthesis.statistics import collect_statistics, describe
 
 
 class Settings:
@@ -40,11 +40,13 @@ def main():
         )
     path = pathlib.Path(files[0])
     pictures = output_paths(settings.png or str(path.with_suffix(".png")))
-    census = take_census(path, Doubles() if settings.doubles else None, settings.input)
-    if not census.pairs:
+    statistics = collect_statistics(
+        path, Deduplicator() if settings.doubles else None, settings.input
+    )
+    if not statistics.pairs:
         raise UserError(f"{path}: no pairs in it yet")
-    print(describe(census))
-    figure, notes = census_figure(census)
+    print(describe(statistics))
+    figure, notes = census_figure(statistics)
     write_figure(figure, pictures)
     for note in notes:
         print(note)

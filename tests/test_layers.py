@@ -31,15 +31,6 @@ PACKAGES = {
 # Of a package that may be imported, these modules alone may be.
 ONLY = {("evaluation", "training"): {"losses"}, ("plotting", "training"): {"log"}}
 ONLY |= {("training", "interop"): {"hf_import"}}  # a run may start from a Hugging Face model
-# Imports that the table does not allow: importer → imported. The list may only get shorter.
-EXCEPTIONS = {
-    # endpoints.py spells prompts for runs of our own; the arena should be given a function.
-    ("minigpt.arena.endpoints", "minigpt.data.prompts"),
-    # MOST_LOGPROBS, the bound of a request; the engine's number belongs to its caller.
-    ("minigpt.openai.schemas", "minigpt.inference.engine"),
-    # SPECIAL_TEXTS, to spell special ids in logprobs; the server should pass the texts.
-    ("minigpt.openai.formats", "minigpt.tokenizer.huggingface"),
-}
 MOST_FILES = 12  # in a folder of minigpt/
 
 ERRORS = "minigpt.common.errors"  # imports nothing, so the configurator may import it, too
@@ -149,13 +140,7 @@ def test_a_package_imports_what_the_table_allows(package):
         for lower in project_imports(name)
         if not is_allowed(name, lower)
     }
-    assert found <= EXCEPTIONS
-
-
-def test_every_exception_is_still_needed():
-    for name, lower in EXCEPTIONS:
-        assert name in SOURCES and lower in project_imports(name), f"{name} → {lower}: take it out"
-        assert not is_allowed(name, lower), f"{name} → {lower}: the table allows it"
+    assert not found
 
 
 def test_the_table_runs_one_way():

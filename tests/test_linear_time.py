@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.arena import endpoints
 from minigpt.arena.battles import Shown
 from minigpt.arena.store import _escaped, _fenced
 from minigpt.common.json_text import MOST_DEPTH, is_deep, parse_json
@@ -34,13 +33,16 @@ from minigpt.evaluation.examples import first_sentence
 from minigpt.evaluation.repetition import measure
 from minigpt.evaluation.rouge import words
 from minigpt.inference.engine import Token
-from minigpt.openai import client, schemas
+from minigpt.openai import request_reader
+from minigpt.openai.answers import read_part
+from minigpt.openai.errors import ApiError, error_text
+from minigpt.openai.events import EventReader
 from minigpt.openai.stop_strings import StopStrings
 from minigpt.serving.streaming import Choice
-from minigpt.synthesis.dedup import bare
-from minigpt.synthesis.filters import Rules, check
+from minigpt.synthesis.dedup import comparable
+from minigpt.synthesis.filters import Rules, filter_pairs
 from minigpt.synthesis.generator import shortened
-from minigpt.synthesis.parsing import QA, read_reply
+from minigpt.synthesis.parsing import QA, parse_reply
 from minigpt.synthesis.templates import PLACEHOLDER
 from minigpt.tokenizer import tokenizer as tokenizer_module
 from minigpt.tokenizer.huggingface import _joined
@@ -77,7 +79,7 @@ def file_records(folder, name, data):
 
 
 def check_answer(answer, text="甲乙丙。"):
-    check([QA("黄河有多长？", answer)], text, Rules())
+    filter_pairs([QA("黄河有多长？", answer)], text, Rules())
 
 
 MARKS = "\u0301\u0323"  # the second belongs before the first
@@ -139,8 +141,8 @@ HOSTILE = {
     "normalize: NFC": (lambda x: normalize("NFC", x), lambda n: MARKS * n),
     "normalize: NFKC": (lambda x: normalize("NFKC", x), lambda n: "a" + "\uff9e\u0301" * n),
     "normalize: a mark of two": (lambda x: normalize("NFC", x), lambda n: "\u0f73" * n),
-    "bare": (bare, lambda n: MARKS * n),
-    **{f"read_reply: {kind}": (read_reply, make) for kind, make in REPLIES.items()},
+    "comparable": (comparable, lambda n: MARKS * n),
+    **{f"parse_reply: {kind}": (parse_reply, make) for kind, make in REPLIES.items()},
     **{f"check: {kind}": (check_answer, make) for kind, make in CHECKED.items()},
     "words": (words, lambda n: "龘" * n, 8_000),
     "measure": (measure, lambda n: [1, 2] * n),
@@ -154,10 +156,10 @@ HOSTILE = {
     "problem_of_url": (problem_of_url, lambda n: "http://x" + "/a." * n + "?"),
     "placeholders": (PLACEHOLDER.findall, lambda n: "{a" * n),
     "one_line": (one_line, lambda n: "\n " * n),
-    "read_json": (lambda x: schemas.read_json(x), lambda n: b'{"a": "' + b'\\"' * n + b'"}'),
-    "read_form": (schemas.read_form, lambda n: b"&".join(b"a%d=%%20" % i for i in range(n))),
-    "events": (lambda x: list(endpoints.Events().push(x)), lambda n: b"data: a\n" * n),
-    "complaint": (client._complaint, lambda n: b"<" * n),
+    "read_json": (lambda x: request_reader.read_json(x), lambda n: b'{"a": "' + b'\\"' * n + b'"}'),
+    "read_form": (request_reader.read_form, lambda n: b"&".join(b"a%d=%%20" % i for i in range(n))),
+    "events": (lambda x: list(EventReader().push(x)), lambda n: b"data: a\n" * n),
+    "complaint": (error_text, lambda n: b"<" * n),
     "markdown: escaped": (_escaped, lambda n: "*`" * n),
     "markdown: fenced": (_fenced, lambda n: "` " * n),
     "parse_json": (parse_json, lambda n: "[" + "[]," * n + "1]"),
@@ -332,11 +334,9 @@ def test_a_nested_line_is_refused_and_costs_no_other(tmp_path, depth):
 @pytest.mark.parametrize("depth", [300, 900, DEEP])
 def test_a_nested_answer_of_a_server_is_garbage(depth):
     data = b'{"error": ' + b"[" * depth + b"1" + b"]" * depth + b"}"
-    with pytest.raises(client._Garbage):
-        client._read_json(data)
-    assert "[[[" in client._complaint(data)
-    with pytest.raises(endpoints.EndpointError):
-        endpoints._read_part(data.decode(), "message")
+    assert "[[[" in error_text(data)
+    with pytest.raises(ApiError, match="it sent no JSON"):
+        read_part(data.decode(), "message")
 
 
 def test_what_can_be_read_can_be_written():
@@ -352,7 +352,7 @@ def test_what_can_be_read_can_be_written():
     [
         clean,
         lambda text: zh().encode(text),
-        lambda text: read_reply(text),
+        lambda text: parse_reply(text),
         lambda text: first_sentence(text),
         lambda text: check_answer(text),
         lambda text: split_prose(text),

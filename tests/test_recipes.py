@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from config.configurator import configure
 from minigpt.evaluation.examples import read_pairs
-from minigpt.synthesis.dedup import Doubles
+from minigpt.synthesis.dedup import Deduplicator
 from model import GPT, GPTConfig
 
 RECIPES = sorted(set((ROOT / "config").glob("*.py")) - {ROOT / "config/configurator.py"})
@@ -105,7 +105,7 @@ BOOKS = ("三国演义", "红楼梦", "西游记")
 def test_the_novels_pairs_are_whole_and_different():
     pairs = read_pairs(str(PAIRS))
     assert len(pairs) >= 200
-    doubles = Doubles()
+    doubles = Deduplicator()
     for pair in pairs:
         book, slash, topic = pair.id.partition("/")
         assert book in BOOKS and slash and topic, pair.id

@@ -1,33 +1,44 @@
-"""How an answer is written in OpenAI's two forms, chat and completion: token strings, logprobs,
-whole answers and the chunks of a stream."""
+"""Answers in OpenAI's two formats, chat and completion: token strings, logprobs, whole answers and
+the chunks of a stream."""
 
-from functools import lru_cache
-
-from minigpt.tokenizer.huggingface import SPECIAL_TEXTS
-
-# -- how tokens are spelled ------------------------------------------------------------------------
+# -- how tokens are written ------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1 << 17)
-def token_string(tokenizer, token_id):
-    """A token as text, another one for each id: bytes that are no whole characters are spelled
-    "bytes:\\xe4\\xb8", special ids as our exports have them."""
-    data = tokenizer.decode_bytes([token_id])
-    if not data:
-        names = {i: SPECIAL_TEXTS[name] for name, i in tokenizer.special.items()}
-        return names.get(token_id, f"<|{token_id}|>")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+class TokenTexts:
+    """Tokens as texts, a different one for each id: bytes that are not whole characters as
+    "bytes:\\xe4\\xb8", special ids by their names.
+
+    special: id → name of each special id.
+    """
+
+    def __init__(self, tokenizer, special):
+        self._tokenizer, self._special, self._texts = tokenizer, special, {}
+
+    def __getitem__(self, token_id):
+        """The text of a token."""
+        if token_id not in self._texts:
+            self._texts[token_id] = self._text(token_id)
+        return self._texts[token_id]
+
+    def bytes(self, token_id):
+        """The bytes of a token as a list; empty for a special id."""
+        return list(self._tokenizer.decode_bytes([token_id]))
+
+    def _text(self, token_id):
+        data = self._tokenizer.decode_bytes([token_id])
+        if not data:
+            return self._special.get(token_id, f"<|{token_id}|>")
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def chat_logprobs(tokenizer, tokens):
-    """Tokens, as (Token, offset), in the form of chat answers."""
+def chat_logprobs(texts, tokens):
+    """Tokens, as (Token, offset), in the format of chat answers. texts: TokenTexts."""
 
     def entry(token_id, logprob):
-        data = tokenizer.decode_bytes([token_id])
-        return dict(token=token_string(tokenizer, token_id), logprob=logprob, bytes=list(data))
+        return dict(token=texts[token_id], logprob=logprob, bytes=texts.bytes(token_id))
 
     content = [
         dict(entry(t.id, t.logprob), top_logprobs=[entry(*each) for each in t.top])
@@ -36,18 +47,18 @@ def chat_logprobs(tokenizer, tokens):
     return dict(content=content, refusal=None)
 
 
-def completion_logprobs(tokenizer, tokens):
-    """Tokens, as (Token, offset), in the form of completions. A token stands among the likeliest
-    whether it is one of them or not; the first of a prompt has no probability."""
+def completion_logprobs(texts, tokens):
+    """Tokens, as (Token, offset), in the format of completions. A token is listed among the most
+    likely ones even if it is not one of them; the first of a prompt has no probability."""
 
     def top(token):
         if token.logprob is None:
             return None
-        likeliest = {token_string(tokenizer, i): logprob for i, logprob in token.top}
-        return {**likeliest, token_string(tokenizer, token.id): token.logprob}
+        likeliest = {texts[i]: logprob for i, logprob in token.top}
+        return {**likeliest, texts[token.id]: token.logprob}
 
     return dict(
-        tokens=[token_string(tokenizer, token.id) for token, _ in tokens],
+        tokens=[texts[token.id] for token, _ in tokens],
         token_logprobs=[token.logprob for token, _ in tokens],
         top_logprobs=[top(token) for token, _ in tokens],
         text_offset=[offset for _, offset in tokens],
@@ -57,8 +68,8 @@ def completion_logprobs(tokenizer, tokens):
 # -- answers ---------------------------------------------------------------------------------------
 
 
-class ChatForm:
-    """How a chat's answer is written."""
+class ChatFormat:
+    """The format of chat answers."""
 
     def __init__(self, asked):
         self._logprobs = asked.logprobs
@@ -77,12 +88,12 @@ class ChatForm:
         return dict(_head(generation, "chat.completion"), choices=choices)
 
     def opening(self, generation):
-        """The chunks before the first text: who speaks."""
-        speaks = dict(role="assistant", content="")
-        return [self._chunk(generation, choice.index, speaks) for choice in generation.choices]
+        """The chunks before the first text, with the role."""
+        role = dict(role="assistant", content="")
+        return [self._chunk(generation, choice.index, role) for choice in generation.choices]
 
     def chunks(self, generation, piece):
-        """The chunks of a Piece; its end is one of its own."""
+        """The chunks of a Piece; the finish_reason has its own."""
         if piece.text or piece.tokens:
             logprobs = self._logprobs_of(generation, piece.tokens)
             yield self._chunk(generation, piece.index, dict(content=piece.text), logprobs)
@@ -98,11 +109,11 @@ class ChatForm:
         return dict(self.head(generation), choices=[choice])
 
     def _logprobs_of(self, generation, tokens):
-        return chat_logprobs(generation.served.tokenizer, tokens) if self._logprobs else None
+        return chat_logprobs(generation.served.token_texts, tokens) if self._logprobs else None
 
 
-class CompletionForm:
-    """How a completion's answer is written: chunks have the form of the whole."""
+class CompletionFormat:
+    """The format of completions: chunks have the format of the whole answer."""
 
     def __init__(self, asked):
         self._logprobs = asked.logprobs is not None
@@ -125,9 +136,9 @@ class CompletionForm:
         return _head(generation, "text_completion")
 
     def _choice(self, generation, part):
-        tokenizer, logprobs = generation.served.tokenizer, None
+        logprobs = None
         if self._logprobs:
-            logprobs = completion_logprobs(tokenizer, part.tokens)
+            logprobs = completion_logprobs(generation.served.token_texts, part.tokens)
         reason = part.finish_reason
         return dict(index=part.index, text=part.text, logprobs=logprobs, finish_reason=reason)
 

@@ -1,173 +1,16 @@
-"""What goes over the wire: the requests and answers as pydantic models, and how JSON is read.
-
-    request = parse(ChatRequest, read_json(body))      # Refused says what is wrong, and where
-    openapi(limits, defaults, names, has_key)          # /openapi.json, from the same models
+"""The requests and answers of the HTTP API as pydantic models.
 
 A field that would change the answer and cannot be honoured is refused by name; one that changes
 nothing (`user`, `metadata`, …) is accepted; an unknown one is refused.
 """
 
-import itertools
-import json
-import math
-import re
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qsl
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    WithJsonSchema,
-    model_validator,
-)
-from pydantic.json_schema import models_json_schema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
-from minigpt.inference.engine import MOST_LOGPROBS
+from minigpt.openai.request_reader import RequestRefused
 
-MAX_DEPTH = 32  # of nested lists and objects in a body
-MAX_DIGITS = 20  # of an integer: 64 bits have 19 or 20
-
-
-class Refused(Exception):
-    """A request that gets no answer: the HTTP status, a message for its sender, the parameter
-    that is wrong and a code, where there are any."""
-
-    def __init__(self, status, message, param=None, code=None):
-        super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
-
-    def as_dict(self):
-        """The error as OpenAI's clients read it."""
-        kinds = {401: "authentication_error", 429: "rate_limit_error"}
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        kind = kinds.get(self.status, kind)
-        error = dict(message=self.message, type=kind, param=self.param, code=self.code)
-        return {"error": error}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much one request may ask for."""
-
-    body_bytes: int = 1 << 20
-    prompt_tokens: int | None = None  # none: as many as the model sees at once
-    max_tokens: int = 4096
-    default_max_tokens: int = 225  # where a request does not say
-    n: int = 8
-
-
-# -- reading JSON ----------------------------------------------------------------------------------
-
-
-def read_json(body):
-    """The object that `body` (bytes) holds. Refused (400) where it is no UTF-8, no JSON or no
-    object, where it is nested deeply, or holds NaN, infinity or an integer beyond 64 bits."""
-    try:
-        text = body.decode("utf-8")
-        _check_depth(text)
-        value = json.loads(
-            text, parse_int=_integer, parse_float=_real, parse_constant=_no_such_number
-        )
-        if "\\u" in text:  # half of a surrogate pair can be spelled, but is no character
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeError as error:
-        raise Refused(400, f"the body is not UTF-8: {error.reason}") from None
-    except ValueError as error:
-        raise Refused(400, f"the body is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise Refused(400, "the body is not a JSON object: expected {…}")
-    return value
-
-
-# A string that nobody closes goes on to the end, so that no text is searched twice.
-_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
-
-
-def _check_depth(text):
-    # Before the parser sees it: that one calls itself for each level.
-    brackets = re.findall(r"[\[{}\]]", _STRING.sub("", text))
-    steps = (1 if bracket in "[{" else -1 for bracket in brackets)
-    if max(itertools.accumulate(steps), default=0) > MAX_DEPTH:
-        raise ValueError(f"nested more than {MAX_DEPTH} deep")
-
-
-def _integer(digits):
-    if len(digits.lstrip("-")) > MAX_DIGITS:
-        raise ValueError(f"an integer of more than {MAX_DIGITS} digits")
-    return int(digits)
-
-
-def _real(digits):
-    value = float(digits)
-    if not math.isfinite(value):
-        raise ValueError("a number too large for a float")
-    # JSON knows one kind of number: 5.0 is as good as 5.
-    return int(value) if value.is_integer() and abs(value) < 2**53 else value
-
-
-def _no_such_number(name):
-    raise ValueError(f"{name} is no JSON number")
-
-
-def read_form(*parts):
-    """The fields, name → text, of a query string and a form's body (bytes). Refused (400) where
-    they are no UTF-8, and where a field is given twice."""
-    fields = {}
-    for part in parts:
-        try:
-            pairs = parse_qsl(part.decode("utf-8"), keep_blank_values=True, errors="strict")
-        except UnicodeError as error:
-            raise Refused(400, f"the request is not UTF-8: {error.reason}") from None
-        for name, value in pairs:
-            if name in fields:
-                raise Refused(400, f"{name[:100]}: given more than once", name[:100])
-            fields[name] = value
-    return fields
-
-
-def parse(model, values):
-    """`values` as a `model`. Refused (400) names each wrong field, up to three of them."""
-    return _checked(model.model_validate, values)
-
-
-def parse_strings(model, values):
-    """The same for values that are all text, as a query string or a form has them."""
-    return _checked(model.model_validate_strings, values)
-
-
-def _checked(validate, values):
-    try:
-        return validate(values)
-    except ValidationError as error:
-        errors = error.errors(include_url=False, include_input=False, include_context=False)
-        found = {_param(each["loc"], values): each for each in reversed(errors)}
-        # By field: a union complains once for each of its types, and the first says enough.
-        lines = [_complaint(param, each) for param, each in reversed(found.items())]
-        message = "; ".join(lines[:3]) + ("; …" if len(lines) > 3 else "")
-        raise Refused(400, message, param=next(reversed(found)) or None) from None
-
-
-def _param(place, values):
-    """The dotted name of a field, without the names of types that pydantic puts behind it."""
-    names = []
-    for part in place:
-        known = isinstance(values, dict) and (part in values or part == place[-1])
-        if not known and not (isinstance(values, list) and isinstance(part, int)):
-            continue
-        names.append(str(part))
-        values = values.get(part) if isinstance(values, dict) else values[part]
-    return ".".join(names)
-
-
-def _complaint(param, error):
-    shown = param if len(param) <= 100 else param[:100] + "…"
-    if error["type"] == "extra_forbidden":
-        return f"{shown}: unknown field"
-    return f"{shown}: {error['msg'].removeprefix('Value error, ')}"
+MOST_LOGPROBS = 20  # likeliest tokens that a request may ask to see: OpenAI's limit
 
 
 # -- requests --------------------------------------------------------------------------------------
@@ -253,12 +96,12 @@ class OpenAIRequest(Sampling):
     @model_validator(mode="after")
     def _options_of_a_stream(self):
         if self.stream_options is not None and not self.stream:
-            raise Refused(400, "stream_options: only with stream=true", "stream_options")
+            raise RequestRefused(400, "stream_options: only with stream=true", "stream_options")
         return self
 
     @property
     def wants_usage(self):
-        """Whether a stream ends with a chunk that tells the usage."""
+        """Whether a stream ends with a chunk with the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
@@ -309,11 +152,11 @@ class ChatRequest(OpenAIRequest):
     @model_validator(mode="after")
     def _fields_agree(self):
         if self.top_logprobs is not None and not self.logprobs:
-            raise Refused(400, "top_logprobs: only with logprobs=true", "top_logprobs")
+            raise RequestRefused(400, "top_logprobs: only with logprobs=true", "top_logprobs")
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
             message = "max_completion_tokens: max_tokens is its older name and says another number"
-            raise Refused(400, message, "max_completion_tokens")
+            raise RequestRefused(400, message, "max_completion_tokens")
         self.max_tokens = limits.pop() if limits else None
         return self
 
@@ -330,7 +173,7 @@ class CompletionRequest(OpenAIRequest):
     @model_validator(mode="after")
     def _fields_agree(self):
         if self.best_of not in (None, self.n or 1):
-            raise Refused(400, "best_of: not supported beyond n; leave it out", "best_of")
+            raise RequestRefused(400, "best_of: not supported beyond n; leave it out", "best_of")
         return self
 
     @property
@@ -366,7 +209,7 @@ class ErrorAnswer(Strict):
     error: Error
 
 
-class Health(Strict):
+class HealthAnswer(Strict):
     status: Literal["ok", "loading", "draining"]
     running: int
     waiting: int
@@ -499,152 +342,3 @@ class TokenizerInfo(Strict):
     bos_token: None
     pad_token: str
     chat_template: None
-
-
-# -- the description -------------------------------------------------------------------------------
-
-# method, path, what it does, request, answers by content type, further statuses
-_COMMON = (401, 404, 503)
-_BODY = (400, 401, 404, 413, 415, 503)
-_WRITING = (*_BODY, 429, 500)
-_SSE = "text/event-stream"
-OPERATIONS = [
-    ("get", "/", "how to use this server", None, {"text/plain": None}, ()),
-    ("get", "/health", "whether requests are taken", None, {"application/json": Health}, (503,)),
-    ("get", "/v1/models", "what is served", None, {"application/json": Models}, (401, 503)),
-    ("get", "/v1/models/{model}", "one model", None, {"application/json": Model}, _COMMON),
-    (
-        *("post", "/v1/chat/completions", "answer a conversation", ChatRequest),
-        *({"application/json": ChatAnswer, _SSE: ChatChunk}, _WRITING),
-    ),
-    (
-        *("post", "/v1/completions", "continue texts", CompletionRequest),
-        *({"application/json": CompletionAnswer, _SSE: CompletionAnswer}, (*_WRITING, 422)),
-    ),
-    (
-        *("post", "/tokenize", "the ids of a text", TokenizeRequest),
-        *({"application/json": Tokens}, _BODY),
-    ),
-    (
-        *("post", "/detokenize", "the text of ids", DetokenizeRequest),
-        *({"application/json": Text}, (*_BODY, 422)),
-    ),
-    (
-        *("get", "/tokenizer_info", "what ends a text", None),
-        *({"application/json": TokenizerInfo}, (400, *_COMMON)),
-    ),
-    ("get", "/generate", "write, for people", None, {"text/plain": None}, _WRITING),
-    ("post", "/generate", "write, for people", GenerateRequest, {"text/plain": None}, _WRITING),
-    ("get", "/openapi.json", "this description", None, {"application/json": None}, ()),
-]
-MEANINGS = {
-    200: "the answer; streamed where `stream` is true",
-    400: "the request is wrong; the message names the field",
-    401: "the key is missing or wrong",
-    403: "the Host header is not a name of this server",
-    404: "there is no such model",
-    413: "the body is too large",
-    415: "the body is no application/json",
-    422: "an id is outside the vocabulary",
-    429: "too many requests wait already; Retry-After says when to come again",
-    500: "the model failed",
-    503: "loading, stopping, or out of time; Retry-After says when to come again",
-}
-
-
-def openapi(limits, defaults, names, has_key):
-    """The OpenAPI 3.1 description as a dict, with this server's limits, defaults (name → value)
-    and the names of its models."""
-    models = {o[3] for o in OPERATIONS if o[3]} | {ErrorAnswer}
-    models |= {model for o in OPERATIONS for model in o[4].values() if model}
-    wanted = [(model, "validation") for model in sorted(models, key=lambda m: m.__name__)]
-    _, schema = models_json_schema(wanted, ref_template="#/components/schemas/{model}")
-    components = {"schemas": schema["$defs"]}
-    _fill_in(components["schemas"], limits, defaults, names)
-    paths = {}
-    for method, path, summary, request, answers, statuses in OPERATIONS:
-        operation = dict(summary=summary, operationId=f"{method} {path}")
-        operation["responses"] = _responses(path, answers, statuses, has_key)
-        _describe_input(operation, method, path, request, components["schemas"], names)
-        if has_key and 401 in statuses:
-            operation["security"] = [{"key": []}]
-        paths.setdefault(path, {})[method] = operation
-    if has_key:
-        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    info = dict(title="MiniGPT", version="1", description="OpenAI's HTTP API for trained runs")
-    return dict(openapi="3.1.0", info=info, paths=paths, components=components)
-
-
-def _fill_in(schemas, limits, defaults, names):
-    """Write this server's limits, defaults and models into the requests' schemas."""
-    for model in (ChatRequest, CompletionRequest, GenerateRequest):
-        fields = schemas[model.__name__]["properties"]
-        for name, value in {**defaults, "max_tokens": limits.default_max_tokens}.items():
-            fields[name]["default"] = value
-        most = {"max_tokens": limits.max_tokens, "max_completion_tokens": limits.max_tokens}
-        for name, value in {**most, "n": limits.n}.items():
-            if name in fields:
-                fields[name]["anyOf"][0]["maximum"] = value
-    writing = (ChatRequest, CompletionRequest, GenerateRequest)
-    for model in (*writing, TokenizeRequest, DetokenizeRequest):
-        schemas[model.__name__]["properties"]["model"]["anyOf"][0]["enum"] = names
-    if len(names) > 1:
-        for model in writing:
-            schemas[model.__name__]["required"].append("model")
-
-
-def _responses(path, answers, statuses, has_key):
-    content = {kind: {"schema": _schema_of(kind, model)} for kind, model in answers.items()}
-    responses = {"200": dict(description=MEANINGS[200], content=content)}
-    for status in sorted({403, *statuses} - (set() if has_key else {401})):
-        if path == "/generate":
-            content = {"text/plain": {"schema": {"type": "string"}}}
-        else:
-            model = Health if path == "/health" and status == 503 else ErrorAnswer
-            content = {"application/json": {"schema": _schema_of("application/json", model)}}
-        responses[str(status)] = dict(description=MEANINGS[status], content=content)
-    return responses
-
-
-def _schema_of(kind, model):
-    if model is None:
-        return {"type": "object" if kind == "application/json" else "string"}
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    if kind == "application/json":
-        return schema
-    what = f"each event is a {model.__name__}, or an error; the last one of a text is [DONE]"
-    schema = {"anyOf": [schema, {"$ref": "#/components/schemas/ErrorAnswer"}]}
-    chunk = dict(type="string", contentMediaType="application/json", contentSchema=schema)
-    data = {"anyOf": [{"const": "[DONE]"}, chunk]}
-    return dict(type="object", description=what, required=["data"], properties={"data": data})
-
-
-def _describe_input(operation, method, path, request, schemas, names):
-    """The path's and the query's parameters, and the body."""
-    name = {"name": "model", "schema": {"type": "string", "enum": names}}
-    if path == "/v1/models/{model}":
-        operation["parameters"] = [{**name, "in": "path", "required": True}]
-    if path == "/tokenizer_info":
-        operation["parameters"] = [{**name, "in": "query"}]
-    if path == "/generate" and method == "get":
-        form = _form_schema(schemas)
-        operation["parameters"] = [
-            dict(name=field, required=field in form["required"], schema=schema, **{"in": "query"})
-            for field, schema in form["properties"].items()
-        ]
-    if request is not None:
-        schema = {"$ref": f"#/components/schemas/{request.__name__}"}
-        content = {"application/json": {"schema": schema}}
-        if path == "/generate":
-            content["application/x-www-form-urlencoded"] = {"schema": _form_schema(schemas)}
-        operation["requestBody"] = dict(required=True, content=content)
-
-
-def _form_schema(schemas):
-    """What a form or a query can spell of a GenerateRequest: every field without its null."""
-    schema = schemas[GenerateRequest.__name__]
-    fields = {
-        name: field["anyOf"][0] if "anyOf" in field else field
-        for name, field in schema["properties"].items()
-    }
-    return {**schema, "properties": fields}

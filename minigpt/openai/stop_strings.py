@@ -1,18 +1,18 @@
-"""Stop strings: find them in a text that comes in pieces, and never show the beginning of one."""
+"""Stop strings: found in streamed text, without ever releasing the beginning of one."""
 
 
 class StopStrings:
-    """Text in piece by piece, out what is certainly no part of a stop string.
+    """Takes streamed text and releases what cannot be part of a stop string.
 
-    stops: the strings, none of them empty. The one that is complete first ends the text, which is
-    cut where it begins; of those that are complete at the same character, the longest. However a
-    text is cut into pieces, what comes out joins to the same. The time is linear in the text,
+    stops: the strings, none of them empty. The first complete one ends the text, which is cut where
+    it begins; of several that end at the same character, the longest. The released text does not
+    depend on how the text is cut into pieces. The time is linear in the text,
     however long the stop strings are (Knuth, Morris and Pratt 1977).
     """
 
     def __init__(self, stops):
         self.stops = tuple(stops)
-        self.hit = None  # the stop string that has ended the text; nothing comes out after it
+        self.hit = None  # the stop string that ended the text; nothing is released after it
         self._borders = [_borders(stop) for stop in self.stops]
         self._matched = [0] * len(self.stops)  # how much of each stop the text so far ends with
         # What is held back is the beginning of a stop string: which one, and how much of it.
@@ -31,7 +31,7 @@ class StopStrings:
         return self._taken(text, len(text) - n_held, (stop, n_held))
 
     def flush(self):
-        """What was held back, once it is certain that no more text comes."""
+        """The held-back text, once no more text comes."""
         self._matched = [0] * len(self.stops)
         return self._taken("", 0, ("", 0))
 

@@ -592,8 +592,9 @@ MOST_BARS = 12  # of a panel whose labels are text
 
 
 def census_figure(census):
-    """A Figure of a minigpt.synthesis.statistics.Census: how long questions and answers are, how
-    many pairs an entry has, what is asked for, how questions begin, which rules replies broke.
+    """A Figure of a PairStatistics (minigpt.synthesis.statistics): how long questions and answers
+    are, how many pairs an entry has, what is asked for, how questions begin, which rules replies
+    broke.
 
     Returns (figure, notes) as loss_figure() does. Bars carry gids "questions", "answers",
     "per_entry", "kinds", "openings", "rules"; a panel with nothing to show is left out.
@@ -611,7 +612,7 @@ def census_figure(census):
         notes = [
             "note: no installed font has Chinese: the picture numbers the openings listed here"
         ]
-    rules = census.tally.first.most_common(MOST_BARS) if census.tally else []
+    rules = census.progress.first.most_common(MOST_BARS) if census.progress else []
     with style_context(["default", STYLE, {"font.family": families}]):
         figure = Figure(figsize=CENSUS_SIZE, layout="constrained")
         FigureCanvasAgg(figure)

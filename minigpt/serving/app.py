@@ -4,8 +4,8 @@
     app = make_app(service)                   # for minigpt/serving/wsgi.py; it answers 503 …
     service.open({"sft": served}, host)       # … until here
 
-A request is checked as a whole before the first byte of its answer. What its client does not stay
-to read is not written: whoever waits looks four times a second whether the client is still there.
+A request is checked as a whole before the first byte of its answer. An answer that nobody reads is
+not generated: the server checks four times a second whether the client is still connected.
 """
 
 import hmac
@@ -14,6 +14,7 @@ import logging
 import re
 import time
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
@@ -21,16 +22,13 @@ from werkzeug.exceptions import HTTPException
 from minigpt.common.errors import UserError
 from minigpt.data.prompts import TooLong, chat_ids, check_length, prompt_ids, stop_ids
 from minigpt.inference.engine import Request
-from minigpt.openai.formats import ChatForm, CompletionForm
-from minigpt.openai.schemas import (
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    GenerateRequest,
-    Limits,
-    Refused,
-    TokenizeRequest,
-    openapi,
+from minigpt.openai import schemas
+from minigpt.openai.events import END_OF_STREAM, HEARTBEAT, encode_event
+from minigpt.openai.formats import ChatFormat, CompletionFormat, TokenTexts
+from minigpt.openai.openapi import JSON, SSE, TEXT, Route, describe
+from minigpt.openai.request_reader import (
+    RequestLimits,
+    RequestRefused,
     parse,
     parse_strings,
     read_form,
@@ -40,9 +38,8 @@ from minigpt.serving.allowed_hosts import AllowedHosts
 from minigpt.serving.streaming import Generation, Reader
 from minigpt.tokenizer.huggingface import SPECIAL_TEXTS
 
-KEEP_ALIVE_SECONDS = 5.0  # a stream that has nothing to say says so this often
-RETRY_SECONDS = 2  # what 429 and 503 advise
-OPEN_TO_ALL = ("/", "/health", "/openapi.json")  # without a key
+KEEP_ALIVE_SECONDS = 5.0  # a stream without new text sends a heartbeat this often
+RETRY_SECONDS = 2  # the Retry-After of 429 and 503
 DESCRIPTIONS = {
     "plain": "continues a text; of a conversation it reads the last user message alone",
     "qa": "answers a question; of a conversation it reads the last user message alone",
@@ -58,7 +55,7 @@ log = logging.getLogger("minigpt")
 
 @dataclass(frozen=True)
 class Served:
-    """A model as its clients see it; the engine that writes for it has the same name."""
+    """A model as clients see it; its engine in the Host has the same name."""
 
     name: str
     tokenizer: object
@@ -67,6 +64,12 @@ class Served:
     n_params: int
     step: int
     created: int  # seconds since 1970
+
+    @cached_property
+    def token_texts(self):
+        """How the answers write its tokens."""
+        special = self.tokenizer.special
+        return TokenTexts(self.tokenizer, {i: SPECIAL_TEXTS[name] for name, i in special.items()})
 
     def as_dict(self):
         """The model as /v1/models lists it."""
@@ -83,20 +86,20 @@ class Served:
 
 @dataclass(frozen=True)
 class Options:
-    """What a server's owner decides. defaults: sampling settings of requests that say nothing."""
+    """The server's settings. defaults: sampling settings that a request does not give."""
 
     api_key: str | None = None
     cors_origins: tuple[str, ...] = ()  # "*" for all
     allowed_hosts: AllowedHosts = field(default_factory=AllowedHosts)
     log_text: bool = False
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
     defaults: dict = field(
         default_factory=lambda: dict(temperature=0.1, top_k=20, top_p=1.0, repetition_penalty=1.0)
     )
 
 
 class Service:
-    """What the routes work on: options at once, models as soon as they are loaded."""
+    """What the views need: options from the start, models once they are loaded."""
 
     def __init__(self, options, models=None, host=None):
         self.options, self.models, self.host = options, models or {}, host
@@ -113,20 +116,22 @@ class Service:
         return "draining" if self.host.draining else "ok"
 
     def check_loaded(self):
-        """Refused (503) while there are no models yet."""
+        """RequestRefused (503) while there are no models yet."""
         if self.host is None:
-            raise Refused(503, "the models are still being loaded: try again soon", code="loading")
+            raise RequestRefused(
+                503, "the models are still being loaded: try again soon", code="loading"
+            )
 
     def served(self, name):
-        """The model called `name`; None is the only one. Refused where that is nobody."""
+        """The model called `name`; None: the only one. RequestRefused where there is none."""
         self.check_loaded()
         names = ", ".join(self.models)
         if name is None and len(self.models) > 1:
-            raise Refused(400, f"model: say which one of {names}", "model")
+            raise RequestRefused(400, f"model: say which one of {names}", "model")
         if name is not None and name not in self.models:
             shown = name if len(name) <= 100 else name[:100] + "…"
             message = f"model: there is no {shown!r} here; there is {names}"
-            raise Refused(404, message, "model", "model_not_found")
+            raise RequestRefused(404, message, "model", "model_not_found")
         return self.models[name or next(iter(self.models))]
 
 
@@ -146,7 +151,7 @@ def _answer(generation, form, asked):
         return _streamed(response, generation)
     try:
         if not generation.finish():
-            return Response(status=499)  # nobody reads it
+            return Response(status=499)  # the client is gone
         return _json(dict(form.whole(generation), usage=generation.usage()))
     finally:
         generation.close()
@@ -154,7 +159,7 @@ def _answer(generation, form, asked):
 
 def _streamed(response, generation):
     response.headers["Cache-Control"] = "no-cache"
-    response.headers["X-Accel-Buffering"] = "no"  # a proxy between shall pass it on at once
+    response.headers["X-Accel-Buffering"] = "no"  # a proxy should pass it on at once
     response.call_on_close(generation.close)
     return response
 
@@ -163,46 +168,43 @@ def _events(generation, form, wants_usage):
     """The answer as server-sent events."""
     usage = {"usage": None} if wants_usage else {}
     for chunk in form.opening(generation):
-        yield _event({**chunk, **usage})
+        yield encode_event({**chunk, **usage})
     spoke = time.monotonic()
     try:
         for piece in generation.pieces():
             if piece is not None:
                 for chunk in form.chunks(generation, piece):
-                    yield _event({**chunk, **usage})
+                    yield encode_event({**chunk, **usage})
             elif time.monotonic() - spoke < KEEP_ALIVE_SECONDS:
                 continue
             else:
-                yield ": still here\n\n"
+                yield HEARTBEAT
             spoke = time.monotonic()
-    except Refused as refused:
-        yield _event(refused.as_dict())
+    except RequestRefused as refused:
+        yield encode_event(refused.as_dict())
         return
     if wants_usage:
-        yield _event(dict(form.head(generation), choices=[], usage=generation.usage()))
-    yield "data: [DONE]\n\n"
-
-
-def _event(value):
-    return f"data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n"
+        yield encode_event(dict(form.head(generation), choices=[], usage=generation.usage()))
+    yield END_OF_STREAM
 
 
 def _plain_text(generation):
-    """The text as it comes, and a line break; a failure is a last line in brackets."""
+    """The text as it is generated, and a line break; a failure is a last line in brackets."""
     try:
         for piece in generation.pieces():
             if piece is not None and piece.text:
                 yield piece.text
         yield "\n"
-    except Refused as refused:
+    except RequestRefused as refused:
         yield f"\n[{refused.message}]\n"
 
 
 # -- routes ----------------------------------------------------------------------------------------
 
 
-class Routes:
-    """The views: each reads the request, and answers it or raises Refused."""
+class Views:
+    """What answers the routes: a method reads the request and answers it, or raises
+    RequestRefused."""
 
     def __init__(self, service):
         self.service, self.options = service, service.options
@@ -232,35 +234,35 @@ class Routes:
         served = [model.as_dict() for model in self.service.models.values()]
         return _json(dict(object="list", data=served))
 
-    def model(self, name):
-        """GET /v1/models/<name>"""
-        return _json(self.service.served(name).as_dict())
+    def model(self, model):
+        """GET /v1/models/{model}"""
+        return _json(self.service.served(model).as_dict())
 
     def openapi(self):
         """GET /openapi.json"""
         names, has_key = list(self.service.models), self.options.api_key is not None
-        return _json(openapi(self.limits, self.options.defaults, names, has_key))
+        return _json(describe(ROUTES, self.limits, self.options.defaults, names, has_key))
 
     def chat(self):
         """POST /v1/chat/completions"""
-        asked, served = self._read(ChatRequest)
+        asked, served = self._read(schemas.ChatRequest)
         room, turns = self._room(served), [message.turn for message in asked.messages]
         try:
             ids = chat_ids(served.tokenizer, served.prompt_format, turns, room, asked.truncate)
         except TooLong as error:
             raise _too_long("messages", error) from None
         except UserError as error:
-            raise Refused(400, str(error), "messages") from None
+            raise RequestRefused(400, str(error), "messages") from None
         self._check_prompt(served, ids, "messages")
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         ends = stop_ids(served.tokenizer)
         requests = self._requests(asked, [ids], stop_ids=ends, logprobs=logprobs)
         generation = self._generation(served, "chatcmpl", requests, asked.stops)
-        return _answer(generation, ChatForm(asked), asked)
+        return _answer(generation, ChatFormat(asked), asked)
 
     def completions(self):
         """POST /v1/completions"""
-        asked, served = self._read(CompletionRequest)
+        asked, served = self._read(schemas.CompletionRequest)
         prompts = [self._prompt(served, prompt) for prompt in asked.prompts]
         ends, echo = stop_ids(served.tokenizer), bool(asked.echo)
         if echo and asked.logprobs is not None:
@@ -271,7 +273,7 @@ class Routes:
             more, form_ends = dict(logprobs=asked.logprobs, stop_ids=ends), ()
         requests = self._requests(asked, prompts, **more)
         generation = self._generation(served, "cmpl", requests, asked.stops, form_ends, echo)
-        return _answer(generation, CompletionForm(asked), asked)
+        return _answer(generation, CompletionFormat(asked), asked)
 
     def generate(self):
         """GET and POST /generate"""
@@ -294,7 +296,7 @@ class Routes:
     def tokenize(self):
         """POST /tokenize. The name of the token that ends a text, alone, is that token: a harness
         finds its id so."""
-        asked = parse(TokenizeRequest, self._json_body())
+        asked = parse(schemas.TokenizeRequest, self._json_body())
         served = self._tokenizing(asked.model)
         tokenizer = served.tokenizer
         names = {SPECIAL_TEXTS["EOT"]: tokenizer.eot, SPECIAL_TEXTS["PAD"]: tokenizer.pad}
@@ -304,7 +306,7 @@ class Routes:
 
     def detokenize(self):
         """POST /detokenize"""
-        asked = parse(DetokenizeRequest, self._json_body())
+        asked = parse(schemas.DetokenizeRequest, self._json_body())
         tokenizer = self._tokenizing(asked.model).tokenizer
         _check_ids(tokenizer, asked.tokens, "tokens")
         return _json(dict(prompt=tokenizer.decode(asked.tokens)))
@@ -324,12 +326,12 @@ class Routes:
             )
         )
 
-    # -- what they share --
+    # -- shared by the views --
 
     def _json_body(self):
         if request.mimetype != "application/json":
             message = "expected the header Content-Type: application/json"
-            raise Refused(415, message)
+            raise RequestRefused(415, message)
         return read_json(request.get_data())
 
     def _read(self, model):
@@ -337,30 +339,30 @@ class Routes:
         asked = parse(model, self._json_body())
         self._check_settings(asked)
         if (asked.n or 1) > self.limits.n:
-            raise Refused(400, f"n: this server takes up to {self.limits.n}", "n")
+            raise RequestRefused(400, f"n: this server takes up to {self.limits.n}", "n")
         return asked, self.service.served(asked.model)
 
     def _read_generate(self):
         body = request.get_data()
         if not body or request.mimetype == "application/x-www-form-urlencoded":
-            return parse_strings(GenerateRequest, read_form(request.query_string, body))
+            return parse_strings(schemas.GenerateRequest, read_form(request.query_string, body))
         if request.mimetype != "application/json":
-            raise Refused(415, "expected a query, a form or JSON with its Content-Type")
+            raise RequestRefused(415, "expected a query, a form or JSON with its Content-Type")
         if request.query_string:
-            raise Refused(400, "a query and JSON: say everything in one of them")
-        return parse(GenerateRequest, read_json(body))
+            raise RequestRefused(400, "a query and JSON: say everything in one of them")
+        return parse(schemas.GenerateRequest, read_json(body))
 
     def _check_settings(self, asked):
         if (asked.max_tokens or 0) > self.limits.max_tokens:
             message = f"max_tokens: this server writes up to {self.limits.max_tokens}"
-            raise Refused(400, message, "max_tokens")
+            raise RequestRefused(400, message, "max_tokens")
 
     def _room(self, served):
         return min(self.limits.prompt_tokens or served.block_size, served.block_size)
 
     def _check_prompt(self, served, ids, param="prompt"):
         if not ids:
-            raise Refused(400, f"{param}: empty; expected a text to continue", param)
+            raise RequestRefused(400, f"{param}: empty; expected a text to continue", param)
         if len(ids) > self._room(served):
             raise _too_long(param, TooLong(len(ids), self._room(served)))
 
@@ -375,7 +377,7 @@ class Routes:
         return ids
 
     def _encoded(self, served, text):
-        """The ids of a text. Refused before it is encoded where it certainly does not fit."""
+        """The ids of a text. RequestRefused before it is encoded where it cannot fit."""
         try:
             check_length(served.tokenizer, [text], self._room(served))
         except TooLong as error:
@@ -412,22 +414,22 @@ class Routes:
 
 
 def _too_long(param, error):
-    """The Refused for a TooLong."""
+    """The RequestRefused for a TooLong."""
     message = f"{param}: {error.counted}; this model takes up to {error.room}"
     if param == "messages":
         message += ', or set truncate to "oldest"'
-    return Refused(400, message, param, "context_length_exceeded")
+    return RequestRefused(400, message, param, "context_length_exceeded")
 
 
 def _check_ids(tokenizer, ids, param):
     highest = tokenizer.n_vocab - 1
     if max(ids, default=0) > highest:
         message = f"{param}: {max(ids)} is no id of this tokenizer, which has 0 to {highest}"
-        raise Refused(422, message, param)
+        raise RequestRefused(422, message, param)
 
 
 def _bare(name):
-    """A tokenizer's name without the folder in which it lies."""
+    """A tokenizer's name without its folder."""
     return re.split(r"[/\\]", name)[-1].removesuffix(".tiktoken").removesuffix(".json")
 
 
@@ -435,41 +437,101 @@ def _text(text, status=200):
     return Response(text, status, content_type="text/plain; charset=utf-8")
 
 
+# -- the routes ------------------------------------------------------------------------------------
+
+_BODY = (400, 401, 404, 413, 415, 503)  # statuses of a route that reads a body
+_WRITES = (*_BODY, 429, 500)  # of one that writes text, too
+_PLAIN = {TEXT: None}
+
+# Flask's rules and /openapi.json are both made of this table.
+ROUTES = (
+    Route("GET", "/", Views.index, "how to use this server", _PLAIN),
+    Route(
+        *("GET", "/health", Views.health, "whether requests are taken"),
+        {JSON: schemas.HealthAnswer},
+        (503,),
+        errors_by_status={503: {JSON: schemas.HealthAnswer}},
+    ),
+    Route("GET", "/v1/models", Views.models, "what is served", {JSON: schemas.Models}, (401, 503)),
+    Route(
+        *("GET", "/v1/models/{model}", Views.model, "one model"),
+        {JSON: schemas.Model},
+        (401, 404, 503),
+    ),
+    Route(
+        *("POST", "/v1/chat/completions", Views.chat, "answer a conversation"),
+        {JSON: schemas.ChatAnswer, SSE: schemas.ChatChunk},
+        _WRITES,
+        schemas.ChatRequest,
+    ),
+    Route(
+        *("POST", "/v1/completions", Views.completions, "continue texts"),
+        {JSON: schemas.CompletionAnswer, SSE: schemas.CompletionAnswer},
+        (*_WRITES, 422),
+        schemas.CompletionRequest,
+    ),
+    Route(
+        *("POST", "/tokenize", Views.tokenize, "the ids of a text"),
+        {JSON: schemas.Tokens},
+        _BODY,
+        schemas.TokenizeRequest,
+    ),
+    Route(
+        *("POST", "/detokenize", Views.detokenize, "the text of ids"),
+        {JSON: schemas.Text},
+        (*_BODY, 422),
+        schemas.DetokenizeRequest,
+    ),
+    Route(
+        *("GET", "/tokenizer_info", Views.tokenizer_info, "what ends a text"),
+        {JSON: schemas.TokenizerInfo},
+        (400, 401, 404, 503),
+        query=("model",),
+    ),
+    Route(
+        *("GET", "/generate", Views.generate, "write, for people"),
+        _PLAIN,
+        _WRITES,
+        query=schemas.GenerateRequest,
+        errors=_PLAIN,
+    ),
+    Route(
+        *("POST", "/generate", Views.generate, "write, for people"),
+        _PLAIN,
+        _WRITES,
+        schemas.GenerateRequest,
+        takes_form=True,
+        errors=_PLAIN,
+    ),
+    Route("GET", "/openapi.json", Views.openapi, "this description", {JSON: None}),
+)
+OPEN_TO_ALL = {route.path for route in ROUTES if not route.needs_key}
+
+
 # -- the app ---------------------------------------------------------------------------------------
 
 
 def make_app(service):
     """The Flask app of a Service."""
-    app, routes = Flask("minigpt", static_folder=None), Routes(service)
+    app, views = Flask("minigpt", static_folder=None), Views(service)
     app.config["MAX_CONTENT_LENGTH"] = service.options.limits.body_bytes
     app.config["MAX_FORM_MEMORY_SIZE"] = service.options.limits.body_bytes
-    for method, path, view in (
-        ("GET", "/", routes.index),
-        ("GET", "/health", routes.health),
-        ("GET", "/v1/models", routes.models),
-        ("GET", "/v1/models/<path:name>", routes.model),
-        ("POST", "/v1/chat/completions", routes.chat),
-        ("POST", "/v1/completions", routes.completions),
-        ("POST", "/tokenize", routes.tokenize),
-        ("POST", "/detokenize", routes.detokenize),
-        ("GET", "/tokenizer_info", routes.tokenizer_info),
-        ("GET POST", "/generate", routes.generate),
-        ("GET", "/openapi.json", routes.openapi),
-    ):
-        app.add_url_rule(path, path, view, methods=method.split())
+    for route in ROUTES:
+        rule, name = route.path.replace("{model}", "<path:model>"), f"{route.method} {route.path}"
+        app.add_url_rule(rule, name, partial(route.view, views), methods=[route.method])
     app.before_request(lambda: _check_host(service.options.allowed_hosts))
     app.before_request(lambda: _check_key(service.options.api_key))
     app.after_request(lambda response: _finish(response, service.options.cors_origins))
-    app.register_error_handler(Refused, _refuse)
+    app.register_error_handler(RequestRefused, _refuse)
     app.register_error_handler(HTTPException, _refuse_http)
-    app.register_error_handler(Exception, _apologize)
+    app.register_error_handler(Exception, _internal_error)
     return app
 
 
 def _check_host(allowed_hosts):
     host = request.headers.get("Host")
     if not allowed_hosts.allows(host):
-        raise Refused(403, allowed_hosts.refusal(host), code="host_not_allowed")
+        raise RequestRefused(403, allowed_hosts.refusal(host), code="host_not_allowed")
 
 
 def _check_key(key):
@@ -479,7 +541,7 @@ def _check_key(key):
     right = hmac.compare_digest(given.strip().encode(), key.encode())
     if scheme.lower() != "bearer" or not right:
         message = "the header Authorization: Bearer <key> is missing or its key is wrong"
-        raise Refused(401, message, code="invalid_api_key")
+        raise RequestRefused(401, message, code="invalid_api_key")
 
 
 def _refuse(refused):
@@ -500,19 +562,19 @@ def _refuse_http(error):
         405: f"this route takes {', '.join(sorted(getattr(error, 'valid_methods', None) or ()))}",
         413: "the body is larger than this server takes",
     }
-    response = _refuse(Refused(error.code, messages.get(error.code, error.name)))
+    response = _refuse(RequestRefused(error.code, messages.get(error.code, error.name)))
     if error.code == 405:
         response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
     return response
 
 
-def _apologize(error):
-    log.error("a fault of the server", exc_info=error)
-    return _refuse(Refused(500, "a fault of the server; its log says more"))
+def _internal_error(error):
+    log.error("internal error", exc_info=error)
+    return _refuse(RequestRefused(500, "internal error of the server; its log says more"))
 
 
 def _finish(response, cors_origins):
-    """The headers of every answer, and the log line of what was refused."""
+    """Set the headers of every answer; log a line for a refused request."""
     response.headers["X-Content-Type-Options"] = "nosniff"  # and browsers show a stream at once
     if response.status_code in (429, 503):
         response.headers["Retry-After"] = str(RETRY_SECONDS)

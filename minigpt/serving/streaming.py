@@ -1,7 +1,7 @@
-"""The texts of an answer on their way: tokens from the RequestScheduler in, pieces of text out.
+"""Streaming: tokens from the RequestScheduler in, pieces of text out.
 
 generation = Generation(service, served, "chatcmpl", requests, reader, stops)
-for piece in generation.pieces(): …      # None now and then while there is nothing new
+for piece in generation.pieces(): …      # None while there is nothing new
 generation.usage(); generation.close()
 """
 
@@ -16,18 +16,18 @@ from typing import NamedTuple
 
 from minigpt.common.errors import UserError
 from minigpt.inference.scheduler import POLL, QueueFull, SchedulerStopped
-from minigpt.openai.schemas import Refused
+from minigpt.openai.request_reader import RequestRefused
 from minigpt.openai.stop_strings import StopStrings
 
 FEW_READERS = 8  # where more than so many read at once, pieces come …
-PACE, LONGEST = 0.003, 0.1  # … so many seconds apart for each of them, and at most
+PACE, MAX_PACE = 0.003, 0.1  # … this many seconds apart for each reader, and at most
 
 log = logging.getLogger("minigpt")
 
 
 class Piece(NamedTuple):
-    """What is new of one choice: its text, the tokens that made it, as (Token, where its text
-    begins), and at the end why it ended."""
+    """New text of one choice, its tokens as (Token, offset of its text), and at the end the
+    finish_reason."""
 
     index: int
     text: str
@@ -43,31 +43,31 @@ class Choice:
 
     def __init__(self, index, tokenizer, stops, end_ids=()):
         self.index, self.end_ids = index, end_ids
-        self.tokens, self.finish_reason = [], None  # all that has been let go
+        self.tokens, self.finish_reason = [], None  # all that was released
         self._texts = []  # and its text, in parts
-        self.n_tokens = 0  # written, whether let go or not
+        self.n_tokens = 0  # generated, released or not
         self.echoed = False
         self._decoder, self._stops = tokenizer.stream(), StopStrings(stops)
-        self._n_decoded = self._n_let_go = 0  # characters
-        self._waiting = deque()  # tokens whose text has not been let go
+        self._n_decoded = self._n_released = 0  # characters
+        self._waiting = deque()  # tokens whose text is not released
 
     @property
     def text(self):
-        """The text that has been let go."""
+        """The released text."""
         return "".join(self._texts)
 
     def echo(self, tokens):
         """The Piece of the prompt's tokens: a part of the text in which no stop string counts."""
         self.echoed = True
-        return self._let_go("".join(self._decode(token) for token in tokens))
+        return self._release("".join(self._decode(token) for token in tokens))
 
     def push(self, token):
-        """The Piece that a written token adds; it ends the text where a stop is reached."""
+        """The Piece that a generated token adds; a stop string ends the text."""
         self.n_tokens += 1
         if token.id in self.end_ids:
             self._waiting.append((token, self._n_decoded))
             return self.finish("stop")
-        piece = self._let_go(self._stops.push(self._decode(token)))
+        piece = self._release(self._stops.push(self._decode(token)))
         if self._stops.hit is None:
             return piece
         self.finish_reason = "stop"
@@ -78,7 +78,7 @@ class Choice:
         text = self._stops.push(self._decoder.flush())
         if self._stops.hit is None:
             text += self._stops.flush()
-        piece = self._let_go(text, all_tokens=self._stops.hit is None)
+        piece = self._release(text, all_tokens=self._stops.hit is None)
         self.finish_reason = "stop" if self._stops.hit is not None else reason
         return piece._replace(finish_reason=self.finish_reason)
 
@@ -88,29 +88,29 @@ class Choice:
         self._n_decoded += len(text)
         return text
 
-    def _let_go(self, text, all_tokens=False):
-        """Tokens go with the first character of theirs: what a stop string cuts away, stays."""
+    def _release(self, text, all_tokens=False):
+        """Release text, and each token with its first character; a stop string's are not."""
         self._texts.append(text)
-        self._n_let_go += len(text)
+        self._n_released += len(text)
         tokens = []
-        while self._waiting and (all_tokens or self._waiting[0][1] < self._n_let_go):
+        while self._waiting and (all_tokens or self._waiting[0][1] < self._n_released):
             tokens.append(self._waiting.popleft())
         self.tokens += tokens
         return Piece(self.index, text, tokens)
 
 
 class Reader(NamedTuple):
-    """Who reads an answer: the address for the log, and gone(), whether they have left."""
+    """The client that reads an answer: its address, for the log, and gone(), whether it left."""
 
     address: str
     gone: Callable[[], bool]
 
 
 class Generation:
-    """A request on its way: its choices, and the streams of tokens that they are made of."""
+    """A running request: its choices, and the token streams that they are made of."""
 
     def __init__(self, service, served, kind, requests, reader, stops=(), end_ids=(), echo=False):
-        """Submits the engine requests, a choice for each. Refused where they are not taken."""
+        """Submits the engine requests, a choice for each. RequestRefused where the host refuses."""
         self.id, self.created = f"{kind}-{uuid.uuid4().hex}", int(time.time())
         self.served, self.requests, self.echo = served, requests, echo
         self.choices = [
@@ -124,10 +124,10 @@ class Generation:
 
     def pieces(self):
         """Yield each Piece of any choice as it is written, and None now and then while there is
-        none; what is ready together comes as one. Refused where the host ends one of them; stops
-        where the client has gone."""
+        none; what is ready together comes as one. RequestRefused where the host ends one of them;
+        stops where the client has gone."""
         held = {}  # index → the Piece that more is ready to be added to
-        told = 0.0  # when the last one was let go
+        released_at = 0.0
         try:
             for event, more in _merged(self._streams):
                 if self._reader.gone():
@@ -138,24 +138,24 @@ class Generation:
                     for piece in self._read(*event):
                         held[event[0]] = _joined(held.get(event[0]), piece)
                 if not more:
-                    self._keep_pace(told)
+                    self._keep_pace(released_at)
                     yield from held.values()
                     held.clear()
-                    told = time.monotonic()
+                    released_at = time.monotonic()
             yield from held.values()
             self._outcome = ",".join(sorted({choice.finish_reason for choice in self.choices}))
-        except Refused as refused:
+        except RequestRefused as refused:
             yield from held.values()
             self._outcome = f"error: {refused.message}"
             raise
 
-    def _keep_pace(self, told):
-        """Where many read at once, wait until some time after the last piece: it takes longer to
-        tell a client of a token than to write one, and several cost as much to tell of as one."""
+    def _keep_pace(self, released_at):
+        """Where many clients read at once, wait some time after the last piece: sending a token
+        takes longer than generating it, and several in one piece cost as much as one."""
         readers = self._host.counts()[0]
         if readers > FEW_READERS:
-            pause = min(PACE * readers, LONGEST)
-            time.sleep(max(0.0, told + pause - time.monotonic()))
+            pause = min(PACE * readers, MAX_PACE)
+            time.sleep(max(0.0, released_at + pause - time.monotonic()))
 
     def _read(self, index, token):
         """The pieces that a token of a choice makes, or (None) its end."""
@@ -192,7 +192,7 @@ class Generation:
         )
 
     def close(self):
-        """Cancel what still runs, and log what has become of the request."""
+        """Cancel what still runs, and log the request."""
         for stream in self._streams:
             stream.cancel()
         usage, now = self.usage(), time.monotonic()
@@ -221,27 +221,29 @@ class _Plain(NamedTuple):
 
 
 def _submit(host, name, requests):
-    """The host's streams, or Refused with the status that its answer means."""
+    """The host's token streams; RequestRefused where it takes no request."""
     most = host.engines[name].n_slots + host.limits.max_waiting
     if len(requests) > most:
-        raise Refused(400, f"{len(requests)} texts at once; this server takes {most}", "prompt")
+        raise RequestRefused(
+            400, f"{len(requests)} texts at once; this server takes {most}", "prompt"
+        )
     try:
         return host.submit(name, requests)
     except QueueFull as error:
-        raise Refused(429, str(error), code="rate_limit_exceeded") from None
+        raise RequestRefused(429, str(error), code="rate_limit_exceeded") from None
     except SchedulerStopped as error:
-        raise Refused(503, str(error), code="draining") from None
+        raise RequestRefused(503, str(error), code="draining") from None
     except UserError as error:
-        raise Refused(400, str(error)) from None
+        raise RequestRefused(400, str(error)) from None
 
 
 def _failure(stream):
-    """The Refused for a stream that ended otherwise than by its text."""
+    """The RequestRefused for a stream that failed."""
     if stream.finish_reason == "error":
-        return Refused(500, stream.error or "the model failed", code="model_failed")
+        return RequestRefused(500, stream.error or "the model failed", code="model_failed")
     if stream.finish_reason == "timeout":
-        return Refused(503, stream.error or "out of time", code="timeout")
-    return Refused(503, "the server is stopping", code="draining")
+        return RequestRefused(503, stream.error or "out of time", code="timeout")
+    return RequestRefused(503, "the server is stopping", code="draining")
 
 
 def _joined(first, second):

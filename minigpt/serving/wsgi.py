@@ -23,7 +23,7 @@ from waitress.task import ErrorTask
 
 from minigpt.common import urls
 from minigpt.common.errors import UserError
-from minigpt.openai.schemas import Refused
+from minigpt.openai.request_reader import RequestRefused
 from minigpt.serving.connections import Connections, Waiting, connection_limits
 
 
@@ -33,7 +33,7 @@ class _JsonErrorTask(ErrorTask):
     def execute(self):
         error = self.request.error
         reason = "the request is larger than this server takes" if error.code == 413 else None
-        refused = Refused(error.code, reason or f"{error.reason}: no HTTP request")
+        refused = RequestRefused(error.code, reason or f"{error.reason}: no HTTP request")
         body = json.dumps(refused.as_dict()).encode()
         self.status = f"{error.code} {error.reason}"
         self.response_headers.append(("Content-Type", "application/json"))

@@ -1,13 +1,13 @@
-"""Doubles: question–answer pairs that say again what another one said.
+"""Deduplication: question–answer pairs that repeat another one.
 
-    doubles = Doubles()
-    doubles.add("黄河有多长？", "黄河全长约5464千米。")   → None: it is new, and remembered
-    doubles.add("黄河有多长?", "五千多千米。")            → "exact": the same question
-    doubles.add(OTHER_QUESTION, SAME_LONG_ANSWER)         → "near", had the answer been there before
+    deduplicator = Deduplicator()
+    deduplicator.add("黄河有多长？", "黄河全长约5464千米。")   → None: it is new, and added
+    deduplicator.add("黄河有多长?", "五千多千米。")            → "exact": the same question
+    deduplicator.add(OTHER_QUESTION, SAME_LONG_ANSWER)         → "near", if that answer was there
 
-Exact is the question alone: two answers to one question are no two things to learn. Near is the
-Jaccard similarity of the sets of four characters in a row of question and answer together,
-estimated by MinHash (Broder 1997). Texts are compared as bare() leaves them.
+"exact" compares the question alone: two answers to one question teach nothing new. "near" compares
+the sets of character 4-grams of question and answer by their Jaccard similarity, estimated by
+MinHash (Broder 1997). Both compare the text that comparable() returns.
 """
 
 import hashlib
@@ -21,30 +21,30 @@ from minigpt.tokenizer.normalization import normalize
 
 GRAM = 4  # characters in a row
 VALUES = 64  # of a sketch: an estimate's standard deviation is 0.05 at 0.8, and a pair 256 bytes
-# Only pairs that agree in a whole band are compared: of pairs with similarity 0.8 96 %, with 0.9
-# 99.9 %, with 0.5 22 %. Their sketches then decide, so a chance agreement costs time alone.
+# LSH: only pairs that agree in a whole band are compared: 96 % of pairs with similarity 0.8, 99.9 %
+# with 0.9, 22 % with 0.5. Their sketches then decide, so a chance agreement only costs time.
 BANDS, ROWS = 8, 5
-MEANT = "#%&@"  # punctuation that tells C# from C
+KEPT = "#%&@"  # punctuation that tells C# from C
 
 
-def bare(text):
-    """`text` as it is compared: NFKC, case-folded, without blanks, punctuation and control
+def comparable(text):
+    """`text` normalized for comparison: NFKC, case-folded, without spaces, punctuation and control
     characters. Symbols stay: C++ is not C."""
     text = normalize("NFKC", text).casefold()
-    return "".join(c for c in text if unicodedata.category(c)[0] not in "PZC" or c in MEANT)
+    return "".join(c for c in text if unicodedata.category(c)[0] not in "PZC" or c in KEPT)
 
 
-class Doubles:
-    """All pairs seen so far, by what tells them apart. Not for several threads at once.
+class Deduplicator:
+    """All pairs seen so far. Not thread-safe.
 
-    threshold: from which estimated similarity two pairs are near. Measured over 200,000 pairs of 60
-    characters on one core: 1.1 kB a pair, 65 µs a pair. The same pairs in the same order always
-    give the same. UserError where datasketch is not installed.
+    threshold: the estimated similarity from which two pairs are near. Measured over 200,000 pairs
+    of 60 characters on one core: 1.1 kB a pair, 65 µs a pair. The same pairs in the same order give
+    the same results. UserError where datasketch is not installed.
     """
 
     def __init__(self, threshold=0.8):
         try:
-            from datasketch import MinHash  # here, for it loads SciPy
+            from datasketch import MinHash  # imported here because it loads SciPy
         except ImportError:
             raise UserError(
                 "duplicates are found with datasketch: pip install datasketch"
@@ -57,12 +57,12 @@ class Doubles:
         self._bands = {}  # (band's number and values), hashed → the last pair that has it
 
     def add(self, question, answer):
-        """None if the pair is new, and it is remembered from now on; else "exact" or "near"."""
-        asked = bare(question)
+        """None if the pair is new, which adds it; else "exact" or "near"."""
+        asked = comparable(question)
         key = _hash(asked or question)
         if key in self._questions:
             return "exact"
-        sketch = self._sketch(asked + bare(answer))
+        sketch = self._sketch(asked + comparable(answer))
         bands = [hash((i, band.tobytes())) for i, band in enumerate(_bands(sketch))]
         for other in {self._bands[band] for band in bands if band in self._bands}:
             if self._agreeing(sketch, other) >= self._least:

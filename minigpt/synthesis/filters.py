@@ -1,11 +1,11 @@
-"""Checks: which question–answer pairs are worth training on, each reason a rule with a name.
+"""Filters: which question–answer pairs are worth training on; each reason is a rule with a name.
 
-    kept, findings = check(pairs, title + "\\n" + text, Rules(question_max=20))
+    kept, findings = filter_pairs(pairs, title + "\\n" + text, Rules(question_max=20))
     if findings:
         ask_again(feedback(findings))           # the reasons are in Chinese, for the model
 
-A rule judges one pair by what can be seen: its form, and whether what it says stands in the text it
-is about. No rule knows what is true. RULES names them all, in the order in which they are tried.
+A rule checks one pair: its form, and whether the text that it is about contains what it says. No
+rule knows what is true. RULES names them all, in the order in which they run.
 """
 
 import functools
@@ -15,19 +15,19 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import NamedTuple
 
-from minigpt.synthesis.dedup import bare
+from minigpt.synthesis.dedup import comparable
 from minigpt.tokenizer.normalization import normalize
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a reply has to keep to: pairs for an entry, characters of a question and of an answer.
+    """The limits of a reply: pairs for an entry, characters of a question and of an answer.
 
-    grounding: the least share of an answer's bigrams (of characters, as bare() leaves them) that
-    occur in the text. At 0.3 all of the 6,743 answers of CMRC 2018 and DRCD pass against their own
-    paragraph, and of the 959 reworded ones in sft/sft_saves.jsonl 99.2 %. Against another paragraph
-    drawn at random 5.3 % pass, most of them short numbers, and 1.8 % where the other rules about
-    the text have their say too; of clauses from another paragraph 0.7 % and 0.3 %.
+    grounding: the least share of an answer's bigrams (of characters, as comparable() returns
+    them) that occur in the text. At 0.3 all of the 6,743 answers of CMRC 2018 and DRCD pass against
+    their own paragraph, and of the 959 reworded ones in sft/sft_saves.jsonl 99.2 %. Against a
+    random other paragraph 5.3 % pass, most of them short numbers, and 1.8 % with the other rules
+    about the text; of clauses from another paragraph 0.7 % and 0.3 %.
     """
 
     n_min: int = 3
@@ -40,8 +40,8 @@ class Rules:
 
 
 class Finding(NamedTuple):
-    """A rule that was broken. question: of the pair, "" where the whole reply is meant; reason: a
-    Chinese sentence, as the model is told it."""
+    """A broken rule. question: of the pair, "" for the whole reply; reason: a Chinese sentence for
+    the model."""
 
     rule: str
     question: str
@@ -52,26 +52,26 @@ RULES = {
     "too few": "fewer pairs passed than an entry has to give",
     "too many": "more pairs passed than are wanted; the first ones are kept",
 }
-_JUDGES = {}  # rule → function of a pair and a _Case, which gives the reason or None
+_CHECKS = {}  # rule → function of a pair and a _Context, which gives the reason or None
 
 
-def check(pairs, text, rules, earlier=()):
+def filter_pairs(pairs, text, rules, earlier=()):
     """(kept, findings): the pairs that break no rule, at most `rules.n_max` of them and `earlier`
     together, and what was found wrong with the others and with the reply.
 
     text: what the pairs are about, its title as the first line; None where there is no text, so
     that nothing is held against one. earlier: pairs that were kept of this entry before.
     """
-    case = _Case(rules, None if text is None else _Source(text))
-    case.asked.update(bare(question) for question, _ in earlier)
+    context = _Context(rules, None if text is None else _Source(text))
+    context.asked.update(comparable(question) for question, _ in earlier)
     kept, findings = [], []
     for pair in pairs:
-        reasons = {name: judge(pair, case) for name, judge in _JUDGES.items()}
+        reasons = {name: rule(pair, context) for name, rule in _CHECKS.items()}
         found = [Finding(name, pair.question, reason) for name, reason in reasons.items() if reason]
         findings += found
         if not found:
             kept.append(pair)
-            case.asked.add(bare(pair.question))
+            context.asked.add(comparable(pair.question))
     room = max(0, rules.n_max - len(earlier))
     if len(kept) > room:
         reason = f"问答太多，只取前{rules.n_max}组。"
@@ -86,12 +86,12 @@ def check(pairs, text, rules, earlier=()):
     return kept, findings
 
 
-LISTED = 8  # findings that a model is told at once: small ones lose sight of more
-SHOWN = 40  # characters of a question that is quoted
+LISTED = 8  # findings in one message: small models cannot follow more
+SHOWN = 40  # characters of a quoted question
 
 
 def feedback(findings):
-    """The message by which a model is asked again: what was wrong, and what to give instead."""
+    """The message that asks a model again: what was wrong, and what to write instead."""
     lines = []
     for finding in findings[:LISTED]:
         quoted = finding.question.encode("utf-8", "replace").decode()[:SHOWN]
@@ -107,7 +107,7 @@ def feedback(findings):
 
 
 class _Source:
-    """A text as the rules look at it."""
+    """The features of a text that the rules use."""
 
     def __init__(self, text):
         self.text = normalize("NFKC", text)
@@ -126,8 +126,8 @@ class _Source:
 
 
 @dataclass
-class _Case:
-    """What a pair is judged by. asked: the questions kept so far, as bare() leaves them."""
+class _Context:
+    """What a pair is checked against. asked: the questions kept so far, by comparable()."""
 
     rules: Rules
     source: _Source | None
@@ -150,7 +150,7 @@ _NUMBER = re.compile(rf"({_ARABIC})\s?({_SCALE})|([{_CHINESE}]{{1,20}})")
 
 def _number(match):
     """The value of a match of _NUMBER, in Arabic or Chinese numerals; None where it is a numeral
-    that mostly is no number if it stands alone, such as 一 or 百."""
+    that alone mostly is not a number, such as 一 or 百."""
     digits, scales, chinese = match.groups()
     if chinese:
         is_number = len(chinese) > 1 or chinese in "二三四五六七八九"
@@ -168,14 +168,14 @@ def _numbers(text):
 
 
 def _bigrams(text):
-    """The set of a text's characters two by two, as bare() leaves them and with all numbers in
-    digits; of one character, that."""
+    """The set of a text's characters two by two, as comparable() returns them and with all numbers
+    in digits; of one character, that."""
 
     def in_digits(match):
         value = _number(match)
         return match[0] if value is None else f"{value.normalize():f}"
 
-    text = bare(_NUMBER.sub(in_digits, normalize("NFKC", text)))
+    text = comparable(_NUMBER.sub(in_digits, normalize("NFKC", text)))
     return {text[i : i + 2] for i in range(len(text) - 1)} or {text}
 
 
@@ -199,7 +199,7 @@ def _value(numeral):
 
 
 def _latin(text):
-    """The Latin words of an NFKC text, case-folded, without accents."""
+    """The Latin words of an NFKC text, context-folded, without accents."""
     plain = normalize("NFD", text)
     plain = "".join(c for c in plain if not unicodedata.combining(c))
     return [word.casefold() for word in re.findall(r"[A-Za-z\u00c0-\u024f]+", plain)]
@@ -226,17 +226,17 @@ def _scripts():
 
 
 def _rule(name):
-    """Make a function of (pair, case) a rule; its docstring says what is wrong."""
+    """Make a function of (pair, context) a rule; its docstring says what is wrong."""
 
-    def add(judge):
-        RULES[name], _JUDGES[name] = judge.__doc__, judge
-        return judge
+    def add(rule):
+        RULES[name], _CHECKS[name] = rule.__doc__, rule
+        return rule
 
     return add
 
 
 @_rule("characters")
-def _characters(pair, case):
+def _characters(pair, context):
     """half characters, control, private or invisible characters"""
     for c in pair.question + pair.answer:
         is_whole = unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") or c == "\n"
@@ -245,23 +245,23 @@ def _characters(pair, case):
 
 
 @_rule("question length")
-def _question_length(pair, case):
+def _question_length(pair, context):
     """a question that is too long or too short"""
-    least, most = case.rules.question_min, case.rules.question_max
+    least, most = context.rules.question_min, context.rules.question_max
     if not least <= len(pair.question) <= most:
         return f"问题有{len(pair.question)}个字，应为{least}到{most}个字。"
 
 
 @_rule("answer length")
-def _answer_length(pair, case):
+def _answer_length(pair, context):
     """an answer that is too long or too short"""
-    least, most = case.rules.answer_min, case.rules.answer_max
+    least, most = context.rules.answer_min, context.rules.answer_max
     if not least <= len(pair.answer) <= most:
         return f"答案有{len(pair.answer)}个字，应为{least}到{most}个字。"
 
 
 @_rule("no question")
-def _no_question(pair, case):
+def _no_question(pair, context):
     """what should be a question does not end as one"""
     if not pair.question.rstrip("”’」』）)\"' \n").endswith(("？", "?")):
         return "问题应以问号结尾。"
@@ -286,11 +286,11 @@ _PRONOUN = re.compile(
 
 
 @_rule("pronoun")
-def _pronoun(pair, case):
+def _pronoun(pair, context):
     """a pronoun where the subject should be named: 他, 它, 这, 该 …"""
-    title = case.source.title if case.source else ""
+    title = context.source.title if context.source else ""
     for name, text in (("问题", pair.question), ("答案", pair.answer)):
-        # Behind 因为 an answer's subject stands in the question.
+        # After 因为 an answer's subject is in the question.
         start = _BEFORE.match(text).end() if name == "问题" else 0
         found = _PRONOUN.match(text, start)
         if found and not (title and text.startswith(title, start)):
@@ -309,12 +309,12 @@ _POINTING = re.compile(
 
 
 @_rule("points at the text")
-def _points_at_the_text(pair, case):
+def _points_at_the_text(pair, context):
     """words that mean nothing without the text: 文中, 上文, 根据材料 …"""
     # Each wording once: to look for it takes as long as the text.
     found = _POINTING.finditer(pair.question + "\n" + pair.answer)
     for words in dict.fromkeys(match[0] for match in found):
-        if not case.has(words):
+        if not context.has(words):
             return f"“{words}”离开原文就看不懂，应直接写出所指的内容。"
 
 
@@ -331,10 +331,10 @@ _ITSELF = re.compile(
 
 
 @_rule("talks of itself")
-def _talks_of_itself(pair, case):
+def _talks_of_itself(pair, context):
     """the model speaks of itself: 作为AI, 很抱歉，我 …"""
     found = _ITSELF.search(pair.question + "\n" + pair.answer)
-    if found and not case.has(found[0]):
+    if found and not context.has(found[0]):
         return "不要谈论自己，只写条目里的事实。"
 
 
@@ -343,45 +343,47 @@ LOOP_SHARE = 0.4  # of them that came before in it
 
 
 @_rule("repetition")
-def _repetition(pair, case):
+def _repetition(pair, context):
     """the same words over and over"""
     for text in pair:
-        text = re.sub(r"\d+", "0", bare(text))  # a number of many zeros is no loop
+        text = re.sub(r"\d+", "0", comparable(text))  # a number of many zeros is no loop
         grams = [text[i : i + 4] for i in range(len(text) - 3)]
         if len(grams) >= LOOP_LEAST and len(set(grams)) < (1 - LOOP_SHARE) * len(grams):
             return "反复写了同样的话。"
 
 
 @_rule("answer is the question")
-def _answer_is_the_question(pair, case):
+def _answer_is_the_question(pair, context):
     """the answer is the question again"""
-    if bare(pair.answer) == bare(pair.question):
+    if comparable(pair.answer) == comparable(pair.question):
         return "答案只是重复了问题。"
 
 
 @_rule("same question")
-def _same_question(pair, case):
+def _same_question(pair, context):
     """the question of another pair again"""
-    if bare(pair.question) in case.asked:
+    if comparable(pair.question) in context.asked:
         return "这个问题已经问过，请问别的事。"
 
 
 @_rule("script")
-def _script(pair, case):
+def _script(pair, context):
     """traditional characters about a simplified text, or the other way round"""
-    if case.source:
-        others, name = case.source.foreign
+    if context.source:
+        others, name = context.source.foreign
         found = [c for c in dict.fromkeys(pair.question + pair.answer) if c in others]
         if found:
             return f"“{''.join(found[:5])}”是{name}字，应与原文的字体一致。"
 
 
 @_rule("number not in text")
-def _number_not_in_text(pair, case):
+def _number_not_in_text(pair, context):
     """a number in the answer that the text does not have"""
-    if case.source:
+    if context.source:
         for written, value in dict.fromkeys(_numbers(normalize("NFKC", pair.answer))):
-            if value not in case.source.numbers and not _is_numeral_in(written, case.source.text):
+            if value not in context.source.numbers and not _is_numeral_in(
+                written, context.source.text
+            ):
                 return f"答案里的数字“{written}”在原文里没有。"
 
 
@@ -391,20 +393,20 @@ def _is_numeral_in(written, text):
 
 
 @_rule("Latin not in text")
-def _latin_not_in_text(pair, case):
+def _latin_not_in_text(pair, context):
     """a word in Latin letters in the answer that the text does not have"""
-    if case.source:
+    if context.source:
         for word in _latin(normalize("NFKC", pair.answer)):
-            if word not in case.source.latin:
+            if word not in context.source.latin:
                 return f"答案里的“{word[:30]}”在原文里没有。"
 
 
 @_rule("ungrounded")
-def _ungrounded(pair, case):
+def _ungrounded(pair, context):
     """the answer shares too little with the text to be taken from it"""
-    if case.source:
+    if context.source:
         grams = _bigrams(pair.answer)
-        found = sum(gram in case.source.bigrams for gram in grams)
-        is_character = len(bare(pair.answer)) == 1 and case.has(bare(pair.answer))
-        if found < case.rules.grounding * len(grams) and not is_character:
+        found = sum(gram in context.source.bigrams for gram in grams)
+        is_character = len(comparable(pair.answer)) == 1 and context.has(comparable(pair.answer))
+        if found < context.rules.grounding * len(grams) and not is_character:
             return "答案在原文里找不到依据，应只用原文里的内容。"

@@ -1,13 +1,14 @@
-"""Interviews: a model is asked about one entry until enough good pairs are there, many at a time.
+"""The generator: asks a model about an entry until it has enough good pairs, for many entries at a
+time.
 
-    interviewer = Interviewer(ask, template, rules, retries=2)
+    generator = PairGenerator(ask, template, rules, retries=2)
     tasks = EntryTasks("wiki/")
-    for task, result in conduct(tasks.missing(log), interviewer, workers=4, close=pool.close):
-        log.add(result.finished(task, doubles))
+    for task, result in run_tasks(tasks.missing(log), generator, workers=4, close=pool.close):
+        log.add(result.finished(task, deduplicator))
 
-`ask(messages, attempt)` is whoever answers, a function of its own, so nothing here knows HTTP; the
-replies are read by minigpt/synthesis/parsing.py, judged by minigpt/synthesis/filters.py. Entries
-are taken from the files as they are needed, and never more than a few are in memory.
+`ask(messages, attempt)` returns an answer, so nothing here knows HTTP. minigpt/synthesis/parsing.py
+parses the replies, minigpt/synthesis/filters.py checks the pairs. Entries are read from the files
+as they are needed: only a few are in memory.
 """
 
 import itertools
@@ -21,10 +22,11 @@ from typing import NamedTuple
 from minigpt.common.errors import UserError
 from minigpt.data.pipeline import read_entries
 from minigpt.data.sentences import ENDS
-from minigpt.synthesis.filters import check, feedback
+from minigpt.openai.errors import QuestionRefused
+from minigpt.synthesis.filters import feedback, filter_pairs
 from minigpt.synthesis.journal import Finished, entry_hash
-from minigpt.synthesis.parsing import read_reply
-from minigpt.synthesis.pool import Closed, Refused
+from minigpt.synthesis.parsing import parse_reply
+from minigpt.synthesis.pool import PoolClosed
 
 TICK = 0.2  # seconds between two looks at whether to stop
 ROUND = "#"  # between a topic's title and the number of its round, in an id
@@ -34,8 +36,8 @@ ROUND = "#"  # between a topic's title and the number of its round, in an id
 
 
 class Task(NamedTuple):
-    """What one interview is about. entry: its hash; left_out: characters cut off its text's end;
-    previous: what the model wrote last about the same topic."""
+    """What pairs are generated about. entry: its hash; left_out: characters cut off the end of its
+    text; previous: what the model wrote last about the same topic."""
 
     entry: str
     id: str
@@ -51,8 +53,8 @@ class EntryTasks:
     limit: only the first so many; None: all
     text_max: characters of a text that are shown to the model: it is cut at a sentence's end
     clean: drop title lines and leftovers (minigpt/data/cleaning.py)
-    total: entries there are, by a first, quick pass, which finds every bad record before any work
-    is done.  read: how many missing() has gone through.  begun: how many Tasks it has made of them.
+    total: number of entries, from a quick first pass, which finds every bad record before any work
+    is done.  read: entries that missing() has read.  begun: Tasks that it has yielded.
     """
 
     def __init__(self, paths, limit=None, text_max=None, clean=True):
@@ -84,12 +86,12 @@ class EntryTasks:
 class TopicTasks:
     """The Tasks of topics, which need no source: all of them in turn, `rounds` times.
 
-    memory: a Memory, told of every pair that is written.  The rest is as in EntryTasks.
+    memory: a RecentPairs, to which every written pair is added.  The rest is as in EntryTasks.
     """
 
     def __init__(self, paths, rounds, memory, limit=None):
         topics = list(read_entries(paths, clean=False))
-        # One that stands there twice is one: a topic's rounds must come in turn.
+        # A topic that is listed twice counts once: its rounds must come in order.
         self._topics = list({(topic.title, topic.text): topic for topic in topics}.values())
         self._rounds, self._memory = rounds, memory
         self.read = self.begun = 0
@@ -99,9 +101,9 @@ class TopicTasks:
             raise UserError(f"--input={paths}: no topic in it")
 
     def missing(self, log):
-        """Yield the Tasks that are not in the log. A topic's rounds come one after the other, for
-        each is told what the last ones gave: where the log lacks the one before, None is yielded,
-        which means: come again."""
+        """Yield the Tasks that are not in the log. A topic's rounds come in order, because a prompt
+        shows the pairs of the rounds before: while the log lacks the last round, None is yielded,
+        which means: try again later."""
         for number in range(1, self._rounds + 1):
             for topic in self._topics:
                 if self.read == self.total:
@@ -120,14 +122,14 @@ class TopicTasks:
         return entry_hash(topic.title, topic.text, str(number))
 
 
-class Memory:
+class RecentPairs:
     """The last `n` pairs that were written about each topic."""
 
     def __init__(self, n):
         self._pairs = defaultdict(lambda: deque(maxlen=n))
 
-    def note(self, id_, question, answer):
-        """A pair from the round with this id."""
+    def add(self, id_, question, answer):
+        """Add a pair of the round with this id."""
         self._pairs[id_.rpartition(ROUND)[0]].append(f"问：{question}\n答：{answer}")
 
     def text(self, title):
@@ -147,14 +149,14 @@ def shortened(text, limit):
     return text[:limit], len(text) - limit
 
 
-# -- one interview ---------------------------------------------------------------------------------
+# -- one task --------------------------------------------------------------------------------------
 
 
 @dataclass
 class Result:
-    """What an interview gave. pairs: those that passed; first, last: how often each rule was broken
-    in the first and in the last reply; about a refused entry the server's reason stands in
-    `reasons`."""
+    """The result of a Task. pairs: those that passed; first, last: how often the first and the last
+    reply broke each rule; reasons: what was wrong with the last reply, or why the server refused.
+    """
 
     outcome: str
     pairs: list = field(default_factory=list)
@@ -167,12 +169,11 @@ class Result:
     completion_tokens: int = 0
     seconds: float = 0.0
 
-    def finished(self, task, doubles):
-        """As PairsLog.add() takes it; the pairs of one that is done are those that `doubles` (a
-        minigpt.synthesis.dedup.Doubles) meets for the first time."""
+    def finished(self, task, deduplicator):
+        """The Finished for PairsLog.add(), with the pairs that are new to the Deduplicator."""
         pairs, doubled = self.pairs, Counter()
         if self.outcome == "done":
-            found = [doubles.add(question, answer) for question, answer in pairs]
+            found = [deduplicator.add(question, answer) for question, answer in pairs]
             pairs = [pair for pair, double in zip(pairs, found, strict=True) if not double]
             doubled.update(filter(None, found))
         about = dict(
@@ -189,9 +190,9 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Interviewer:
-    """Task → Result. retries: how often it is asked again where too little passed, each time with
-    its last reply and what was wrong with it before its eyes. Any thread may call it."""
+class PairGenerator:
+    """Task → Result. retries: how often the model is asked again when too few pairs passed, each
+    time with its last reply and what was wrong with it. Any thread may call it."""
 
     ask: object
     template: object
@@ -199,7 +200,7 @@ class Interviewer:
     retries: int = 2
 
     def messages(self, task):
-        """The first question."""
+        """The first prompt."""
         rules = self.rules
         return self.template.messages(
             text=task.text,
@@ -218,15 +219,15 @@ class Interviewer:
         while True:
             try:
                 answer = self.ask(messages, result.attempts)
-            except Refused as error:
+            except QuestionRefused as error:
                 result.reasons.append(str(error))
                 result.outcome = "rejected" if result.attempts else "refused"
                 break
             result.attempts += 1
             result.prompt_tokens += answer.prompt_tokens or 0
             result.completion_tokens += answer.completion_tokens or 0
-            reply = read_reply(answer.text, answer.cut)
-            kept, findings = check(reply, source, self.rules, result.pairs)
+            reply = parse_reply(answer.text, answer.cut)
+            kept, findings = filter_pairs(reply, source, self.rules, result.pairs)
             result.pairs += kept
             result.last = Counter(finding.rule for finding in findings)
             if result.attempts == 1:
@@ -250,37 +251,37 @@ class Interviewer:
 # -- many at a time --------------------------------------------------------------------------------
 
 
-def conduct(tasks, interviewer, workers, close, stop=None, tick=None):
-    """Yield (task, result) as interviews end, `workers` of them at a time.
+def run_tasks(tasks, generator, workers, close, stop=None, tick=None):
+    """Yield (task, result) as tasks end, `workers` of them at a time.
 
-    stop: a threading.Event: no more are begun, and what runs is waited for
-    close(): has every question that waits for a server end with Closed; called on `stop`, and
-    when an interview fails for a reason that concerns all: that is raised when the others ended
+    stop: a threading.Event: no more tasks start, and those that run are finished
+    close(): makes every question that waits for a server raise PoolClosed; called on `stop`, and
+    when a task fails for a reason that concerns all, which is raised when the others have ended
     tick(): called often, between two results
     """
     stop, tasks, running, failure = stop or threading.Event(), iter(tasks), {}, None
     ended = closed = False
-    crew = ThreadPoolExecutor(workers, "interview")
+    executor = ThreadPoolExecutor(workers, "generator")
     try:
         while running or not ended:
             if (stop.is_set() or failure) and not closed:
                 ended = closed = True
                 close()
             task = None
-            # As many again as there are workers stand ready, so that none has to wait for one.
+            # Twice as many tasks as workers are submitted, so that no worker waits.
             if not ended and len(running) < 2 * workers:
                 task = next(tasks, _END)
                 if task is _END:
                     ended, task = True, None
             if task:
-                running[crew.submit(interviewer, task)] = task
+                running[executor.submit(generator, task)] = task
             done, _ = wait(running, 0 if task else TICK, FIRST_COMPLETED)
             for future in done:
                 task = running.pop(future)
                 error = future.exception()
                 if error is None:
                     yield task, future.result()
-                elif not isinstance(error, Closed):
+                elif not isinstance(error, PoolClosed):
                     failure = failure or error
             if tick:
                 tick()
@@ -288,7 +289,7 @@ def conduct(tasks, interviewer, workers, close, stop=None, tick=None):
             raise failure
     finally:
         close()
-        crew.shutdown(wait=False, cancel_futures=True)
+        executor.shutdown(wait=False, cancel_futures=True)
 
 
 _END = object()

@@ -1,4 +1,4 @@
-"""The file of pairs that sft/sft_generate.py writes for days, and the two files beside it.
+"""The journal: the file of pairs that sft/sft_generate.py writes, and the two files beside it.
 
     log = PairsLog("sft/my_pairs.jsonl", {"model": "qwen3", "template": "facts"}, on_pair=…)
     if entry not in log:                            # entry_hash() of its title and text
@@ -8,15 +8,15 @@
 
 FILE.jsonl           a pair a line: question, answer, id and hash of its entry, its number among the
                      entry's pairs ("1/4"), generation, model. data/prepare_sft.py reads it as it is
-FILE.progress.jsonl  a line for each generation (what it is) and for each entry that is finished
-FILE.rejects.jsonl   the entries that gave too little: the last raw answer, reasons, what had passed
+FILE.progress.jsonl  a line for each generation (its settings) and for each finished entry
+FILE.rejects.jsonl   the entries with too few pairs: the last raw answer, reasons, what passed
 
-All lines of an entry are one write, its line of progress comes after them, and nothing is written
-elsewhere than at the end: so whatever kills the run (kill -9, a full disk, a power cut) leaves
-whole entries, and at the end perhaps a part of one, which the next run cuts off and asks again.
+All lines of an entry are one write, its progress line follows, and every write appends. So whatever
+ends the run (kill -9, a full disk, a power cut) leaves complete entries and at most one partial
+entry at the end, which the next run cuts off and asks again.
 
-A generation is all that changes what the pairs are: prompt, model, lengths. Entries are finished
-for one generation; another prompt or model asks them again and leaves the old pairs where they are.
+A generation is the set of settings that change the pairs: prompt, model, lengths. An entry is
+finished for one generation; another prompt or model asks it again and keeps the old pairs.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from minigpt.common.files import sync_folder
 from minigpt.common.json_text import parse_json
 from minigpt.common.locks import lock_if_possible
 
-OUTCOMES = ("done", "rejected", "refused")  # refused: the server took the entry for no question
+OUTCOMES = ("done", "rejected", "refused")  # refused: the server refused the question
 SYNC_SECONDS = 1.0  # how much work a power cut may cost
 _HASH = re.compile("[0-9a-f]{32}")
 _PLACE = re.compile(r"([1-9]\d{0,5})/([1-9]\d{0,5})")
@@ -41,10 +41,10 @@ _PLACE = re.compile(r"([1-9]\d{0,5})/([1-9]\d{0,5})")
 
 @dataclass(frozen=True)
 class Finished:
-    """An entry that is not to be asked again.
+    """An entry that is not asked again.
 
-    pairs: (question, answer) each; those of a rejected entry go to the rejects. about: what else
-    its line of progress says. raw, reasons: the last answer, and what was wrong with it.
+    pairs: (question, answer) each; those of a rejected entry go to the rejects. about: further
+    fields of its progress line. raw, reasons: the last answer, and what was wrong with it.
     """
 
     entry: str
@@ -57,19 +57,19 @@ class Finished:
 
 
 def entry_hash(*parts):
-    """32 hex digits that tell an entry from others by what it says."""
+    """32 hex digits that identify an entry by its text."""
     return hashlib.blake2b("\0".join(parts).encode("utf-8", "replace"), digest_size=16).hexdigest()
 
 
 def generation_hash(facts):
-    """12 hex digits that tell a generation from others: of facts that JSON can say."""
+    """12 hex digits that identify a generation by its settings (JSON values)."""
     text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def beside(path):
-    """(progress, rejects): the paths of the two files beside FILE.jsonl; of a link, beside what it
-    leads to."""
+    """(progress, rejects): the paths of the two files beside FILE.jsonl; of a symbolic link, beside
+    its target."""
     path = _followed(path)
     return tuple(path.with_name(f"{path.stem}.{name}.jsonl") for name in ("progress", "rejects"))
 
@@ -82,23 +82,23 @@ def _followed(path):
 class PairsLog:
     """See the module's docstring. One thread uses it.
 
-    generation: the hash of `facts`.  pairs: how many stand in the file, of all generations.
-    earlier: entries that only other generations have finished.  lost: entries that are finished by
-    their line of progress, but whose pairs are gone: they are asked again.  mended: what was cut
-    off or written anew, a line each, for the user.
+    generation: the hash of `facts`.  pairs: how many are in the file, of all generations.
+    earlier: entries that only other generations finished.  lost: entries that are finished by their
+    progress line, but whose pairs are gone: they are asked again.  repaired: what was cut off or
+    rewritten, a line each, for the user.
     """
 
     def __init__(self, path, facts, on_pair=None, on_finished=None):
         """Open or make the files.
 
         on_pair(record): called for each pair in the file, of every generation.
-        on_finished(record): for each line of progress of this generation.
-        UserError, and nothing is changed: where another run writes the file, where it is not one of
-        ours, or where a line in the middle is not as it was written.
+        on_finished(record): called for each progress line of this generation.
+        UserError, with the files unchanged: where another run writes them, where they are not ours,
+        or where a line in the middle was changed.
         """
         if Path(path).suffix != ".jsonl":
             raise UserError(f"--output={path}: expected a name that ends in .jsonl")
-        # Through a link: its files beside it, and their lock, are those of the file itself.
+        # Through a symbolic link, the files beside it and their lock are those of the target.
         self.path = _followed(path)
         self.generation = generation_hash(facts)
         self._model = facts.get("model")
@@ -106,7 +106,7 @@ class PairsLog:
         progress, rejects = beside(path)
         self._progress = _Journal(progress, ("generation", "entry"))
         self._rejects = _Journal(rejects, ("entry",))
-        self._finished, self.mended, self._synced = set(), [], time.monotonic()
+        self._finished, self.repaired, self._synced = set(), [], time.monotonic()
         is_new = not progress.exists()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ class PairsLog:
             raise UserError(f"{path}: cannot be opened ({error.strerror or error})") from None
         except BaseException:
             self.close()
-            if is_new:  # then the lock alone was there
+            if is_new:  # it held only the lock
                 with contextlib.suppress(OSError):
                     progress.unlink()
             raise
@@ -130,9 +130,9 @@ class PairsLog:
     def __len__(self):
         return len(self._finished)
 
-    def news(self):
-        """[what its owner should know before the work goes on], a line each."""
-        lines = list(self.mended)
+    def notices(self):
+        """What the user should know before the run continues, a list of lines."""
+        lines = list(self.repaired)
         if self.lost:
             lines.append(f"{self.lost:,} finished entries have lost their pairs: asked again")
         if self.earlier:
@@ -166,12 +166,12 @@ class PairsLog:
         reject = self._last_reject()
         # Everything has been read and is ours: from here on the files may be changed.
         for journal in (self._progress, self._pairs, self._rejects):
-            self.mended += journal.mend()
+            self.repaired += journal.repair()
         if not known:
             self._write(self._progress, [{"generation": self.generation, **facts}])
         for key, n in found.items():
             if key not in with_pairs:
-                self.mended.append(f"entry {key.hex()}: its pairs are whole, so it is finished")
+                self.repaired.append(f"entry {key.hex()}: its pairs are whole, so it is finished")
                 on_finished(self._write_progress(key.hex(), "done", n, {}))
         if reject and reject[0] not in self._finished:
             on_finished(self._write_progress(reject[0].hex(), reject[1], 0, {}))
@@ -187,7 +187,7 @@ class PairsLog:
         for number, end, record in self._pairs.lines(is_ours):
             place = _place(record)
             if place is None:
-                raise self._pairs.foreign(number, "no pair that this script wrote")
+                raise self._pairs.foreign(number, "not a pair that this script wrote")
             entry, is_mine = bytes.fromhex(record["entry"]), record["generation"] == self.generation
             key = (entry, record["generation"], place[1])
             begun = len(group) + 1 == place[0] and all(key == other for other, _ in group)
@@ -211,7 +211,7 @@ class PairsLog:
         last = None
         for number, _, last in self._rejects.lines(is_ours=True):
             if not _is_finished({**last, "pairs": 0}):
-                raise self._rejects.foreign(number, "no entry that this script rejected")
+                raise self._rejects.foreign(number, "not an entry that this script rejected")
         if last is None or last["generation"] != self.generation:
             return None
         return bytes.fromhex(last["entry"]), last["outcome"]
@@ -219,7 +219,7 @@ class PairsLog:
     # -- writing -----------------------------------------------------------------------------------
 
     def add(self, finished):
-        """Write a Finished entry; returns its line of progress. kill -9 cannot undo it then.
+        """Write a Finished entry; returns its progress line. It survives kill -9.
 
         UserError where the disk fails; the entry is then not finished.
         """
@@ -260,15 +260,15 @@ class PairsLog:
         journal.append(lines.encode("utf-8", "backslashreplace"))
 
     def sync(self, at_once=False):
-        """Have the system put on the disk what was written, at most once in SYNC_SECONDS: a disk
-        bears some hundred such waits a second, and a fast server finishes more entries."""
+        """fsync what was written, at most once in SYNC_SECONDS: a disk takes about a hundred fsyncs
+        a second, and a fast server finishes more entries."""
         if at_once or time.monotonic() - self._synced >= SYNC_SECONDS:
             for journal in (self._pairs, self._rejects, self._progress):
                 journal.sync()
             self._synced = time.monotonic()
 
     def close(self):
-        """Put everything on the disk and let go of the files."""
+        """Write everything to the disk and close the files."""
         for journal in (self._pairs, self._rejects, self._progress):
             journal.close()
 
@@ -327,7 +327,7 @@ class _Journal:
         """Yield (number, where it ends, object) for each whole line.
 
         is_ours: the file is known to be ours; where it is not, a torn line alone does not show it.
-        UserError for a line that is no object; what a torn write leaves at the end is passed over.
+        UserError for a line that is no object; what a torn write leaves at the end is skipped.
         """
         self.good, at = 0, 0
         with contextlib.ExitStack() as stack:
@@ -344,7 +344,7 @@ class _Journal:
                 if not ended and record is None and self._is_torn(line, is_ours):
                     break
                 if not isinstance(record, dict) or not line.startswith(tuple(self._heads)):
-                    raise self.foreign(number, "no line that this script wrote")
+                    raise self.foreign(number, "not a line that this script wrote")
                 at += len(line)
                 self._unended = not ended
                 self.good += 1
@@ -365,12 +365,12 @@ class _Journal:
         )
 
     def cut(self, size):
-        """Only so much of what lines() has found is to stay."""
+        """Keep only the first `size` bytes of what lines() found."""
         if self._size is not None and size < self._size:
             self._size, self._unended = size, False
 
-    def mend(self):
-        """Cut off all behind what is whole; [what there is to say]."""
+    def repair(self):
+        """Cut off everything after the last complete line; returns notices, a list."""
         if self._size is None:
             return []
         cut = self.path.stat().st_size - self._size

@@ -1,12 +1,12 @@
-"""Replies: what a model wrote when asked for question–answer pairs → the pairs.
+"""Parsing: the question–answer pairs in a reply of a model.
 
-    read_reply('好的：```json\\n[{"question": "黄河有多长？", "answer": "5464千米。"}]\\n```')
+    parse_reply('好的：```json\\n[{"question": "黄河有多长？", "answer": "5464千米。"}]\\n```')
     → [QA(question='黄河有多长？', answer='5464千米。')]
 
-Models are asked for JSON and give something like it. Each object is read by itself, so that a
-mistake in one costs no other: as JSON, and where that fails, after its punctuation was made ASCII,
-and after json-repair. What a server cut off (`cut`) is never repaired: that would close a string
-that has no end and invent the answer's.
+The prompt asks for JSON and models write something like it. Each object is parsed by itself, so
+that a mistake in one costs no other: as JSON, then with ASCII punctuation, then by json-repair.
+A reply that was cut off (`cut`) is never repaired at its end: that would invent the end of an
+answer.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from minigpt.tokenizer.normalization import normalize
 
 LONGEST = 100_000  # characters of a reply that are read, its thinking left out
-BROKEN = 200  # objects that may fail to be JSON; whoever writes more writes no pairs
+BROKEN = 200  # objects that may fail to parse; a reply with more holds no pairs
 REPAIRED = 4_000  # characters of an object that is repaired: json-repair's time is their square …
 REPAIRED_IN_ALL = 16_000  # … and of all of them in a reply
 
@@ -28,33 +28,32 @@ QUOTE = "[\"'“”‘’＂]"
 BEGINS = re.compile(rf"\{{\s{{0,99}}{QUOTE}?\w[\w .-]{{0,30}}{QUOTE}?\s{{0,99}}[:：]")
 ENDS = re.compile(rf"(?:{QUOTE}|\d)\s*(?:[,，]\s*)?\}}(?=[\s,，;；\]}}`]|$)")
 
-# Numbers stay as they were written: 3.10 is a version, and a huge one would be refused.
+# Numbers stay as strings: 3.10 is a version, and a huge one would be refused.
 _DECODER = json.JSONDecoder(
     strict=False, parse_int=str, parse_float=str, parse_constant=lambda name: None
 )
 
 
 class QA(NamedTuple):
-    """A question and its answer, without blanks at their ends."""
+    """A question and its answer, without spaces at their ends."""
 
     question: str
     answer: str
 
 
-def read_reply(text, cut=False):
-    """The pairs that a reply holds, [] where none can be read. Never raises.
+def parse_reply(text, cut=False):
+    """The pairs in a reply, [] where none can be parsed. Never raises.
 
-    Taken is JSON of any shape (a list, an object with a list somewhere in it, one object, an object
+    Parses JSON of any shape (a list, an object with a list somewhere in it, one object, an object
     a line), alone, in fences or between prose, with full-width quotes, colons and commas, inner
     quotes that are not escaped, commas too many or too few. Numbers become strings; an object whose
-    question or answer is anything else is left out. A <think> part is dropped.
-    cut: the server ended the reply at its greatest length; the object that was being written then
-    is left out.
+    question or answer is anything else is skipped. A <think> part is dropped.
+    cut: the reply ended at its maximum length; the incomplete object at its end is skipped.
     """
     text = _without_thinking(text)
     cut, text = cut or len(text) > LONGEST, text[:LONGEST]
     pairs, place, broken, budget = [], 0, 0, REPAIRED_IN_ALL
-    end = len(text)  # no object begins behind it
+    end = len(text)  # no object begins after it
     while broken < BROKEN and (begins := BEGINS.search(text, place, end)):
         start = begins.start()
         try:
@@ -87,7 +86,7 @@ def _without_thinking(text):
 
 
 def _runs_out(problem, text):
-    """Whether an object is no JSON only because its text ends: a JSONDecodeError says where."""
+    """Whether an object is not JSON only because its text ends: a JSONDecodeError says where."""
     if problem is None:
         return False
     return (
@@ -107,16 +106,16 @@ def _closed(part, cut):
 
 
 def _repaired(part):
-    """What an object that is no JSON may mean; None where that cannot be said."""
+    """The probable value of an object that is not JSON; None where there is none."""
     part = _with_ascii_syntax(part)
     try:
         return _DECODER.decode(part)
     except (ValueError, RecursionError):
-        import json_repair  # here, for most replies need no repair
+        import json_repair  # imported here: most replies need no repair
 
         try:
             return json_repair.loads(part, skip_json_loads=True)
-        except Exception:  # whatever a guess stumbles over, it costs one object
+        except Exception:  # whatever a repair raises, it costs one object
             return None
 
 
@@ -133,7 +132,7 @@ _SYNTAX = [
 
 def _with_ascii_syntax(part):
     """An object's quotes, colons and commas as JSON has them, those within its strings unchanged:
-    the ones that stand beside a key or an end are syntax."""
+    the ones beside a key or an end are syntax."""
     for pattern, replacement in _SYNTAX:
         part = pattern.sub(replacement, part)
     return part

@@ -6,56 +6,56 @@
     answer = pool.ask(messages, temperature=0.45, max_tokens=2048, schema=schema)  # from any thread
     answer.text, answer.cut, answer.completion_tokens, answer.server
     pool.snapshot()                         # what each server is doing
-    pool.close()                            # from any thread: whoever waits ends with Closed
+    pool.close()                            # from any thread: questions that wait raise PoolClosed
 
-A question goes to the server that has least to do. How much each may have at a time grows with its
-answers and halves when it is overloaded; what fails is tried again, there or elsewhere, after a
-random pause; a server that keeps failing is left alone for a while. A wrong key or an unknown model
-takes a server out for good. How one question is asked stands in minigpt/openai/client.py.
+A question goes to the least busy server. How many a server gets at a time grows with its answers
+and halves when it is overloaded. What fails is tried again, there or elsewhere, after a random
+pause; a server that keeps failing is not asked for a while. A wrong key or an unknown model takes a
+server out for the rest of the run. minigpt/openai/client.py asks one question.
 """
 
 import itertools
 import math
-import os
 import random
 import sys
 import threading
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from minigpt.common.errors import UserError
-from minigpt.common.urls import api_path, is_key, is_local, is_variable, problem_of_url
-from minigpt.openai.client import (
-    Answer,
-    Client,
-    Failure,
-    Refused,
-    Useless,
-    listed,
-)
+from minigpt.openai.client import Answer, Client, listed
+from minigpt.openai.errors import QuestionRefused, ServerUnusable, TemporaryError
+from minigpt.synthesis.backoff import CircuitBreaker, ConcurrencyLimit, RetryPolicy
 
 PING = {"messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
-# Failures that the question has no part in, whatever it is.
-_OF_SERVER = {"refused", "unreachable", "unknown host", "proxy", "tls", "http 429", "http 503"}
+# Kinds of failures that no question causes.
+_SERVER_FAILURES = {
+    "refused",
+    "unreachable",
+    "unknown host",
+    "proxy",
+    "tls",
+    "http 429",
+    "http 503",
+}
 
 
-class Closed(UserError):
+class PoolClosed(UserError):
     """The pool was closed before there was an answer."""
 
 
 class Unreachable(UserError):
-    """No server has answered for as long as one was ready to wait."""
+    """No server has answered for `patience` seconds."""
 
 
-class State(NamedTuple):
-    """What snapshot() tells about a server.
+class ServerState(NamedTuple):
+    """What snapshot() reports of a server.
 
-    state: "up"; "paused" (it asked for time); "down" (it kept failing, and is left alone) and
-    "probing" (one question finds out whether it still does); "out" (for good).
+    state: "up"; "paused" (it asked for time); "down" (it kept failing, and is not asked) and
+    "probing" (one question finds out whether it still fails); "out" (for the rest of the run).
     requests: questions sent there, repeated ones too; failures: kind → how many of them.
     """
 
@@ -67,21 +67,8 @@ class State(NamedTuple):
     failures: dict
 
 
-@dataclass(frozen=True)
-class Manners:
-    """What the pool does when questions fail. Pauses are in seconds."""
-
-    pause: float = 0.5  # before a question is asked again, at most; doubles with each failure
-    longest_pause: float = 60.0
-    longest_retry_after: float = 300.0  # what a server can ask for
-    down_after: int = 5  # failures in a row, after which a server is left alone
-    down: float = 1.0  # for so long; doubles each time it still fails
-    longest_down: float = 60.0
-    tries: int = 10  # of one question, while others are answered
-
-
 class Clock:
-    """Time as the pool sees it; a test may have one of its own."""
+    """Time for the pool; tests replace it."""
 
     now = staticmethod(time.monotonic)
 
@@ -91,166 +78,14 @@ class Clock:
         condition.wait(seconds)
 
 
-# -- servers ---------------------------------------------------------------------------------------
+# -- a server with its questions -------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Server:
-    """An address and, if it wants one, its key, which nothing shows.
+class _PoolServer:
+    """A server and its questions in flight. The pool's lock guards it."""
 
-    base_url: as people write it. http:// may be left out for this machine alone; /v1 is added where
-    no part of the path is a version; a last slash and /chat/completions are taken off. UserError
-    where it is no address.
-    """
-
-    base_url: str
-    key: str | None = field(default=None, repr=False)
-
-    def __post_init__(self):
-        problem = problem_of_url(_with_scheme(self.base_url))
-        if problem:
-            raise UserError(f"base_url: {problem}; expected one such as http://localhost:1234/v1")
-        if self.key is not None and not is_key(self.key):
-            raise UserError(f"{self.name}: its key has a space in it, or is no ASCII")
-
-    @property
-    def name(self):
-        """The address of its API."""
-        url = _with_scheme(self.base_url)
-        parts = urlsplit(url)
-        return f"{parts.scheme}://{parts.netloc}{api_path(url)}"
-
-
-def read_servers(base_urls, api_key_env=()):
-    """Servers with the keys that environment variables hold.
-
-    api_key_env: names of variables, none at all, one for all servers, or one for each ("none" where
-    one needs no key). UserError with every mistake, a line each; it shows no key.
-    """
-    names = [None if name.lower() == "none" else name for name in api_key_env]
-    names = names * len(base_urls) if len(names) == 1 else names or [None] * len(base_urls)
-    problems, servers = [], []
-    if not base_urls:
-        problems.append("base_url: expected at least one, such as http://localhost:1234/v1")
-    if len(names) != len(base_urls):
-        problems.append(
-            f"api_key_env: {len(names)} names for {len(base_urls)} servers; expected none, one for "
-            "all, or one for each (none where a server needs no key)"
-        )
-        names = [None] * len(base_urls)
-    for url, name in zip(base_urls, names, strict=True):
-        try:
-            servers.append(Server(url, name and _key_in(name)))
-        except UserError as error:
-            problems += [str(error)] * (str(error) not in problems)
-    # One address with several keys is several servers.
-    doubled = Counter((server.name, server.key) for server in servers)
-    twice = [name for (name, _), n in doubled.items() if n > 1]
-    problems += [f"base_url: {name} stands there twice" for name in twice]
-    if problems:
-        raise UserError("\n".join(problems))
-    return servers
-
-
-def _key_in(name):
-    if not is_variable(name):
-        # It is not shown: it may be a key that stands in the wrong place.
-        raise UserError("api_key_env: expected NAMES of environment variables, not the keys")
-    key = os.environ.get(name, "").strip()
-    if not is_key(key):
-        how = "holds no key (a space, or no ASCII)" if key else "is not set"
-        raise UserError(f"api_key_env: the environment variable {name} {how}")
-    return key
-
-
-def _with_scheme(url):
-    """`localhost:1234` is this machine. Another is not guessed: a key shall not travel unencrypted
-    only because nobody wrote https."""
-    url = url.strip()
-    with suppress(ValueError):
-        if "://" not in url and is_local(urlsplit(f"http://{url}").hostname or ""):
-            return f"http://{url}"
-    return url
-
-
-# -- how much a server gets ------------------------------------------------------------------------
-
-
-class Limit:
-    """How many questions a server may have at a time, between 1 and `most`: one more after as many
-    answers as that, half as many when it is overloaded (AIMD)."""
-
-    def __init__(self, start, most):
-        self.n, self._most = min(start, most), most
-        self._answers, self._halved = 0, -math.inf
-
-    def answered(self):
-        """A question was answered."""
-        self._answers += 1
-        if self._answers >= self.n:
-            self.n, self._answers = min(self.n + 1, self._most), 0
-
-    def overloaded(self, began, now):
-        """A question that was sent at `began` was too much. One that was on its way before the last
-        halving says nothing about the limit since: so it halves at most once a round trip."""
-        if began > self._halved:
-            self.n, self._answers, self._halved = max(1, self.n // 2), 0, now
-
-
-class Breaker:
-    """Whether a server is left alone. Closed, it is not; after so many failures in a row it is open
-    for a while; then it is half open: one question goes through, the probe. An answer closes it, a
-    failed probe opens it again, for twice as long."""
-
-    def __init__(self, manners):
-        self._manners = manners
-        self._failures = self._times = 0  # in a row; how often it was opened since an answer
-        self.until, self.is_probing = None, False  # open until then, at least; None: closed
-
-    @property
-    def is_closed(self):
-        """Whether questions go through as they come."""
-        return self.until is None
-
-    def admits(self, now):
-        """Whether a question may go through."""
-        return self.is_closed or (now >= self.until and not self.is_probing)
-
-    def enter(self):
-        """A question goes through. Returns whether it is the probe."""
-        self.is_probing = not self.is_closed
-        return self.is_probing
-
-    def answered(self):
-        """A question was answered. Returns whether that closes it."""
-        closes = not self.is_closed
-        self._failures = self._times = 0
-        self.until, self.is_probing = None, False
-        return closes
-
-    def failed(self, now, is_probe):
-        """A question has failed. Returns whether that opens it, having been closed."""
-        self._failures += 1
-        is_enough = self._failures >= self._manners.down_after
-        opens = is_enough if self.is_closed else is_probe  # what was sent before changes nothing
-        self.left(is_probe)
-        if opens:
-            pause = self._manners.down * 2 ** min(self._times, 30)
-            self.until = now + min(pause, self._manners.longest_down)
-            self._times += 1
-        return opens and self._times == 1
-
-    def left(self, is_probe):
-        """A question has ended, whatever that says."""
-        if is_probe:
-            self.is_probing = False
-
-
-class _Lane:
-    """A server with what it has to do. The pool's lock guards it."""
-
-    def __init__(self, client, limit, manners):
-        self.client, self.limit, self.breaker = client, limit, Breaker(manners)
+    def __init__(self, client, limit, policy):
+        self.client, self.limit, self.breaker = client, limit, CircuitBreaker(policy)
         self.in_flight = self.requests = self.turn = 0
         self.failures, self.last = Counter(), "not asked"
         self.paused, self.out = -math.inf, None  # until when; why
@@ -264,11 +99,11 @@ class _Lane:
         return not self.out and has_room and now >= self.paused and self.breaker.admits(now)
 
     def opens(self):
-        """When it may take a question again, apart from those that it has."""
+        """When it may take a question again, apart from its limit."""
         return self.paused if self.breaker.is_closed else max(self.paused, self.breaker.until)
 
     def state(self, now):
-        """The State that snapshot() tells."""
+        """The ServerState for snapshot()."""
         if self.out:
             state = "out"
         elif not self.breaker.is_closed:
@@ -276,14 +111,15 @@ class _Lane:
         else:
             state = "paused" if now < self.paused else "up"
         facts = self.in_flight, self.limit.n, state, self.requests, dict(self.failures)
-        return State(self.name, *facts)
+        return ServerState(self.name, *facts)
 
 
 @dataclass
-class _Trial:
-    """What a call of ask() has been through. ready: when it may be asked again; failed: how often
-    it did; doubted: how often that could be its own fault; blamed: how often others were answered
-    meanwhile; answered: the pool's answers at its last failure; lane: where that was."""
+class _Retries:
+    """The failures of one call of ask(). ready: when the question may be asked again; failed: how
+    often it failed; doubted: how often the question itself may be the cause; blamed: how often
+    others were answered meanwhile; answered: the pool's answers at its last failure; server: where
+    that was."""
 
     began: float
     ready: float
@@ -291,13 +127,13 @@ class _Trial:
     doubted: int = 0
     blamed: int = 0
     answered: int = 0
-    lane: _Lane | None = None
+    server: _PoolServer | None = None
 
 
-class _Visit(NamedTuple):
+class _Attempt(NamedTuple):
     """A question that is with a server."""
 
-    lane: _Lane
+    server: _PoolServer
     began: float
     is_probe: bool
 
@@ -315,8 +151,8 @@ class Pool:
     model: its name at all servers; None: check() finds the only one that they serve, or says which
     there are. workers: questions with the servers at a time, over all. timeout: seconds for an
     answer. structured: ask for JSON by the schema, where a server can. patience: seconds without
-    any answer after which ask() gives up. warn(text): told what the user should know while it goes
-    on. manners, clock, rng (a random.Random): for those who need others.
+    any answer after which ask() gives up. warn(text): called with what the user should know.
+    policy (a RetryPolicy), clock, rng (a random.Random): for tests.
     """
 
     def __init__(
@@ -329,7 +165,7 @@ class Pool:
         structured=True,
         patience=3600.0,
         warn=_say,
-        manners=Manners(),
+        policy=None,
         clock=Clock,
         rng=None,
     ):
@@ -340,16 +176,16 @@ class Pool:
                 raise UserError(f"{name}={value}: expected more than 0")
         self.model = model
         self._workers, self._structured, self._patience = workers, structured, patience
-        self._warn, self._manners, self._clock = warn, manners, clock
+        self._warn, self._policy, self._clock = warn, policy or RetryPolicy(), clock
         self._random = rng or random.Random()
         share = -(-workers // len(servers))
-        self._lanes = [
-            _Lane(
+        self._servers = [
+            _PoolServer(
                 Client(
                     server.name, server.key, name, connections=workers, timeout=timeout, warn=warn
                 ),
-                Limit(share, workers),
-                manners,
+                ConcurrencyLimit(share, workers),
+                self._policy,
             )
             for server, name in zip(servers, _names(servers), strict=True)
         ]
@@ -360,44 +196,45 @@ class Pool:
     def check(self):
         """Ask each server what it serves, and find the model where none was given.
 
-        UserError where no server is of use now, with all their reasons. Where some are, `warn`
-        hears of the others: one that cannot be reached may come back, one with a wrong key is out.
+        UserError where no server can be used now, with all their reasons. Where some can, `warn` is
+        called for the others: one that cannot be reached may come back, one with a wrong key is
+        out.
         """
         served, problems = {}, []
-        for lane in self._lanes:
-            self._examine(lane, problems, lambda lane: served.update({lane: lane.client.models()}))
+        for server in self._servers:
+            self._examine(server, problems, lambda s: served.update({s: s.client.models()}))
         if self.model is None and served:
             self.model = _only_model(served.values())
-        for lane, names in served.items():
+        for server, names in served.items():
             # Names have short forms, and lists are not always whole: the server has the last word.
             if self.model not in (names or ()):
-                self._examine(lane, problems, self._ping)
-        if len(problems) == len(self._lanes):
+                self._examine(server, problems, self._ping)
+        if len(problems) == len(self._servers):
             raise UserError("\n".join(problems))
         for problem in problems:
             self._warn(f"{problem}; the other servers go on without it")
 
-    def _examine(self, lane, problems, call):
+    def _examine(self, server, problems, call):
         try:
-            call(lane)
-        except Useless as error:
-            lane.out = f"{lane.name}: {error}"
-            problems.append(lane.out)
-        except Failure as error:
-            lane.last = f"{lane.name}: {error}"
-            problems.append(lane.last)
+            call(server)
+        except ServerUnusable as error:
+            server.out = f"{server.name}: {error}"
+            problems.append(server.out)
+        except TemporaryError as error:
+            server.last = f"{server.name}: {error}"
+            problems.append(server.last)
 
-    def _ping(self, lane):
-        with suppress(Refused):  # a question so short may be refused; the model is there
-            lane.client.ask(dict(PING, model=self.model))
+    def _ping(self, server):
+        with suppress(QuestionRefused):  # a question so short may be refused; the model is there
+            server.client.ask(dict(PING, model=self.model))
 
     def ask(self, messages, *, temperature=None, max_tokens=None, schema=None, seed=None):
         """The Answer to a conversation; returns when there is one, however long that takes.
 
         messages: [{"role": …, "content": …}, …]. What is None is left to the server. schema: a JSON
-        schema that the answer should follow; a server that cannot is asked without. Raises Refused
-        for this question alone; for the whole run Closed, Unreachable, and UserError where no
-        server is left.
+        schema that the answer should follow; a server that cannot is asked without. Raises
+        QuestionRefused for this question alone; for the whole run PoolClosed, Unreachable, and
+        UserError where no server is left.
         """
         if self.model is None:
             raise UserError("model: expected a name, or check() before the first question")
@@ -408,137 +245,142 @@ class Pool:
             wanted = {"name": "answer", "strict": True, "schema": schema}
             question["response_format"] = {"type": "json_schema", "json_schema": wanted}
         now = self._clock.now()
-        trial = _Trial(now, now)
+        retries = _Retries(now, now)
         while True:
-            visit = self._enter(trial)
+            attempt = self._enter(retries)
             # It failed often, and nothing was answered since: is it this question, or is it all?
-            is_ping = trial.doubted >= self._manners.tries and trial.answered == self._answers
+            is_ping = retries.doubted >= self._policy.tries and retries.answered == self._answers
             try:
                 asked = dict(PING, model=self.model) if is_ping else question
-                outcome = visit.lane.client.ask(asked)
+                outcome = attempt.server.client.ask(asked)
             except BaseException as error:
                 outcome = error
-            for text in self._leave(visit, outcome, trial):
+            for text in self._leave(attempt, outcome, retries):
                 self._warn(text)
-            if is_ping and isinstance(outcome, (Answer, Refused)):
+            if is_ping and isinstance(outcome, (Answer, QuestionRefused)):
                 continue
             if isinstance(outcome, Answer):
                 return outcome
-            if trial.blamed >= self._manners.tries:
-                raise Refused(f"{trial.lane.last} (failure {trial.failed}; others were answered)")
-            if not isinstance(outcome, (Failure, Useless)):
+            if retries.blamed >= self._policy.tries:
+                raise QuestionRefused(
+                    f"{retries.server.last} (failure {retries.failed}; others were answered)"
+                )
+            if not isinstance(outcome, (TemporaryError, ServerUnusable)):
                 raise outcome
 
     def close(self):
-        """Take no more questions: those that wait end with Closed, those that are with a server may
-        finish."""
+        """Take no more questions: those that wait end with PoolClosed, those that are with a server
+        may finish."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        for lane in self._lanes:
-            lane.client.close()
+        for server in self._servers:
+            server.client.close()
 
     def snapshot(self):
-        """A State for each server, in their order."""
+        """A ServerState for each server, in their order."""
         with self._changed:
             now = self._clock.now()
-            return [lane.state(now) for lane in self._lanes]
+            return [server.state(now) for server in self._servers]
 
     # -- to a server, and back --
 
-    def _enter(self, trial):
-        """Wait for a server that takes the question: a _Visit."""
+    def _enter(self, retries):
+        """Wait for a server that takes the question; returns an _Attempt."""
         with self._changed:
             while True:
                 now = self._clock.now()
-                self._check_end(trial, now)
-                lane = self._choose(trial, now)
-                if lane:
-                    lane.turn = next(self._turn)
-                    lane.in_flight += 1
-                    lane.requests += 1
-                    return _Visit(lane, now, lane.breaker.enter())
-                wake = self._wake(trial, now)
+                self._check_end(retries, now)
+                server = self._choose(retries, now)
+                if server:
+                    server.turn = next(self._turn)
+                    server.in_flight += 1
+                    server.requests += 1
+                    return _Attempt(server, now, server.breaker.enter())
+                wake = self._wake(retries, now)
                 self._clock.wait(self._changed, None if wake is None else wake - now)
 
-    def _check_end(self, trial, now):
+    def _check_end(self, retries, now):
         """Raise what ends a question that waits."""
         if self._closed:
-            raise Closed("the pool of servers was closed")
-        if all(lane.out for lane in self._lanes):
-            raise UserError("\n".join(lane.out for lane in self._lanes))
-        if self._trouble is not None and now >= self._give_up(trial):
-            reasons = [lane.out or lane.last for lane in self._lanes]
+            raise PoolClosed("the pool of servers was closed")
+        if all(server.out for server in self._servers):
+            raise UserError("\n".join(server.out for server in self._servers))
+        if self._trouble is not None and now >= self._give_up(retries):
+            reasons = [server.out or server.last for server in self._servers]
             waited = f"no server has answered for {self._patience:g} s; what was written is safe"
             raise Unreachable("\n".join([f"{waited}: run it again to go on", *reasons]))
 
-    def _give_up(self, trial):
-        return max(self._trouble, trial.began) + self._patience
+    def _give_up(self, retries):
+        return max(self._trouble, retries.began) + self._patience
 
-    def _choose(self, trial, now):
+    def _choose(self, retries, now):
         """The least busy server that takes a question now; not the one where it failed last, if
         another does; of equals the one whose last turn is the longest ago."""
-        if now < trial.ready or sum(lane.in_flight for lane in self._lanes) >= self._workers:
+        if (
+            now < retries.ready
+            or sum(server.in_flight for server in self._servers) >= self._workers
+        ):
             return None
-        lanes = [lane for lane in self._lanes if lane.admits(now)]
+        free = [server for server in self._servers if server.admits(now)]
         return min(
-            lanes,
-            key=lambda lane: (lane is trial.lane, lane.in_flight / lane.limit.n, lane.turn),
+            free,
+            key=lambda s: (s is retries.server, s.in_flight / s.limit.n, s.turn),
             default=None,
         )
 
-    def _wake(self, trial, now):
-        """When something changes though nobody says so, or None."""
-        times = [trial.ready, *(lane.opens() for lane in self._lanes if not lane.out)]
+    def _wake(self, retries, now):
+        """When the next change by time alone is due, or None."""
+        times = [retries.ready, *(server.opens() for server in self._servers if not server.out)]
         if self._trouble is not None:
-            times.append(self._give_up(trial))
+            times.append(self._give_up(retries))
         return min((time for time in times if time > now), default=None)
 
-    def _leave(self, visit, outcome, trial):
-        """Note how a visit ended. Returns what the user should hear, a list of texts."""
-        lane, news = visit.lane, []
+    def _leave(self, attempt, outcome, retries):
+        """Record how an attempt ended. Returns warnings for the user, a list of texts."""
+        server, news = attempt.server, []
         with self._changed:
             now = self._clock.now()
-            lane.in_flight -= 1
-            if isinstance(outcome, (Answer, Refused)):
+            server.in_flight -= 1
+            if isinstance(outcome, (Answer, QuestionRefused)):
                 self._answers += 1
                 self._trouble = None
-                if lane.breaker.answered():
-                    news.append(f"{lane.name}: it answers again")
+                if server.breaker.answered():
+                    news.append(f"{server.name}: it answers again")
                 if isinstance(outcome, Answer):
-                    lane.limit.answered()
-            elif isinstance(outcome, Failure):
-                lane.last = f"{lane.name}: {outcome}"
-                lane.failures[outcome.kind] += 1
+                    server.limit.answered()
+            elif isinstance(outcome, TemporaryError):
+                server.last = f"{server.name}: {outcome}"
+                server.failures[outcome.kind] += 1
                 if self._trouble is None:
-                    self._trouble = visit.began
+                    self._trouble = attempt.began
                 if outcome.overload:
-                    lane.limit.overloaded(visit.began, now)
+                    server.limit.overloaded(attempt.began, now)
                 if outcome.retry_after is not None:
-                    pause = min(outcome.retry_after, self._manners.longest_retry_after)
-                    lane.paused = max(lane.paused, now + pause)
-                if lane.breaker.failed(now, visit.is_probe):
-                    news.append(f"{lane.last}; it is left alone for a while")
-                self._count(trial, lane, outcome.kind, now)
+                    pause = min(outcome.retry_after, self._policy.max_retry_after)
+                    server.paused = max(server.paused, now + pause)
+                if server.breaker.failed(now, attempt.is_probe):
+                    news.append(f"{server.last}; it is not asked for a while")
+                self._count(retries, server, outcome.kind, now)
             else:
-                lane.breaker.left(visit.is_probe)
-                if isinstance(outcome, Useless) and not lane.out:
-                    lane.out = f"{lane.name}: {outcome}"
-                    if not all(other.out for other in self._lanes):  # else it ends the run
-                        news.append(f"{lane.out}; it is asked no more")
+                server.breaker.left(attempt.is_probe)
+                if isinstance(outcome, ServerUnusable) and not server.out:
+                    server.out = f"{server.name}: {outcome}"
+                    if not all(other.out for other in self._servers):  # else it ends the run
+                        news.append(f"{server.out}; it is not asked any more")
             self._changed.notify_all()
         return news
 
-    def _count(self, trial, lane, kind, now):
+    def _count(self, retries, server, kind, now):
         """Note a failure of a question, and when it may be asked again: after a random time up to
         one that doubles, so that many do not come back together ("full jitter")."""
-        if kind not in _OF_SERVER:
-            trial.blamed += bool(trial.doubted) and trial.answered < self._answers
-            trial.doubted += 1
-        longest = self._manners.pause * 2 ** min(trial.failed, 30)
-        pause = self._random.uniform(0, min(longest, self._manners.longest_pause))
-        trial.ready, trial.lane = now + pause, lane
-        trial.failed, trial.answered = trial.failed + 1, self._answers
+        if kind not in _SERVER_FAILURES:
+            retries.blamed += bool(retries.doubted) and retries.answered < self._answers
+            retries.doubted += 1
+        longest = self._policy.pause * 2 ** min(retries.failed, 30)
+        pause = self._random.uniform(0, min(longest, self._policy.max_pause))
+        retries.ready, retries.server = now + pause, server
+        retries.failed, retries.answered = retries.failed + 1, self._answers
 
 
 def _names(servers):

@@ -1,9 +1,9 @@
-"""The tally: what came of the entries, counted from their lines of progress, and how it is told.
+"""Progress: the results of entries, counted from their progress lines, and shown.
 
-tally = Tally(price_in=0.5, price_out=2.0)      # per million tokens, whatever the currency
-tally.add(record)                               # a line of FILE.progress.jsonl
-print(tally.line(left=400, in_flight=8))        # one line while the work goes on
-print(summary({"this run": tally, "in all": other}))
+counts = ProgressCounts(price_in=0.5, price_out=2.0)      # per million tokens, in any currency
+counts.add(record)                              # a line of FILE.progress.jsonl
+print(counts.line(left=400, in_flight=8))        # one line while the work goes on
+print(summary({"this run": counts, "in all": other}))
 """
 
 import shutil
@@ -15,11 +15,11 @@ from collections import Counter
 from minigpt.common.report import duration, table
 from minigpt.synthesis.filters import RULES
 
-LINE_SECONDS = 30.0  # between two lines of progress where the output is no terminal
+LINE_SECONDS = 30.0  # between two lines of progress where the output is not a terminal
 REDRAW_SECONDS = 0.5  # where it is one
 
 
-class Tally:
+class ProgressCounts:
     """Counts of entries, pairs, tokens and broken rules.
 
     outcomes: Counter of "done", "rejected", "refused".  doubles: Counter of "exact" and "near".
@@ -33,7 +33,7 @@ class Tally:
         self.pairs = self.attempts = self.prompt_tokens = self.completion_tokens = self.cut = 0
 
     def add(self, record):
-        """Count a line of progress. What one lacks (that of a run that was killed) counts as 0."""
+        """Count a progress line. A missing field (of a run that was killed) counts as 0."""
         self.outcomes[record["outcome"]] += 1
         self.pairs += record["pairs"]
         for name in ("attempts", "prompt_tokens", "completion_tokens"):
@@ -61,7 +61,7 @@ class Tally:
         return sum(n * (price or 0) for n, price in zip(tokens, self._prices, strict=True)) / 1e6
 
     def line(self, total, left, in_flight):
-        """The line of progress of this run's tally: of `total` entries `left` are not finished,
+        """The progress line of this run: of `total` entries `left` are not finished,
         `in_flight` are being asked."""
         seconds = time.monotonic() - self._began
         parts = [
@@ -78,11 +78,11 @@ class Tally:
 
 
 def summary(columns):
-    """The tables at the end; columns: {"this run": Tally, …}."""
-    tallies = list(columns.values())
+    """The tables at the end; columns: {"this run": ProgressCounts, …}."""
+    every = list(columns.values())
 
     def row(name, show):
-        return [name, *map(show, tallies)]
+        return [name, *map(show, every)]
 
     rows = [row("entries finished", lambda t: f"{t.entries:,}")]
     for outcome in ("done", "rejected", "refused"):
@@ -95,32 +95,32 @@ def summary(columns):
         row("tokens read", lambda t: f"{t.prompt_tokens:,}"),
         row("tokens written", lambda t: f"{t.completion_tokens:,}"),
     ]
-    if any(tally.cut for tally in tallies):
+    if any(counts.cut for counts in every):
         rows.append(row("entries cut at text_max", lambda t: f"{t.cut:,}"))
-    if any(tally.cost is not None for tally in tallies):
+    if any(counts.cost is not None for counts in every):
         rows.append(row("cost", lambda t: f"{t.cost:.2f}"))
-    return table(["", *columns], rows) + "\n\n" + rules_table(tallies[-1])
+    return table(["", *columns], rows) + "\n\n" + rules_table(every[-1])
 
 
-def rules_table(tally):
+def rules_table(counts):
     """How often each rule was broken in first and last replies, the worst first."""
-    names = [name for name in RULES if tally.first[name] or tally.last[name]]
-    names += sorted((tally.first.keys() | tally.last.keys()) - set(names))  # of other versions
-    names.sort(key=lambda name: -tally.first[name])
+    names = [name for name in RULES if counts.first[name] or counts.last[name]]
+    names += sorted((counts.first.keys() | counts.last.keys()) - set(names))  # of other versions
+    names.sort(key=lambda name: -counts.first[name])
     if not names:
         return "no rule was broken"
-    rows = [[name, f"{tally.first[name]:,}", f"{tally.last[name]:,}"] for name in names]
+    rows = [[name, f"{counts.first[name]:,}", f"{counts.last[name]:,}"] for name in names]
     return table(["broken rule", "first replies", "last replies"], rows)
 
 
 class ProgressLine:
-    """A line on stderr that says how far the work is: rewritten on a terminal, elsewhere a new one
-    every LINE_SECONDS."""
+    """A progress line on stderr: redrawn on a terminal, elsewhere printed again every
+    LINE_SECONDS."""
 
     def __init__(self, stream=None):
         self._stream = stream or sys.stderr
         self._is_terminal = self._stream.isatty()
-        self._lock = threading.Lock()  # warnings come from other threads
+        self._lock = threading.Lock()  # other threads print warnings
         self._shown, self._next = 0, 0.0 if self._is_terminal else time.monotonic() + LINE_SECONDS
 
     def show(self, make):

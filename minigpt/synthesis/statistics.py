@@ -1,7 +1,7 @@
-"""The census of a file of pairs: how many, how long, how they begin, how much of it comes twice.
+"""Statistics of a file of pairs: how many, how long, how they begin, how many are duplicates.
 
-    census = take_census("sft/my_pairs.jsonl", doubles=Doubles())
-    print(describe(census))
+    statistics = collect_statistics("sft/my_pairs.jsonl", Deduplicator())
+    print(describe(statistics))
 
 Any file of question–answer pairs will do; of one that sft/sft_generate.py wrote, its progress is
 counted too.
@@ -19,9 +19,9 @@ from minigpt.data.formats import parse_qa
 from minigpt.data.pipeline import read_entries, read_records
 from minigpt.synthesis.generator import ROUND
 from minigpt.synthesis.journal import beside, entry_hash
-from minigpt.synthesis.progress import Tally, rules_table
+from minigpt.synthesis.progress import ProgressCounts, rules_table
 
-# What a question asks for, by its last such word; the longer of two that begin alike stands first.
+# What a question asks for, by its last such word; of words that begin alike the longest is first.
 KINDS = (
     ("为什么 why", "为什么|为何|何故|何以|為什麼|為何"),
     ("怎么 how", "怎么|怎样|怎麼|怎樣|如何"),
@@ -40,13 +40,13 @@ QUANTILES = (0, 0.1, 0.5, 0.9, 0.99, 1)
 
 
 @dataclass
-class Census:
+class PairStatistics:
     """What is in a file of pairs.
 
     questions, answers: length in characters → pairs.  openings: first two characters → pairs.
     kinds: a label of KINDS or OTHER → pairs.  per_entry: pairs of an entry → entries; `unnamed`
     pairs say no entry.  models: who wrote them → pairs.  doubles: "exact", "near" → pairs.
-    tally: of the progress file, None where there is none.  input: entries of the source, and
+    progress: of the progress file, None where there is none.  input: entries of the source, and
     how many of them have pairs; None where no source was given.
     """
 
@@ -60,38 +60,38 @@ class Census:
     unnamed: int = 0
     models: Counter = field(default_factory=Counter)
     doubles: Counter = field(default_factory=Counter)
-    tally: Tally | None = None
+    progress: ProgressCounts | None = None
     input: tuple | None = None
 
 
-def take_census(path, doubles=None, source=None):
-    """The Census of the pairs at `path`. doubles: a new Doubles, which takes the longest; source:
-    the files that the pairs were made of, to see how many entries they cover."""
-    census, entries, ids = Census(Path(path)), Counter(), set()
+def collect_statistics(path, deduplicator=None, source=None):
+    """The PairStatistics of the pairs at `path`. deduplicator: a new Deduplicator, which takes most
+    of the time; source: the files that the pairs were made of, to count the entries covered."""
+    statistics, entries, ids = PairStatistics(Path(path)), Counter(), set()
     for _, pair, record in read_records([path], parse_qa):
-        _count(census, pair, doubles)
-        census.models[str(record.get("model", "not told"))] += 1
+        _count(statistics, pair, deduplicator)
+        statistics.models[str(record.get("model", "unknown"))] += 1
         entry = record.get("entry", pair.id)
         if entry is None:
-            census.unnamed += 1
+            statistics.unnamed += 1
             continue
         entries[str(entry)] += 1
         ids.add(pair.id)
-    census.per_entry = Counter(entries.values())
-    census.tally = _progress(path)
+    statistics.per_entry = Counter(entries.values())
+    statistics.progress = _progress(path)
     if source:
-        census.input = _coverage(source, entries.keys() | ids)
-    return census
+        statistics.input = _coverage(source, entries.keys() | ids)
+    return statistics
 
 
-def _count(census, pair, doubles):
-    census.pairs += 1
-    census.questions[len(pair.question)] += 1
-    census.answers[len(pair.answer)] += 1
-    census.openings[opening(pair.question)] += 1
-    census.kinds[kind(pair.question)] += 1
-    if doubles and (found := doubles.add(pair.question, pair.answer)):
-        census.doubles[found] += 1
+def _count(statistics, pair, deduplicator):
+    statistics.pairs += 1
+    statistics.questions[len(pair.question)] += 1
+    statistics.answers[len(pair.answer)] += 1
+    statistics.openings[opening(pair.question)] += 1
+    statistics.kinds[question_kind(pair.question)] += 1
+    if deduplicator and (found := deduplicator.add(pair.question, pair.answer)):
+        statistics.doubles[found] += 1
 
 
 def opening(question):
@@ -99,20 +99,21 @@ def opening(question):
     return question.lstrip(_OPENING_MARKS)[:2]
 
 
-def kind(question):
-    """The label of what a question asks for, by the last question word in it: the words before may
-    stand in a name or a clause."""
+def question_kind(question):
+    """The label of what a question asks for, by the last question word in it: earlier words may be
+    part of a name or a clause."""
     found = [match.lastgroup for match in _KINDS.finditer(question)]
     return KINDS[int(found[-1][1:])][0] if found else OTHER
 
 
 def _progress(path):
-    """The Tally of the progress file beside `path`, all generations; None where there is none."""
-    progress, _ = beside(path)
-    if not progress.exists():
+    """The ProgressCounts of the progress file beside `path`, of all generations; None if there is
+    none."""
+    file_path, _ = beside(path)
+    if not file_path.exists():
         return None
-    tally = Tally()
-    with open(progress, encoding="utf-8", errors="replace") as file:
+    progress = ProgressCounts()
+    with open(file_path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith("\n") or line.isspace():  # a run may be writing the last one
                 continue
@@ -120,11 +121,11 @@ def _progress(path):
                 record = parse_json(line)
             except ValueError as error:
                 raise UserError(
-                    f"{progress}, line {number}: no JSON ({error}); take the line out"
+                    f"{file_path}, line {number}: no JSON ({error}); take the line out"
                 ) from None
             if "entry" in record:
-                tally.add(record)
-    return tally
+                progress.add(record)
+    return progress
 
 
 def _coverage(source, known):
@@ -151,40 +152,42 @@ def quantile(lengths, share):
     return 0
 
 
-def describe(census, most=15):
+def describe(statistics, most=15):
     """The report as text; `most`: openings that are listed."""
-    n_entries = sum(census.per_entry.values())
-    lines = [f"{census.path}: {census.pairs:,} pairs about {n_entries:,} entries"]
+    n_entries = sum(statistics.per_entry.values())
+    lines = [f"{statistics.path}: {statistics.pairs:,} pairs about {n_entries:,} entries"]
     if n_entries:
-        lines[0] += f", {(census.pairs - census.unnamed) / n_entries:.2f} an entry"
-    if census.unnamed:
-        lines.append(f"{census.unnamed:,} pairs name no entry")
-    lines += [f"written by {model}: {n:,}" for model, n in census.models.most_common()]
+        lines[0] += f", {(statistics.pairs - statistics.unnamed) / n_entries:.2f} an entry"
+    if statistics.unnamed:
+        lines.append(f"{statistics.unnamed:,} pairs name no entry")
+    lines += [f"written by {model}: {n:,}" for model, n in statistics.models.most_common()]
     lines.append(
-        f"duplicates within the file: {census.doubles['exact']:,} exact, "
-        f"{census.doubles['near']:,} near"
+        f"duplicates within the file: {statistics.doubles['exact']:,} exact, "
+        f"{statistics.doubles['near']:,} near"
     )
-    if census.input:
-        total, covered = census.input
+    if statistics.input:
+        total, covered = statistics.input
         lines.append(f"entries of the source: {total:,}, with pairs {covered:,}")
         lines[-1] += f" ({covered / total:.1%})" if total else ""
     header = ["characters", "least", "10 %", "median", "90 %", "99 %", "most"]
     rows = [
         [name, *(quantile(lengths, share) for share in QUANTILES)]
-        for name, lengths in (("questions", census.questions), ("answers", census.answers))
+        for name, lengths in (("questions", statistics.questions), ("answers", statistics.answers))
     ]
     parts = ["\n".join(lines), table(header, rows)]
     for name, counts in (
-        ("pairs of an entry", dict(sorted(census.per_entry.items()))),
-        ("asked for", dict(census.kinds.most_common())),
-        ("opening", dict(census.openings.most_common(most))),
+        ("pairs of an entry", dict(sorted(statistics.per_entry.items()))),
+        ("asked for", dict(statistics.kinds.most_common())),
+        ("opening", dict(statistics.openings.most_common(most))),
     ):
-        whole = sum(counts.values()) if name == "pairs of an entry" else census.pairs
+        whole = sum(counts.values()) if name == "pairs of an entry" else statistics.pairs
         parts.append(
             table([name, "", ""], [[k, f"{n:,}", f"{n / whole:.1%}"] for k, n in counts.items()])
         )
-    if census.tally:
-        n = census.tally.outcomes
-        told = ", ".join(f"{n[name]:,} {name}" for name in ("done", "rejected", "refused"))
-        parts.append(f"entries by the progress file: {told}\n\n{rules_table(census.tally)}")
+    if statistics.progress:
+        n = statistics.progress.outcomes
+        outcomes = ", ".join(f"{n[name]:,} {name}" for name in ("done", "rejected", "refused"))
+        parts.append(
+            f"entries by the progress file: {outcomes}\n\n{rules_table(statistics.progress)}"
+        )
     return "\n\n".join(parts)

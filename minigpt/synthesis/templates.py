@@ -1,4 +1,4 @@
-"""Templates: prompts are files, and say how a large model is asked for question–answer pairs.
+"""Templates: prompt files, which ask a large model for question–answer pairs.
 
     template = load("sft/prompts/facts.md")
     template.messages(text=…, title="黄河", n_min=3, n_max=6, question_max=15, answer_max=300)
@@ -7,16 +7,16 @@
 A file is UTF-8 text of three parts, divided by lines that hold --- and nothing else:
 
     source: text
-    note: what it is for, said to people
+    note: its purpose, for people
     ---
-    the system message; where it is empty, there is none
+    the system message; may be empty
     ---
     the user message
 
-With `source: topic` nothing is asked about but a topic, and answers are held against no text.
-Filled in are {text} {title} {n_min} {n_max} {question_max} {answer_max} {previous} (what the model
-wrote last about a topic); other braces, such as those of JSON, are text. A paragraph with a
-placeholder whose value is "" is left out: without a title there is no line that announces one.
+With `source: topic` the prompt has only a topic, and answers are not compared with a text.
+Placeholders are {text} {title} {n_min} {n_max} {question_max} {answer_max} {previous} (the
+last pairs about a topic); other braces, such as those of JSON, are text. A paragraph with a
+placeholder whose value is "" is left out: without a title there is no title line.
 """
 
 import hashlib
@@ -34,8 +34,8 @@ PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 
 class Template(NamedTuple):
-    """A prompt file. name: the file's, without suffix; version: 12 hex digits of what is sent, so
-    that another note is no other version; source: "text" or "topic"."""
+    """A prompt file. name: the file's, without suffix; version: 12 hex digits of the messages, so
+    that another note is not another version; source: "text" or "topic"."""
 
     name: str
     version: str
@@ -46,12 +46,12 @@ class Template(NamedTuple):
 
     @property
     def uses_previous(self):
-        """Whether what was written before changes the prompt."""
+        """Whether earlier pairs change the prompt."""
         return "{previous}" in self.system + self.user
 
     def messages(self, *, text, title, n_min, n_max, question_max, answer_max, previous=""):
-        """The messages as OpenAI's chat API takes them. What is filled in is not filled again,
-        whatever braces it holds."""
+        """The messages as OpenAI's chat API takes them. Braces in the values are
+        not filled in."""
         given = (text, title, n_min, n_max, question_max, answer_max, previous)
         values = {name: str(value) for name, value in zip(NAMES, given, strict=True)}
         parts = {"system": self.system, "user": self.user}
@@ -119,7 +119,7 @@ def _header(lines):
 
 
 def schema(n_min, n_max):
-    """The JSON schema of a reply, for servers that can hold a model to one."""
+    """The JSON schema of a reply, for servers with constrained decoding."""
     text = {"type": "string"}
     pair = {
         "type": "object",

@@ -1,40 +1,38 @@
-"""Endpoints: real servers that behave and misbehave, server.py as its user runs it, local runs,
+"""Endpoints: real servers that behave and misbehave, our own server, local runs,
 and the list that people write."""
 
 import contextlib
 import json
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 import requests
-from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from local_server import serve_runs
 from tiny_run import save_scripted_run
 
 from minigpt.arena.endpoints import (
     CAUTIOUS,
     SETTINGS,
-    Caps,
     Endpoint,
     EndpointError,
     Endpoints,
-    Events,
     LocalRun,
     Preset,
     read_presets,
 )
-from minigpt.arena.safe_http import Allowed
 from minigpt.common.errors import UserError
+from minigpt.data.prompts import chat_ids, stop_ids
 from minigpt.inference.engine import Engine
 from minigpt.inference.scheduler import QueueLimits, RequestScheduler
 from minigpt.models import checkpoint
+from minigpt.openai.events import EventReader
+from minigpt.openai.safe_http import Allowed
+from minigpt.openai.transport import Caps
 
 PATIENCE = 20  # seconds: a generous deadline for what takes a fraction of one
 ASK = [{"role": "user", "content": "首都？"}]
@@ -204,7 +202,7 @@ def test_chunked_and_cut_anywhere(serve):
 )
 def test_events_are_the_same_however_they_are_cut(values, end, sizes):
     data = b"".join(event(value, end) + f": x{end}".encode() for value in values) + b"x"
-    events, found, at = Events(), [], 0
+    events, found, at = EventReader(), [], 0
     while at < len(data):
         size = sizes[at % len(sizes)]
         found += events.push(data[at : at + size])
@@ -650,33 +648,10 @@ def runs(tmp_path_factory, byte_tokenizer):
 
 
 @pytest.fixture(scope="module")
-def real(runs):
-    """server.py as a process, with a key in its environment; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, str(ROOT / "server.py"), f"--port={port}", "--max_tokens=1000000"]
-    command.append(f"--out_dir={runs / 'sft'},{runs / 'loop'}")
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "MINIGPT_API_KEY": KEY},
-    )
-    url = f"http://127.0.0.1:{port}"
-
-    def is_up():
-        assert process.poll() is None
-        with contextlib.suppress(requests.ConnectionError):
-            return requests.get(f"{url}/health", timeout=PATIENCE).ok
-
-    deadline = time.monotonic() + 60
-    while not is_up():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    yield url
-    process.kill()
-    process.wait()
+def real(runs, byte_tokenizer):
+    """Our server with a key, in this process; its address."""
+    with serve_runs([runs / "sft", runs / "loop"], byte_tokenizer, KEY) as url:
+        yield url
 
 
 @pytest.fixture
@@ -698,7 +673,7 @@ def test_our_server(real, with_key):
 
 
 def test_our_server_before_it_was_probed(real, with_key):
-    side = endpoint(real, model="sft", **with_key)
+    side = endpoint(real, model="sft", **with_key).side()
     assert "".join(side.stream(ASK, {"max_tokens": 3})) == "北"
     assert side.finish_reason == "length" and side.usage["completion_tokens"] == 3
 
@@ -707,7 +682,7 @@ def test_our_server_refuses(real, with_key):
     assert failure(real, model="sft").kind == "http 401"
     assert failure(real, model="nobody", **with_key).kind == "http 404"
     assert endpoint(real).probe().status == "http 401"
-    side = endpoint(real, model="sft", **with_key)
+    side = endpoint(real, model="sft", **with_key).side()
     with pytest.raises(EndpointError, match="temperature"):
         list(side.stream(ASK, {"temperature": -1}))
 
@@ -724,6 +699,13 @@ def test_close_ends_our_server_s_writing(real, with_key):
 # -- local runs ------------------------------------------------------------------------------------
 
 
+def local_run(host, name, tokenizer, prompt_format):
+    def encode(turns):
+        return chat_ids(tokenizer, prompt_format, turns, 64, truncate="oldest")
+
+    return LocalRun(host, name, tokenizer, encode, stop_ids(tokenizer))
+
+
 @pytest.fixture
 def make_local(runs, byte_tokenizer):
     """make_local(name, limits, kind): a LocalRun over an engine of one slot; stopped at the end."""
@@ -733,7 +715,7 @@ def make_local(runs, byte_tokenizer):
         model = checkpoint.load(runs / name).model
         engine = kind(model, byte_tokenizer.n_vocab, 1)
         hosts.append(RequestScheduler({name: engine}, limits or QueueLimits()))
-        return LocalRun(hosts[-1], name, byte_tokenizer, "qa", model.config.block_size)
+        return local_run(hosts[-1], name, byte_tokenizer, "qa")
 
     yield make
     for host in hosts:
@@ -771,7 +753,7 @@ def test_close_ends_a_local_run(make_local):
     close_in_time(waiting, found_waiting)
     assert found_waiting.texts == []
     close_in_time(side, found)
-    until(lambda: local._host.counts() == (0, 0))
+    until(lambda: local.host.counts() == (0, 0))
     early = local.side()
     early.close()
     assert len(list(early.stream(ASK, {}))) == 0 and early.finish_reason == "cancelled"
@@ -782,12 +764,12 @@ def test_a_reader_that_goes_away_ends_a_local_run(make_local):
     texts = local.side().stream(ASK, {"max_tokens": 100_000})
     assert next(texts) == "天"
     texts.close()
-    until(lambda: local._host.counts() == (0, 0))
+    until(lambda: local.host.counts() == (0, 0))
 
 
 def test_a_local_run_loses_the_oldest_turns(make_local, byte_tokenizer):
-    host = make_local("loop")._host
-    local = LocalRun(host, "loop", byte_tokenizer, "chat", 64)
+    host = make_local("loop").host
+    local = local_run(host, "loop", byte_tokenizer, "chat")
     turns = [{"role": "user", "content": "x" * 30}, {"role": "assistant", "content": "y" * 30}]
     side = local.side()
     list(side.stream([*turns, {"role": "user", "content": "?"}], {"max_tokens": 2}))
@@ -831,7 +813,7 @@ def test_what_a_local_run_does_not_take(make_local):
     found = reading(side)
     until(lambda: found.texts)
     assert local_failure(local).kind == "busy"
-    local._host.drain(0)
+    local.host.drain(0)
     found.thread.join(PATIENCE)
     assert found.error.kind == "stopping" and local.probe().status == "stopping"
     assert local_failure(local).kind == "stopping"
@@ -892,7 +874,7 @@ def test_every_mistake_is_told_with_its_line(tmp_path):
         ("", "empty"),
         ("name,base_url,color\n", "unknown column 'color'"),
         ("lab，http://lab\n", "no column name and base_url"),
-        ("name,base_url,name\n", "stands twice"),
+        ("name,base_url,name\n", "is there twice"),
         ('name,base_url\n"lab,http://lab\n', "line 2: no CSV"),
         ("name,base_url\nlab,http://l\x00ab\n", "line 2: "),
     ],

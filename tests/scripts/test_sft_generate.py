@@ -19,25 +19,27 @@ import pytest
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from local_server import serve_runs
 from scripted_server import ScriptedServer, error, good, half, reset
 from tiny_run import run_here, save_scripted_run, write_jsonl
 
 from minigpt.common.errors import UserError
 from minigpt.evaluation.examples import read_pairs
-from minigpt.synthesis.dedup import Doubles
+from minigpt.openai.errors import QuestionRefused
+from minigpt.synthesis.dedup import Deduplicator
 from minigpt.synthesis.filters import Rules
 from minigpt.synthesis.generator import (
     EntryTasks,
-    Interviewer,
-    Memory,
+    PairGenerator,
+    RecentPairs,
     Result,
     Task,
     TopicTasks,
-    conduct,
+    run_tasks,
     shortened,
 )
 from minigpt.synthesis.journal import beside, entry_hash
-from minigpt.synthesis.pool import Closed, Refused
+from minigpt.synthesis.pool import PoolClosed
 from minigpt.synthesis.templates import load
 
 SCRIPT = "sft/sft_generate.py"
@@ -640,14 +642,8 @@ def test_our_own_server(work, byte_tokenizer):
     """A model that cannot do it: every entry is rejected, and accounted for."""
     work = work(3)
     folder = save_scripted_run(work.folder / "run", byte_tokenizer, "abcd", block_size=64)
-    command = [sys.executable, str(ROOT / "server.py"), f"--out_dir={folder}", "--port=0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8")
-    try:
-        url = next(m[0] for line in server.stdout if (m := re.search(r"http://[\w.]+:\d+", line)))
+    with serve_runs([folder], byte_tokenizer) as url:
         code, out, err = work.run(SimpleNamespace(base_url=url), "--retries=1", "--max_tokens=20")
-    finally:
-        server.kill()
-        server.wait(30)
     assert code == 1, err
     outcomes = Counter(line["outcome"] for line in work.progress)
     assert outcomes.total() == 3 and not outcomes["done"] and work.pairs == []
@@ -728,7 +724,7 @@ def test_conduct_gives_every_result_once(n, workers, slow):
 
     ended, closed = [0], []
     found = []
-    for task, result in conduct(tasks(n), interview, workers, lambda: closed.append(1)):
+    for task, result in run_tasks(tasks(n), interview, workers, lambda: closed.append(1)):
         assert task.id == result.raw
         found.append(task)
         ended[0] += 1
@@ -750,7 +746,7 @@ def test_conduct_takes_entries_as_they_are_needed():
         return Result("done")
 
     threading.Timer(0.2, may_end.set).start()
-    results = conduct(source(), interview, 2, lambda: None)
+    results = run_tasks(source(), interview, 2, lambda: None)
     next(results)
     assert len(taken) == 4  # two that run, two that stand ready
     assert len(list(results)) == 99
@@ -766,9 +762,9 @@ def test_those_that_wait_for_a_server_end_with_the_run():
             stop.set()
             return Result("done")
         assert closed.wait(10)
-        raise Closed("closed")
+        raise PoolClosed("closed")
 
-    found = list(conduct(iter(tasks(50)), interview, 4, closed.set, stop))
+    found = list(run_tasks(iter(tasks(50)), interview, 4, closed.set, stop))
     assert [task.id for task, _ in found] == ["0"]
 
 
@@ -780,7 +776,8 @@ def test_between_results_there_is_time_for_other_things():
         return Result("done")
 
     assert (
-        len(list(conduct(tasks(1), interview, 1, lambda: None, tick=lambda: ticks.append(1)))) == 1
+        len(list(run_tasks(tasks(1), interview, 1, lambda: None, tick=lambda: ticks.append(1))))
+        == 1
     )
 
 
@@ -800,18 +797,18 @@ def test_a_failure_that_concerns_all_is_raised_when_the_others_have_ended():
             raise UserError("wrong key")
         assert closed.wait(10)
         if task.id == "3":
-            raise Closed("closed")
+            raise PoolClosed("closed")
         return Result("done")
 
     found = []
     with pytest.raises(UserError, match="wrong key"):
-        for task, _ in conduct(iter(tasks(50)), interview, 4, closed.set):
+        for task, _ in run_tasks(iter(tasks(50)), interview, 4, closed.set):
             found.append(task.id)
     assert found and set(found) <= {"0", "2", "4", "5", "6", "7"} and "0" in found
 
 
-def interviewer(*answers, retries=2, **limits):
-    """An Interviewer whose server gives these answers, texts or exceptions; and what it asked."""
+def generator(*answers, retries=2, **limits):
+    """An PairGenerator whose server gives these answers, texts or exceptions; and what it asked."""
     asked, answers = [], iter(answers)
 
     def ask(messages, attempt):
@@ -821,7 +818,7 @@ def interviewer(*answers, retries=2, **limits):
             raise answer
         return SimpleNamespace(text=answer, cut=False, prompt_tokens=7, completion_tokens=None)
 
-    return Interviewer(ask, PROMPT, Rules(**limits), retries), asked
+    return PairGenerator(ask, PROMPT, Rules(**limits), retries), asked
 
 
 def task_of(i):
@@ -832,7 +829,7 @@ def task_of(i):
 
 
 def test_an_interview_grows_with_what_was_wrong():
-    made, asked = interviewer("什么？", "", garden.reply([{"content": garden.entry(0)["text"]}]))
+    made, asked = generator("什么？", "", garden.reply([{"content": garden.entry(0)["text"]}]))
     result = made(task_of(0))
     assert result.outcome == "done" and result.attempts == 3 and result.prompt_tokens == 21
     assert [attempt for attempt, _ in asked] == [0, 1, 2]
@@ -842,17 +839,17 @@ def test_an_interview_grows_with_what_was_wrong():
 
 
 def test_refused_at_once_or_later():
-    result = interviewer(Refused("too long"))[0](task_of(0))
+    result = generator(QuestionRefused("too long"))[0](task_of(0))
     assert (result.outcome, result.attempts, result.reasons) == ("refused", 0, ["too long"])
     few = json.dumps(_pairs(0)[:1])
-    result = interviewer(few, Refused("too long"))[0](task_of(0))
+    result = generator(few, QuestionRefused("too long"))[0](task_of(0))
     assert result.outcome == "rejected" and result.reasons[-1] == "too long"
     assert result.raw == few and len(result.pairs) == 1
 
 
 def test_no_more_pairs_than_wanted():
     first, second = json.dumps(_pairs(0)[:1]), json.dumps(_pairs(0)[1:])
-    result = interviewer(first, second, n_min=2, n_max=2)[0](task_of(0))
+    result = generator(first, second, n_min=2, n_max=2)[0](task_of(0))
     assert [pair.question for pair in result.pairs] == [p["question"] for p in _pairs(0)[:2]]
 
 
@@ -874,7 +871,7 @@ def test_entries_are_skipped_as_they_are_finished(tmp_path):
 
 def test_rounds_of_a_topic_wait_for_one_another(tmp_path):
     topics = write_jsonl(tmp_path / "t.jsonl", [dict(title=t, text="例") for t in "甲乙"])
-    log, memory = set(), Memory(2)
+    log, memory = set(), RecentPairs(2)
     made = TopicTasks(topics, 2, memory)
     stream = made.missing(log)
     first, second = next(stream), next(stream)
@@ -882,7 +879,7 @@ def test_rounds_of_a_topic_wait_for_one_another(tmp_path):
     assert next(stream) is None and next(stream) is None
     log.add(first.entry)
     for i in range(3):
-        memory.note(first.id, f"问{i}", f"答{i}")
+        memory.add(first.id, f"问{i}", f"答{i}")
     third = next(stream)
     assert third.id == "甲#2" and "问0" not in third.previous
     assert third.previous.index("问1") < third.previous.index("答2")
@@ -895,12 +892,12 @@ def test_rounds_of_a_topic_wait_for_one_another(tmp_path):
 def test_a_topic_that_stands_there_twice_is_one(tmp_path):
     """Asked twice at once, its pairs would stand in the file out of turn."""
     topics = write_jsonl(tmp_path / "t.jsonl", [dict(title=t, text="例") for t in "甲乙甲"])
-    made = TopicTasks(topics, 1, Memory(2))
+    made = TopicTasks(topics, 1, RecentPairs(2))
     assert [task.id for task in made.missing(set())] == ["甲#1", "乙#1"] and made.total == 2
 
 
 def test_only_new_pairs_are_finished():
-    doubles = Doubles()
+    doubles = Deduplicator()
     pairs = [(pair["question"], pair["answer"]) for pair in _pairs(0)]
     doubles.add(*pairs[1])
     finished = Result("done", pairs, attempts=1).finished(task_of(0), doubles)

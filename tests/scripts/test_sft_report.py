@@ -10,16 +10,16 @@ from tiny_run import run_here, write_jsonl
 
 from minigpt.common.errors import UserError
 from minigpt.plotting.plots import census_figure
-from minigpt.synthesis.dedup import Doubles
+from minigpt.synthesis.dedup import Deduplicator
 from minigpt.synthesis.journal import Finished, PairsLog, beside, entry_hash
 from minigpt.synthesis.statistics import (
     KINDS,
     OTHER,
+    collect_statistics,
     describe,
-    kind,
     opening,
     quantile,
-    take_census,
+    question_kind,
 )
 
 PAIRS = [
@@ -59,39 +59,47 @@ def written(tmp_path):
 # -- counting --------------------------------------------------------------------------------------
 
 
-def test_the_census_of_any_pairs(pairs):
-    census = take_census(pairs, Doubles())
-    assert (census.pairs, census.unnamed, census.tally, census.input) == (5, 1, None, None)
-    assert census.questions == {8: 2, 10: 1, 6: 2} and census.answers[5] == 1
-    assert census.openings == {"黄河": 4, "史记": 1}  # without the book's brackets
-    assert census.per_entry == {1: 1, 3: 1} and census.doubles == {"exact": 1}
-    assert census.kinds == {"哪里 where": 1, "谁 who": 1, "多少 how many": 3}
+def test_the_statistics_of_any_pairs(pairs):
+    statistics = collect_statistics(pairs, Deduplicator())
+    assert (statistics.pairs, statistics.unnamed, statistics.progress, statistics.input) == (
+        5,
+        1,
+        None,
+        None,
+    )
+    assert statistics.questions == {8: 2, 10: 1, 6: 2} and statistics.answers[5] == 1
+    assert statistics.openings == {"黄河": 4, "史记": 1}  # without the book's brackets
+    assert statistics.per_entry == {1: 1, 3: 1} and statistics.doubles == {"exact": 1}
+    assert statistics.kinds == {"哪里 where": 1, "谁 who": 1, "多少 how many": 3}
 
 
-def test_the_census_of_our_own_file(written, source):
-    census = take_census(written, source=source)
-    assert census.models == {"qwen": 4} and census.per_entry == {2: 2}
-    assert census.tally.outcomes == {"done": 2, "rejected": 1}
-    assert census.tally.first == {"pronoun": 6}
-    assert census.input == (3, 2)  # by the hash of the cleaned text: the ids are others
+def test_the_statistics_of_our_own_file(written, source):
+    statistics = collect_statistics(written, source=source)
+    assert statistics.models == {"qwen": 4} and statistics.per_entry == {2: 2}
+    assert statistics.progress.outcomes == {"done": 2, "rejected": 1}
+    assert statistics.progress.first == {"pronoun": 6}
+    assert statistics.input == (3, 2)  # by the hash of the cleaned text: the ids are others
 
 
 def test_coverage_by_ids_and_by_topics(pairs, source, tmp_path):
-    assert take_census(pairs, source=source).input == (3, 2)
+    assert collect_statistics(pairs, source=source).input == (3, 2)
     rows = [
         dict(question="甲？", answer="乙。", id=f"题{i}#{round_}", entry=entry_hash(str(round_)))
         for i, round_ in ((1, 1), (1, 2), (3, 1))
     ]
-    assert take_census(write_jsonl(tmp_path / "t.jsonl", rows), source=source).input == (3, 2)
+    assert collect_statistics(write_jsonl(tmp_path / "t.jsonl", rows), source=source).input == (
+        3,
+        2,
+    )
 
 
 def test_a_run_may_be_writing_its_progress(written):
     progress = beside(written)[0]
     progress.write_bytes(progress.read_bytes() + b'{"entry": "0')
-    assert take_census(written).tally.entries == 3
+    assert collect_statistics(written).progress.entries == 3
     progress.write_text("\n" + progress.read_text("utf-8") + "\n", "utf-8")
     with pytest.raises(UserError, match=r"progress.jsonl, line \d+: no JSON"):
-        take_census(written)
+        collect_statistics(written)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +122,7 @@ def test_a_run_may_be_writing_its_progress(written):
     ],
 )
 def test_kinds_of_questions(question, label):
-    assert kind(question) == label
+    assert question_kind(question) == label
 
 
 def test_openings():
@@ -130,7 +138,7 @@ def test_quantiles(lengths, share):
 
 
 def test_the_description(written, source):
-    text = describe(take_census(written, Doubles(), source))
+    text = describe(collect_statistics(written, Deduplicator(), source))
     for part in (
         "made.jsonl: 4 pairs about 2 entries, 2.00 an entry",
         "written by qwen: 4",
@@ -147,7 +155,7 @@ def test_bad_lines_are_named(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"question": "q", "answer": "a"}\n{"question": 3}\n')
     with pytest.raises(UserError, match=r"bad\.jsonl, line 2: field `question`"):
-        take_census(path)
+        collect_statistics(path)
 
 
 # -- the picture -----------------------------------------------------------------------------------
@@ -166,7 +174,7 @@ def bars(figure):
 
 
 def test_the_picture_holds_the_counts(written):
-    figure, _ = census_figure(take_census(written))
+    figure, _ = census_figure(collect_statistics(written))
     found = bars(figure)
     assert set(found) == {"questions", "answers", "per_entry", "kinds", "openings", "rules"}
     assert sum(found["questions"][0]) == sum(found["answers"][0]) == 4
@@ -177,16 +185,16 @@ def test_the_picture_holds_the_counts(written):
 
 
 def test_what_is_not_there_is_not_drawn(pairs):
-    census = take_census(pairs)
-    census.per_entry.clear()
-    found = bars(census_figure(census)[0])
+    statistics = collect_statistics(pairs)
+    statistics.per_entry.clear()
+    found = bars(census_figure(statistics)[0])
     assert set(found) == {"questions", "answers", "kinds", "openings"}
 
 
 @pytest.mark.parametrize("font", [None, "DejaVu Sans"])
 def test_labels_with_a_font_for_chinese_and_without(pairs, monkeypatch, font):
     monkeypatch.setattr("minigpt.plotting.plots.find_font", lambda characters: font)
-    figure, notes = census_figure(take_census(pairs))
+    figure, notes = census_figure(collect_statistics(pairs))
     found = bars(figure)
     if font:
         assert found["kinds"][1][0] == "多少 how many" and "黄河" in found["openings"][1]
@@ -198,10 +206,10 @@ def test_labels_with_a_font_for_chinese_and_without(pairs, monkeypatch, font):
 
 
 def test_a_few_long_ones_do_not_squeeze_the_others(pairs):
-    census = take_census(pairs)
-    census.answers.clear()
-    census.answers.update({5: 600, 9: 399, 3000: 1})
-    heights = bars(census_figure(census)[0])["answers"][0]
+    statistics = collect_statistics(pairs)
+    statistics.answers.clear()
+    statistics.answers.update({5: 600, 9: 399, 3000: 1})
+    heights = bars(census_figure(statistics)[0])["answers"][0]
     assert len(heights) == 10 and heights[5] == 600 and heights[9] == 400
 
 
@@ -243,6 +251,6 @@ def test_an_empty_file(tmp_path):
 def test_the_sample(root, tmp_path):
     lines = (root / "sft/sft_saves.jsonl").read_text(encoding="utf-8").splitlines()
     questions = [json.loads(line)["question"] for line in lines]
-    census = take_census(root / "sft/sft_saves.jsonl")
-    assert census.pairs == len(lines) and census.kinds.total() == len(lines)
-    assert census.openings.most_common(1)[0][1] >= max(map(questions.count, questions))
+    statistics = collect_statistics(root / "sft/sft_saves.jsonl")
+    assert statistics.pairs == len(lines) and statistics.kinds.total() == len(lines)
+    assert statistics.openings.most_common(1)[0][1] >= max(map(questions.count, questions))

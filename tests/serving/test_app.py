@@ -4,7 +4,6 @@ reads /openapi.json, an evaluation harness; and server.py as its user runs it.""
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -20,15 +19,15 @@ import torch
 from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
-from tiny_run import save_scripted_run
+from tiny_run import run_here, save_scripted_run
 
 from minigpt.common.errors import UserError
+from minigpt.inference import engine
 from minigpt.inference.engine import Engine
 from minigpt.inference.scheduler import QueueLimits, RequestScheduler
 from minigpt.models import checkpoint
 from minigpt.openai import schemas
-from minigpt.openai.formats import token_string
-from minigpt.openai.schemas import Limits
+from minigpt.openai.request_reader import RequestLimits, parse
 from minigpt.serving.app import Options, Served, Service, make_app
 from minigpt.serving.wsgi import flush, listen
 
@@ -118,7 +117,7 @@ def make_server(runs, byte_tokenizer, tiny_model):
             model = tiny_model(padded_vocab_size=byte_tokenizer.padded_vocab_size, block_size=BLOCK)
             engines[name] = Engine(model, byte_tokenizer.n_vocab, n_slots)
             models[name] = served(name, model, name)
-        options = options or Options(limits=Limits(max_tokens=10**6))
+        options = options or Options(limits=RequestLimits(max_tokens=10**6))
         servers.append(Server(engines, models, options, limits))
         if loaded:
             servers[-1].open()
@@ -286,6 +285,10 @@ def test_models(client):
 # -- completions -----------------------------------------------------------------------------------
 
 
+def token_texts(tokenizer):
+    return Served("x", tokenizer, "plain", BLOCK, 1, 7, 0).token_texts
+
+
 def direct_logprobs(ids, tiny_model, byte_tokenizer):
     """(len(ids) - 1, n_vocab): the log probabilities after each id, from the model itself."""
     model = tiny_model(padded_vocab_size=byte_tokenizer.padded_vocab_size, block_size=BLOCK)
@@ -302,14 +305,15 @@ def test_echo_and_logprobs(client, tiny_model, byte_tokenizer):
     assert found.tokens[:4] == ["bytes:\\xe5", "bytes:\\xa4", "bytes:\\xa9", "a"]
     assert found.text_offset[:5] == [0, 0, 0, 1, 2]
     assert found.token_logprobs[0] is None and found.top_logprobs[0] is None
-    spelled = {token_string(byte_tokenizer, i): i for i in range(byte_tokenizer.n_vocab)}
+    texts = token_texts(byte_tokenizer)
+    spelled = {texts[i]: i for i in range(byte_tokenizer.n_vocab)}
     ids += [spelled[token] for token in found.tokens[len(ids) :]]
     expected = direct_logprobs(ids, tiny_model, byte_tokenizer)
     for row, i, logprob, top in zip(
         expected, ids[1:], found.token_logprobs[1:], found.top_logprobs[1:], strict=True
     ):
         assert logprob == pytest.approx(float(row[i]), abs=1e-4)
-        assert top[token_string(byte_tokenizer, i)] == logprob  # to the bit
+        assert top[texts[i]] == logprob  # to the bit
         assert max(top.values()) == pytest.approx(float(row.max()), abs=1e-4)
         assert 3 <= len(top) <= 4
 
@@ -358,7 +362,7 @@ def test_prompts_of_every_kind(api, byte_tokenizer):
 
 
 def test_token_strings_are_unique(byte_tokenizer):
-    names = [token_string(byte_tokenizer, i) for i in range(byte_tokenizer.n_vocab)]
+    names = [token_texts(byte_tokenizer)[i] for i in range(byte_tokenizer.n_vocab)]
     assert len(set(names)) == len(names)
     special = {name: names[i] for name, i in byte_tokenizer.special.items()}
     assert special == {  # as exported tokenizers call them
@@ -640,9 +644,13 @@ def test_tokenize(api, byte_tokenizer):
     assert api.post("/tokenize", dict(prompt=eos)).json()["tokens"] == [byte_tokenizer.eot]
 
 
+def test_the_limit_of_logprobs_is_the_engines():
+    assert schemas.MOST_LOGPROBS == engine.MOST_LOGPROBS
+
+
 def test_answers_have_the_described_shape(api):
     def check(model, value):
-        schemas.parse(model, value)
+        parse(model, value)
 
     asked = chat(logprobs=True, top_logprobs=1)
     check(schemas.ChatAnswer, api.post("/v1/chat/completions", asked).json())
@@ -686,7 +694,7 @@ def test_a_client_that_leaves_while_it_is_answered(api, stream):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_the_queue(make_server, stream):
-    server = make_server(Options(limits=Limits(max_tokens=10**6)), n_slots=1)
+    server = make_server(Options(limits=RequestLimits(max_tokens=10**6)), n_slots=1)
     first = server.connect(raw("/v1/chat/completions", ENDLESS))
     until(lambda: server.host.counts() == (1, 0))
     second = server.connect(raw("/v1/chat/completions", {**ENDLESS, "stream": stream, "n": 2}))
@@ -767,7 +775,7 @@ def test_a_body_that_never_comes(api):
 
 def test_a_full_queue(make_server):
     openai = pytest.importorskip("openai")
-    options, limits = Options(limits=Limits(max_tokens=10**6)), QueueLimits(max_waiting=1)
+    options, limits = Options(limits=RequestLimits(max_tokens=10**6)), QueueLimits(max_waiting=1)
     server = make_server(options, limits, n_slots=1)  # five models: five slots, and one waits
     with contextlib.ExitStack() as stack:
         for _ in range(6):
@@ -785,7 +793,7 @@ def test_a_full_queue(make_server):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_out_of_time(make_server, stream):
-    options = Options(limits=Limits(max_tokens=10**6))
+    options = Options(limits=RequestLimits(max_tokens=10**6))
     server = make_server(options, QueueLimits(total_seconds=0.3))
     answer = server.post("/v1/chat/completions", {**ENDLESS, "stream": stream})
     if stream:
@@ -798,7 +806,7 @@ def test_out_of_time(make_server, stream):
 
 def test_a_stream_that_waits_says_so(make_server, monkeypatch):
     monkeypatch.setattr("minigpt.serving.app.KEEP_ALIVE_SECONDS", 0.2)
-    server = make_server(Options(limits=Limits(max_tokens=10**6)), n_slots=1)
+    server = make_server(Options(limits=RequestLimits(max_tokens=10**6)), n_slots=1)
     with contextlib.closing(server.connect(raw("/v1/chat/completions", ENDLESS))):
         until(lambda: server.host.counts() == (1, 0))
         waiting = {**ENDLESS, "stream": True}
@@ -884,7 +892,7 @@ def test_the_description_is_true(make_server):
     schemathesis = pytest.importorskip("schemathesis")
     from schemathesis.checks import CHECKS, load_all_checks
 
-    small = Limits(max_tokens=8, default_max_tokens=4, n=2)
+    small = RequestLimits(max_tokens=8, default_max_tokens=4, n=2)
     server = make_server(Options(limits=small))
     server.service.models.pop("broken")  # 500 is what it would rightly answer
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
@@ -898,7 +906,7 @@ def test_the_description_is_true(make_server):
         for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
 
             @given(case=operation.as_strategy(generation_mode=mode))
-            @settings(max_examples=12, database=None, suppress_health_check=list(HealthCheck))
+            @settings(max_examples=8, database=None, suppress_health_check=list(HealthCheck))
             def check(case):
                 case.call_and_validate(excluded_checks=excluded, timeout=PATIENCE)
 
@@ -976,7 +984,7 @@ def start(runs):
     """start(*flags): server.py as a process, and its address once it takes requests."""
     processes = []
 
-    def begin(*flags, wait=True, **environment):
+    def begin(*flags):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -986,7 +994,6 @@ def start(runs):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
-            env={**os.environ, **environment},
         )
         processes.append(process)
         url = f"http://127.0.0.1:{port}"
@@ -997,7 +1004,7 @@ def start(runs):
                 return requests.get(f"{url}/health", timeout=PATIENCE).ok
 
         until_up = time.monotonic() + 60
-        while wait and not is_up():
+        while not is_up():
             assert time.monotonic() < until_up
             time.sleep(0.1)
         return SimpleNamespace(process=process, url=url, port=port)
@@ -1036,22 +1043,19 @@ def test_the_script_warns_and_stops_by_ctrl_c(start, runs):
     assert server.process.returncode == 0 and "WARNING: no key is set" in told
 
 
-def test_a_port_in_use(start, runs):
+def test_a_port_in_use(runs):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        server = start(f"--out_dir={runs / 'sft'}", f"--port={port}", wait=False)
-        told, _ = server.process.communicate(timeout=60)
-    assert server.process.returncode == 2 and f"--port={port + 1}" in told
-    assert "Traceback" not in told
+        code, _, told = run_here("server.py", f"--out_dir={runs / 'sft'}", f"--port={port}")
+    assert code == 2 and f"--port={port + 1}" in told and "Traceback" not in told
 
 
-def test_mistakes_of_its_owner_are_told_at_once(start, runs):
+def test_all_wrong_settings_are_reported(runs):
     flags = ("--slots=0", "--temperature=-1", "--max_tokens=5", "--port=70000")
-    server = start(f"--out_dir={runs / 'sft'}", *flags, wait=False)
-    told, _ = server.process.communicate(timeout=60)
-    assert server.process.returncode == 2 and "Traceback" not in told
+    code, _, told = run_here("server.py", f"--out_dir={runs / 'sft'}", *flags)
+    assert code == 2 and "Traceback" not in told
     for name in ("slots", "temperature", "default_max_tokens", "port"):
         assert f"{name}=" in told
 

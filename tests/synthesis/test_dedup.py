@@ -1,4 +1,4 @@
-"""Doubles: estimates against the Jaccard similarity itself, computed here from the sets."""
+"""Deduplicator: estimates against the Jaccard similarity itself, computed here from the sets."""
 
 import os
 import random
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from minigpt.common.errors import UserError
 from minigpt.evaluation.examples import read_pairs
-from minigpt.synthesis.dedup import Doubles, bare
+from minigpt.synthesis.dedup import Deduplicator, comparable
 
 HAN = "".join(map(chr, range(0x4E00, 0x4E00 + 500)))
 
@@ -31,18 +31,18 @@ def similarity(*texts):
     ],
 )
 def test_bare_is_the_same(text, other):
-    assert bare(text) == bare(other)
+    assert comparable(text) == comparable(other)
 
 
 @pytest.mark.parametrize(
     ("text", "other"), [("C#", "C"), ("C++", "C"), ("A&B", "AB"), ("50%", "50"), ("甲", "乙")]
 )
 def test_bare_is_another(text, other):
-    assert bare(text) != bare(other)
+    assert comparable(text) != comparable(other)
 
 
 def test_exact_whatever_the_answer():
-    doubles = Doubles()
+    doubles = Deduplicator()
     assert doubles.add("黄河有多长？", "黄河全长约5464千米。") is None
     assert doubles.add(" 黄河，有多长?", "不知道。") == "exact"
     assert doubles.add("长江有多长？", "长江全长约6300千米。") is None
@@ -50,7 +50,7 @@ def test_exact_whatever_the_answer():
 
 
 def test_near():
-    doubles = Doubles()
+    doubles = Deduplicator()
     answer = (
         "黄河发源于青藏高原的巴颜喀拉山脉，流经青海、四川、甘肃、宁夏、内蒙古、陕西、山西、河南和"
         "山东九个省区，注入渤海，全长约五千四百六十四千米，是中国第二长的河流。"
@@ -63,7 +63,7 @@ def test_near():
 
 
 def test_few_characters():
-    doubles = Doubles()
+    doubles = Deduplicator()
     assert doubles.add("？", "") is None and doubles.add("？", "甲") == "exact"
     assert doubles.add("！", "") == "near"  # nothing is left of either
     assert doubles.add("甲", "乙") is None and doubles.add("乙", "丙") is None
@@ -81,7 +81,7 @@ def test_the_threshold_between(changed, low, high):
         other = list(text)
         for i in generator.sample(range(30, 120), changed):
             other[i] = "新"
-        doubles = Doubles()
+        doubles = Deduplicator()
         doubles.add("甲" + "".join(text[:30]), "".join(text[30:]))
         found.append(doubles.add("乙" + "".join(other[:30]), "".join(other[30:])) == "near")
         exact = similarity("甲" + "".join(text), "乙" + "".join(other))
@@ -92,7 +92,7 @@ def test_the_threshold_between(changed, low, high):
 @given(st.integers(0, 2**32), st.floats(0.2, 0.95))
 def test_estimates_are_near_the_similarity(seed, share):
     """An estimate from 64 values errs by 0.06 on average at most: five of these are never seen."""
-    generator, doubles = random.Random(seed), Doubles()
+    generator, doubles = random.Random(seed), Deduplicator()
     common = "".join(generator.choices(HAN, k=300))
     texts = [common[: int(300 * share)] + "".join(generator.choices(HAN, k=40)) for _ in range(2)]
     one, other = (doubles._sketch(text) for text in texts)
@@ -102,7 +102,7 @@ def test_estimates_are_near_the_similarity(seed, share):
 def test_the_threshold_is_a_knob():
     answer = "黄河发源于青藏高原的巴颜喀拉山脉，流经九个省区。"
     for threshold, expected in ((0.5, "near"), (0.95, None)):
-        doubles = Doubles(threshold)
+        doubles = Deduplicator(threshold)
         doubles.add("黄河流经哪里？", answer)
         assert doubles.add("黄河流过何处？", answer) == expected
 
@@ -110,8 +110,9 @@ def test_the_threshold_is_a_knob():
 def test_the_same_in_every_process():
     """Python's own hashes differ from process to process."""
     code = (
-        "import random, sys; sys.path.insert(0, '.'); from minigpt.synthesis.dedup import Doubles\n"
-        "draw, doubles = random.Random(0), Doubles(0.5)\n"
+        "import random, sys; sys.path.insert(0, '.')\n"
+        "from minigpt.synthesis.dedup import Deduplicator\n"
+        "draw, doubles = random.Random(0), Deduplicator(0.5)\n"
         "text = ''.join(draw.choices('甲乙丙丁', k=900))\n"
         "starts = [draw.randrange(860) for _ in range(300)]\n"
         "print([doubles.add(text[i:i + 12], text[i + 12:i + 40]) for i in starts])"
@@ -131,19 +132,19 @@ def test_the_same_in_every_process():
 
 @given(st.lists(st.tuples(st.text(max_size=20), st.text(max_size=20)), max_size=5))
 def test_what_was_added_is_a_double(pairs):
-    doubles = Doubles()
+    doubles = Deduplicator()
     for pair in pairs:
         doubles.add(*pair)
     assert all(doubles.add(*pair) for pair in pairs)
 
 
 def test_half_characters():
-    doubles = Doubles()
+    doubles = Deduplicator()
     assert doubles.add("甲\ud800？", "乙") is None and doubles.add("甲\ud800？", "乙") == "exact"
 
 
 def test_our_own_pairs_are_different(root):
-    doubles = Doubles()
+    doubles = Deduplicator()
     pairs = read_pairs(root / "sft" / "sft_saves.jsonl")
     found = [doubles.add(question, answer) for _, question, answer in pairs]
     assert len(pairs) == 959 and not any(found)
@@ -153,4 +154,4 @@ def test_our_own_pairs_are_different(root):
 def test_without_datasketch(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasketch", None)
     with pytest.raises(UserError, match="pip install datasketch"):
-        Doubles()
+        Deduplicator()

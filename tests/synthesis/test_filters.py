@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from minigpt.data.cleaning import clean
 from minigpt.data.pipeline import read_entries
 from minigpt.evaluation.examples import read_pairs
-from minigpt.synthesis.filters import LISTED, RULES, Finding, Rules, check, feedback
+from minigpt.synthesis.filters import LISTED, RULES, Finding, Rules, feedback, filter_pairs
 from minigpt.synthesis.parsing import QA
 
 TEXT = (
@@ -25,7 +25,7 @@ WIDE = Rules(n_min=1, n_max=99, question_max=60)
 
 def broken(question, answer, text=TEXT, rules=WIDE, earlier=()):
     """The names of the rules that one pair breaks; what concerns the whole reply apart."""
-    kept, findings = check([QA(question, answer)], text, rules, earlier)
+    kept, findings = filter_pairs([QA(question, answer)], text, rules, earlier)
     names = [finding.rule for finding in findings if finding.question]
     assert len(kept) == (not names) and set(names) <= set(RULES)
     return names
@@ -50,30 +50,30 @@ GOOD = [
 
 
 def test_a_good_reply():
-    assert check(GOOD, TEXT, Rules()) == (GOOD, [])
+    assert filter_pairs(GOOD, TEXT, Rules()) == (GOOD, [])
 
 
 def test_too_few():
-    kept, findings = check(GOOD[:2], TEXT, Rules())
+    kept, findings = filter_pairs(GOOD[:2], TEXT, Rules())
     assert kept == GOOD[:2] and [f.rule for f in findings] == ["too few"]
     assert "只有2组，至少要有3组" in findings[0].reason
-    assert check(GOOD[:2], TEXT, Rules(n_min=2))[1] == []
-    assert check(GOOD[2:3], TEXT, Rules(), GOOD[:2]) == (GOOD[2:3], [])
-    (finding,) = check([], TEXT, Rules())[1]
+    assert filter_pairs(GOOD[:2], TEXT, Rules(n_min=2))[1] == []
+    assert filter_pairs(GOOD[2:3], TEXT, Rules(), GOOD[:2]) == (GOOD[2:3], [])
+    (finding,) = filter_pairs([], TEXT, Rules())[1]
     assert finding.rule == "too few" and "JSON" in finding.reason
 
 
 def test_too_many_is_said_and_costs_nothing():
-    kept, findings = check(GOOD, TEXT, Rules(n_max=3))
+    kept, findings = filter_pairs(GOOD, TEXT, Rules(n_max=3))
     assert kept == GOOD[:3] and [f.rule for f in findings] == ["too many"]
-    kept, findings = check(GOOD[1:], TEXT, Rules(n_max=3), GOOD[:1])
+    kept, findings = filter_pairs(GOOD[1:], TEXT, Rules(n_max=3), GOOD[:1])
     assert kept == GOOD[1:3] and [f.rule for f in findings] == ["too many"]
-    assert check(GOOD, TEXT, Rules(n_max=4))[1] == []
+    assert filter_pairs(GOOD, TEXT, Rules(n_max=4))[1] == []
 
 
 def test_one_bad_pair_costs_no_other():
     bad = QA("它有什么作用？", "防洪和发电。")
-    kept, findings = check([*GOOD[:2], bad, *GOOD[2:]], TEXT, Rules())
+    kept, findings = filter_pairs([*GOOD[:2], bad, *GOOD[2:]], TEXT, Rules())
     assert kept == GOOD and {f.question for f in findings} == {bad.question}
 
 
@@ -96,13 +96,13 @@ def test_lengths(question, answer, rules, expected):
 
 
 def test_reasons_name_the_limits():
-    findings = check([QA("问" * 18 + "？", "岷" * 301)], TEXT, Rules())[1]
+    findings = filter_pairs([QA("问" * 18 + "？", "岷" * 301)], TEXT, Rules())[1]
     assert "19个字，应为1到15个字" in findings[1].reason
     assert "301个字，应为1到300个字" in findings[2].reason
 
 
 def test_an_empty_pair():
-    kept, findings = check([QA("", "")], TEXT, Rules())
+    kept, findings = filter_pairs([QA("", "")], TEXT, Rules())
     names = {finding.rule for finding in findings}
     assert not kept and {"question length", "answer length", "no question"} <= names
 
@@ -275,14 +275,14 @@ def test_repetition(answer, is_loop):
 def test_a_question_asked_twice():
     rules = Rules(n_min=1)
     again = QA("都江堰 在哪条江上?", "在岷江上。")
-    kept, findings = check([GOOD[0], again, GOOD[1]], TEXT, rules)
+    kept, findings = filter_pairs([GOOD[0], again, GOOD[1]], TEXT, rules)
     assert kept == GOOD[:2] and [(f.rule, f.question) for f in findings] == [
         ("same question", again.question)
     ]
     assert broken(*again, earlier=GOOD[:1]) == ["same question"]
     assert broken(*again, earlier=GOOD[1:]) == []
     # The first of the two was no good: the second is the only one.
-    kept, _ = check([QA(GOOD[0].question, "黄河"), GOOD[0]], TEXT, rules)
+    kept, _ = filter_pairs([QA(GOOD[0].question, "黄河"), GOOD[0]], TEXT, rules)
     assert kept == GOOD[:1]
 
 
@@ -341,7 +341,7 @@ def test_numbers_of_the_text(answer):
     ],
 )
 def test_numbers_that_are_not_in_the_text(answer, number):
-    findings = check([QA("多少？", answer)], TEXT, WIDE)[1]
+    findings = filter_pairs([QA("多少？", answer)], TEXT, WIDE)[1]
     found = [f.reason for f in findings if f.rule == "number not in text"]
     # 四 stands in the text, in 四川: a numeral within a word cannot be told from a number.
     assert [f"“{number}”" in reason for reason in found] == [True] * (number is not None)
@@ -414,7 +414,7 @@ def test_a_traditional_text():
     assert broken("都江堰有什麼作用？", "發揮灌溉的作用", text) == []
     assert broken("都江堰發揮作用吗？", "發揮灌溉的作用", text) == ["script"]
     assert broken("發的簡體字寫作什麼？", "簡體字寫作“发”。", text) == []  # the text has it
-    reason = check([QA("有吗？", "發揮著灌溉的作用")], text, WIDE)[1][1].reason
+    reason = filter_pairs([QA("有吗？", "發揮著灌溉的作用")], text, WIDE)[1][1].reason
     assert "“吗”是简体字" in reason
     assert broken("發吗？", "山水", "山水\n山水") == []  # a text that could be either
 
@@ -463,7 +463,7 @@ def test_grounding_is_a_knob():
 
 
 def test_feedback_says_what_was_wrong():
-    _, findings = check([QA("它在哪里？", "黄河。"), GOOD[0]], TEXT, Rules())
+    _, findings = filter_pairs([QA("它在哪里？", "黄河。"), GOOD[0]], TEXT, Rules())
     message = feedback(findings)
     assert "只有1组，至少要有3组" in message and "“它在哪里？”：问题以代词“它”代替主语" in message
     assert GOOD[0].question not in message and "JSON" in message
@@ -475,12 +475,12 @@ def test_feedback_is_short():
     assert message.count("因。") == LISTED and len(message) < 1000
     message.encode()  # no half character goes to a server
     pairs = [QA("问" * 50_000, "a" * 50_000), QA("问？", "7" * 50_000)]
-    assert len(feedback(check(pairs, TEXT, Rules())[1])) < 1000
+    assert len(feedback(filter_pairs(pairs, TEXT, Rules())[1])) < 1000
 
 
 @given(st.text(), st.text(), st.text() | st.none())
 def test_it_never_raises(question, answer, text):
-    check([QA(question, answer)], text, Rules())
+    filter_pairs([QA(question, answer)], text, Rules())
 
 
 @given(st.text("〇零一二三四五六七八九十百千万亿两廿0123456789,. 亩", max_size=60))
@@ -502,7 +502,7 @@ def alarms(texts, pairs):
     for id_, question, answer in pairs:
         by_id.setdefault(id_, []).append(QA(question, answer))
     for id_, asked in by_id.items():
-        found.update(finding.rule for finding in check(asked, texts[id_], rules)[1])
+        found.update(finding.rule for finding in filter_pairs(asked, texts[id_], rules)[1])
     return found
 
 

@@ -127,7 +127,7 @@ def test_what_is_finished_is_known_again(path):
     before, seen, told = contents(path), [], []
     log = PairsLog(path, FACTS, seen.append, told.append)
     assert all(entry.entry in log for entry in ENTRIES) and len(log) == len(ENTRIES)
-    assert entry_hash("庚") not in log and log.pairs == 6 and log.mended == []
+    assert entry_hash("庚") not in log and log.pairs == 6 and log.repaired == []
     assert [record["question"] for record in seen] == list(wanted(ENTRIES))
     assert [record["outcome"] for record in told] == [entry.outcome for entry in ENTRIES]
     log.close()
@@ -222,7 +222,7 @@ def test_cut_off_anywhere_by_a_power_cut(tmp_path_factory, shares, zeros):
     log = write(path, ENTRIES)
     assert all(entry.entry in log for entry in ENTRIES)
     assert questions(path) == wanted(ENTRIES)
-    assert write(path, ENTRIES).mended == []
+    assert write(path, ENTRIES).repaired == []
 
 
 def test_what_is_mended_is_told(path):
@@ -230,7 +230,7 @@ def test_what_is_mended_is_told(path):
     path.write_bytes(path.read_bytes()[:-10])
     log = PairsLog(path, FACTS)
     assert ENTRIES[4].entry not in log and log.lost == 1  # 戊, whose first pair is cut off too
-    (told,) = log.mended
+    (told,) = log.repaired
     assert str(path) in told and "bytes of an unfinished entry" in told
     log.close()
 
@@ -241,7 +241,7 @@ def test_an_entry_whose_line_of_progress_is_missing_is_done(path):
     progress.write_bytes(progress.read_bytes().rsplit(b"\n", 2)[0] + b"\n")
     told = []
     log = PairsLog(path, FACTS, on_finished=told.append)
-    assert ENTRIES[4].entry in log and len(log.mended) == 1
+    assert ENTRIES[4].entry in log and len(log.repaired) == 1
     log.close()
     assert [line["pairs"] for line in told] == [1, 2]
     assert lines(progress)[1:] == told
@@ -271,7 +271,7 @@ def test_an_editor_that_took_the_last_line_end(path):
         file.write_bytes(before[file][:-1])
     log = PairsLog(path, FACTS)
     log.close()
-    assert contents(path) == before and log.mended == []
+    assert contents(path) == before and log.repaired == []
 
 
 @pytest.mark.parametrize("kept", [1, 2])
@@ -279,7 +279,7 @@ def test_a_line_end_missing_within_an_entry(path, kept):
     write(path, ENTRIES[:1])
     path.write_bytes(b"\n".join(path.read_bytes().split(b"\n")[:kept]))
     write(path, ENTRIES)
-    assert write(path, ENTRIES).mended == []
+    assert write(path, ENTRIES).repaired == []
     assert questions(path) == wanted(ENTRIES)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minigpt.synthesis.parsing import LONGEST, QA, REPAIRED, REPAIRED_IN_ALL, read_reply
+from minigpt.synthesis.parsing import LONGEST, QA, REPAIRED, REPAIRED_IN_ALL, parse_reply
 
 TWO = [QA("黄河有多长？", "5464千米。"), QA("长江有多长？", "6300千米。")]
 OBJECTS = [pair._asdict() for pair in TWO]
@@ -58,7 +58,7 @@ FULL_WIDTH = (
 @pytest.mark.parametrize("cut", [False, True])
 def test_every_shape(text, cut):
     """Whole objects all of them, so `cut` takes none."""
-    assert read_reply(text, cut) == TWO
+    assert parse_reply(text, cut) == TWO
 
 
 @pytest.mark.parametrize(
@@ -80,12 +80,12 @@ def test_every_shape(text, cut):
     ],
 )
 def test_quotes_within_quotes(text, question, answer):
-    assert read_reply(text) == read_reply(text, True) == [QA(question, answer)]
+    assert parse_reply(text) == parse_reply(text, True) == [QA(question, answer)]
 
 
 @pytest.mark.parametrize("text", ["", "没有。", "[]", "{}", "[[[", '"', '{"question": "a"}'])
 def test_where_nothing_can_be_read(text):
-    assert read_reply(text) == []
+    assert parse_reply(text) == []
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_where_nothing_can_be_read(text):
 def test_values_that_are_no_strings(value, read):
     others = '{"question": "c", "answer": "d"}'
     text = f'[{others}, {{"question": "a", "answer": {value}}}, {others}]'
-    assert [answer for _, answer in read_reply(text)] == ["d", *([read] * (read is not None)), "d"]
+    assert [answer for _, answer in parse_reply(text)] == ["d", *([read] * (read is not None)), "d"]
 
 
 def test_a_mistake_in_one_object_costs_no_other():
@@ -110,7 +110,7 @@ def test_a_mistake_in_one_object_costs_no_other():
     text = (
         f'[{good}, {{"question": "x": "y" oops, {good}, {{"question": 1, "answer": {{}}}}, {good}'
     )
-    assert read_reply(text).count(QA("a", "b")) == 3
+    assert parse_reply(text).count(QA("a", "b")) == 3
 
 
 # -- cut -------------------------------------------------------------------------------------------
@@ -121,23 +121,23 @@ def test_a_mistake_in_one_object_costs_no_other():
     [LIST, LINES, FULL_WIDTH, json.dumps({"pairs": OBJECTS}), LIST.replace("有多长", '有"多"长')],
 )
 def test_cut_the_last_object_is_dropped_before_any_repair(whole):
-    pairs = read_reply(whole)
+    pairs = parse_reply(whole)
     assert len(pairs) == 2
     ends = [i for i, character in enumerate(whole, 1) if character == "}"][:2]
     for i in range(len(whole) + 1):
         expected = sum(end <= i for end in ends)
-        assert read_reply(whole[:i], cut=True) == pairs[:expected], whole[:i]
+        assert parse_reply(whole[:i], cut=True) == pairs[:expected], whole[:i]
     # The same without the server's word that it was cut: the end is repaired.
-    assert len(read_reply(whole[: ends[1] - 4])) == 2
+    assert len(parse_reply(whole[: ends[1] - 4])) == 2
 
 
 def test_cut_within_a_string_that_shows_an_object():
     text = '{"question": "怎么写？", "answer": "写{“question”：“x”，“answer”：“y”}，再'
-    assert read_reply(text, cut=True) == []
+    assert parse_reply(text, cut=True) == []
 
 
 def test_cut_while_it_was_thinking():
-    assert read_reply(f"<think>{LIST}", cut=True) == []
+    assert parse_reply(f"<think>{LIST}", cut=True) == []
 
 
 def test_only_so_much_is_repaired():
@@ -145,15 +145,15 @@ def test_only_so_much_is_repaired():
         text = '{"question": "a", "answer": "b"c"}'
         return text.replace("c", "c" * (n - len(text) + 1))
 
-    assert len(read_reply(broken(REPAIRED))) == 1 and read_reply(broken(REPAIRED + 1)) == []
+    assert len(parse_reply(broken(REPAIRED))) == 1 and parse_reply(broken(REPAIRED + 1)) == []
     times = REPAIRED_IN_ALL // REPAIRED
-    assert len(read_reply(broken(REPAIRED) * (times + 1))) == times
-    assert len(read_reply(broken(REPAIRED) * (times + 1) + LINES)) == times + 2
+    assert len(parse_reply(broken(REPAIRED) * (times + 1))) == times
+    assert len(parse_reply(broken(REPAIRED) * (times + 1) + LINES)) == times + 2
 
 
 def test_longer_than_what_is_read():
     last = '{"question": "z", "answer": "' + "z" * LONGEST
-    assert read_reply(LINES + last) == TWO
+    assert parse_reply(LINES + last) == TWO
 
 
 # -- properties ------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ shapes = st.sampled_from(["list", "object", "lines"])
 @given(pairs_lists, shapes, st.booleans(), st.sampled_from([None, 1]))
 def test_what_json_wrote_comes_back(pairs, shape, is_ascii, indent):
     text = written(pairs, shape, ensure_ascii=is_ascii, indent=indent)
-    assert read_reply(text) == read_reply(text, cut=True) == pairs
+    assert parse_reply(text) == parse_reply(text, cut=True) == pairs
 
 
 @given(pairs_lists, shapes, st.booleans(), st.data())
@@ -185,7 +185,7 @@ def test_what_json_wrote_comes_back(pairs, shape, is_ascii, indent):
 def test_cut_anywhere_gives_the_first_pairs(pairs, shape, is_ascii, data):
     whole = written(pairs, shape, ensure_ascii=is_ascii)
     for end in [data.draw(st.integers(0, len(whole)))] if data else range(len(whole)):
-        found = read_reply(whole[:end], cut=True)
+        found = parse_reply(whole[:end], cut=True)
         assert found == pairs[: len(found)]
         # As many as were whole: by the lengths that json itself writes.
         if shape == "lines":
@@ -198,7 +198,7 @@ def test_cut_anywhere_gives_the_first_pairs(pairs, shape, is_ascii, data):
 )
 def test_it_never_raises(text):
     for cut in (False, True):
-        assert all(isinstance(part, str) for pair in read_reply(text, cut) for part in pair)
+        assert all(isinstance(part, str) for pair in parse_reply(text, cut) for part in pair)
 
 
 MILLION = 1_000_000
@@ -218,5 +218,5 @@ MILLION = 1_000_000
 )
 def test_hostile_text_takes_no_time(text):
     began = time.monotonic()
-    read_reply(text), read_reply(text, cut=True)
+    parse_reply(text), parse_reply(text, cut=True)
     assert time.monotonic() - began < 10  # it is a tenth of a second; a square of it would be hours

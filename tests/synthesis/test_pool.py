@@ -13,22 +13,15 @@ from hypothesis import strategies as st
 from scripted_server import ScriptedServer, error, garbage, good, half, reset, stall
 
 from minigpt.common.errors import UserError
-from minigpt.openai.client import Refused
-from minigpt.synthesis.pool import (
-    Answer,
-    Breaker,
-    Closed,
-    Limit,
-    Manners,
-    Pool,
-    Server,
-    Unreachable,
-    read_servers,
-)
+from minigpt.openai.client import Answer
+from minigpt.openai.errors import QuestionRefused
+from minigpt.synthesis.backoff import CircuitBreaker, ConcurrencyLimit, RetryPolicy
+from minigpt.synthesis.pool import Pool, PoolClosed, Unreachable
+from minigpt.synthesis.servers import Server, read_servers
 
 PATIENCE = 20  # seconds: a generous deadline for what takes a fraction of one
 KEY = "sk-very-secret-0123456789"
-QUICK = Manners(pause=0.002, longest_pause=0.02, down=0.01, longest_down=0.05)
+QUICK = RetryPolicy(pause=0.002, max_pause=0.02, down=0.01, max_down=0.05)
 ASK = [{"role": "user", "content": "首都？"}]
 
 
@@ -56,12 +49,12 @@ class FakeClock:
 pytestmark = pytest.mark.usefixtures("no_proxy")
 
 
-def pool_of(*servers, model="scripted", timeout=PATIENCE, manners=QUICK, **more):
+def pool_of(*servers, model="scripted", timeout=PATIENCE, policy=QUICK, **more):
     """(pool, what it warned of)."""
     news = []
     servers = [s if isinstance(s, Server) else Server(s.base_url) for s in servers]
     more = dict(warn=news.append, rng=random.Random(0), **more)
-    return Pool(servers, model, timeout=timeout, manners=manners, **more), news
+    return Pool(servers, model, timeout=timeout, policy=policy, **more), news
 
 
 def in_threads(n, call):
@@ -167,7 +160,7 @@ def test_all_mistakes_about_servers_are_told_at_once(monkeypatch):
     assert told(["http://a"], [KEY]) == [
         "api_key_env: expected NAMES of environment variables, not the keys"
     ]
-    assert told(["http://a", "a", "http://a/v1/"])[-1] == "base_url: http://a/v1 stands there twice"
+    assert told(["http://a", "a", "http://a/v1/"])[-1] == "base_url: http://a/v1 is given twice"
 
 
 @pytest.mark.parametrize("wrong", [dict(workers=0), dict(timeout=0), dict(patience=-1.0)])
@@ -219,7 +212,7 @@ def test_a_refused_question_is_one_question(serve):
     said = "maximum context length is 4096 tokens"
     server = serve(script=lambda asked: error(400, said) if asked.number == 1 else good("x"))
     pool, news = pool_of(server)
-    with pytest.raises(Refused, match=f"{server.base_url}: 400 {said}"):
+    with pytest.raises(QuestionRefused, match=f"{server.base_url}: 400 {said}"):
         pool.ask(ASK)
     assert pool.ask(ASK).text == "x" and len(server.seen) == 2 and not news
 
@@ -269,9 +262,9 @@ def test_a_timeout_is_asked_again(serve):
 
 
 def test_pauses_are_random_up_to_one_that_doubles(serve):
-    clock, manners = FakeClock(), Manners(pause=0.5, longest_pause=3.0, down_after=99)
+    clock, policy = FakeClock(), RetryPolicy(pause=0.5, max_pause=3.0, down_after=99)
     script, times = timed(clock, [FAULTS["500"]] * 6)
-    pool, _ = pool_of(serve(script=script), clock=clock, manners=manners)
+    pool, _ = pool_of(serve(script=script), clock=clock, policy=policy)
     pool.ask(ASK)
     rng = random.Random(0)
     expected = [rng.uniform(0, longest) for longest in (0.5, 1, 2, 3, 3, 3)]
@@ -309,8 +302,8 @@ def test_a_question_that_waits_holds_no_place(serve):
             return b
 
     server = serve(script=lambda asked: error(500, "x") if asked.number == 1 else good(asked.text))
-    manners = Manners(pause=0.5)
-    pool = Pool([Server(server.base_url)], "scripted", workers=1, manners=manners, rng=Longest())
+    policy = RetryPolicy(pause=0.5)
+    pool = Pool([Server(server.base_url)], "scripted", workers=1, policy=policy, rng=Longest())
     order = []
 
     def ask(i):
@@ -324,11 +317,11 @@ def test_a_question_that_waits_holds_no_place(serve):
 
 def test_what_fails_here_may_be_answered_there(serve):
     bad, well = serve(error(500, "boom")), serve(good("x"))
-    pool, news = pool_of(bad, well, manners=Manners(pause=0.001, down=60.0))
+    pool, news = pool_of(bad, well, policy=RetryPolicy(pause=0.001, down=60.0))
     for _ in range(8):
         assert pool.ask(ASK).server == well.base_url
     assert len(bad.seen) == 5 and pool.snapshot()[0].state == "down"  # five in a row
-    assert news == [f"{bad.base_url}: 500 boom; it is left alone for a while"]
+    assert news == [f"{bad.base_url}: 500 boom; it is not asked for a while"]
 
 
 # -- whose fault it is -----------------------------------------------------------------------------
@@ -343,7 +336,7 @@ def test_a_question_that_always_fails_is_given_up(serve):
     # Alone: whether the server is well, only a question of the pool's own tells.
     server = serve(script=faulty_for("首都？", FAULTS["500"]))
     pool, _ = pool_of(server, clock=FakeClock())
-    with pytest.raises(Refused, match=r"500 boom \(failure 20; others were answered\)"):
+    with pytest.raises(QuestionRefused, match=r"500 boom \(failure 20; others were answered\)"):
         pool.ask(ASK)
     pings = [asked.body for asked in server.seen if asked.text == "1"]
     assert len(pings) == 10 and pings[0]["max_tokens"] == 1 and pings[0]["model"] == "scripted"
@@ -365,7 +358,7 @@ def test_a_question_that_always_fails_is_given_up_among_others(serve):
             return pool.ask(ASK)
 
     refused, _ = in_threads(2, ask)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, QuestionRefused)
 
 
 def test_a_server_that_was_away_blames_nobody(serve):
@@ -400,7 +393,7 @@ def test_a_server_that_has_too_much_to_do_blames_nobody(serve):
 
 
 def test_a_limit_grows_by_answers_and_halves():
-    limit = Limit(3, 5)
+    limit = ConcurrencyLimit(3, 5)
     ns = []
     for _ in range(12):
         limit.answered()
@@ -421,7 +414,7 @@ def test_a_limit_grows_by_answers_and_halves():
 
 @given(st.integers(1, 9), st.lists(st.booleans(), max_size=60))
 def test_a_limit_stays_in_its_bounds(most, events):
-    limit = Limit(most, most)
+    limit = ConcurrencyLimit(most, most)
     for now, is_answer in enumerate(events):
         before = limit.n
         limit.answered() if is_answer else limit.overloaded(now - 0.5, now)
@@ -506,9 +499,7 @@ def test_a_server_that_is_overloaded_gets_less_and_then_more(serve):
             return good("x", after=0.01) if server.in_flight <= room else error(503, "busy")
 
     server = serve(script=script)
-    pool, _ = pool_of(
-        server, workers=8, manners=Manners(pause=0.002, longest_pause=0.02, down=0.01)
-    )
+    pool, _ = pool_of(server, workers=8, policy=RetryPolicy(pause=0.002, max_pause=0.02, down=0.01))
     assert pool.snapshot()[0].limit == 8
     limits = []
 
@@ -529,7 +520,7 @@ def test_a_server_that_is_overloaded_gets_less_and_then_more(serve):
 
 
 def test_a_breaker_by_hand():
-    breaker = Breaker(Manners(down_after=2, down=1.0, longest_down=3.0))
+    breaker = CircuitBreaker(RetryPolicy(down_after=2, down=1.0, max_down=3.0))
     assert breaker.admits(0) and breaker.enter() is False
     assert breaker.failed(0, False) is False and breaker.admits(0)
     assert breaker.failed(10, False) is True  # two in a row
@@ -553,19 +544,19 @@ def test_a_breaker_by_hand():
 def test_a_server_that_is_down_is_probed_more_and_more_rarely(serve):
     clock = FakeClock()
     script, times = timed(clock, [FAULTS["500"]] * 9)
-    manners = Manners(pause=0, down=1.0, longest_down=10.0)
-    pool, news = pool_of(serve(script=script), clock=clock, manners=manners)
+    policy = RetryPolicy(pause=0, down=1.0, max_down=10.0)
+    pool, news = pool_of(serve(script=script), clock=clock, policy=policy)
     pool.ask(ASK)
     assert gaps(times) == pytest.approx([0, 0, 0, 0, 1, 2, 4, 8, 10])
     assert [text.split(": ", 1)[1] for text in news] == [
-        "500 boom; it is left alone for a while",
+        "500 boom; it is not asked for a while",
         "it answers again",
     ]
 
 
 def test_one_question_at_a_time_finds_out(serve):
     server = serve(FAULTS["500"])
-    pool, _ = pool_of(server, manners=Manners(pause=0.001, longest_pause=0.01, down=0.05))
+    pool, _ = pool_of(server, policy=RetryPolicy(pause=0.001, max_pause=0.01, down=0.05))
 
     def look(i):
         # Nothing that was sent before it was down is on its way any more.
@@ -629,7 +620,7 @@ def test_any_answer_ends_an_outage(serve):
         return faulty_for("首都？", FAULTS["500"])(asked)
 
     pool, _ = pool_of(serve(script=script), clock=clock, patience=1500)
-    with pytest.raises(Refused):
+    with pytest.raises(QuestionRefused):
         pool.ask(ASK)
     assert clock.time > 4000
 
@@ -639,7 +630,7 @@ def test_nobody_answers(serve):
     down = serve(error(500, "boom"))
     dead = serve(good("x"))
     dead.die()
-    pool, _ = pool_of(down, dead, clock=clock, manners=Manners(), patience=3600.0)
+    pool, _ = pool_of(down, dead, clock=clock, policy=RetryPolicy(), patience=3600.0)
     with pytest.raises(Unreachable) as caught:
         pool.ask(ASK)
     lines = str(caught.value).split("\n")
@@ -677,7 +668,7 @@ def test_a_useless_server_ends_the_run_at_once(serve, action, told):
         with pytest.raises(UserError) as caught:
             pool.ask(ASK)
         assert str(caught.value).startswith(f"{server.base_url}: {told}")
-        assert not isinstance(caught.value, (Refused, Closed, Unreachable))
+        assert not isinstance(caught.value, (QuestionRefused, PoolClosed, Unreachable))
     assert len(server.seen) == 1 and not news and pool.snapshot()[0].state == "out"
 
 
@@ -696,7 +687,7 @@ def test_one_useless_server_among_others(serve):
     assert len(good_one.seen) == 20
     first, *more = news
     assert first.startswith(f"{good_one.base_url} (1): it refuses the key (401 ") and not more
-    assert first.endswith("it is asked no more") and "wrong-key" not in first
+    assert first.endswith("it is not asked any more") and "wrong-key" not in first
     pool, news = pool_of(bad, also_bad)
     with pytest.raises(UserError) as caught:
         pool.ask(ASK)
@@ -715,12 +706,12 @@ def test_close_wakes_who_waits_and_lets_the_others_finish(serve):
             return release.set()
         try:
             return pool.ask(ASK).text
-        except Closed:
-            return Closed
+        except PoolClosed:
+            return PoolClosed
 
     *results, _ = in_threads(5, ask)
-    assert sorted(map(str, results)) == sorted(map(str, ["x", Closed, Closed, Closed]))
-    with pytest.raises(Closed):
+    assert sorted(map(str, results)) == sorted(map(str, ["x", PoolClosed, PoolClosed, PoolClosed]))
+    with pytest.raises(PoolClosed):
         pool.ask(ASK)
     pool.close()
 
@@ -736,7 +727,7 @@ def test_close_ends_waits_of_any_length(serve):
             return pool.close()
         return pool.ask(ASK)
 
-    assert [type(result) for result in in_threads(4, ask)] == [Closed] * 3 + [type(None)]
+    assert [type(result) for result in in_threads(4, ask)] == [PoolClosed] * 3 + [type(None)]
 
 
 # -- before the first question ---------------------------------------------------------------------
@@ -842,8 +833,8 @@ def test_never_more_than_workers(workers, n_servers, plan, seed):
     with ScriptedServer(script) as server:
         servers = [Server(server.base_url, f"key-{i}") for i in range(n_servers)]
         more = dict(workers=workers, warn=lambda text: None, rng=random.Random(seed))
-        manners = Manners(pause=0.001, longest_pause=0.004, down=0.001, longest_down=0.004)
-        pool = Pool(servers, "scripted", timeout=PATIENCE, manners=manners, **more)
+        policy = RetryPolicy(pause=0.001, max_pause=0.004, down=0.001, max_down=0.004)
+        pool = Pool(servers, "scripted", timeout=PATIENCE, policy=policy, **more)
         results = in_threads(8, lambda i: [pool.ask(ASK).text for _ in range(2)])
         pool.close()
     assert results == [["x", "x"]] * 8

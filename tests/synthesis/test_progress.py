@@ -5,7 +5,7 @@ import io
 import pytest
 
 from minigpt.common.report import duration
-from minigpt.synthesis.progress import ProgressLine, Tally, rules_table, summary
+from minigpt.synthesis.progress import ProgressCounts, ProgressLine, rules_table, summary
 
 
 def record(outcome="done", pairs=4, **about):
@@ -13,7 +13,7 @@ def record(outcome="done", pairs=4, **about):
 
 
 def test_what_lines_of_progress_add_up_to():
-    tally = Tally(price_in=2.0, price_out=10.0)
+    tally = ProgressCounts(price_in=2.0, price_out=10.0)
     first, last = {"pronoun": 2, "too few": 1}, {"pronoun": 1}
     tally.add(record(attempts=2, prompt_tokens=900, completion_tokens=300, first=first, last=last))
     tally.add(record("rejected", 0, attempts=3, prompt_tokens=100, first={"pronoun": 1}))
@@ -28,17 +28,17 @@ def test_what_lines_of_progress_add_up_to():
 
 
 def test_nothing_yet():
-    assert Tally().success == 1.0 and Tally().cost is None
-    assert Tally(price_out=3.0).cost == 0.0
-    assert "0/10 entries | 0 pairs" in Tally().line(10, 10, 2) and "left" not in Tally().line(
-        9, 9, 0
-    )
+    assert ProgressCounts().success == 1.0 and ProgressCounts().cost is None
+    assert ProgressCounts(price_out=3.0).cost == 0.0
+    assert "0/10 entries | 0 pairs" in ProgressCounts().line(
+        10, 10, 2
+    ) and "left" not in ProgressCounts().line(9, 9, 0)
 
 
 def test_the_line_tells_the_time_left_by_the_pace(monkeypatch):
     clock = iter([100.0, 160.0])
     monkeypatch.setattr("minigpt.synthesis.progress.time.monotonic", lambda: next(clock))
-    tally = Tally(price_in=1.0)
+    tally = ProgressCounts(price_in=1.0)
     for outcome in ("done", "done", "done", "rejected"):
         tally.add(record(outcome, completion_tokens=150, prompt_tokens=500_000))
     # 4 entries and 600 tokens in a minute; 20 of them are left
@@ -49,7 +49,7 @@ def test_the_line_tells_the_time_left_by_the_pace(monkeypatch):
 
 
 def test_the_tables_at_the_end():
-    now, in_all = Tally(), Tally()
+    now, in_all = ProgressCounts(), ProgressCounts()
     for tally in (now, in_all, in_all):
         tally.add(record(first={"pronoun": 2, "own rule": 5}, last={"pronoun": 1}, left_out=3))
     text = summary({"this run": now, "in all": in_all})
@@ -60,7 +60,7 @@ def test_the_tables_at_the_end():
     assert rows["entries cut at text_max"] == ["1", "2"] and "cost" not in text
     assert rows["own rule"] == ["10", "0"] and rows["pronoun"] == ["4", "2"]
     assert text.index("own rule") < text.index("pronoun")  # the worst first
-    assert rules_table(Tally()) == "no rule was broken"
+    assert rules_table(ProgressCounts()) == "no rule was broken"
 
 
 @pytest.mark.parametrize(

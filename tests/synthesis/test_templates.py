@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from minigpt.common.errors import UserError
 from minigpt.data.pipeline import read_entries
-from minigpt.synthesis.filters import Rules, check
-from minigpt.synthesis.parsing import QA, read_reply
+from minigpt.synthesis.filters import Rules, filter_pairs
+from minigpt.synthesis.parsing import QA, parse_reply
 from minigpt.synthesis.templates import FOLDER, Template, load, schema
 
 SMALL = """\
@@ -155,17 +155,17 @@ def test_a_prompt_of_the_project(name):
     assert "\n\n\n" not in told and "：\n\n" not in user(template)
     assert len(told) < 800  # small models read them, once an entry
     # The samples of JSON in it are such as a reply may have.
-    assert all(isinstance(pair, QA) and all(pair) for pair in read_reply(told))
-    assert read_reply(told)
+    assert all(isinstance(pair, QA) and all(pair) for pair in parse_reply(told))
+    assert parse_reply(told)
 
 
 def test_the_worked_example_keeps_the_rules():
     """And the pair that is shown as wrong breaks them."""
     told = user(load(FOLDER / "facts.md"))
     text = told.split("条目是“")[1].split("”")[0]
-    *good, bad = read_reply(told)
-    assert check(good, f"都江堰\n{text}", Rules(n_min=2)) == (good, [])
-    findings = check([bad], f"都江堰\n{text}", Rules(n_min=0))[1]
+    *good, bad = parse_reply(told)
+    assert filter_pairs(good, f"都江堰\n{text}", Rules(n_min=2)) == (good, [])
+    findings = filter_pairs([bad], f"都江堰\n{text}", Rules(n_min=0))[1]
     assert {"pronoun", "number not in text"} <= {finding.rule for finding in findings}
 
 
@@ -174,7 +174,10 @@ def test_topics(root):
     assert len(topics) == 24 == len({topic.title for topic in topics})
     for topic in topics:
         question, answer = topic.text.removeprefix("问：").split("\n答：")
-        assert check([QA(question, answer)], None, Rules(n_min=1)) == ([(question, answer)], [])
+        assert filter_pairs([QA(question, answer)], None, Rules(n_min=1)) == (
+            [(question, answer)],
+            [],
+        )
 
 
 def test_schema():
@@ -194,4 +197,4 @@ def test_schema():
     ):
         assert not checker.is_valid(wrong)
     assert json.loads(json.dumps(schema(1, 2))) == schema(1, 2)
-    assert read_reply(json.dumps({"pairs": [pair]})) == [QA("a", "b")]
+    assert parse_reply(json.dumps({"pairs": [pair]})) == [QA("a", "b")]

@@ -1,5 +1,6 @@
 """What may be connected to: networks, names that change their address, TLS, and ending a wait."""
 
+import contextlib
 import http.client
 import ipaddress
 import shutil
@@ -15,8 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.arena.safe_http import Allowed, CheckedConnection, Forbidden, UnknownHost
 from minigpt.common.errors import UserError
+from minigpt.openai.safe_http import (
+    ANYWHERE,
+    Allowed,
+    CheckedConnection,
+    Forbidden,
+    ProxyError,
+    UnknownHost,
+)
 
 PATIENCE = 20  # seconds: a generous deadline for what takes a fraction of one
 EVERYTHING = Allowed(["0.0.0.0/0", "::/0"])
@@ -314,3 +322,60 @@ def test_abort_before_the_connection_and_twice(hello):
         ask(connection)
     connection.abort()
     connection.release()
+
+
+# -- proxies ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def proxy():
+    """A proxy that passes CONNECT on to this machine, whatever the name: (its URL, the heads that
+    it was sent). Without a password it refuses."""
+    heads = []
+
+    def copy(source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def serve(client):
+        with client, client.makefile("rb", 0) as file:
+            heads.append(b"".join(iter(file.readline, b"\r\n")).decode())
+            if "Proxy-Authorization: Basic bWU6c2U6Y3JldA==" not in heads[-1]:
+                return client.sendall(b"HTTP/1.1 407 Who are you\r\n\r\n")
+            port = int(heads[-1].split()[1].rpartition(":")[2])
+            with socket.create_connection(("127.0.0.1", port)) as server:
+                client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                threading.Thread(target=copy, args=(client, server), daemon=True).start()
+                copy(server, client)
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listening.accept()
+                threading.Thread(target=serve, args=(client,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"127.0.0.1:{listening.getsockname()[1]}", heads
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+def test_tls_through_a_proxy_is_checked_against_the_server_s_name(hello, certificate, proxy):
+    """The proxy gets the name to look up, and its password, and sees nothing else."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    hello.socket = context.wrap_socket(hello.socket, server_side=True)
+    (address, heads), port = proxy, hello.server_port
+    trust = ssl.create_default_context(cafile=certificate)
+
+    def through(url, name="lab.test"):
+        return ask(CheckedConnection("https", name, port, ANYWHERE, tls=trust, proxy=url))
+
+    assert through(f"http://me:se%3Acret@{address}") == (200, f"lab.test:{port}")
+    assert heads[0].startswith(f"CONNECT lab.test:{port} ")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        through(f"http://me:se%3Acret@{address}", "other.test")
+    with pytest.raises(ProxyError, match="407 Who are you"):
+        through(f"http://{address}")

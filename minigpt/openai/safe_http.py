@@ -1,14 +1,16 @@
-"""Addresses that a program of ours may connect to, when people tell it a URL.
+"""HTTP connections to checked addresses, for URLs that people enter.
 
     allowed = Allowed()                        # this machine and private networks
     connection = CheckedConnection("http", "lab-pc", 5000, allowed)
     connection.request("GET", "/v1/models")    # http.client's, to an address that was checked
     connection.abort()                         # from any thread: a read that blocks ends at once
 
-A name is looked up once, and the connection is made to the very address that was checked: a name
-that means another machine a moment later changes nothing. No redirects, no proxies.
+A name is resolved once, and the connection is made to the address that was checked: DNS rebinding
+changes nothing. No redirects; a proxy only where one is
+named.
 """
 
+import base64
 import contextlib
 import http.client
 import ipaddress
@@ -16,6 +18,7 @@ import queue
 import socket
 import ssl
 import threading
+from urllib.parse import unquote, urlsplit
 
 from minigpt.common.errors import UserError
 
@@ -38,7 +41,7 @@ NEVER = tuple(
         *("100.100.100.200/32", "168.63.129.16/32"),  # Alibaba's and Azure's
     )
 )
-# IPv6 networks whose addresses stand for an IPv4 address, and how far from the end it is written:
+# IPv6 networks whose addresses embed an IPv4 address, and its distance in bits from the end:
 # IPv4-mapped (RFC 4291), NAT64 (RFC 6052), 6to4 (RFC 3056).
 _EMBEDDING = (
     (ipaddress.ip_network("::ffff:0:0/96"), 0),
@@ -48,11 +51,15 @@ _EMBEDDING = (
 
 
 class Forbidden(UserError):
-    """An address to which no connection may be made."""
+    """An address that must not be connected to."""
 
 
 class UnknownHost(UserError):
     """A name that has no address."""
+
+
+class ProxyError(OSError):
+    """No connection through the proxy."""
 
 
 class Allowed:
@@ -103,8 +110,18 @@ class Allowed:
         return found
 
 
+class _Anywhere(Allowed):
+    """Every address, for a server that its user has chosen."""
+
+    def check(self, address):
+        """Nothing is forbidden."""
+
+
+ANYWHERE = _Anywhere()
+
+
 def _embedded(address):
-    """The IPv4 address that an IPv6 one stands for, if any."""
+    """The IPv4 address that is embedded in an IPv6 one, if any."""
     return [
         ipaddress.IPv4Address(int(address) >> shift & 0xFFFFFFFF)
         for network, shift in _EMBEDDING
@@ -142,41 +159,85 @@ class CheckedConnection(http.client.HTTPConnection):
     """An http.client connection, made to a checked address and ended by abort() from any thread.
 
     The Host header and the TLS server name are the URL's. connect() raises what Allowed.resolve()
-    raises, and OSError. idle_seconds: how long one read or write may wait. Use it for one request.
+    raises, and OSError. idle_seconds: how long one read or write may wait.
     """
 
-    def __init__(self, scheme, host, port, allowed, connect_seconds=5.0, idle_seconds=60.0):
-        """scheme: "http" or "https"; port: None for the scheme's own."""
-        self._tls = ssl.create_default_context() if scheme == "https" else None
+    def __init__(
+        self,
+        scheme,
+        host,
+        port,
+        allowed,
+        connect_seconds=5.0,
+        idle_seconds=60.0,
+        *,
+        tls=None,
+        proxy=None,
+    ):
+        """scheme: "http" or "https"; port: None for the scheme's own; tls: an ssl.SSLContext, None
+        for the system's; proxy: http://host:port, where the connection goes through one."""
+        self._tls = (tls or ssl.create_default_context()) if scheme == "https" else None
         self.default_port = 443 if self._tls else 80  # so that the Host header leaves it out
         super().__init__(host, port or self.default_port)  # or it looks for a port in "::1"
+        self._proxy = urlsplit(proxy) if proxy else None
+        if self._proxy and self._tls:
+            self.set_tunnel(host, self.port, self._proxy_headers())
         self._allowed = allowed
         self._connect_seconds, self._idle_seconds = connect_seconds, idle_seconds
         self._lock = threading.Lock()
         self._handle = None  # the same socket by a handle that nobody else closes
         self._aborted = False
 
+    def request_target(self, path):
+        """(what request() takes for a path, further headers): a proxy gets the whole URL, unless
+        it only passes a TLS connection on."""
+        if self._proxy is None or self._tls:
+            return path, {}
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        port = "" if self.port == self.default_port else f":{self.port}"
+        return f"http://{host}{port}{path}", self._proxy_headers()
+
+    def _proxy_headers(self):
+        if self._proxy.username is None:
+            return {}
+        user = f"{unquote(self._proxy.username)}:{unquote(self._proxy.password or '')}"
+        return {"Proxy-Authorization": "Basic " + base64.b64encode(user.encode()).decode()}
+
     def connect(self):
         """Look the host up, and connect to the first of its checked addresses that answers."""
+        if self._proxy is None:
+            return self._connect_to_host(self.host, self.port)
+        try:
+            self._connect_to_host(self._proxy.hostname or "", self._proxy.port or 80)
+        except ssl.SSLError:
+            raise
+        except (OSError, UserError) as error:
+            raise ProxyError(str(error) or type(error).__name__) from None
+
+    def _connect_to_host(self, host, port):
         failure = None
-        for family, address in self._allowed.resolve(self.host, self.port, self._connect_seconds):
+        for family, address in self._allowed.resolve(host, port, self._connect_seconds):
             try:
-                return self._connect_to(family, address)
+                return self._connect_to(family, address, port)
             except OSError as error:
                 failure = failure or error
         raise failure
 
-    def _connect_to(self, family, address):
+    def _connect_to(self, family, address, port):
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             self._hold(sock)
             sock.settimeout(self._connect_seconds)
-            sock.connect((address, self.port))
+            sock.connect((address, port))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._proxy and self._tls:
+                self.sock = sock
+                self._tunnel()  # http.client's: raises OSError where the proxy refuses
             if self._tls:
                 sock = self._tls.wrap_socket(sock, server_hostname=self.host)
             sock.settimeout(self._idle_seconds)
         except BaseException:
+            self.sock = None
             sock.close()
             raise
         self.sock = sock
