@@ -37,14 +37,14 @@ from minigpt.arena.arena import MAX_PROMPT_CHARS, MOST_SIDES, Arena, check_promp
 from minigpt.arena.battles import Shown
 from minigpt.arena.endpoints import Endpoint, EndpointError, Endpoints, LocalRun, read_presets
 from minigpt.arena.i18n import CHINESE, ENGLISH, words
-from minigpt.arena.page_filter import COOKIE, PageFilter
-from minigpt.arena.rate_limit import Backoff, RateLimit, address_key
+from minigpt.arena.access.page_filter import COOKIE, PageFilter
+from minigpt.arena.access.rate_limit import Backoff, RateLimit, address_key
 from minigpt.arena.ratings import ratings, win_rates
 from minigpt.arena.safe_http import DEFAULT as OWN_NETWORKS
 from minigpt.arena.safe_http import Allowed, lan_address
-from minigpt.arena.sessions import Sessions
+from minigpt.arena.access.sessions import Sessions
 from minigpt.arena.store import Ledger, jsonl, markdown, preference_pairs
-from minigpt.arena.voters import Voters
+from minigpt.arena.access.voters import Voters
 from minigpt.common.credentials import read_secret
 from minigpt.common.presets import read_prompts
 from minigpt.common.spreadsheet import csv_row

@@ -17,9 +17,9 @@ import sample_gradio
 from minigpt.arena.arena import MAX_PROMPT_CHARS, Arena
 from minigpt.arena.endpoints import Endpoints
 from minigpt.arena.i18n import ENGLISH
-from minigpt.arena.page_filter import COOKIE, MAX_BODY_BYTES, ROUTES, PageFilter
+from minigpt.arena.access.page_filter import COOKIE, MAX_BODY_BYTES, ROUTES, PageFilter
 from minigpt.arena.store import Ledger
-from minigpt.arena.voters import Voters
+from minigpt.arena.access.voters import Voters
 from minigpt.common.errors import UserError
 from minigpt.serving.allowed_hosts import AllowedHosts
 

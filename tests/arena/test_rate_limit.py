@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.arena import rate_limit
-from minigpt.arena.rate_limit import Backoff, RateLimit, address_key
+from minigpt.arena.access.rate_limit import Backoff, RateLimit, address_key
 
 
 class Clock:

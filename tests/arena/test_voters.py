@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.arena.sessions import KEPT_SECONDS, MOST_TALK_CHARS, Session, Sessions
-from minigpt.arena.voters import KEY_BYTES, Voters
+from minigpt.arena.access.sessions import KEPT_SECONDS, MOST_TALK_CHARS, Session, Sessions
+from minigpt.arena.access.voters import KEY_BYTES, Voters
 from minigpt.common.errors import UserError
 
 

@@ -15,7 +15,7 @@ import re
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from minigpt.arena.rate_limit import Backoff, RateLimit, address_key
+from minigpt.arena.access.rate_limit import Backoff, RateLimit, address_key
 
 MAX_BODY_BYTES = 1 << 18  # a question of MAX_PROMPT_CHARS, each written as \uXXXX, and the settings
 COOKIE = "minigpt_voter"
