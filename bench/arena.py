@@ -54,7 +54,7 @@ def main():
             endpoint.probe()  # learns which settings it takes
         path = pathlib.Path(folder) / "arena.sqlite"
         ledger = stack.enter_context(contextlib.closing(Ledger(path)))
-        arena = Arena(Endpoints(endpoints), ledger, most=settings.sessions)
+        arena = Arena(Endpoints(endpoints), ledger, max_battles=settings.sessions)
         sessions = battle_all(arena, questions, settings)
         show(sessions, settings)
         compare(sessions, stack.enter_context(contextlib.closing(Ledger(path))))

@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.arena.battles import MESSAGES, Battle, Shown, SideState, choose_pair, common_settings
+from minigpt.arena.battles import (
+    MESSAGES,
+    Battle,
+    DisplayText,
+    SideState,
+    choose_pair,
+    common_settings,
+)
 from minigpt.common.errors import UserError
 
 PATIENCE = 20  # seconds: what should be over long before, on the busiest machine
@@ -133,8 +140,8 @@ def test_two_sides_write_and_end():
     plain = Side("长江")
     one, other = fight(good, plain)
     assert one.text == "黄河" and one.status == other.status == "done"
-    assert (one.pieces, one.tokens, one.end_reason) == (2, 7, "length")
-    assert (other.pieces, other.tokens, other.end_reason) == (1, None, "stop")
+    assert (one.chunks, one.tokens, one.end_reason) == (2, 7, "length")
+    assert (other.chunks, other.tokens, other.end_reason) == (1, None, "stop")
     assert one.error is one.message is None
     assert 0 <= one.first_token_seconds <= one.elapsed < PATIENCE
     until(lambda: good.closed == plain.closed == 1)
@@ -150,7 +157,7 @@ def test_it_can_be_watched():
     (state,) = battle.snapshot()
     assert (state.text, state.status, state.first_token_seconds) == ("", "waiting", None)
     assert state.end_reason is None and not battle.ended and not battle.wait(0)
-    until(lambda: battle.snapshot()[0].pieces)  # one with nothing in it to show
+    until(lambda: battle.snapshot()[0].chunks)  # one with nothing in it to show
     assert battle.snapshot()[0].status == "waiting"
     begin.set()
     until(lambda: battle.snapshot()[0].status == "writing")
@@ -179,7 +186,7 @@ def test_tokens_per_second():
     assert state._replace(tokens=None).tokens_per_second == 5
     assert state._replace(tokens=1).tokens_per_second is None
     assert state._replace(elapsed=0.5).tokens_per_second is None
-    assert state._replace(pieces=1).tokens_per_second is None  # all came at once
+    assert state._replace(chunks=1).tokens_per_second is None  # all came at once
 
 
 # -- sides that misbehave --------------------------------------------------------------------------
@@ -231,9 +238,9 @@ def test_one_that_never_ends_is_ended():
         def stream(self, messages, settings):
             yield from babble()
 
-    (state,) = fight(Endless(), deadline_seconds=0.3, cap_chars=10**9)
+    (state,) = fight(Endless(), deadline_seconds=0.3, max_chars=10**9)
     assert (state.status, state.end_reason) == ("failed", "deadline") and state.text[:2] == "啊啊"
-    (state,) = fight(Endless(), cap_chars=50)
+    (state,) = fight(Endless(), max_chars=50)
     assert (state.status, state.end_reason) == ("done", "too long") and state.text == "啊" * 50
 
 
@@ -286,7 +293,7 @@ def test_many_battles_at_once():
 
 
 def shown(pieces, cap=10**6):
-    text = Shown(cap)
+    text = DisplayText(cap)
     for piece in pieces:
         text.push(piece)
     text.push("", final=True)
@@ -324,7 +331,7 @@ def test_the_cut_into_pieces_changes_nothing(pieces, cap):
 @pytest.mark.parametrize("pieces", [["12345"], ["123", "456"], ["1" * 10_000_000], ["1\x00" * 6]])
 def test_the_cap(pieces):
     side = Side(*pieces)
-    (state,) = fight(side, cap_chars=5)
+    (state,) = fight(side, max_chars=5)
     n = len("".join(pieces).replace("\0", ""))
     assert len(state.text) == 5 and state.end_reason == ("too long" if n > 5 else "stop")
     assert (state.status, state.error, state.message) == ("done", None, None)

@@ -27,7 +27,7 @@ BATTLES = st.lists(
 
 def points(battles, **options):
     """name → rating."""
-    return {row.name: row.rating for row in ratings(battles, 0, **{"rounds": 5, **options})}
+    return {row.name: row.rating for row in ratings(battles, 0, **{"n_samples": 5, **options})}
 
 
 # -- by hand ---------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def test_nothing_and_oneself():
 
 def test_who_is_never_beaten_stays_finite():
     chain = [Decided((f"{i:02}", f"{i + 1:02}"), 0) for i in range(12) for _ in range(3000)]
-    table = ratings(chain, 0, rounds=5)
+    table = ratings(chain, 0, n_samples=5)
     assert [row.name for row in table] == [f"{i:02}" for i in range(13)]
     assert all(math.isfinite(value) for row in table for value in row[1:])
 
@@ -167,7 +167,7 @@ def test_the_order_of_battles_and_of_sides_changes_nothing(battles, rng):
         order = rng.sample(range(len(names)), len(names))
         chosen = order.index(choice) if isinstance(choice, int) else choice
         mixed.append(Decided(tuple(names[i] for i in order), chosen))
-    assert ratings(mixed, 7, rounds=20) == ratings(battles, 7, rounds=20)
+    assert ratings(mixed, 7, n_samples=20) == ratings(battles, 7, n_samples=20)
     for one, other in zip(win_rates(mixed), win_rates(battles), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -184,7 +184,7 @@ def test_names_change_nothing(battles, others):
 @given(BATTLES)
 @settings(max_examples=60)
 def test_what_always_holds(battles):
-    table = ratings(battles, 3, rounds=30)
+    table = ratings(battles, 3, n_samples=30)
     assert sum(row.rating for row in table) == pytest.approx(MEAN * len(table))
     assert all(row.low <= row.rating <= row.high for row in table)
     assert [row.rating for row in table] == sorted((row.rating for row in table), reverse=True)

@@ -13,15 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minigpt.arena.battles import choose_pair
+from minigpt.arena.exports import jsonl, markdown, preference_pairs
 from minigpt.arena.ratings import Decided, ratings
 from minigpt.arena.store import (
     VERSION,
     BattleRecord,
     Ledger,
     SideRecord,
-    jsonl,
-    markdown,
-    preference_pairs,
 )
 from minigpt.common.errors import UserError
 
@@ -137,7 +135,7 @@ def test_a_vote_and_its_change(ledger):
     ledger.add_battle(battle(voter="v2"))  # someone else's
     ledger.vote(number, "v1", 1)
     ledger.add_battle(battle())
-    with pytest.raises(UserError, match="until the next battle"):
+    with pytest.raises(UserError, match="until your next battle"):
         ledger.vote(number, "v1", 0)
     ledger.vote(number, "v1", 1)  # the same again: a click that was sent twice
     assert ledger.decided("open") == [Decided(("a", "b"), 1)] and ledger.decided("blind") == []

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.arena.access.sessions import KEPT_SECONDS, MOST_TALK_CHARS, Session, Sessions
+from minigpt.arena.access.sessions import KEPT_SECONDS, MAX_CHAT_CHARS, Session, Sessions
 from minigpt.arena.access.voters import KEY_BYTES, Voters
 from minigpt.common.errors import UserError
 
@@ -57,12 +57,12 @@ def test_sessions_belong_to_their_voter():
 
 
 def test_sessions_are_bounded():
-    sessions = Sessions(most=10, most_of_a_voter=3)
+    sessions = Sessions(max_sessions=10, max_of_a_voter=3)
     first = sessions.get("v1", "0")
-    first.side = Closed()
+    first.chat_stream = Closed()
     for i in range(1, 50):
         sessions.get("v1", str(i))
-    assert len(sessions) == 3 and first.side.closed
+    assert len(sessions) == 3 and first.chat_stream.closed
     for i in range(50):
         sessions.get(f"w{i}", "p")
     assert len(sessions) == 10 and sessions.find("w49", "p") and not sessions.find("v1", "49")
@@ -83,5 +83,5 @@ def test_a_chat_keeps_its_newest_turns(lengths):
     talk = [{"role": "user", "content": "长" * n} for n in lengths]
     session = Session()
     session.remember(talk)
-    assert session.talk == talk[len(talk) - len(session.talk) :]
-    assert sum(len(turn["content"]) for turn in session.talk) <= MOST_TALK_CHARS
+    assert session.messages == talk[len(talk) - len(session.messages) :]
+    assert sum(len(turn["content"]) for turn in session.messages) <= MAX_CHAT_CHARS

@@ -23,9 +23,9 @@ import torch
 from conftest import ROOT
 from tiny_run import save_run, save_scripted_run
 
-import sample_gradio
 from minigpt.arena.i18n import ENGLISH
 from minigpt.arena.store import Ledger
+from minigpt.arena.ui.sampling import SLIDERS, sampling_settings
 from minigpt.common.errors import UserError
 from minigpt.models import checkpoint
 from model import GPT
@@ -247,22 +247,22 @@ def choose_model(page, name):
 
 
 def say(page, text):
-    page.fill("#chat-ask textarea", text)
+    page.fill("#chat-question textarea", text)
     page.click("#chat-send")
 
 
 def answers(page):
-    return page.locator('#talk [data-testid="bot"]')
+    return page.locator('#chat-messages [data-testid="bot"]')
 
 
 def battle(page, prompt, models=()):
     """Begin a battle: a blind one, or an open one of `models`."""
     open_tab(page, "Arena")
     if models:
-        page.locator('#mode input[value="open"]').check()
+        page.locator('#arena-mode input[value="open"]').check()
         for name in models:
-            page.locator("#open-models").get_by_label(name, exact=True).check()
-    page.fill("#arena-ask textarea", prompt)
+            page.locator("#arena-models").get_by_label(name, exact=True).check()
+    page.fill("#arena-question textarea", prompt)
     page.click("#arena-send")
 
 
@@ -277,8 +277,8 @@ def names_of(page):
 def leaderboard(page):
     """name → battles, from the tab."""
     open_tab(page, "Leaderboard")
-    page.locator("#board .sheet, #board .quiet").first.wait_for()
-    rows = page.locator("#board .sheet").first.locator("tr:has(td)")
+    page.locator("#board .data-table, #board .quiet").first.wait_for()
+    rows = page.locator("#board .data-table").first.locator("tr:has(td)")
     cells = rows.evaluate_all("rows => rows.map(row => [...row.cells].map(c => c.innerText))")
     return {row[1]: int(row[5]) for row in cells}
 
@@ -292,7 +292,7 @@ def change_list(page, button, name, url="", password=ADMIN, says="{name} was {bu
     page.fill("#endpoint-name textarea", name)
     page.fill("#endpoint-url textarea", url)
     page.click(f"#endpoint-{button}")
-    expect(page.locator("#endpoint-told")).to_contain_text(says.format(name=name, button=button))
+    expect(page.locator("#endpoint-message")).to_contain_text(says.format(name=name, button=button))
 
 
 @contextlib.contextmanager
@@ -359,12 +359,12 @@ def test_an_answer_grows_before_one_s_eyes(visit):
     page = visit()
     choose_model(page, "lab-slow")
     page.evaluate("""() => { window.seen = []; new MutationObserver(() => {
-        const all = document.querySelectorAll('#talk [data-testid="bot"]');
+        const all = document.querySelectorAll('#chat-messages [data-testid="bot"]');
         if (all.length) window.seen.push(all[all.length - 1].innerText.trim());
-    }).observe(document.querySelector('#talk'),
+    }).observe(document.querySelector('#chat-messages'),
         {subtree: true, childList: true, characterData: true}) }""")
     say(page, "天为什么？")
-    expect(page.locator("#chat-status")).to_contain_text("in all")
+    expect(page.locator("#chat-status")).to_contain_text("in total")
     expect(answers(page)).to_have_text("天a" * 50)  # 200 tokens
     steps = [text for text in dict.fromkeys(page.evaluate("window.seen")) if "天" in text]
     assert len(steps) > 2 and all(b.startswith(a) for a, b in itertools.pairwise(steps))
@@ -376,10 +376,10 @@ def test_what_is_typed_while_an_answer_grows_stays(visit, served):
     choose_model(page, "lab-slow")
     say(page, "天为什么？")
     expect(answers(page)).to_contain_text("天")
-    page.fill("#chat-ask textarea", "下一个问题")
+    page.fill("#chat-question textarea", "下一个问题")
     length = len(answers(page).inner_text())
     until(lambda: len(answers(page).inner_text()) > length)
-    expect(page.locator("#chat-ask textarea")).to_have_value("下一个问题")
+    expect(page.locator("#chat-question textarea")).to_have_value("下一个问题")
     page.click("#chat-clear")
     until(lambda: running(served) == 0)
     page.wait_for_timeout(1000)
@@ -398,7 +398,7 @@ def test_stop_ends_the_server_s_writing(visit, served, home):
     assert running(served) == 1
     began = time.monotonic()
     page.click("#chat-stop")
-    expect(page.locator("#chat-status")).to_contain_text("in all")
+    expect(page.locator("#chat-status")).to_contain_text("in total")
     until(lambda: running(served) == 0)
     assert time.monotonic() - began < 5  # of it, as a rule, some tenths of a second
     assert len(answers(page).inner_text()) < 2 * 1024 / 4  # a turn of 天a is four tokens
@@ -411,7 +411,7 @@ def running(served):
 def test_chinese_and_enter(visit):
     page = visit(locale="zh-CN")
     expect(page.locator("#chat-send")).to_have_text("发送")
-    page.locator("#chat-ask textarea").focus()
+    page.locator("#chat-question textarea").focus()
     keyboard = page.context.new_cdp_session(page)
     composing = dict(text="中国的首都", selectionStart=5, selectionEnd=5)
     keyboard.send("Input.imeSetComposition", composing)
@@ -421,7 +421,7 @@ def test_chinese_and_enter(visit):
     keyboard.send("Input.insertText", {"text": "中国的首都？"})
     page.keyboard.press("Enter")
     expect(answers(page)).to_have_text("北京。")
-    expect(page.locator('#talk [data-testid="user"]')).to_have_text("中国的首都？")
+    expect(page.locator('#chat-messages [data-testid="user"]')).to_have_text("中国的首都？")
     expect(page.locator("#chat-status")).to_contain_text("token/秒")
 
 
@@ -438,7 +438,7 @@ def test_what_a_model_writes_is_text(visit, answering):
         expect(page.locator("#side-0 .text, #side-1 .text").get_by_text(hostile)).to_be_visible()
         expect(page.locator("#vote-0")).to_be_visible()
         assert page.evaluate("window.broken") is None
-        assert page.locator("#talk img[src=x], .card img, .card b").count() == 0
+        assert page.locator("#chat-messages img[src=x], .card img, .card b").count() == 0
 
 
 # -- battles ---------------------------------------------------------------------------------------
@@ -491,10 +491,10 @@ def test_a_vote_moves_the_leaderboard_and_outlives_a_reload(visit, served, home)
     expect(page.locator("#chat-model input")).to_have_value("north-run")
     until(lambda: leaderboard(page) == expected)
     open_tab(page, "History")
-    page.fill("#search textarea", "第一个问题")
-    page.locator("#search textarea").press("Enter")
-    expect(page.locator("#found .battle")).to_have_count(1)
-    expect(page.locator("#found .card.chosen .head span").first).to_have_text(winner)
+    page.fill("#history-search textarea", "第一个问题")
+    page.locator("#history-search textarea").press("Enter")
+    expect(page.locator("#history-battles .battle")).to_have_count(1)
+    expect(page.locator("#history-battles .card.chosen .head span").first).to_have_text(winner)
     (line,) = [line for line in download(served, "battles.jsonl").splitlines() if "第一个" in line]
     assert json.loads(line)["choice"] == 1
     assert winner in download(served, "leaderboard.csv")
@@ -525,11 +525,12 @@ def test_a_vote_after_the_connection_was_lost(visit, tap, served):
 
 
 def test_a_seed_that_no_ledger_holds():
-    sliders = [0.7, 50, 1, 1.05, 200]
-    assert sample_gradio.read_settings([*sliders, str(2**63 - 1)], ENGLISH)["seed"] == 2**63 - 1
+    values = {name: slider.default for name, slider in SLIDERS.items()}
+    largest = dict(values, seed=str(2**63 - 1))
+    assert sampling_settings(largest, ENGLISH)["seed"] == 2**63 - 1
     for seed in (str(2**63), "-" + "9" * 30, "x"):
         with pytest.raises(UserError, match="Seed"):
-            sample_gradio.read_settings([*sliders, seed], ENGLISH)
+            sampling_settings(dict(values, seed=seed), ENGLISH)
 
 
 def download(served, name):
@@ -557,11 +558,13 @@ def test_dead_sides_harm_no_other(visit, answering):
         assert set(told) == {"refused", "failing", "babbling"}
         for place in told.values():
             expect(card(page, place)).to_have_attribute("data-status", "failed")
-            expect(card(page, place).locator(".note")).to_contain_text("this answer broke off")
+            expect(card(page, place).locator(".note")).to_contain_text(
+                "this answer was interrupted"
+            )
         expect(page.locator("#vote-0")).to_be_hidden()
 
         for name in ("refused", "failing", "babbling"):
-            page.locator("#open-models").get_by_label(name, exact=True).uncheck()
+            page.locator("#arena-models").get_by_label(name, exact=True).uncheck()
         battle(page, "你呢？", ["stalled"])
         expect(page.locator(".card[data-status=done] .text")).to_have_text("北京。")
         expect(page.locator(".card[data-status=waiting]")).to_have_count(1)
@@ -641,7 +644,7 @@ def test_a_phone_needs_no_sideways_scrolling(visit):
         page.wait_for_timeout(300)
         wide = page.evaluate("document.documentElement.scrollWidth")
         rights = "all => all.map(each => each.getBoundingClientRect().right)"
-        seen = page.locator(".card, .sheet, textarea, button[id]").evaluate_all(rights)
+        seen = page.locator(".card, .data-table, textarea, button[id]").evaluate_all(rights)
         assert max(wide, *seen) <= 390, name
 
 
