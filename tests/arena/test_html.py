@@ -9,7 +9,7 @@ from string import Formatter
 
 import pytest
 from conftest import ROOT
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.arena import html
@@ -91,6 +91,7 @@ TEXT = TEXT.filter(lambda text: text and text != "too long")
 
 
 @pytest.mark.parametrize("what", DRAWINGS)
+@settings(max_examples=25)
 @given(text=TEXT)
 def test_no_text_opens_a_tag(what, text):
     plain, drawn = Reader(DRAWINGS[what]("x")), Reader(DRAWINGS[what](text))

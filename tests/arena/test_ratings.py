@@ -160,7 +160,7 @@ def test_another_fit_agrees(seed):
 
 
 @given(BATTLES, st.randoms(use_true_random=False))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_the_order_of_battles_and_of_sides_changes_nothing(battles, rng):
     mixed = []
     for names, choice in rng.sample(battles, len(battles)):
@@ -173,7 +173,7 @@ def test_the_order_of_battles_and_of_sides_changes_nothing(battles, rng):
 
 
 @given(BATTLES, st.permutations(NAMES))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_names_change_nothing(battles, others):
     called = dict(zip(NAMES, others, strict=True))
     renamed = [Decided(tuple(called[name] for name in names), c) for names, c in battles]
@@ -182,7 +182,7 @@ def test_names_change_nothing(battles, others):
 
 
 @given(BATTLES)
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_what_always_holds(battles):
     table = ratings(battles, 3, n_samples=30)
     assert sum(row.rating for row in table) == pytest.approx(MEAN * len(table))
