@@ -1,12 +1,14 @@
-"""The arena: a page to talk to one model, or to let two to four answer side by side and vote.
+"""The arena: a web page to chat with one model, or to compare two to four models and vote.
 
     python sample_gradio.py                                    # every run in out/
     python sample_gradio.py --runs=out/pretrain,out/sft --endpoints=endpoints.csv
     python sample_gradio.py --host=0.0.0.0 --auth=class:SECRET --admin_password=OTHER
 
-Models are local runs and teammates' servers alike; endpoints.csv lists servers, one a line after
-the header name,base_url,model,api_key_env. Votes are kept in --ledger. The page needs no other
-network: fonts and scripts come from here, in Chinese or English as the browser prefers.
+Models are local runs and teammates' servers. endpoints.csv lists servers, one per line after the
+header name,base_url,model,api_key_env. Votes are stored in --ledger. The page works offline: it
+loads nothing from other servers. Its language is the browser's, Chinese or English.
+
+The page itself is in minigpt/arena/ui/, a module for each tab.
 """
 
 import os
@@ -44,25 +46,25 @@ from minigpt.serving.asgi import serve
 
 
 class Settings:
-    runs: list[str] = []  # folders of local runs; none: every run in out/
+    runs: list[str] = []  # folders of local runs; empty: every run in out/
     endpoints: str = ""  # a .csv of servers: name,base_url,model,api_key_env
-    host: str = "127.0.0.1"  # 0.0.0.0: whoever reaches this machine over the network
+    host: str = "127.0.0.1"  # 0.0.0.0: all machines that reach this one over the network
     port: int = 7860  # of the page
-    allowed_hosts: list[str] = []  # further names under which browsers ask for the page; *: any
+    allowed_hosts: list[str] = []  # further host names of this page in URLs; *: any
     auth: str = ""  # NAME:PASSWORD for the whole page; or the variable MINIGPT_AUTH, which other
     #                 users of this machine cannot see
     auth_file: str = ""  # a file whose only line is NAME:PASSWORD
-    admin_password: str = ""  # lets its owner add and remove endpoints on the page; or the variable
+    admin_password: str = ""  # allows to add and remove endpoints on the page; or the variable
     #                           MINIGPT_ADMIN_PASSWORD
     admin_password_file: str = ""  # a file whose only line is that password
-    networks: list[str] = []  # further ones that endpoints may be in, such as 203.0.113.0/24
+    networks: list[str] = []  # further networks of endpoints, such as 203.0.113.0/24
     ledger: str = "out/arena.sqlite"  # battles and votes
     examples: str = "examples.csv"  # preset prompts: prompt,format
-    slots: int = 8  # texts that a local run writes at once
-    deadline: float = 120.0  # seconds that a side may take
-    most_battles: int = 32  # battles and answers at once; more wait, and see their place
-    address_limit: int = 60  # questions, and votes, a minute from one address; more where a class
-    #                          shares one
+    slots: int = 8  # texts that a local run generates at once
+    deadline: float = 120.0  # seconds for each answer of a battle
+    most_battles: int = 32  # battles and chat answers at once; more wait in a queue
+    address_limit: int = 60  # questions, and votes, a minute from one address; raise it if a class
+    #                          shares one address
 
 
 def main():
@@ -100,35 +102,35 @@ def make_arena(settings, networks):
 
 
 def read_secrets(settings):
-    """Take the passwords from their variables or files, where no flag has them."""
+    """Read the passwords from environment variables or files, if no flag sets them."""
     for flag in ("auth", "admin_password"):
         secret = read_secret(settings, flag, f"MINIGPT_{flag.upper()}")
         settings.set(flag, secret or "", settings.origin(flag))
 
 
 def check(settings):
-    """UserError with all that is wrong with the settings."""
+    """UserError with all problems of the settings."""
     problems = settings.below(slots=1, most_battles=1, deadline=1, address_limit=1)
     if settings.auth and ":" not in settings.auth:
         problems.append("--auth (MINIGPT_AUTH, --auth_file): expected NAME:PASSWORD")
     try:
-        family, *_, place = socket.getaddrinfo(
+        family, *_, socket_address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM
         )[0]
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(place)
+            probe.bind(socket_address)
     except (OSError, OverflowError) as error:
         problems.append(
             f"--host={settings.host} --port={settings.port}: cannot listen there ({error}): "
-            "another program may have the port; take another one, such as --port=7861"
+            "another program may use the port; choose another one, such as --port=7861"
         )
     if problems:
         raise UserError("\n".join(problems))
 
 
 def local_runs(settings):
-    """([LocalRun], name → hash of its weights) of the runs' folders."""
+    """([LocalRun], name → hash of its weights) of the folders of runs."""
     folders = settings.runs or sorted(str(p) for p in Path("out").glob("*") if checkpoint.exists(p))
     engines, loaded, hashes = {}, {}, {}
     for name, folder in zip(checkpoint.model_names(folders), folders, strict=True):
@@ -137,7 +139,7 @@ def local_runs(settings):
         loaded[name] = trained
         hashes[name] = checkpoint.weights_hash(folder)[:16]
     set_threads(engines)
-    # A side's deadline counts the waiting, too; nobody is refused who may battle.
+    # The deadline of a side includes the time in the queue. The queue has room for all battles.
     limits = Limits(
         max_waiting=MAX_SIDES * settings.most_battles,
         queue_seconds=settings.deadline,
@@ -152,7 +154,7 @@ def local_runs(settings):
 
 
 def welcome(settings, arena):
-    """What its owner reads."""
+    """What is printed at the start."""
     names = arena.endpoints.names()
     lines = [f"{len(names)} models: {', '.join(names)}" if names else ENGLISH["no_models"]]
     everywhere = is_everywhere(settings.host)
@@ -163,12 +165,12 @@ def welcome(settings, arena):
         lines.append(f"others in this network open http://{others}")
     if not is_local(settings.host) and not settings.auth:
         lines.append(
-            "WARNING: everyone who reaches this machine over the network can use the page: "
-            "--auth=NAME:PASSWORD lets in only those who know it"
+            "WARNING: everyone who reaches this machine over the network can use the page; "
+            "--auth=NAME:PASSWORD sets a password"
         )
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     run(main)
-    os._exit(0)  # at once: threads that wait for a model hold nothing that has to be closed
+    os._exit(0)  # at once: threads that wait for a model have nothing to close
