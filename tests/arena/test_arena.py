@@ -87,7 +87,7 @@ def fight(arena, voter="v", **options):
 # -- who meets whom --------------------------------------------------------------------------------
 
 
-def test_a_blind_battle_draws_every_pair_in_both_orders(make):
+def test_a_blind_battle_chooses_every_pair_in_both_orders(make):
     arena = make(*three())
     met = set()
     for _ in range(150):  # that one of the six is missing: 6 · (5/6)^150 < 1e-11
@@ -109,7 +109,7 @@ def test_the_pair_that_has_met_least(make, ledger):
         assert set(ledger.pair_counts(list("abc")).values()) == {n}
 
 
-def test_an_open_battle_is_between_the_chosen_and_told_at_once(make):
+def test_an_open_battle_shows_the_chosen_names_at_once(make):
     arena = make(*three(), Entry("d", "丁"))
     arena_battle = arena.begin("v", "问", SETTINGS, names=["d", "a", "c", "b"])
     assert (
@@ -132,7 +132,7 @@ def test_an_open_battle_is_between_the_chosen_and_told_at_once(make):
         ("问", ["a", "nobody"], "no endpoint called nobody"),
     ],
 )
-def test_what_cannot_be_begun(make, ledger, prompt, names, complaint):
+def test_invalid_battles_are_refused(make, ledger, prompt, names, complaint):
     arena = make(*(Entry(name, "x") for name in "abcde"))
     with pytest.raises(UserError, match=complaint):
         arena.begin("v", prompt, SETTINGS, names)
@@ -169,7 +169,7 @@ def test_a_voter_has_one_battle_at_a_time(make):
     second.battle.stop()
 
 
-def test_so_many_battles_at_once(make):
+def test_the_number_of_battles_is_limited(make):
     arena = make(Entry("a", UNTIL_CLOSED), Entry("b", "y"), max_battles=2)
     battles = [arena.begin(voter, "问", SETTINGS) for voter in "vw"]
     with pytest.raises(TooManyBattles, match="2 battles are running already"):
@@ -179,7 +179,7 @@ def test_so_many_battles_at_once(make):
     battles[1].battle.stop()
 
 
-def test_a_crowd_never_gets_more_than_there_is_room_for(make):
+def test_the_limit_holds_for_concurrent_requests(make):
     arena = make(Entry("a", UNTIL_CLOSED), Entry("b", "y"), max_battles=3)
 
     def begin(voter):
@@ -198,7 +198,7 @@ def test_a_crowd_never_gets_more_than_there_is_room_for(make):
 # -- the record ------------------------------------------------------------------------------------
 
 
-def test_what_goes_on_record(make, ledger):
+def test_the_record_of_a_battle(make, ledger):
     takes = ("temperature", "seed", "top_k")
     arena = make(
         *(Entry("run", "北", "京", takes=takes), Entry("lab", "南京")),
@@ -218,7 +218,7 @@ def test_what_goes_on_record(make, ledger):
     assert (lab.answer, lab.checkpoint) == ("南京", None)
 
 
-def test_a_battle_goes_on_record_once(make, ledger):
+def test_a_battle_is_recorded_once(make, ledger):
     arena = make(*three())
     arena_battle = arena.begin("v", "问", SETTINGS, ["a", "b"])
     assert arena_battle.battle.wait(PATIENCE)
@@ -227,7 +227,7 @@ def test_a_battle_goes_on_record_once(make, ledger):
     assert len(ledger.battles()) == 1
 
 
-def test_a_failure_is_on_record_and_told_and_cannot_be_voted_on(make, ledger):
+def test_a_failed_battle_is_recorded_and_shown_without_a_vote(make, ledger):
     arena = make(Entry("a", "甲"), Entry("b", "乙", OSError("http://lab refused")))
     arena_battle = fight(arena)
     assert arena_battle.failed and arena_battle.names_visible and not arena_battle.votable
@@ -240,7 +240,7 @@ def test_a_failure_is_on_record_and_told_and_cannot_be_voted_on(make, ledger):
     assert ledger.decided() == []
 
 
-def test_what_was_stopped_cannot_be_voted_on(make):
+def test_a_stopped_battle_cannot_be_voted_on(make):
     arena = make(Entry("a", "甲", UNTIL_CLOSED), Entry("b", "乙"))
     arena_battle = arena.begin("v", "问", SETTINGS)
     arena_battle.battle.stop()
@@ -266,7 +266,7 @@ def test_a_blind_battle_is_secret_at_every_moment_before_the_vote(make, monkeypa
 
 
 @pytest.mark.parametrize("choice", [0, 1, "tie", "none"])
-def test_a_vote_counts_and_tells_the_names(make, ledger, choice):
+def test_a_vote_counts_and_shows_the_names(make, ledger, choice):
     arena = make(*three())
     arena_battle = fight(arena)
     assert not arena_battle.names_visible and ledger.battles() == []
@@ -305,7 +305,7 @@ def test_a_long_prompt_is_refused(make, ledger):
     assert ledger.battles() == []
 
 
-def test_a_vote_that_means_nothing_changes_nothing(make, ledger):
+def test_an_invalid_vote_changes_nothing(make, ledger):
     arena = make(*three())
     arena_battle = fight(arena, names=["a", "b", "c"])
     for choice in (3, -1, "tie", "both", None, True):

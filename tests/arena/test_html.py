@@ -1,6 +1,6 @@
-"""The page's pieces of HTML: what others wrote stays text, and all is said in both languages.
+"""The page's HTML: texts of models are escaped, and all strings exist in both languages.
 
-What is drawn is read back by the standard library's parser.
+The standard library's parser reads the HTML back.
 """
 
 import re
@@ -64,7 +64,7 @@ def battle(prompt="问", sides=(), kind="open", choice=None):
     return BattleRecord(kind, prompt, {}, 1, "v", tuple(sides), 5, 1.7e9, choice)
 
 
-# -- what others wrote -----------------------------------------------------------------------------
+# -- escaping --------------------------------------------------------------------------------------
 
 DRAWINGS = {
     "a side's text": lambda t: html.side_card(ENGLISH, state(t), 0),
@@ -104,7 +104,7 @@ def test_no_text_opens_a_tag(what, text):
 
 @pytest.mark.parametrize("strings", [ENGLISH, CHINESE])
 @pytest.mark.parametrize("end", [*MESSAGES, "too long", "stop", "length"])
-def test_a_blind_card_tells_nothing_of_who_it_is(strings, end):
+def test_a_blind_card_does_not_reveal_the_model(strings, end):
     status = {"failed": "failed", "deadline": "failed", "stopped": "stopped"}.get(end, "done")
     error = None if status == "done" else "EndpointError: lab-3 (http://10.0.0.9): it answered 500"
     hidden = Reader(html.side_card(strings, state("甲", status, end, error), 1)).text
@@ -114,21 +114,21 @@ def test_a_blind_card_tells_nothing_of_who_it_is(strings, end):
         assert strings[end] in hidden  # what went wrong, as it may be told
 
 
-def test_a_told_card_says_how_it_went():
+def test_a_card_with_its_facts():
     drawn = Reader(html.side_card(ENGLISH, state(), 0, "sft", is_chosen=True, show_facts=True))
     # 41 tokens, the first after half a second: the other 40 in 2 s.
     facts = "first token 0.50 s · 20 tokens/s · 2.5 s in total · ended: stop"
     assert drawn.text == f"sft甲{facts}" and drawn.classes[0] == "card chosen"
 
 
-def test_a_card_while_it_writes():
+def test_a_card_during_generation():
     nothing = dict(first_token_seconds=None, end_reason=None)
     waiting = Reader(html.side_card(ENGLISH, state("", "waiting", **nothing), 0))
     assert waiting.text == "Model Awaiting …"
     assert "正在写" in html.side_card(CHINESE, state("甲", "writing", None), 0)
 
 
-def test_a_failed_card_keeps_what_was_written():
+def test_a_failed_card_keeps_its_text():
     drawn = Reader(html.side_card(ENGLISH, state("北", "failed", "deadline", "x"), 0))
     assert drawn.text == f"Model A北{ENGLISH['deadline']}" and drawn.classes[0] == "card failed"
 
@@ -173,7 +173,7 @@ def test_the_history():
 
 
 @pytest.mark.parametrize("choice", [None, "tie", "none"])
-def test_a_history_without_a_best_one(choice):
+def test_a_history_without_a_chosen_side(choice):
     drawn = Reader(html.history(ENGLISH, [battle("问", [side(), side("b")], "open", choice)]))
     assert "card chosen" not in drawn.classes and "chosen" not in drawn.text
 
@@ -199,10 +199,10 @@ def test_the_endpoints():
     assert badges == ["badge ok", "badge slow", "badge bad", "badge unknown"]
 
 
-# -- words -----------------------------------------------------------------------------------------
+# -- strings ---------------------------------------------------------------------------------------
 
 
-def test_both_languages_say_the_same_things():
+def test_both_languages_have_the_same_strings():
     def places(text):
         return sorted(field for _, field, _, _ in Formatter().parse(text) if field is not None)
 
@@ -236,7 +236,7 @@ def test_the_browser_s_language(header, expected):
     assert strings_for(header) is expected
 
 
-def test_history_tells_the_verdict_where_no_side_was_chosen():
+def test_the_history_shows_votes_for_no_side():
     side = SideRecord("m", "e", None, "text", 0.1, 5.0, 3, "stop")
     for choice, n, key in (
         ("tie", 2, "vote_tie"),

@@ -1,6 +1,6 @@
-"""What a visitor of the arena's page can reach: the installed Gradio behind the filter, attacked.
+"""Attacks on the arena's page: the installed Gradio behind the filter.
 
-No browser and no sockets: requests go to the ASGI app itself, so each attack is one request.
+No browser and no sockets: requests go directly to the ASGI app.
 """
 
 import json
@@ -284,7 +284,7 @@ def test_the_history_shows_the_beginning_of_a_long_text():
     assert len(html.history(ENGLISH, [battle] * 50)) < 50 * 3 * (html.MAX_HISTORY_CHARS + 400)
 
 
-def test_a_seed_that_no_ledger_holds():
+def test_a_seed_has_64_bits():
     values = {name: slider.default for name, slider in SLIDERS.items()}
     largest = dict(values, seed=str(2**63 - 1))
     assert sampling_settings(largest, ENGLISH)["seed"] == 2**63 - 1
@@ -327,7 +327,7 @@ def test_the_page_s_own_origin_and_a_named_one_may_send(bare, page):
         assert answer.status_code == 422  # read, and found to ask for nothing
 
 
-def test_parameters_of_the_page_that_gradio_would_read_files_by(visitor):
+def test_query_parameters_by_which_gradio_reads_files(visitor):
     for query in ("page=nowhere", "deep_link=../../x", "deep_link=" + "a" * 32):
         answer = visitor.get(f"/?{query}&__theme=dark")
         assert answer.status_code == 200 and "deep_links" not in answer.text
@@ -406,7 +406,7 @@ def test_without_an_admin_password_nobody_is_admin():
         AdminPassword("").check("", "10.0.0.7", ENGLISH)
 
 
-def test_which_variables_an_admin_may_have_sent():
+def test_which_variables_may_be_sent_as_keys():
     assert may_be_sent("MINIGPT_LAB_KEY")
     for name in ("HOME", "AWS_SECRET_ACCESS_KEY", *OWN_SECRETS):
         assert not may_be_sent(name)

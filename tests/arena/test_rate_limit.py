@@ -15,7 +15,7 @@ class Clock:
         return self.now
 
 
-def test_a_burst_then_a_steady_pace():
+def test_a_burst_then_a_steady_rate():
     clock = Clock()
     limit = RateLimit(burst=3, per_minute=6, clock=clock)
     assert [limit.wait("a") for _ in range(3)] == [0, 0, 0]

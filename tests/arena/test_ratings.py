@@ -93,7 +93,7 @@ def test_win_rates():
     assert rates[0, 2] == rates[2, 0] == 0.5
 
 
-def test_nothing_and_oneself():
+def test_no_battles_and_a_model_against_itself():
     assert ratings([], 0) == []
     names, rates, counts = win_rates([])
     assert names == [] and rates.shape == counts.shape == (0, 0)
@@ -102,7 +102,7 @@ def test_nothing_and_oneself():
     assert win_rates([Decided(("a", "a"), "tie")])[2].tolist() == [[0]]
 
 
-def test_who_is_never_beaten_stays_finite():
+def test_an_unbeaten_model_has_a_finite_rating():
     chain = [Decided((f"{i:02}", f"{i + 1:02}"), 0) for i in range(12) for _ in range(3000)]
     table = ratings(chain, 0, n_samples=5)
     assert [row.name for row in table] == [f"{i:02}" for i in range(13)]
@@ -216,7 +216,7 @@ def test_more_battles_narrow_the_interval_as_their_root():
     assert widths[0] / widths[1] == pytest.approx(4, rel=0.2)
 
 
-def test_ten_thousand_battles_take_moments():
+def test_ten_thousand_battles_are_fast():
     rng = np.random.default_rng(1)
     sides = [tuple(rng.choice(10, 2, replace=False).tolist()) for _ in range(10_000)]
     battles = [Decided(tuple(map(str, pair)), int(rng.integers(2))) for pair in sides]

@@ -1,4 +1,4 @@
-"""Signed cookies and sessions: nobody chooses an id, nobody keeps memory for ever."""
+"""Voters and sessions: ids cannot be forged, memory is bounded."""
 
 import os
 import stat
@@ -28,7 +28,7 @@ def test_any_text_is_no_cookie(text):
     assert Voters(b"1" * KEY_BYTES).id_of(text) is None
 
 
-def test_the_key_outlives_a_restart_and_is_its_owner_s(tmp_path):
+def test_the_key_survives_a_restart_and_is_private(tmp_path):
     ledger = tmp_path / "out" / "arena.sqlite"
     cookie = Voters.beside(ledger).new_cookie()
     assert Voters.beside(ledger).id_of(cookie)

@@ -1,6 +1,6 @@
-"""The arena's page, as people meet it: a real browser, a real sample_gradio.py, a real server.py.
+"""The arena's page in a real browser, with a real sample_gradio.py and a real server.py.
 
-The browser reaches the page through a Tap, which keeps every byte of both directions.
+The browser reaches the page through a Tap, a proxy that records all bytes in both directions.
 """
 
 import contextlib
@@ -352,7 +352,7 @@ def write(handler, *texts):
 # -- chat ------------------------------------------------------------------------------------------
 
 
-def test_an_answer_grows_before_one_s_eyes(visit):
+def test_an_answer_is_streamed(visit):
     page = visit()
     choose_model(page, "lab-slow")
     page.evaluate("""() => { window.seen = []; new MutationObserver(() => {
@@ -367,7 +367,7 @@ def test_an_answer_grows_before_one_s_eyes(visit):
     assert len(steps) > 2 and all(b.startswith(a) for a, b in itertools.pairwise(steps))
 
 
-def test_what_is_typed_while_an_answer_grows_stays(visit, served):
+def test_typed_text_stays_while_an_answer_is_streamed(visit, served):
     """And what is cleared meanwhile does not come back."""
     page = visit()
     choose_model(page, "lab-slow")
@@ -383,7 +383,7 @@ def test_what_is_typed_while_an_answer_grows_stays(visit, served):
     expect(answers(page)).to_have_count(0)
 
 
-def test_stop_ends_the_server_s_writing(visit, served, home):
+def test_stop_ends_the_generation_on_the_server(visit, served, home):
     page = visit()
     choose_model(page, "lab-slow")
     longest_answer(page, 1024)
@@ -410,7 +410,7 @@ def running(served):
     return requests.get(f"{served[0]}/health", timeout=PATIENCE).json()["running"]
 
 
-def test_chinese_and_enter(visit):
+def test_enter_during_chinese_input(visit):
     page = visit(locale="zh-CN")
     expect(page.locator("#chat-send")).to_have_text("发送")
     page.locator("#chat-question textarea").focus()
@@ -451,7 +451,7 @@ def secrets_in(text, served):
     return [name for name in (*MODELS, *REMOTE, f":{port}") if name in text]
 
 
-def test_a_blind_battle_tells_no_name_before_the_vote(visit, tap, served):
+def test_a_blind_battle_hides_the_names_before_the_vote(visit, tap, served):
     page = visit()
     open_tab(page, "Arena")
     page.wait_for_timeout(500)
@@ -473,7 +473,7 @@ def test_a_blind_battle_tells_no_name_before_the_vote(visit, tap, served):
         assert set(secrets_in(tap.text(), served)) >= set(told)  # the tap would have heard them
 
 
-def test_a_vote_moves_the_leaderboard_and_outlives_a_reload(visit, served, home):
+def test_a_vote_changes_the_leaderboard_and_survives_a_reload(visit, served, home):
     page = visit()
     before = leaderboard(page)
     battle(page, "这是第一个问题吗？")
@@ -528,7 +528,7 @@ def download(served, name):
     return answer.content.decode()
 
 
-def test_dead_sides_harm_no_other(visit, answering):
+def test_dead_endpoints_affect_no_other(visit, answering):
     page = visit()
     gone = threading.Event()
     dead = dict(
@@ -637,7 +637,7 @@ def test_a_phone_needs_no_sideways_scrolling(visit):
         assert max(wide, *seen) <= 390, name
 
 
-def test_who_waits_sees_the_place(visit):
+def test_a_waiting_visitor_sees_the_position_in_the_queue(visit):
     """Two may write at once; a third waits."""
     pages = [visit() for _ in range(3)]
     for page in pages[:2]:
