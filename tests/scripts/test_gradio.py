@@ -190,39 +190,49 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def shared_contexts():
+    """Browser contexts that tests share one after the other, for their caches."""
+    return []
+
+
 @pytest.fixture
-def visit(browser, tap):
-    """visit(address, **options): the page in a browser of its own (a new context), with its models
-    loaded.
+def visit(browser, tap, shared_contexts):
+    """visit(**options): the page in a browser context of its own, without cookies, with
+    its models loaded. options: of a new context.
 
     Whatever a test does: no request goes anywhere else, and no script fails.
     """
     expect.set_options(timeout=1000 * PATIENCE)
-    contexts, elsewhere, errors = [], [], []
-
-    own = [tap.url]
+    contexts, pages, elsewhere, errors = [], [], [], []
 
     def heard(request):
-        if not request.url.startswith(
-            ("data:", *(f"{b}{url}/" for url in own for b in ("", "blob:")))
-        ):
+        if not request.url.startswith(("data:", f"{tap.url}/", f"blob:{tap.url}/")):
             elsewhere.append(request.url)
 
-    def visit(address=tap.url, **options):
-        own.append(address)
-        options = {"locale": "en-US", "http_credentials": CREDENTIALS, **options}
-        contexts.append(browser.new_context(**options))
-        page = contexts[-1].new_page()
+    def new_context(options):
+        free = [] if options else [each for each in shared_contexts if not each.pages]
+        if free:
+            free[0].clear_cookies()
+            return free[0]
+        defaults = {"locale": "en-US", "http_credentials": CREDENTIALS}
+        context = browser.new_context(**{**defaults, **options})
+        (contexts if options else shared_contexts).append(context)
+        return context
+
+    def visit(**options):
+        page = new_context(options).new_page()
+        pages.append(page)
         page.set_default_timeout(1000 * PATIENCE)
         page.on("request", heard)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(address)
+        page.goto(tap.url)
         expect(page.locator("#chat-model input")).to_have_value("north-run")
         return page
 
     yield visit
-    for context in contexts:
-        context.close()
+    for each in [*pages, *contexts]:
+        each.close()
     assert elsewhere == [] and errors == []
 
 

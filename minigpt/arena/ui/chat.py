@@ -130,7 +130,10 @@ class ChatTab:
         answer = Answer(stream)
         yield self._update(messages, "…", question="", status=strings["waiting"])
         for text in answer.generate(session.messages, settings):
-            yield self._update(messages, text, status=strings["writing"])
+            if session.chat_stream is stream:
+                yield self._update(messages, text, status=strings["writing"])
+        if session.chat_stream is None:  # cleared: an update on its way would undo that
+            yield self._update(session.messages, status="")
         if session.chat_stream is not stream:  # cleared, or the next question was asked
             return
         session.remember([*messages, message("assistant", answer.text)])
