@@ -61,8 +61,8 @@ def choose_pair(names, counts, rng, pairing="random"):
 def common_settings(settings, sides):
     """(the settings that all sides support, the names of the others): a setting that one side does
     not support is given to no side."""
-    left_out = [name for name in settings if not all(name in side.takes for side in sides)]
-    return {name: settings[name] for name in settings if name not in left_out}, left_out
+    unsupported = [name for name in settings if not all(name in side.takes for side in sides)]
+    return {name: settings[name] for name in settings if name not in unsupported}, unsupported
 
 
 class SideState(NamedTuple):
@@ -98,7 +98,7 @@ class Battle:
 
     def __init__(self, prompt, settings, sides, deadline_seconds=120.0, max_chars=20_000):
         self.prompt = prompt
-        self.settings, self.left_out = common_settings(settings, sides)
+        self.settings, self.unsupported = common_settings(settings, sides)
         self._runners = [
             _Runner(side, prompt, self.settings, deadline_seconds, max_chars) for side in sides
         ]

@@ -1,11 +1,13 @@
 """The texts of the arena's page: ENGLISH and CHINESE have the same keys."""
 
 ENGLISH = {
+    # tabs
     "chat": "Chat",
     "arena": "Arena",
     "leaderboard": "Leaderboard",
     "history": "History",
     "endpoints": "Endpoints",
+    # sampling settings and questions
     "model": "Model",
     "models": "Models",
     "presets": "Preset prompts",
@@ -21,16 +23,19 @@ ENGLISH = {
     "stop": "Stop",
     "regenerate": "Regenerate",
     "clear": "Clear",
+    # arena: mode and pairing
     "mode": "Battle",
     "mode_blind": "blind: two models, names after the vote",
     "mode_open": "open: you choose two to four",
     "pairing": "Pairing",
     "pair_random": "random",
     "pair_least": "the pair with the fewest battles",
+    # arena: votes
     "vote_side": "{side} is best",
     "vote_tie": "Tie",
     "vote_none_of_2": "Both are bad",
     "vote_none": "None is good",
+    # arena: cards and status
     "model_letter": "Model {side}",
     "waiting": "waiting …",
     "writing": "writing …",
@@ -39,10 +44,12 @@ ENGLISH = {
     "voted_open": "Your vote is saved. You can change it until your next question.",
     "not_votable": "A model failed or was stopped, so there is nothing to vote on.",
     "unsupported_settings": "Not used, because one of the models does not support it: {names}",
+    # speed
     "first_token": "first token {seconds}",
     "token_rate": "{rate} tokens/s",
     "total_time": "{seconds} in total",
     "end_reason": "ended: {reason}",
+    # leaderboard and history
     "kind_all": "all",
     "kind_blind": "blind",
     "kind_open": "open",
@@ -55,6 +62,7 @@ ENGLISH = {
     "search": "Search in questions and answers",
     "nothing_found": "Nothing found.",
     "chosen": "chosen",
+    # endpoints
     "check_now": "Check now",
     "health": "Health",
     "latency": "Latency",
@@ -74,6 +82,7 @@ ENGLISH = {
     "added": "{name} was added.",
     "removed": "{name} was removed.",
     "wrong_password": "The admin password is wrong.",
+    # errors and other messages
     "no_models": "No model yet: train one, or add an endpoint.",
     "failed": "this answer was interrupted",
     "too_long": "cut off: it was too long",
@@ -88,11 +97,13 @@ ENGLISH = {
     "MINIGPT_ (not the page's own passwords); endpoints.csv may name any variable.",
 }
 CHINESE = {
+    # tabs
     "chat": "对话",
     "arena": "对战",
     "leaderboard": "排行榜",
     "history": "记录",
     "endpoints": "模型端点",
+    # sampling settings and questions
     "model": "模型",
     "models": "模型",
     "presets": "预设提示",
@@ -108,16 +119,19 @@ CHINESE = {
     "stop": "停止",
     "regenerate": "重新生成",
     "clear": "清空",
+    # arena: mode and pairing
     "mode": "对战方式",
     "mode_blind": "盲评：两个模型，投票后揭晓",
     "mode_open": "公开：自选二到四个",
     "pairing": "配对方式",
     "pair_random": "随机",
     "pair_least": "交手最少的一对",
+    # arena: votes
     "vote_side": "{side} 最好",
     "vote_tie": "不分上下",
     "vote_none_of_2": "都不好",
     "vote_none": "都不好",
+    # arena: cards and status
     "model_letter": "模型 {side}",
     "waiting": "等待中……",
     "writing": "正在写……",
@@ -126,10 +140,12 @@ CHINESE = {
     "voted_open": "投票已保存。提下一个问题之前可以改。",
     "not_votable": "有一方出错或被停止，这一局不能投票。",
     "unsupported_settings": "以下设置有一方不支持，已对所有人省略：{names}",
+    # speed
     "first_token": "首 token {seconds}",
     "token_rate": "{rate} token/秒",
     "total_time": "共 {seconds}",
     "end_reason": "结束：{reason}",
+    # leaderboard and history
     "kind_all": "全部",
     "kind_blind": "盲评",
     "kind_open": "公开",
@@ -142,6 +158,7 @@ CHINESE = {
     "search": "在问题和回答里搜索",
     "nothing_found": "没有找到。",
     "chosen": "选中",
+    # endpoints
     "check_now": "立即检查",
     "health": "状态",
     "latency": "延迟",
@@ -161,6 +178,7 @@ CHINESE = {
     "added": "已添加 {name}。",
     "removed": "已删除 {name}。",
     "wrong_password": "管理员密码不对。",
+    # errors and other messages
     "no_models": "还没有模型：先训练一个，或添加一个端点。",
     "failed": "这个回答中断了",
     "too_long": "太长，已截断",

@@ -127,7 +127,7 @@ def test_a_setting_that_one_side_does_not_support_is_dropped():
     assert common_settings(wanted, sides) == ({"seed": 1}, ["temperature", "top_k"])
     battle = Battle("问", wanted, sides)
     assert battle.wait(PATIENCE)
-    assert (battle.settings, battle.left_out) == ({"seed": 1}, ["temperature", "top_k"])
+    assert (battle.settings, battle.unsupported) == ({"seed": 1}, ["temperature", "top_k"])
     for side in sides:
         assert side.asked == ([{"role": "user", "content": "问"}], {"seed": 1})
 

@@ -199,8 +199,8 @@ class ArenaTab:
 
     def _status(self, strings, arena_battle, is_recorded):
         parts = []
-        if arena_battle.battle.left_out:
-            names = ", ".join(arena_battle.battle.left_out)
+        if arena_battle.battle.unsupported:
+            names = ", ".join(arena_battle.battle.unsupported)
             parts.append(strings["unsupported_settings"].format(names=names))
         if is_recorded and arena_battle.choice is not None:
             parts.append(strings["voted" if arena_battle.kind == "blind" else "voted_open"])
