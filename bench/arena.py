@@ -128,7 +128,7 @@ def attend(session, number, arena, questions, settings, until):
                 arena.vote(bout, dice.choice((0, 1, "tie", "none")))
             except UserError:
                 session.refused += 1
-        session.saved[bout.number] = (bout.names, bout.choice)
+        session.saved[bout.record_id] = (bout.names, bout.choice)
 
 
 def show(sessions, settings):

@@ -503,6 +503,7 @@ def test_a_vote_changes_the_leaderboard_and_survives_a_reload(visit, served, hom
     expect(page.locator("#chat-model input")).to_have_value("north-run")
     until(lambda: leaderboard(page) == expected)
     open_tab(page, "History")
+    page.locator("#history-battles .battle").first.wait_for()
     page.fill("#history-search textarea", "第一个问题")
     page.locator("#history-search textarea").press("Enter")
     expect(page.locator("#history-battles .battle")).to_have_count(1)
