@@ -54,7 +54,7 @@ def main():
             endpoint.probe()  # learns which settings it takes
         path = pathlib.Path(folder) / "arena.sqlite"
         ledger = stack.enter_context(contextlib.closing(Ledger(path)))
-        arena = Arena(Endpoints(endpoints), ledger, most=settings.sessions)
+        arena = Arena(Endpoints(endpoints), ledger, max_battles=settings.sessions)
         sessions = battle_all(arena, questions, settings)
         show(sessions, settings)
         compare(sessions, stack.enter_context(contextlib.closing(Ledger(path))))
@@ -128,7 +128,7 @@ def attend(session, number, arena, questions, settings, until):
                 arena.vote(bout, dice.choice((0, 1, "tie", "none")))
             except UserError:
                 session.refused += 1
-        session.saved[bout.number] = (bout.names, bout.choice)
+        session.saved[bout.record_id] = (bout.names, bout.choice)
 
 
 def show(sessions, settings):

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.arena.battles import Shown
-from minigpt.arena.store import _escaped, _fenced
+from minigpt.arena.battles import DisplayText
+from minigpt.arena.exports import _escaped, _fenced
 from minigpt.common.json_text import MOST_DEPTH, is_deep, parse_json
 from minigpt.common.report import one_line
 from minigpt.common.urls import api_path, problem_of_url
@@ -168,7 +168,7 @@ HOSTILE = {
         lambda n: n,
         4_000,
     ),
-    "shown": (lambda n: push_all(Shown(10**9), ["中"] * n), lambda n: n, 100_000),
+    "shown": (lambda n: push_all(DisplayText(10**9), ["中"] * n), lambda n: n, 100_000),
     "a choice": (lambda n: stream(Choice(0, zh(), ["a" * 100]), n), lambda n: n),
     "a token of a foreign vocabulary": (
         lambda x: _joined(x, {(b"a", b"a"): 0, (b"aa", b"aa"): 1}),

@@ -1,10 +1,11 @@
-"""The arena: who may battle whom, what has become of it, and who voted. No page is known here.
+"""The arena: starts battles, records them in the ledger, takes votes. It knows nothing of the page.
 
 arena = Arena(endpoints, ledger)
-bout = arena.begin(voter, "黄河发源于哪里？", settings)      # blind: two sides drawn at random
-while not bout.battle.ended: show(bout.battle.snapshot())
-arena.record(bout)                                           # once it has ended
-arena.vote(bout, 0)                                          # its first side was the best
+arena_battle = arena.begin(voter, "黄河发源于哪里？", settings)   # blind: two random sides
+while not arena_battle.battle.ended:
+    show(arena_battle.battle.snapshot())
+arena.record(arena_battle)                                      # once it has ended
+arena.vote(arena_battle, 0)                                     # the first side was the best
 """
 
 import random
@@ -15,12 +16,13 @@ from minigpt.arena.battles import Battle, choose_pair
 from minigpt.arena.store import BattleRecord, SideRecord
 from minigpt.common.errors import UserError
 
-MOST_SIDES = 4
+MAX_SIDES = 4
 MAX_PROMPT_CHARS = 20_000
+MAX_ANSWER_CHARS = 20_000
 
 
 def check_prompt(prompt):
-    """UserError for a prompt that is empty or too long."""
+    """UserError if a prompt is empty or too long."""
     if not prompt.strip():
         raise UserError("prompt: empty; expected a question or the beginning of a text")
     if len(prompt) > MAX_PROMPT_CHARS:
@@ -29,128 +31,152 @@ def check_prompt(prompt):
         )
 
 
-class Crowded(UserError):
-    """So many battles run already that this one has to wait."""
+class TooManyBattles(UserError):
+    """The voter, or the arena, already runs as many battles as are allowed."""
 
 
 @dataclass(eq=False)
-class Bout:
-    """A Battle with the names behind its sides, and its place in the ledger."""
+class ArenaBattle:
+    """A Battle with the names of its sides, its voter and its place in the ledger."""
 
     kind: str  # "blind" or "open"
     voter: str
-    names: tuple[str, ...]  # the endpoints', in the order of the sides
-    models: tuple[str, ...]  # what the ledger calls them
+    names: tuple[str, ...]  # of the endpoints, in the order of the sides
+    models: tuple[str, ...]  # their names in the ledger
     seed: int | None
     battle: Battle
-    number: int | None = None  # in the ledger, once recorded
+    record_id: int | None = None  # in the ledger, once recorded
     votable: bool = False
     choice: int | str | None = None  # the vote
 
     @property
-    def told(self):
-        """Whether the page may say who the sides are."""
+    def names_visible(self):
+        """Whether the page may show the names of the models."""
         return self.kind == "open" or self.choice is not None or self.failed
 
     @property
     def failed(self):
-        """Whether it has ended without anything to vote on."""
-        return self.number is not None and not self.votable
+        """Whether it ended with nothing to vote on."""
+        return self.record_id is not None and not self.votable
+
+    @property
+    def vote_is_final(self):
+        """Whether the vote cannot change: on a blind battle, because it shows the names."""
+        return self.kind == "blind" and self.choice is not None
 
 
 class Arena:
     """See the module's docstring.
 
-    endpoints: minigpt.arena.endpoints.Endpoints; ledger: minigpt.arena.store.Ledger; checkpoints:
-    name of a local run → hash of its weights; deadline_seconds, cap_chars: of each side; most:
-    battles that may run at once.
+    endpoints: minigpt.arena.endpoints.Endpoints. ledger: minigpt.arena.store.Ledger. checkpoints:
+    name of a local run → hash of its weights. deadline_seconds, max_answer_chars: of each side.
+    max_battles: at the same time.
     """
 
     def __init__(
-        self, endpoints, ledger, checkpoints=None, deadline_seconds=120.0, cap_chars=20_000, most=32
+        self,
+        endpoints,
+        ledger,
+        checkpoints=None,
+        deadline_seconds=120.0,
+        max_answer_chars=MAX_ANSWER_CHARS,
+        max_battles=32,
     ):
         self.endpoints, self.ledger = endpoints, ledger
+        self.max_battles = max_battles
         self._checkpoints = checkpoints or {}
-        self._caps = dict(deadline_seconds=deadline_seconds, cap_chars=cap_chars)
-        self._most = most
-        self._dice = random.SystemRandom()
+        self._limits = dict(deadline_seconds=deadline_seconds, max_chars=max_answer_chars)
+        self._rng = random.SystemRandom()
         self._lock = threading.Lock()
         self._running = []
 
-    def begin(self, voter, prompt, settings, names=None, how="random"):
-        """Start a battle; returns its Bout.
+    def begin(self, voter, prompt, settings, names=None, pairing="random"):
+        """Start a battle; returns its ArenaBattle.
 
-        names: two to four endpoints for an open battle; None draws two for a blind one, any pair
-        or (how="least") one that has met least. UserError where that cannot be; Crowded where the
-        voter's last battle, or too many others', still run.
+        names: two to four endpoints for an open battle. None: a blind battle between two random
+        models, or (pairing="least") between two that have met least often. UserError if the request
+        is invalid; TooManyBattles if the voter's last battle, or too many others, still run.
         """
         check_prompt(prompt)
-        if names is not None and not 2 <= len(set(names)) == len(names) <= MOST_SIDES:
-            raise UserError(f"models: {len(names)} chosen; expected 2 to {MOST_SIDES}")
+        if names is not None and not 2 <= len(set(names)) == len(names) <= MAX_SIDES:
+            raise UserError(f"models: {len(names)} chosen; expected 2 to {MAX_SIDES}")
         kind = "blind" if names is None else "open"
         with self._lock:
-            self._check_room(voter)
-            chosen = tuple(names or self._draw(how))
-            entries = [self.endpoints.get(name) for name in chosen]
+            self._check_capacity(voter)
+            names = tuple(names or self._choose_pair(pairing))
+            entries = [self.endpoints.get(name) for name in names]
             sides = [entry.side() for entry in entries]
             models = tuple(_model_of(entry) for entry in entries)
-            battle = Battle(prompt, settings, sides, **self._caps)
-            bout = Bout(kind, voter, chosen, models, settings.get("seed"), battle)
-            self._running.append(bout)
-        return bout
+            battle = Battle(prompt, settings, sides, **self._limits)
+            arena_battle = ArenaBattle(kind, voter, names, models, settings.get("seed"), battle)
+            self._running.append(arena_battle)
+        return arena_battle
 
-    def _check_room(self, voter):
-        self._running = [bout for bout in self._running if not bout.battle.ended]
-        if any(bout.voter == voter for bout in self._running):
-            raise Crowded("your last battle still runs: stop it, or wait for its end")
-        if len(self._running) >= self._most:
-            raise Crowded(f"{self._most} battles run already: try again in a moment")
+    def _check_capacity(self, voter):
+        self._running = [each for each in self._running if not each.battle.ended]
+        if any(each.voter == voter for each in self._running):
+            raise TooManyBattles("your last battle is still running: stop it, or wait for its end")
+        if len(self._running) >= self.max_battles:
+            raise TooManyBattles(
+                f"{self.max_battles} battles are running already: try again in a moment"
+            )
 
-    def _draw(self, how):
+    def _choose_pair(self, pairing):
         by_model = {}
         for name in self.endpoints.names():
             by_model[_model_of(self.endpoints.get(name))] = name
         counts = self.ledger.pair_counts(list(by_model))
-        return [by_model[m] for m in choose_pair(list(by_model), counts, self._dice, how)]
+        pair = choose_pair(list(by_model), counts, self._rng, pairing)
+        return [by_model[model] for model in pair]
 
-    def record(self, bout):
-        """Put a battle that has ended into the ledger, once."""
+    def record(self, arena_battle):
+        """Add a battle that has ended to the ledger, once."""
         with self._lock:
-            if bout.number is not None:
+            if arena_battle.record_id is not None:
                 return
-            sides = tuple(
-                SideRecord(
-                    model=model,
-                    endpoint=name,
-                    checkpoint=self._checkpoints.get(name),
-                    answer=state.text,
-                    first_token_seconds=state.first_token_seconds,
-                    tokens_per_second=state.tokens_per_second,
-                    tokens=state.tokens,
-                    end_reason=state.end_reason,
-                    error=state.error,
-                )
-                for name, model, state in zip(
-                    bout.names, bout.models, bout.battle.snapshot(), strict=True
-                )
-            )
-            settings = {k: v for k, v in bout.battle.settings.items() if k != "seed"}
+            battle = arena_battle.battle
+            settings = {k: v for k, v in battle.settings.items() if k != "seed"}
             record = BattleRecord(
-                bout.kind, bout.battle.prompt, settings, bout.seed, bout.voter, sides
+                kind=arena_battle.kind,
+                prompt=battle.prompt,
+                settings=settings,
+                seed=arena_battle.seed,
+                voter=arena_battle.voter,
+                sides=self._side_records(arena_battle),
             )
-            number = self.ledger.add_battle(record)
-            bout.votable = record.votable  # before the number: a vote may come between the two
-            bout.number = number
+            record_id = self.ledger.add_battle(record)
+            # Before record_id: a vote may come between the two.
+            arena_battle.votable = record.votable
+            arena_battle.record_id = record_id
 
-    def vote(self, bout, choice):
-        """Save a vote on a recorded battle: a side's number, "tie" or "none". UserError where it
-        may not be cast."""
-        if bout.number is None:
-            raise UserError("this battle still runs: vote when all sides have ended")
-        self.ledger.vote(bout.number, bout.voter, choice)
-        bout.choice = choice
+    def _side_records(self, arena_battle):
+        names, models = arena_battle.names, arena_battle.models
+        return tuple(
+            SideRecord(
+                model=model,
+                endpoint=name,
+                checkpoint=self._checkpoints.get(name),
+                answer=state.text,
+                first_token_seconds=state.first_token_seconds,
+                tokens_per_second=state.tokens_per_second,
+                tokens=state.tokens,
+                end_reason=state.end_reason,
+                error=state.error,
+            )
+            for name, model, state in zip(
+                names, models, arena_battle.battle.snapshot(), strict=True
+            )
+        )
+
+    def vote(self, arena_battle, choice):
+        """Save a vote on a recorded battle: the index of a side, "tie" or "none". UserError if the
+        vote is not allowed."""
+        if arena_battle.record_id is None:
+            raise UserError("this battle is still running: vote when all sides have ended")
+        self.ledger.vote(arena_battle.record_id, arena_battle.voter, choice)
+        arena_battle.choice = choice
 
 
 def _model_of(endpoint):
-    """What a model is called in the ledger: the endpoint's name, which two of them never share."""
+    """The name of a model in the ledger: the name of its endpoint, which is unique."""
     return endpoint.name

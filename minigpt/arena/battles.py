@@ -1,22 +1,22 @@
-"""A battle: two to four sides answer the same prompt at the same time, each on its own.
+"""A battle: two to four sides answer the same prompt at the same time, independently.
 
     names = choose_pair(["base", "sft", "teammate"], ledger.pair_counts(names), random.Random())
     battle = Battle("黄河发源于哪里？", {"temperature": 0.8}, sides, deadline_seconds=60)
     while not battle.ended:
-        show(battle.snapshot())            # from any thread, as often as one likes
-    battle.stop()                          # ends what still runs
+        show(battle.snapshot())            # from any thread, at any time
+    battle.stop()                          # stops the sides that still run
 
-A side is an object that serves this battle alone, with
-    takes                          the names of the settings that it understands
-    stream(messages, settings)     an iterator over pieces of its answer (str), which may block;
+A side is an object that is used by this battle only, with
+    takes                          the names of the settings that it supports
+    stream(messages, settings)     an iterator over chunks of its answer (str), which may block;
                                    messages: OpenAI's list of {"role": …, "content": …}
-    close()                        called once, when the side has ended, by itself or from outside:
-                                   from another thread, before, during or after stream(), which it
-                                   ends, a blocking read too
+    close()                        called once, when the side has ended or is stopped: from another
+                                   thread, before, during or after stream(). It ends stream(), even
+                                   one that blocks in a read
     finish_reason, usage           after the stream, if it has them: why the text ended, and
                                    {"completion_tokens": …}
-and whatever it does, it harms no other side: it may fail, wait, write or block for ever. No network
-is known here, and no page.
+A side may fail, wait, write or block for ever: no other side is affected. This module uses neither
+the network nor the page.
 """
 
 import codecs
@@ -29,10 +29,10 @@ from typing import NamedTuple
 
 from minigpt.common.errors import UserError
 
-# What anyone may read of an end that is not the text's own, by its end reason: it tells nothing of
-# who the side is.
+# Public messages by end reason, for a side that did not end by itself. They do not reveal who the
+# side is.
 MESSAGES = {
-    "failed": "this answer broke off",
+    "failed": "this answer was interrupted",
     "deadline": "this answer took too long",
     "stopped": "this answer was stopped",
 }
@@ -42,65 +42,65 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 log = logging.getLogger("minigpt")
 
 
-def choose_pair(names, counts, rng, how="random"):
-    """Two of `names`, in random order: any pair, or with how="least" one of those that have met
-    least often.
+def choose_pair(names, counts, rng, pairing="random"):
+    """Two of `names`, in random order: any pair, or with pairing="least" one of the pairs that have
+    met least often.
 
-    counts: frozenset of two names → how often they have met; what is absent is 0. rng: a
-    random.Random. UserError where there are no two names.
+    counts: frozenset of two names → how often they have met (0 if absent). rng: a random.Random.
+    UserError if there are fewer than two names.
     """
     pairs = list(combinations(names, 2))
     if not pairs:
         raise UserError(f"a battle needs two models, and there is {len(names)}: add another")
-    if how == "least":
+    if pairing == "least":
         fewest = min(counts.get(frozenset(pair), 0) for pair in pairs)
         pairs = [pair for pair in pairs if counts.get(frozenset(pair), 0) == fewest]
     return tuple(rng.sample(rng.choice(pairs), 2))
 
 
 def common_settings(settings, sides):
-    """(the settings that every side takes, the names of the others): what one side would not
-    follow, no side gets."""
-    left_out = [name for name in settings if not all(name in side.takes for side in sides)]
-    return {name: settings[name] for name in settings if name not in left_out}, left_out
+    """(the settings that all sides support, the names of the others): a setting that one side does
+    not support is given to no side."""
+    unsupported = [name for name in settings if not all(name in side.takes for side in sides)]
+    return {name: settings[name] for name in settings if name not in unsupported}, unsupported
 
 
 class SideState(NamedTuple):
-    """How a side stands. `error` is for the log and for after the vote; `message` is for anyone."""
+    """The state of a side. `error` is for the log and for after the vote; `message` is public."""
 
     text: str  # so far
     status: str  # "waiting", "writing", "done", "failed" or "stopped"
     first_token_seconds: float | None  # from the start of the battle
     elapsed: float  # seconds, to its end or to now
-    pieces: int  # that were not empty
-    tokens: int | None  # written; known at the end, if at all
-    end_reason: str | None  # "too long", "failed", "deadline", "stopped" or the side's own
-    error: str | None  # None: it runs, or is done
+    chunks: int  # not counting empty ones
+    tokens: int | None  # generated; known at the end, if at all
+    end_reason: str | None  # "too long", "failed", "deadline", "stopped" or its finish_reason
+    error: str | None  # None: it is running or done
     message: str | None
 
     @property
     def tokens_per_second(self):
-        """After the first; pieces stand for tokens where those are not known. None: too few, or all
-        in one piece, which tells nothing of how they were written."""
-        written = self.pieces if self.tokens is None else self.tokens
-        if self.first_token_seconds is None or written < 2 or self.pieces < 2:
+        """Tokens per second after the first token; chunks are counted if the number of tokens is
+        unknown. None: too few tokens, or all in one chunk, which says nothing about the speed."""
+        n_tokens = self.chunks if self.tokens is None else self.tokens
+        if self.first_token_seconds is None or n_tokens < 2 or self.chunks < 2:
             return None
         seconds = self.elapsed - self.first_token_seconds
-        return (written - 1) / seconds if seconds > 0 else None
+        return (n_tokens - 1) / seconds if seconds > 0 else None
 
 
 class Battle:
-    """See the module's docstring. It starts at once, with the settings that all sides take.
+    """See the module's docstring. It starts at once, with the settings that all sides support.
 
-    deadline_seconds: how long a side may take in all. cap_chars: how long its text may get; what
-    goes beyond is cut, and the side closed.
+    deadline_seconds: total time of a side. max_chars: of a side's text; a longer text is cut, and
+    the side is closed.
     """
 
-    def __init__(self, prompt, settings, sides, deadline_seconds=120.0, cap_chars=20_000):
+    def __init__(self, prompt, settings, sides, deadline_seconds=120.0, max_chars=20_000):
         self.prompt = prompt
-        self.settings, self.left_out = common_settings(settings, sides)
+        self.settings, self.unsupported = common_settings(settings, sides)
         self._runners = [
-            _Runner(side, prompt, self.settings, deadline_seconds, cap_chars) for side in sides
+            _Runner(side, prompt, self.settings, deadline_seconds, max_chars) for side in sides
         ]
         for runner in self._runners:
             runner.start()
@@ -111,30 +111,30 @@ class Battle:
 
     @property
     def ended(self):
-        """Whether all sides have ended: what snapshot() says no longer changes."""
+        """Whether all sides have ended; then snapshot() no longer changes."""
         return all(runner.ended.is_set() for runner in self._runners)
 
     def wait(self, seconds):
-        """Wait until all sides have ended, at most so long; returns whether they have."""
+        """Wait until all sides have ended, for at most `seconds`; returns whether they have."""
         until = time.monotonic() + seconds
         return all(r.ended.wait(max(0.0, until - time.monotonic())) for r in self._runners)
 
     def stop(self):
-        """End the sides that still run. Returns at once, and harms nothing that has ended."""
+        """Stop the sides that still run. Returns at once; sides that have ended do not change."""
         for runner in self._runners:
             runner.end("stopped", "stopped", "stopped before its end")
 
 
-class Shown:
-    """Text that comes in pieces, made fit to show: control characters other than line feed and tab
-    are dropped, half a character becomes U+FFFD, and after `cap` characters it ends.
+class DisplayText:
+    """A text that arrives in chunks, cleaned for display: control characters other than line feed
+    and tab are removed, half a character becomes U+FFFD, and only `max_chars` characters are kept.
 
-    However a text is cut into pieces, even within a surrogate pair, it becomes the same.
+    The result does not depend on where the text is cut, not even within a surrogate pair.
     """
 
-    def __init__(self, cap):
-        self.cap, self._parts, self._length = cap, [], 0
-        self.overflowed = False  # there was more than `cap`
+    def __init__(self, max_chars):
+        self.max_chars, self._parts, self._length = max_chars, [], 0
+        self.overflowed = False  # there were more than `max_chars`
         self._decoder = codecs.getincrementaldecoder("utf-16-le")("replace")
 
     def __bool__(self):
@@ -146,30 +146,30 @@ class Shown:
         """The text so far."""
         return "".join(self._parts)
 
-    def push(self, piece, final=False):
-        """Add a piece; `final` says that no other follows."""
-        whole = self._decoder.decode(piece.encode("utf-16-le", "surrogatepass"), final)
-        text = _CONTROL.sub("", whole)
-        room = self.cap - self._length
+    def push(self, chunk, final=False):
+        """Add a chunk; final: it is the last one."""
+        decoded = self._decoder.decode(chunk.encode("utf-16-le", "surrogatepass"), final)
+        text = _CONTROL.sub("", decoded)
+        room = self.max_chars - self._length
         self.overflowed |= len(text) > room
         self._parts.append(text[:room])
         self._length += len(self._parts[-1])
 
 
 class _Runner:
-    """A side, the thread that reads it, and the timer that ends it. The first end counts; what the
-    side does afterwards is not seen."""
+    """A side, the thread that reads it and the timer that ends it. Only the first end counts: what
+    the side does afterwards is ignored."""
 
-    def __init__(self, side, prompt, settings, deadline_seconds, cap_chars):
+    def __init__(self, side, prompt, settings, deadline_seconds, max_chars):
         self.ended = threading.Event()
         self._side, self._settings = side, settings
         self._messages = [{"role": "user", "content": prompt}]
-        self._shown, self._lock = Shown(cap_chars), threading.Lock()
-        self._status, self._pieces, self._tokens = "waiting", 0, None
-        self._first = self._elapsed = self._end_reason = self._error = None
+        self._text, self._lock = DisplayText(max_chars), threading.Lock()
+        self._status, self._chunks, self._tokens = "waiting", 0, None
+        self._first_token_seconds = self._elapsed = self._end_reason = self._error = None
         self._reader = threading.Thread(target=self._read, name="side", daemon=True)
-        late = "deadline", f"no end within {deadline_seconds:g} s"
-        self._timer = threading.Timer(deadline_seconds, self.end, ("failed", *late))
+        timeout = ("failed", "deadline", f"no end within {deadline_seconds:g} s")
+        self._timer = threading.Timer(deadline_seconds, self.end, timeout)
         self._timer.daemon = True
 
     def start(self):
@@ -180,28 +180,28 @@ class _Runner:
     def state(self):
         with self._lock:
             return SideState(
-                self._shown.text,
-                self._status,
-                self._first,
-                self._now() if self._elapsed is None else self._elapsed,
-                self._pieces,
-                self._tokens,
-                self._end_reason,
-                self._error,
-                None if self._error is None else MESSAGES[self._end_reason],
+                text=self._text.text,
+                status=self._status,
+                first_token_seconds=self._first_token_seconds,
+                elapsed=self._now() if self._elapsed is None else self._elapsed,
+                chunks=self._chunks,
+                tokens=self._tokens,
+                end_reason=self._end_reason,
+                error=self._error,
+                message=None if self._error is None else MESSAGES[self._end_reason],
             )
 
     def end(self, status, reason, error=None, tokens=None):
-        """End the side, unless it has ended, and close it. Returns at once."""
+        """End the side, unless it has ended already, and close it. Returns at once."""
         with self._lock:
             if self.ended.is_set():
                 return
-            self._shown.push("", final=True)
+            self._text.push("", final=True)
             self._status, self._end_reason, self._error = status, reason, error
             self._tokens, self._elapsed = tokens, self._now()
             self.ended.set()
         self._timer.cancel()
-        # In a thread of its own: closing may block too.
+        # In its own thread, because closing may block too.
         threading.Thread(target=self._close, name="closing", daemon=True).start()
 
     def _now(self):
@@ -209,30 +209,30 @@ class _Runner:
 
     def _read(self):
         try:
-            for piece in self._side.stream(self._messages, dict(self._settings)):
-                if not self._add(piece):
+            for chunk in self._side.stream(self._messages, dict(self._settings)):
+                if not self._add(chunk):
                     return
             tokens = (getattr(self._side, "usage", None) or {}).get("completion_tokens")
             reason = getattr(self._side, "finish_reason", None) or "stop"
             self.end("done", reason, tokens=tokens)
-        except Exception as error:  # whatever a side does is that side's own affair
+        except Exception as error:  # of any kind: it must not affect the other sides
             self.end("failed", "failed", f"{type(error).__name__}: {error}")
 
-    def _add(self, piece):
-        """Take a piece in; returns whether the side may go on."""
+    def _add(self, chunk):
+        """Add a chunk; returns whether the side may continue."""
         with self._lock:
             if self.ended.is_set():
                 return False
-            self._shown.push(piece)
-            self._pieces += piece != ""
-            if self._first is None and self._shown:
-                self._first, self._status = self._now(), "writing"
-        if self._shown.overflowed:
+            self._text.push(chunk)
+            self._chunks += chunk != ""
+            if self._first_token_seconds is None and self._text:
+                self._first_token_seconds, self._status = self._now(), "writing"
+        if self._text.overflowed:
             self.end("done", "too long")
-        return not self._shown.overflowed
+        return not self._text.overflowed
 
     def _close(self):
         try:
             self._side.close()
         except Exception as error:
-            log.info(f"a side would not close: {type(error).__name__}: {error}")
+            log.info(f"a side could not be closed: {type(error).__name__}: {error}")

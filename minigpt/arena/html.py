@@ -1,11 +1,14 @@
-"""The arena's page, as far as it is more than buttons: pieces of HTML. Whatever a model wrote, or
-an endpoint calls itself, is escaped: it is shown as text."""
+"""The HTML and CSS of the arena's page: cards of answers, tables, notes.
+
+strings: minigpt.arena.i18n. What a model wrote, or how an endpoint is called, is escaped: it is
+shown as text.
+"""
 
 from html import escape
 
-SIDES = "ABCD"
-FEW_BATTLES = 10  # below so many a rating says little
-SHOWN_CHARS = 2000  # of a text in the history; the downloads have all of it
+SIDE_LETTERS = "ABCD"
+FEW_BATTLES = 10  # a rating from fewer battles is marked as uncertain
+MAX_HISTORY_CHARS = 2000  # of a text in the history; the downloads have the whole text
 
 CSS = """
 .side { flex: 1 1 240px !important; min-width: 240px !important; }
@@ -21,14 +24,15 @@ CSS = """
 .card.failed { border-color: var(--error-border-color, #dc2626); }
 .card.failed .note { color: var(--error-text-color, #dc2626); }
 .card.chosen { border-color: var(--color-accent); box-shadow: 0 0 0 1px var(--color-accent); }
-.sheet { overflow-x: auto; }
-.sheet table { border-collapse: collapse; width: 100%; }
-.sheet :is(table, thead, tbody, tr) { border: 0 !important; }
-.sheet th, .sheet td { padding: 6px 10px; text-align: left; vertical-align: top;
+.data-table { overflow-x: auto; }
+.data-table table { border-collapse: collapse; width: 100%; }
+.data-table :is(table, thead, tbody, tr) { border: 0 !important; }
+.data-table th, .data-table td { padding: 6px 10px; text-align: left; vertical-align: top;
   border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important;
   color: var(--body-text-color); }
-.sheet td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.sheet .quiet, .quiet { color: var(--body-text-color-subdued); }
+.data-table td.number { text-align: right; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
+.data-table .quiet, .quiet { color: var(--body-text-color-subdued); }
 .badge { border-radius: 99px; padding: 1px 9px; font-size: .85em; white-space: nowrap; }
 .badge.ok { background: #16a34a; color: #fff; }
 .badge.slow, .badge.unknown { background: #ca8a04; color: #fff; }
@@ -51,49 +55,62 @@ CSS = """
 """
 
 
-def side_card(words, state, place, name=None, chosen=False, told=False):
-    """A side of a battle. name: shown where it may be; told: how fast it was, and why it ended."""
-    label = name if name is not None else words["side"].format(side=SIDES[place])
-    stands = words[state.status] if state.status in ("waiting", "writing") else ""
-    note = ""
+def side_card(strings, state, index, name=None, is_chosen=False, show_facts=False):
+    """A side of a battle (a SideState). name: None while it is hidden. show_facts: also the speed
+    and the end reason, which could reveal the model."""
+    label = name if name is not None else strings["model_letter"].format(side=SIDE_LETTERS[index])
+    progress = strings[state.status] if state.status in ("waiting", "writing") else ""
+    message = ""
     if state.status in ("failed", "stopped"):
-        note = words.get(state.end_reason, words["failed"])
+        message = strings.get(state.end_reason, strings["failed"])
     elif state.end_reason == "too long":
-        note = words["too_long"]
-    if told:
-        note = " · ".join(filter(None, [note, facts(words, state)]))
-    kind = "card" + " failed" * (state.status == "failed") + " chosen" * chosen
+        message = strings["too_long"]
+    if show_facts:
+        message = " · ".join(filter(None, [message, facts(strings, state)]))
+    kind = "card" + " failed" * (state.status == "failed") + " chosen" * is_chosen
     return (
         f'<div class="{kind}" data-status="{escape(state.status)}"><div class="head">'
-        f'<span>{escape(label)}</span><span class="state">{escape(stands)}</span></div>'
+        f'<span>{escape(label)}</span><span class="state">{escape(progress)}</span></div>'
         f'<div class="text">{escape(state.text)}</div>'
-        f'<div class="note">{escape(note)}</div></div>'
+        f'<div class="note">{escape(message)}</div></div>'
     )
 
 
-def facts(words, state):
-    """How fast a side was, and why it ended, in words."""
+def facts(strings, state):
+    """The speed of a side and why it ended, as text."""
     parts = []
     if state.first_token_seconds is not None:
-        parts.append(words["first_token"].format(seconds=f"{state.first_token_seconds:.2f} s"))
-    if state.tokens_per_second:
-        parts.append(words["speed"].format(rate=f"{state.tokens_per_second:.0f}"))
-    parts.append(words["took"].format(seconds=f"{state.elapsed:.1f} s"))
+        parts.append(strings["first_token"].format(seconds=f"{state.first_token_seconds:.2f} s"))
+    parts.append(speed(strings, state.elapsed, state.tokens_per_second))
     if state.end_reason and state.status == "done":
-        parts.append(words["ended"].format(reason=state.end_reason))
+        parts.append(strings["end_reason"].format(reason=state.end_reason))
+    return " · ".join(parts)
+
+
+def speed(strings, seconds, tokens_per_second):
+    """The token rate, if there is one, and the total time, as text."""
+    parts = [strings["total_time"].format(seconds=f"{seconds:.1f} s")]
+    if tokens_per_second:
+        parts.insert(0, strings["token_rate"].format(rate=f"{tokens_per_second:.0f}"))
     return " · ".join(parts)
 
 
 def note(text):
-    """A line that says how things stand."""
+    """A line of status text."""
     return f'<div class="quiet">{escape(text)}</div>' if text else ""
 
 
-def sheet(header, rows, kind=""):
-    """A table. header: texts; rows: of cells that are HTML already."""
+def download_links(*names):
+    """Links to files of minigpt.arena.exports."""
+    links = (f'<a href="download/{name}" download>{name}</a>' for name in names)
+    return f'<div class="quiet">↓ {" · ".join(links)}</div>'
+
+
+def table(header, rows, kind=""):
+    """A table. header: texts; rows: lists of cells that are HTML."""
     head = "".join(f"<th>{escape(text)}</th>" for text in header)
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return f'<div class="sheet {kind}"><table><tr>{head}</tr>{body}</table></div>'
+    return f'<div class="data-table {kind}"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def cell(text, kind=""):
@@ -101,14 +118,14 @@ def cell(text, kind=""):
     return f'<td class="{kind}">{escape(str(text))}</td>'
 
 
-def leaderboard(words, ratings):
-    """Ratings, the best first, each with its interval drawn on a scale that all share."""
+def leaderboard(strings, ratings):
+    """A table of Ratings, best first, with the intervals drawn on one common scale."""
     if not ratings:
-        return note(words["no_votes"])
+        return note(strings["no_votes"])
     low = min(rating.low for rating in ratings)
     high = max(rating.high for rating in ratings)
     rows = []
-    for place, rating in enumerate(ratings, start=1):
+    for rank, rating in enumerate(ratings, start=1):
         few = rating.battles < FEW_BATTLES
         left, right, point = (
             100 * (value - low) / ((high - low) or 1)
@@ -118,21 +135,23 @@ def leaderboard(words, ratings):
         bar += f'<b style="left:{point:.1f}%"></b>'
         rows.append(
             [
-                cell(place, "number"),
+                cell(rank, "number"),
                 cell(rating.name),
                 cell(f"{rating.rating:.0f}", "number"),
                 f'<td><div class="bar">{bar}</div></td>',
                 cell(f"{rating.low:.0f} – {rating.high:.0f}", "number"),
                 cell(rating.battles, "number"),
-                cell(words["too_few"] if few else "", "quiet"),
+                cell(strings["too_few"] if few else "", "quiet"),
             ]
         )
-    header = ["", words["model"], words["rating"], "", words["interval"], words["battles"], ""]
-    return sheet(header, rows)
+    model, rating, interval, battles = (
+        strings[key] for key in ("model", "rating", "interval", "battles")
+    )
+    return table(["", model, rating, "", interval, battles, ""], rows)
 
 
-def heat_map(words, names, rates, counts):
-    """Win rates between pairs: blue where the row's model wins, red where it loses."""
+def heat_map(strings, names, rates, counts):
+    """A table of the win rates of pairs: blue if the model of the row wins, red if it loses."""
     if len(names) < 2:
         return ""
     rows = []
@@ -142,66 +161,80 @@ def heat_map(words, names, rates, counts):
             if i == j or not counts[i][j]:
                 row.append('<td class="quiet">–</td>')
                 continue
-            lean = 2 * rates[i][j] - 1  # -1: always lost … 1: always won
-            color = "37, 99, 235" if lean > 0 else "220, 38, 38"
+            advantage = 2 * rates[i][j] - 1  # -1: always lost … 1: always won
+            color = "37, 99, 235" if advantage > 0 else "220, 38, 38"
             share = f'{100 * rates[i][j]:.0f} % <span class="quiet">({counts[i][j]})</span>'
-            shade = f"rgba({color}, {0.55 * abs(lean):.2f})"
+            shade = f"rgba({color}, {0.55 * abs(advantage):.2f})"
             row.append(f'<td style="background: {shade}">{share}</td>')
         rows.append(row)
-    return f"<h3>{escape(words['win_rates'])}</h3>" + sheet(["", *names], rows, "heat")
+    return f"<h3>{escape(strings['win_rates'])}</h3>" + table(["", *names], rows, "heat")
 
 
-def history(words, battles):
-    """BattleRecords, each with its question and answers."""
+def history(strings, battles):
+    """A list of BattleRecords with their questions and answers."""
     if not battles:
-        return note(words["nothing_found"])
+        return note(strings["nothing_found"])
     parts = []
     for battle in battles:
         sides = "".join(
-            f'<div class="card{" chosen" * (battle.choice == place)}"><div class="head">'
-            f"<span>{escape(side.model)}</span>"
-            f'<span class="state">{escape(words["chosen"]) * (battle.choice == place)}</span></div>'
-            f'<div class="text">{escape(_clipped(side.answer))}</div></div>'
-            for place, side in enumerate(battle.sides)
+            _history_card(strings, side, is_chosen=battle.choice == index)
+            for index, side in enumerate(battle.sides)
         )
         parts.append(
-            f'<div class="battle"><div class="quiet">{escape(_standing(words, battle))}</div>'
-            f'<div class="question">{escape(_clipped(battle.prompt))}</div>'
+            f'<div class="battle"><div class="quiet">{escape(_summary(strings, battle))}</div>'
+            f'<div class="question">{escape(_truncated(battle.prompt))}</div>'
             f'<div class="answers">{sides}</div></div>'
         )
     return "".join(parts)
 
 
-def _clipped(text):
-    return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + " …"
+def _history_card(strings, side, is_chosen):
+    return (
+        f'<div class="card{" chosen" * is_chosen}"><div class="head">'
+        f"<span>{escape(side.model)}</span>"
+        f'<span class="state">{escape(strings["chosen"]) * is_chosen}</span></div>'
+        f'<div class="text">{escape(_truncated(side.answer))}</div></div>'
+    )
 
 
-def _standing(words, battle):
-    """A battle's number and kind, and its verdict where no side was chosen."""
-    none = words["none_2"] if len(battle.sides) == 2 else words["none_n"]
-    verdict = {"tie": words["tie"], "none": none}.get(battle.choice, "")
-    return " · ".join(filter(None, [f"#{battle.id}", words[f"only_{battle.kind}"], verdict]))
+def _truncated(text):
+    return text if len(text) <= MAX_HISTORY_CHARS else text[:MAX_HISTORY_CHARS] + " …"
 
 
-def endpoints(words, rows):
-    """rows: (name, address or None for this machine, minigpt.arena.endpoints.Health or None)."""
-    shown = []
+def _summary(strings, battle):
+    """The id and kind of a battle, and the vote if it was for no side."""
+    vote = {
+        "tie": strings["vote_tie"],
+        "none": none_label(strings, len(battle.sides)),
+    }.get(battle.choice, "")
+    return " · ".join(filter(None, [f"#{battle.id}", strings[f"kind_{battle.kind}"], vote]))
+
+
+def none_label(strings, n_sides):
+    """The label of the vote for no side."""
+    return strings["vote_none_of_2" if n_sides == 2 else "vote_none"]
+
+
+def endpoints(strings, rows):
+    """A table of endpoints. rows: (name, address or None for this machine,
+    minigpt.arena.endpoints.Health or None)."""
+    cells = []
     for name, address, health in rows:
         if health is None:
-            badge, latency, serves = "unknown", "", ""
-            status = words["not_checked"]
+            badge, latency, models = "unknown", "", ""
+            status = strings["not_checked"]
         else:
             badge = health.status if health.status in ("ok", "slow") else "bad"
             status, latency = health.status, f"{health.latency_ms:.0f} ms"
-            serves = ", ".join(health.models) or health.message
-        shown.append(
+            models = ", ".join(health.models) or health.message
+        cells.append(
             [
                 cell(name),
                 f'<td><span class="badge {badge}">{escape(status)}</span></td>',
                 cell(latency, "number"),
-                cell(serves),
-                cell(address or words["here"], "quiet"),
+                cell(models),
+                cell(address or strings["this_machine"], "quiet"),
             ]
         )
-    header = [words[key] for key in ("name", "health", "latency", "serves", "address")]
-    return sheet(header, shown)
+    header = [strings[key] for key in ("name", "health", "latency", "served_models", "address")]
+    return table(header, cells)

@@ -3,7 +3,7 @@
     hosts = AllowedHosts(["arena.example.org"], host="0.0.0.0")
     hosts.allows("localhost:5000")          # True
 
-minigpt/arena/page_filter.py checks the arena's page, minigpt/serving/app.py the API.
+minigpt/arena/access/page_filter.py checks the arena's page, minigpt/serving/app.py the API.
 
 In DNS rebinding a hostile web page has a DNS name that first resolves to the attacker's server and
 then to the victim's machine. The browser sees one origin, so the page reads the local server's

@@ -1,4 +1,4 @@
-"""The arena: who meets whom, what is on record, when a vote counts. Its sides are scripted."""
+"""The arena: pairing, records and votes. The sides are scripted."""
 
 import threading
 import time
@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from minigpt.arena.arena import MAX_PROMPT_CHARS, Arena, Bout, Crowded
+from minigpt.arena.arena import MAX_PROMPT_CHARS, Arena, ArenaBattle, TooManyBattles
 from minigpt.arena.endpoints import Endpoints
 from minigpt.arena.ratings import Decided
 from minigpt.arena.store import Ledger
@@ -73,10 +73,10 @@ def three():
     return Entry("a", "甲"), Entry("b", "乙"), Entry("c", "丙")
 
 
-def ended(arena, bout):
-    assert bout.battle.wait(PATIENCE)
-    arena.record(bout)
-    return bout
+def ended(arena, arena_battle):
+    assert arena_battle.battle.wait(PATIENCE)
+    arena.record(arena_battle)
+    return arena_battle
 
 
 def fight(arena, voter="v", **options):
@@ -87,14 +87,14 @@ def fight(arena, voter="v", **options):
 # -- who meets whom --------------------------------------------------------------------------------
 
 
-def test_a_blind_battle_draws_every_pair_in_both_orders(make):
+def test_a_blind_battle_chooses_every_pair_in_both_orders(make):
     arena = make(*three())
     met = set()
     for _ in range(150):  # that one of the six is missing: 6 · (5/6)^150 < 1e-11
-        bout = arena.begin("v", "问", SETTINGS)
-        assert bout.battle.wait(PATIENCE)
-        assert bout.kind == "blind" and not bout.told
-        met.add(bout.names)
+        arena_battle = arena.begin("v", "问", SETTINGS)
+        assert arena_battle.battle.wait(PATIENCE)
+        assert arena_battle.kind == "blind" and not arena_battle.names_visible
+        met.add(arena_battle.names)
     assert met == {(x, y) for x in "abc" for y in "abc" if x != y}
 
 
@@ -102,19 +102,23 @@ def test_the_pair_that_has_met_least(make, ledger):
     arena = make(*three())
     for names in (("a", "b"), ("c", "a")):
         fight(arena, names=names)
-    assert set(fight(arena, how="least").names) == {"b", "c"}
+    assert set(fight(arena, pairing="least").names) == {"b", "c"}
     for n in (2, 3, 4):
         for _ in range(3):
-            fight(arena, how="least")
+            fight(arena, pairing="least")
         assert set(ledger.pair_counts(list("abc")).values()) == {n}
 
 
-def test_an_open_battle_is_between_the_chosen_and_told_at_once(make):
+def test_an_open_battle_shows_the_chosen_names_at_once(make):
     arena = make(*three(), Entry("d", "丁"))
-    bout = arena.begin("v", "问", SETTINGS, names=["d", "a", "c", "b"])
-    assert bout.kind == "open" and bout.told and bout.names == ("d", "a", "c", "b")
-    ended(arena, bout)
-    assert [state.text for state in bout.battle.snapshot()] == ["丁", "甲", "丙", "乙"]
+    arena_battle = arena.begin("v", "问", SETTINGS, names=["d", "a", "c", "b"])
+    assert (
+        arena_battle.kind == "open"
+        and arena_battle.names_visible
+        and arena_battle.names == ("d", "a", "c", "b")
+    )
+    ended(arena, arena_battle)
+    assert [state.text for state in arena_battle.battle.snapshot()] == ["丁", "甲", "丙", "乙"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +132,7 @@ def test_an_open_battle_is_between_the_chosen_and_told_at_once(make):
         ("问", ["a", "nobody"], "no endpoint called nobody"),
     ],
 )
-def test_what_cannot_be_begun(make, ledger, prompt, names, complaint):
+def test_invalid_battles_are_refused(make, ledger, prompt, names, complaint):
     arena = make(*(Entry(name, "x") for name in "abcde"))
     with pytest.raises(UserError, match=complaint):
         arena.begin("v", prompt, SETTINGS, names)
@@ -157,7 +161,7 @@ def test_every_battle_has_sides_of_its_own(make):
 def test_a_voter_has_one_battle_at_a_time(make):
     arena = make(Entry("a", UNTIL_CLOSED), Entry("b", "y"))
     first = arena.begin("v", "问", SETTINGS)
-    with pytest.raises(Crowded, match="your last battle still runs"):
+    with pytest.raises(TooManyBattles, match="your last battle is still running"):
         arena.begin("v", "问", SETTINGS)
     second = arena.begin("w", "问", SETTINGS)
     first.battle.stop()
@@ -165,45 +169,45 @@ def test_a_voter_has_one_battle_at_a_time(make):
     second.battle.stop()
 
 
-def test_so_many_battles_at_once(make):
-    arena = make(Entry("a", UNTIL_CLOSED), Entry("b", "y"), most=2)
-    bouts = [arena.begin(voter, "问", SETTINGS) for voter in "vw"]
-    with pytest.raises(Crowded, match="2 battles run already"):
+def test_the_number_of_battles_is_limited(make):
+    arena = make(Entry("a", UNTIL_CLOSED), Entry("b", "y"), max_battles=2)
+    battles = [arena.begin(voter, "问", SETTINGS) for voter in "vw"]
+    with pytest.raises(TooManyBattles, match="2 battles are running already"):
         arena.begin("x", "问", SETTINGS)
-    bouts[0].battle.stop()
+    battles[0].battle.stop()
     arena.begin("x", "问", SETTINGS).battle.stop()
-    bouts[1].battle.stop()
+    battles[1].battle.stop()
 
 
-def test_a_crowd_never_gets_more_than_there_is_room_for(make):
-    arena = make(Entry("a", UNTIL_CLOSED), Entry("b", "y"), most=3)
+def test_the_limit_holds_for_concurrent_requests(make):
+    arena = make(Entry("a", UNTIL_CLOSED), Entry("b", "y"), max_battles=3)
 
     def begin(voter):
         try:
             return arena.begin(f"v{voter}", "问", SETTINGS)
-        except Crowded:
+        except TooManyBattles:
             return None
 
     with ThreadPoolExecutor(16) as pool:
-        bouts = list(filter(None, pool.map(begin, range(16))))
-    assert len(bouts) == 3
-    for bout in bouts:
-        bout.battle.stop()
+        battles = list(filter(None, pool.map(begin, range(16))))
+    assert len(battles) == 3
+    for arena_battle in battles:
+        arena_battle.battle.stop()
 
 
 # -- the record ------------------------------------------------------------------------------------
 
 
-def test_what_goes_on_record(make, ledger):
+def test_the_record_of_a_battle(make, ledger):
     takes = ("temperature", "seed", "top_k")
     arena = make(
         *(Entry("run", "北", "京", takes=takes), Entry("lab", "南京")),
         checkpoints={"run": "c0ffee"},
     )
     settings = {**SETTINGS, "top_k": 5}
-    bout = ended(arena, arena.begin("v", "首都？", settings, ["run", "lab"]))
+    arena_battle = ended(arena, arena.begin("v", "首都？", settings, ["run", "lab"]))
     (found,) = ledger.battles()
-    assert bout.number == found.id and bout.votable
+    assert arena_battle.record_id == found.id and arena_battle.votable
     assert (found.kind, found.prompt, found.voter) == ("open", "首都？", "v")
     assert found.settings == {"temperature": 0.8}  # the lab takes no top_k, so nobody got it
     assert found.seed == 7 and found.choice is None
@@ -214,47 +218,47 @@ def test_what_goes_on_record(make, ledger):
     assert (lab.answer, lab.checkpoint) == ("南京", None)
 
 
-def test_a_battle_goes_on_record_once(make, ledger):
+def test_a_battle_is_recorded_once(make, ledger):
     arena = make(*three())
-    bout = arena.begin("v", "问", SETTINGS, ["a", "b"])
-    assert bout.battle.wait(PATIENCE)
+    arena_battle = arena.begin("v", "问", SETTINGS, ["a", "b"])
+    assert arena_battle.battle.wait(PATIENCE)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: arena.record(bout), range(8)))
+        list(pool.map(lambda _: arena.record(arena_battle), range(8)))
     assert len(ledger.battles()) == 1
 
 
-def test_a_failure_is_on_record_and_told_and_cannot_be_voted_on(make, ledger):
+def test_a_failed_battle_is_recorded_and_shown_without_a_vote(make, ledger):
     arena = make(Entry("a", "甲"), Entry("b", "乙", OSError("http://lab refused")))
-    bout = fight(arena)
-    assert bout.failed and bout.told and not bout.votable
+    arena_battle = fight(arena)
+    assert arena_battle.failed and arena_battle.names_visible and not arena_battle.votable
     (found,) = ledger.battles()
-    failed = found.sides[bout.names.index("b")]
+    failed = found.sides[arena_battle.names.index("b")]
     assert failed.error == "OSError: http://lab refused" and failed.answer == "乙"
     for choice in (0, 1, "tie", "none"):
         with pytest.raises(UserError, match="nothing to vote on"):
-            arena.vote(bout, choice)
+            arena.vote(arena_battle, choice)
     assert ledger.decided() == []
 
 
-def test_what_was_stopped_cannot_be_voted_on(make):
+def test_a_stopped_battle_cannot_be_voted_on(make):
     arena = make(Entry("a", "甲", UNTIL_CLOSED), Entry("b", "乙"))
-    bout = arena.begin("v", "问", SETTINGS)
-    bout.battle.stop()
-    assert not ended(arena, bout).votable
+    arena_battle = arena.begin("v", "问", SETTINGS)
+    arena_battle.battle.stop()
+    assert not ended(arena, arena_battle).votable
 
 
 def test_a_blind_battle_is_secret_at_every_moment_before_the_vote(make, monkeypatch):
     """Another request may look between any two steps: here one does after each."""
     arena, seen = make(*three()), []
 
-    def set_and_look(bout, name, value):
-        object.__setattr__(bout, name, value)
-        seen.append(bout.told)
+    def set_and_look(arena_battle, name, value):
+        object.__setattr__(arena_battle, name, value)
+        seen.append(arena_battle.names_visible)
 
-    monkeypatch.setattr(Bout, "__setattr__", set_and_look)
-    bout = fight(arena)
+    monkeypatch.setattr(ArenaBattle, "__setattr__", set_and_look)
+    arena_battle = fight(arena)
     assert len(seen) > 5 and not any(seen)
-    arena.vote(bout, 0)
+    arena.vote(arena_battle, 0)
     assert seen[-1] and not any(seen[:-1])
 
 
@@ -262,22 +266,22 @@ def test_a_blind_battle_is_secret_at_every_moment_before_the_vote(make, monkeypa
 
 
 @pytest.mark.parametrize("choice", [0, 1, "tie", "none"])
-def test_a_vote_counts_and_tells_the_names(make, ledger, choice):
+def test_a_vote_counts_and_shows_the_names(make, ledger, choice):
     arena = make(*three())
-    bout = fight(arena)
-    assert not bout.told and ledger.battles() == []
-    arena.vote(bout, choice)
-    assert bout.told and bout.choice == choice
-    assert ledger.decided("blind") == [Decided(bout.names, choice)]
+    arena_battle = fight(arena)
+    assert not arena_battle.names_visible and ledger.battles() == []
+    arena.vote(arena_battle, choice)
+    assert arena_battle.names_visible and arena_battle.choice == choice
+    assert ledger.decided("blind") == [Decided(arena_battle.names, choice)]
 
 
 def test_no_vote_before_the_end(make, ledger):
     arena = make(Entry("a", UNTIL_CLOSED), Entry("b", "y"))
-    bout = arena.begin("v", "问", SETTINGS)
-    with pytest.raises(UserError, match="still runs"):
-        arena.vote(bout, 0)
-    bout.battle.stop()
-    assert bout.choice is None and not bout.told and ledger.decided() == []
+    arena_battle = arena.begin("v", "问", SETTINGS)
+    with pytest.raises(UserError, match="still running"):
+        arena.vote(arena_battle, 0)
+    arena_battle.battle.stop()
+    assert arena_battle.choice is None and not arena_battle.names_visible and ledger.decided() == []
 
 
 def test_a_vote_can_be_changed_until_the_next_battle(make, ledger):
@@ -289,7 +293,7 @@ def test_a_vote_can_be_changed_until_the_next_battle(make, ledger):
     fight(arena, voter="somebody else")
     arena.vote(first, 0)
     fight(arena)
-    with pytest.raises(UserError, match="until the next battle"):
+    with pytest.raises(UserError, match="until your next battle"):
         arena.vote(first, 1)
     assert first.choice == 0 and ledger.decided() == [Decided(first.names, 0)]
 
@@ -301,29 +305,29 @@ def test_a_long_prompt_is_refused(make, ledger):
     assert ledger.battles() == []
 
 
-def test_a_vote_that_means_nothing_changes_nothing(make, ledger):
+def test_an_invalid_vote_changes_nothing(make, ledger):
     arena = make(*three())
-    bout = fight(arena, names=["a", "b", "c"])
+    arena_battle = fight(arena, names=["a", "b", "c"])
     for choice in (3, -1, "tie", "both", None, True):
         with pytest.raises(UserError, match="expected one of 0, 1, 2, none"):
-            arena.vote(bout, choice)
-    assert bout.choice is None and ledger.decided() == []
+            arena.vote(arena_battle, choice)
+    assert arena_battle.choice is None and ledger.decided() == []
 
 
 def test_many_voters_at_once_lose_no_vote(make, ledger):
-    arena = make(*three(), most=32)
+    arena = make(*three(), max_battles=32)
 
     def session(voter):
-        bouts = []
+        battles = []
         for turn in range(3):
-            bouts.append(fight(arena, voter=f"v{voter}"))
-            arena.vote(bouts[-1], turn % 2)
-            arena.vote(bouts[-1], turn % 2)  # a click that was sent twice
-        return bouts
+            battles.append(fight(arena, voter=f"v{voter}"))
+            arena.vote(battles[-1], turn % 2)
+            arena.vote(battles[-1], turn % 2)  # a click that was sent twice
+        return battles
 
     began = time.monotonic()
     with ThreadPoolExecutor(8) as pool:
-        bouts = [bout for each in pool.map(session, range(8)) for bout in each]
+        battles = [arena_battle for each in pool.map(session, range(8)) for arena_battle in each]
     assert time.monotonic() - began < 3 * PATIENCE
-    expected = sorted((bout.names, bout.choice) for bout in bouts)
+    expected = sorted((arena_battle.names, arena_battle.choice) for arena_battle in battles)
     assert sorted(map(tuple, ledger.decided())) == expected and len(expected) == 24

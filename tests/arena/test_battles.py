@@ -1,4 +1,4 @@
-"""Battles: pairing, settings that all take, and sides that misbehave in every way they can."""
+"""Battles: pairing, common settings, and sides that misbehave."""
 
 import itertools
 import random
@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.arena.battles import MESSAGES, Battle, Shown, SideState, choose_pair, common_settings
+from minigpt.arena.battles import (
+    MESSAGES,
+    Battle,
+    DisplayText,
+    SideState,
+    choose_pair,
+    common_settings,
+)
 from minigpt.common.errors import UserError
 
 PATIENCE = 20  # seconds: what should be over long before, on the busiest machine
@@ -98,7 +105,7 @@ def test_the_pair_that_has_met_least():
     assert found == set(map(frozenset, ("ac", "ad", "bc", "bd")))
 
 
-def test_least_evens_out_what_was_uneven():
+def test_least_evens_out_the_counts():
     rng, counts = random.Random(0), Counter({frozenset("ab"): 7})
     for _ in range(9 * 10 - 7 + 6):
         counts[frozenset(choose_pair("abcde", counts, rng, "least"))] += 1
@@ -106,7 +113,7 @@ def test_least_evens_out_what_was_uneven():
 
 
 @pytest.mark.parametrize("names", [[], ["a"]])
-def test_one_model_is_no_battle(names):
+def test_a_battle_needs_two_models(names):
     with pytest.raises(UserError, match=f"there is {len(names)}"):
         choose_pair(names, {}, random.Random(0))
 
@@ -114,13 +121,13 @@ def test_one_model_is_no_battle(names):
 # -- settings --------------------------------------------------------------------------------------
 
 
-def test_what_one_side_does_not_take_none_gets():
+def test_a_setting_that_one_side_does_not_support_is_dropped():
     wanted = {"temperature": 0.5, "top_k": 3, "seed": 1}
     sides = Side("x", takes={"temperature", "seed"}), Side("y", takes={"top_k", "seed"})
     assert common_settings(wanted, sides) == ({"seed": 1}, ["temperature", "top_k"])
     battle = Battle("问", wanted, sides)
     assert battle.wait(PATIENCE)
-    assert (battle.settings, battle.left_out) == ({"seed": 1}, ["temperature", "top_k"])
+    assert (battle.settings, battle.unsupported) == ({"seed": 1}, ["temperature", "top_k"])
     for side in sides:
         assert side.asked == ([{"role": "user", "content": "问"}], {"seed": 1})
 
@@ -128,19 +135,19 @@ def test_what_one_side_does_not_take_none_gets():
 # -- a battle --------------------------------------------------------------------------------------
 
 
-def test_two_sides_write_and_end():
+def test_two_sides_generate_and_end():
     good = Side("黄", "", "河", usage={"completion_tokens": 7}, finish_reason="length")
     plain = Side("长江")
     one, other = fight(good, plain)
     assert one.text == "黄河" and one.status == other.status == "done"
-    assert (one.pieces, one.tokens, one.end_reason) == (2, 7, "length")
-    assert (other.pieces, other.tokens, other.end_reason) == (1, None, "stop")
+    assert (one.chunks, one.tokens, one.end_reason) == (2, 7, "length")
+    assert (other.chunks, other.tokens, other.end_reason) == (1, None, "stop")
     assert one.error is one.message is None
     assert 0 <= one.first_token_seconds <= one.elapsed < PATIENCE
     until(lambda: good.closed == plain.closed == 1)
 
 
-def test_it_can_be_watched():
+def test_snapshots_show_the_progress():
     begin, go_on = threading.Event(), threading.Event()
 
     def wait_for(event):
@@ -150,7 +157,7 @@ def test_it_can_be_watched():
     (state,) = battle.snapshot()
     assert (state.text, state.status, state.first_token_seconds) == ("", "waiting", None)
     assert state.end_reason is None and not battle.ended and not battle.wait(0)
-    until(lambda: battle.snapshot()[0].pieces)  # one with nothing in it to show
+    until(lambda: battle.snapshot()[0].chunks)  # one with nothing in it to show
     assert battle.snapshot()[0].status == "waiting"
     begin.set()
     until(lambda: battle.snapshot()[0].status == "writing")
@@ -162,7 +169,7 @@ def test_it_can_be_watched():
     assert battle.snapshot() == battle.snapshot() and battle.snapshot()[0].text == "黄河"
 
 
-def test_nothing_written_is_an_answer_too():
+def test_an_empty_answer_is_done():
     (state,) = fight(Side())
     assert (state.text, state.status, state.first_token_seconds) == ("", "done", None)
     assert state.tokens_per_second is None
@@ -179,7 +186,7 @@ def test_tokens_per_second():
     assert state._replace(tokens=None).tokens_per_second == 5
     assert state._replace(tokens=1).tokens_per_second is None
     assert state._replace(elapsed=0.5).tokens_per_second is None
-    assert state._replace(pieces=1).tokens_per_second is None  # all came at once
+    assert state._replace(chunks=1).tokens_per_second is None  # all came at once
 
 
 # -- sides that misbehave --------------------------------------------------------------------------
@@ -210,7 +217,7 @@ def bad_sides():
 
 
 @pytest.mark.parametrize("kind", list(bad_sides()))
-def test_a_bad_side_harms_no_other_and_tells_nothing(kind):
+def test_a_bad_side_affects_no_other_and_reveals_nothing(kind):
     bad, good = bad_sides()[kind], Side("黄河", lambda: time.sleep(0.05))
     battle = Battle("问", {}, [bad, good], deadline_seconds=1.0)
     until(lambda: battle.snapshot()[1].status == "done")
@@ -226,18 +233,18 @@ def test_a_bad_side_harms_no_other_and_tells_nothing(kind):
     until(lambda: bad.closed == good.closed == 1)
 
 
-def test_one_that_never_ends_is_ended():
+def test_an_endless_side_is_ended():
     class Endless(Side):
         def stream(self, messages, settings):
             yield from babble()
 
-    (state,) = fight(Endless(), deadline_seconds=0.3, cap_chars=10**9)
+    (state,) = fight(Endless(), deadline_seconds=0.3, max_chars=10**9)
     assert (state.status, state.end_reason) == ("failed", "deadline") and state.text[:2] == "啊啊"
-    (state,) = fight(Endless(), cap_chars=50)
+    (state,) = fight(Endless(), max_chars=50)
     assert (state.status, state.end_reason) == ("done", "too long") and state.text == "啊" * 50
 
 
-def test_what_comes_after_the_end_is_not_seen():
+def test_text_after_the_end_is_ignored():
     go_on, gone_on = threading.Event(), threading.Event()
 
     def late():
@@ -286,7 +293,7 @@ def test_many_battles_at_once():
 
 
 def shown(pieces, cap=10**6):
-    text = Shown(cap)
+    text = DisplayText(cap)
     for piece in pieces:
         text.push(piece)
     text.push("", final=True)
@@ -306,7 +313,7 @@ def shown(pieces, cap=10**6):
         (["👩\u200d👧 \u2028 。"], "👩\u200d👧 \u2028 。"),  # no control characters
     ],
 )
-def test_what_is_shown(pieces, expected):
+def test_display_text(pieces, expected):
     assert shown(pieces) == expected
 
 
@@ -314,7 +321,7 @@ PIECES = st.lists(st.text(st.sampled_from("a黄\n\t\r\x00\x1b\x85😀\ud83d\ude0
 
 
 @given(PIECES, st.integers(0, 12))
-def test_the_cut_into_pieces_changes_nothing(pieces, cap):
+def test_the_split_into_chunks_changes_nothing(pieces, cap):
     whole = shown(["".join(pieces)])
     assert shown(pieces) == whole and shown(pieces, cap) == whole[:cap]
     whole.encode("utf-8")
@@ -322,9 +329,9 @@ def test_the_cut_into_pieces_changes_nothing(pieces, cap):
 
 
 @pytest.mark.parametrize("pieces", [["12345"], ["123", "456"], ["1" * 10_000_000], ["1\x00" * 6]])
-def test_the_cap(pieces):
+def test_a_long_text_is_cut(pieces):
     side = Side(*pieces)
-    (state,) = fight(side, cap_chars=5)
+    (state,) = fight(side, max_chars=5)
     n = len("".join(pieces).replace("\0", ""))
     assert len(state.text) == 5 and state.end_reason == ("too long" if n > 5 else "stop")
     assert (state.status, state.error, state.message) == ("done", None, None)

@@ -1,6 +1,6 @@
-"""What a visitor of the arena's page can reach: the installed Gradio behind the filter, attacked.
+"""Attacks on the arena's page: the installed Gradio behind the filter.
 
-No browser and no sockets: requests go to the ASGI app itself, so each attack is one request.
+No browser and no sockets: requests go directly to the ASGI app.
 """
 
 import json
@@ -9,17 +9,25 @@ import re
 from html import unescape
 
 import pytest
+from fastapi import FastAPI
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-import sample_gradio
+from minigpt.arena.access.admin import AdminPassword
+from minigpt.arena.access.page_filter import COOKIE, MAX_BODY_BYTES, ROUTES, PageFilter
+from minigpt.arena.access.rate_limit import VisitorLimits
+from minigpt.arena.access.voters import Voters
 from minigpt.arena.arena import MAX_PROMPT_CHARS, Arena
 from minigpt.arena.endpoints import Endpoints
+from minigpt.arena.health import HealthMonitor
 from minigpt.arena.i18n import ENGLISH
-from minigpt.arena.page_filter import COOKIE, MAX_BODY_BYTES, ROUTES, PageFilter
 from minigpt.arena.store import Ledger
-from minigpt.arena.voters import Voters
+from minigpt.arena.ui.app import make_app
+from minigpt.arena.ui.context import PageContext
+from minigpt.arena.ui.endpoints import OWN_SECRETS, may_be_sent
+from minigpt.arena.ui.page import Page
+from minigpt.arena.ui.sampling import SLIDERS, sampling_settings
 from minigpt.common.errors import UserError
 from minigpt.serving.allowed_hosts import AllowedHosts
 
@@ -63,23 +71,22 @@ def entries():
 @pytest.fixture(scope="module")
 def page(tmp_path_factory, entries):
     ledger = Ledger(tmp_path_factory.mktemp("ledger") / "arena.sqlite")
-    arena = Arena(Endpoints(entries), ledger)
-    voters = Voters(b"k" * 32)
-    pace = sample_gradio.Pace(10_000)
-    yield sample_gradio.Page(arena, ["甲？"], "admin", None, 4, voters, pace)
+    arena = Arena(Endpoints(entries), ledger, max_battles=4)
+    context = PageContext(arena, ["甲？"], Voters(b"k" * 32), VisitorLimits(10_000))
+    yield Page(context, HealthMonitor(arena.endpoints), AdminPassword("admin"), None)
     ledger.close()
 
 
 @pytest.fixture(scope="module")
 def bare(page):
     """The app that the filter is around: Gradio's routes and the downloads."""
-    return sample_gradio.make_app(page)
+    return make_app(page)
 
 
 @pytest.fixture(scope="module")
 def running(bare, page):
     """The filtered app, started."""
-    with TestClient(PageFilter(bare, page.voters, HOSTS), base_url=HOST) as client:
+    with TestClient(PageFilter(bare, page.context.voters, HOSTS), base_url=HOST) as client:
         yield client
 
 
@@ -87,14 +94,14 @@ def running(bare, page):
 def visitor(running, page):
     """A visitor with a cookie of their own and nothing else."""
     running.cookies.clear()
-    running.get("/")
+    running.cookies.set(COOKIE, page.context.voters.new_cookie())
     yield running
     running.cookies.clear()
 
 
 def open_page(client, session):
     """What a browser does first: the lists of models are filled."""
-    call(client, "names", [None, []], session)
+    call(client, "model_lists", session=session)
 
 
 def shown(messages):
@@ -104,17 +111,23 @@ def shown(messages):
     return unescape(json.dumps(messages, ensure_ascii=False))
 
 
-def fn_index(client, name):
-    """Gradio's number of the event that calls the method `name`."""
+def call(client, name, values=None, session="page1"):
+    """Run an event as the page does, its inputs given by their elem_id, the others as the page
+    shows them first; returns the messages of its stream."""
     config = client.get("/config").json()
-    (number,) = [each["id"] for each in config["dependencies"] if each["api_name"] == name]
-    return number
+    components = {each["id"]: each["props"] for each in config["components"]}
+    (event,) = [each for each in config["dependencies"] if each["api_name"] == name]
+    inputs = {
+        components[each]["elem_id"]: components[each].get("value") for each in event["inputs"]
+    }
+    assert set(values or ()) <= set(inputs), inputs
+    return send_event(client, event, list({**inputs, **(values or {})}.values()), session)
 
 
-def call(client, name, data, session="page1", event_data=None):
-    """Run an event as the page does; returns the messages of its stream."""
-    body = dict(data=data, fn_index=fn_index(client, name), session_hash=session)
-    joined = client.post("/gradio_api/queue/join", json={**body, "event_data": event_data})
+def send_event(client, event, data, session="page1"):
+    """Run an event with any data."""
+    body = dict(data=data, fn_index=event["id"], session_hash=session)
+    joined = client.post("/gradio_api/queue/join", json=body)
     if joined.status_code != 200:
         return joined
     stream = client.get("/gradio_api/queue/data", params={"session_hash": session})
@@ -122,7 +135,13 @@ def call(client, name, data, session="page1", event_data=None):
     return [json.loads(line[5:]) for line in lines]
 
 
-SLIDERS = [0.7, 50, 1, 1.05, 20, "1"]
+def chat_question(text):
+    return {"chat-question": text, "chat-model": "a"}
+
+
+def battle_question(text, models=()):
+    mode = {"arena-mode": "open", "arena-models": models} if models else {}
+    return {"arena-question": text, **mode}
 
 
 # -- routes ----------------------------------------------------------------------------------------
@@ -179,7 +198,9 @@ def test_a_closed_route_is_not_found_whatever_its_spelling(visitor):
         "openapi.json",
     ]
     for path in paths:
-        for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
+        # No other method is in ROUTES at all, so a few paths tell.
+        others = ("PUT", "DELETE", "PATCH", "OPTIONS") if path in paths[:3] else ()
+        for method in ("GET", "POST", *others):
             if (method, f"/{path}") in USED:
                 continue
             answer = visitor.request(method, f"/{path}")
@@ -199,19 +220,15 @@ FILE = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
 
 def test_a_file_in_a_value_is_refused(bare, page, visitor):
     """Without has_launched Gradio copies the file to its cache and tells the URL."""
-    inputs = visitor.get("/config").json()["dependencies"]
-    for event in inputs:
-        name, n = event["api_name"], len(event["inputs"])
-        if not n or name == "lambda" or not event["backend_fn"]:
+    events = visitor.get("/config").json()["dependencies"]
+    assert sum(bool(event["inputs"]) for event in events) >= 10
+    for event in events:
+        if not event["inputs"] or not event["backend_fn"]:
             continue
         hostile = [{"role": "user", "content": [{"type": "file", "file": FILE}]}]
-        data = [hostile] * n
-        try:
-            answer = call(visitor, name, data)
-        except ValueError:  # two events of one name
-            continue
-        told = answer.text if hasattr(answer, "text") else json.dumps(answer)
-        assert "file=" not in told and "root:" not in told, name
+        answer = send_event(visitor, event, [hostile] * len(event["inputs"]))
+        text = answer.text if hasattr(answer, "text") else json.dumps(answer)
+        assert "file=" not in text and "root:" not in text, event["api_name"]
 
 
 def test_a_page_keeps_its_own_conversation(visitor, entries):
@@ -221,12 +238,12 @@ def test_a_page_keeps_its_own_conversation(visitor, entries):
         kinds = {components[each]["type"] for each in event["inputs"]}
         assert kinds <= {"textbox", "dropdown", "slider", "radio", "checkboxgroup"}, kinds
     open_page(visitor, "page1")
-    assert "回答 a" in shown(call(visitor, "say", ["你好？", "a", *SLIDERS]))
-    call(visitor, "say", ["再问", "a", *SLIDERS])
-    said = [(m["role"], m["content"]) for m in entries[0].sides[-1].messages]
-    assert said == [("user", "你好？"), ("assistant", "回答 a"), ("user", "再问")]
+    assert "回答 a" in shown(call(visitor, "send", chat_question("你好？")))
+    call(visitor, "send", chat_question("再问"))
+    sent = [(m["role"], m["content"]) for m in entries[0].sides[-1].messages]
+    assert sent == [("user", "你好？"), ("assistant", "回答 a"), ("user", "再问")]
     open_page(visitor, "page2")
-    call(visitor, "say", ["别人", "a", *SLIDERS], session="page2")
+    call(visitor, "send", chat_question("别人"), session="page2")
     assert len(entries[0].sides[-1].messages) == 1
 
 
@@ -249,15 +266,13 @@ def test_a_large_body_is_refused_unread(visitor, caplog):
 
 
 def test_a_long_question_is_refused(visitor, page):
-    for name, data in (
-        ("say", ["长" * (MAX_PROMPT_CHARS + 1), "a", *SLIDERS]),
-        ("battle", ["长" * (MAX_PROMPT_CHARS + 1), "blind", "random", [], *SLIDERS]),
-    ):
+    long = "长" * (MAX_PROMPT_CHARS + 1)
+    for name, values in (("send", chat_question(long)), ("battle", battle_question(long))):
         open_page(visitor, "page3")
-        told = json.dumps(call(visitor, name, data, "page3"), ensure_ascii=False)
-        assert f"max_length {MAX_PROMPT_CHARS}" in told or "20,000" in told, told[:2000]
-        assert "长长长" not in told
-    assert page.arena.ledger.battles() == []
+        text = json.dumps(call(visitor, name, values, "page3"), ensure_ascii=False)
+        assert f"max_length {MAX_PROMPT_CHARS}" in text or "20,000" in text, text[:2000]
+        assert "长长长" not in text
+    assert page.context.arena.ledger.battles() == []
 
 
 def test_the_history_shows_the_beginning_of_a_long_text():
@@ -266,7 +281,16 @@ def test_the_history_shows_the_beginning_of_a_long_text():
 
     side = SideRecord("a", "a", None, "长" * 20_000, None, None, None, "stop")
     battle = BattleRecord("open", "问" * 20_000, {}, 1, "v", (side, side), 1, 0.0, 0)
-    assert len(html.history(ENGLISH, [battle] * 50)) < 50 * 3 * (html.SHOWN_CHARS + 400)
+    assert len(html.history(ENGLISH, [battle] * 50)) < 50 * 3 * (html.MAX_HISTORY_CHARS + 400)
+
+
+def test_a_seed_has_64_bits():
+    values = {name: slider.default for name, slider in SLIDERS.items()}
+    largest = dict(values, seed=str(2**63 - 1))
+    assert sampling_settings(largest, ENGLISH)["seed"] == 2**63 - 1
+    for seed in (str(2**63), "-" + "9" * 30, "x"):
+        with pytest.raises(UserError, match="Seed"):
+            sampling_settings(dict(values, seed=seed), ENGLISH)
 
 
 # -- origins ---------------------------------------------------------------------------------------
@@ -295,13 +319,15 @@ def test_another_name_of_this_machine_is_refused(visitor):
 
 
 def test_the_page_s_own_origin_and_a_named_one_may_send(bare, page):
-    client = TestClient(PageFilter(bare, page.voters, AllowedHosts(["Class.test"])), base_url=HOST)
+    client = TestClient(
+        PageFilter(bare, page.context.voters, AllowedHosts(["Class.test"])), base_url=HOST
+    )
     for origin in (HOST, "https://class.test"):
         answer = client.post("/gradio_api/queue/join", json={}, headers={"Origin": origin})
         assert answer.status_code == 422  # read, and found to ask for nothing
 
 
-def test_parameters_of_the_page_that_gradio_would_read_files_by(visitor):
+def test_query_parameters_by_which_gradio_reads_files(visitor):
     for query in ("page=nowhere", "deep_link=../../x", "deep_link=" + "a" * 32):
         answer = visitor.get(f"/?{query}&__theme=dark")
         assert answer.status_code == 200 and "deep_links" not in answer.text
@@ -316,43 +342,44 @@ def test_a_vote_needs_a_cookie_of_ours(running, page):
         running.cookies.clear()
         if cookie:
             running.cookies.set(COOKIE, cookie)
-        told = call(running, "battle", ["甲？", "blind", "random", [], *SLIDERS], session="p")
-        assert ENGLISH["no_cookie"] in shown(told)
+        messages = call(running, "battle", battle_question("甲？"), session="p")
+        assert ENGLISH["no_cookie"] in shown(messages)
     running.cookies.clear()
-    assert page.arena.ledger.battles() == []
+    assert page.context.arena.ledger.battles() == []
 
 
-def test_one_voter_s_pace_is_bounded(visitor, page, monkeypatch):
-    monkeypatch.setattr(page, "pace", sample_gradio.Pace(60))
+def test_the_rate_of_a_voter_is_limited(visitor, page, monkeypatch):
+    monkeypatch.setattr(page.context, "limits", VisitorLimits(60))
     open_page(visitor, "page4")
-    battle = ["甲？", "open", "random", ["a", "b"], *SLIDERS]
+    battle = battle_question("甲？", ["a", "b"])
     refused = [
         "Too many requests" in shown(call(visitor, "battle", battle, "page4")) for _ in range(14)
     ]
     assert refused[:10] == [False] * 10 and all(refused[10:])
 
 
-def test_one_address_s_pace_is_bounded(visitor, page, monkeypatch):
+def test_the_rate_of_an_address_is_limited(visitor, page, monkeypatch):
     """A script that takes a new cookie for each vote has one address."""
-    pace = sample_gradio.Pace(60)
-    taken = [pace.wait("vote", f"voter {i}", "10.0.0.7") == 0.0 for i in range(40)]
+    limits = VisitorLimits(60)
+    taken = [limits.wait("vote", f"voter {i}", "10.0.0.7") == 0.0 for i in range(40)]
     assert taken == [True] * 30 + [False] * 10
-    assert pace.wait("vote", "voter 1", "10.0.0.8") == 0.0
+    assert limits.wait("vote", "voter 1", "10.0.0.8") == 0.0
 
 
-def test_new_cookies_for_one_address_are_bounded(running):
+def test_new_cookies_for_one_address_are_bounded(page):
+    client = TestClient(PageFilter(FastAPI(), page.context.voters, HOSTS), base_url=HOST)
     n_issued = 0
     for _ in range(90):
-        running.cookies.clear()
-        n_issued += "set-cookie" in running.get("/").headers
-    assert n_issued <= 60
+        client.cookies.clear()
+        n_issued += "set-cookie" in client.get("/").headers
+    assert 10 < n_issued <= 60
 
 
 # -- passwords -------------------------------------------------------------------------------------
 
 
 def test_wrong_passwords_of_the_page_are_logged_and_slowed(bare, page, caplog):
-    client = TestClient(PageFilter(bare, page.voters, HOSTS, "class:right"), base_url=HOST)
+    client = TestClient(PageFilter(bare, page.context.voters, HOSTS, "class:right"), base_url=HOST)
     assert client.get("/").status_code == 401
     with caplog.at_level(logging.WARNING, "minigpt"):
         codes = [client.get("/", auth=("class", f"wrong{i}")).status_code for i in range(12)]
@@ -361,20 +388,25 @@ def test_wrong_passwords_of_the_page_are_logged_and_slowed(bare, page, caplog):
     assert client.get("/", auth=("class", "right")).status_code == 429
 
 
-def test_wrong_admin_passwords_are_logged_and_slowed(page, caplog):
-    class Asked:
-        headers, client, cookies = {}, None, {}
-
+def test_wrong_admin_passwords_are_logged_and_slowed(caplog):
+    admin = AdminPassword("admin")
     with caplog.at_level(logging.WARNING, "minigpt"):
         for expected in ["wrong."] * 4 + ["Too many wrong passwords"]:
             with pytest.raises(UserError, match=expected):
-                page._check_admin("guess", Asked, ENGLISH)
+                admin.check("guess", "10.0.0.7", ENGLISH)
     assert caplog.text.count("wrong admin password") == 4 and "guess" not in caplog.text
     with pytest.raises(UserError, match="Too many"):
-        page._check_admin("admin", Asked, ENGLISH)
+        admin.check("admin", "10.0.0.7", ENGLISH)
+    admin.check("admin", "10.0.0.8", ENGLISH)
 
 
-def test_which_variables_an_admin_may_have_sent():
-    assert sample_gradio.may_be_sent("MINIGPT_LAB_KEY")
-    for name in ("HOME", "AWS_SECRET_ACCESS_KEY", *sample_gradio.OWN_SECRETS):
-        assert not sample_gradio.may_be_sent(name)
+def test_without_an_admin_password_nobody_is_admin():
+    assert not AdminPassword("")
+    with pytest.raises(UserError, match="wrong"):
+        AdminPassword("").check("", "10.0.0.7", ENGLISH)
+
+
+def test_which_variables_may_be_sent_as_keys():
+    assert may_be_sent("MINIGPT_LAB_KEY")
+    for name in ("HOME", "AWS_SECRET_ACCESS_KEY", *OWN_SECRETS):
+        assert not may_be_sent(name)

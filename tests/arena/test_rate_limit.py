@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.arena import rate_limit
-from minigpt.arena.rate_limit import Backoff, RateLimit, address_key
+from minigpt.arena.access import rate_limit
+from minigpt.arena.access.rate_limit import Backoff, RateLimit, address_key
 
 
 class Clock:
@@ -15,7 +15,7 @@ class Clock:
         return self.now
 
 
-def test_a_burst_then_a_steady_pace():
+def test_a_burst_then_a_steady_rate():
     clock = Clock()
     limit = RateLimit(burst=3, per_minute=6, clock=clock)
     assert [limit.wait("a") for _ in range(3)] == [0, 0, 0]
@@ -61,7 +61,7 @@ def test_the_wait_doubles_and_a_success_ends_it():
 
 
 def test_keys_are_bounded(monkeypatch):
-    monkeypatch.setattr(rate_limit, "MOST_KEYS", 5)
+    monkeypatch.setattr(rate_limit, "MAX_KEYS", 5)
     limit, backoff = RateLimit(1, 1), Backoff(free=0)
     for key in range(100):
         limit.wait(key)

@@ -13,15 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minigpt.arena.battles import choose_pair
+from minigpt.arena.exports import jsonl, markdown, preference_pairs
 from minigpt.arena.ratings import Decided, ratings
 from minigpt.arena.store import (
     VERSION,
     BattleRecord,
     Ledger,
     SideRecord,
-    jsonl,
-    markdown,
-    preference_pairs,
 )
 from minigpt.common.errors import UserError
 
@@ -53,7 +51,7 @@ def ledger(path):
 # -- keeping ---------------------------------------------------------------------------------------
 
 
-def test_what_is_saved_comes_back(ledger, path):
+def test_a_saved_battle_is_read_back(ledger, path):
     saved = battle(side("a", "甲"), side("b", "乙", "timed out", "deadline"), side("a", ""))
     number = ledger.add_battle(saved)
     other = Ledger(path)  # another connection: it stands in the file
@@ -69,7 +67,7 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 
 @given(prompt=TEXT, answers=st.lists(TEXT, min_size=2, max_size=4))
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_text_comes_back_and_is_found(ledger, prompt, answers):
+def test_any_text_is_read_back_and_found(ledger, prompt, answers):
     number = ledger.add_battle(
         battle(*(side(f"m{i}", a) for i, a in enumerate(answers)), prompt=prompt)
     )
@@ -88,7 +86,7 @@ def test_half_a_character_and_nul_are_replaced(ledger):
     assert [each.answer for each in found.sides] == ["x\ufffdy", "p\ufffdq"]
 
 
-def test_the_file_is_kept_safely(ledger, path):
+def test_the_file_is_synchronous_and_in_wal_mode(ledger, path):
     assert ledger._execute("PRAGMA journal_mode").fetchone()[0] == "wal"
     assert ledger._execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL
     with sqlite3.connect(path) as other:
@@ -137,7 +135,7 @@ def test_a_vote_and_its_change(ledger):
     ledger.add_battle(battle(voter="v2"))  # someone else's
     ledger.vote(number, "v1", 1)
     ledger.add_battle(battle())
-    with pytest.raises(UserError, match="until the next battle"):
+    with pytest.raises(UserError, match="until your next battle"):
         ledger.vote(number, "v1", 0)
     ledger.vote(number, "v1", 1)  # the same again: a click that was sent twice
     assert ledger.decided("open") == [Decided(("a", "b"), 1)] and ledger.decided("blind") == []
@@ -207,7 +205,7 @@ def test_search(ledger):
         assert ids(ledger.each_battle(at_once)) == [third, second, first]
 
 
-def test_a_blind_battle_is_not_told_before_its_vote(ledger):
+def test_a_blind_battle_is_not_listed_before_its_vote(ledger):
     waiting = ledger.add_battle(battle(kind="blind"))
     failed = ledger.add_battle(battle(side("a"), side("b", "", "refused"), kind="blind"))
     assert ids(ledger.battles()) == ids(ledger.battles(model="a")) == [failed]
@@ -237,7 +235,7 @@ def test_votes_become_ratings(ledger):
 # -- exports ---------------------------------------------------------------------------------------
 
 
-def test_jsonl_tells_all_but_who_voted(ledger):
+def test_jsonl_has_all_but_the_voter(ledger):
     number = ledger.add_battle(
         battle(side("a", "甲\u2028乙\n丙"), side("b", "", "http://10.0.0.7"))
     )
@@ -269,7 +267,7 @@ def test_preference_pairs(ledger):
     ]
 
 
-def test_markdown_shows_text_and_runs_none(ledger):
+def test_markdown_interprets_no_text(ledger):
     evil = "```\n<script>alert(1)</script>\n````\n# 标题"
     number = ledger.add_battle(battle(side("a", evil), side("*b*\n<i>", "乙"), prompt="黄河"))
     ledger.vote(number, "v1", 0)
@@ -345,7 +343,7 @@ def start_writer(path, voter):
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def test_what_was_reported_outlives_a_kill(path):
+def test_reported_votes_survive_a_kill(path):
     """Two processes write one new file at once, and are killed in the midst of it."""
     writers = {voter: start_writer(path, voter) for voter in ("one", "two")}
     lines = {

@@ -1,4 +1,4 @@
-"""Signed cookies and sessions: nobody chooses an id, nobody keeps memory for ever."""
+"""Voters and sessions: ids cannot be forged, memory is bounded."""
 
 import os
 import stat
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.arena.sessions import KEPT_SECONDS, MOST_TALK_CHARS, Session, Sessions
-from minigpt.arena.voters import KEY_BYTES, Voters
+from minigpt.arena.access.sessions import KEPT_SECONDS, MAX_CHAT_CHARS, Session, Sessions
+from minigpt.arena.access.voters import KEY_BYTES, Voters
 from minigpt.common.errors import UserError
 
 
@@ -28,7 +28,7 @@ def test_any_text_is_no_cookie(text):
     assert Voters(b"1" * KEY_BYTES).id_of(text) is None
 
 
-def test_the_key_outlives_a_restart_and_is_its_owner_s(tmp_path):
+def test_the_key_survives_a_restart_and_is_private(tmp_path):
     ledger = tmp_path / "out" / "arena.sqlite"
     cookie = Voters.beside(ledger).new_cookie()
     assert Voters.beside(ledger).id_of(cookie)
@@ -57,12 +57,12 @@ def test_sessions_belong_to_their_voter():
 
 
 def test_sessions_are_bounded():
-    sessions = Sessions(most=10, most_of_a_voter=3)
+    sessions = Sessions(max_sessions=10, max_of_a_voter=3)
     first = sessions.get("v1", "0")
-    first.side = Closed()
+    first.chat_stream = Closed()
     for i in range(1, 50):
         sessions.get("v1", str(i))
-    assert len(sessions) == 3 and first.side.closed
+    assert len(sessions) == 3 and first.chat_stream.closed
     for i in range(50):
         sessions.get(f"w{i}", "p")
     assert len(sessions) == 10 and sessions.find("w49", "p") and not sessions.find("v1", "49")
@@ -83,5 +83,5 @@ def test_a_chat_keeps_its_newest_turns(lengths):
     talk = [{"role": "user", "content": "长" * n} for n in lengths]
     session = Session()
     session.remember(talk)
-    assert session.talk == talk[len(talk) - len(session.talk) :]
-    assert sum(len(turn["content"]) for turn in session.talk) <= MOST_TALK_CHARS
+    assert session.messages == talk[len(talk) - len(session.messages) :]
+    assert sum(len(turn["content"]) for turn in session.messages) <= MAX_CHAT_CHARS

@@ -1,6 +1,6 @@
-"""The arena's page, as people meet it: a real browser, a real sample_gradio.py, a real server.py.
+"""The arena's page in a real browser, with a real sample_gradio.py and a real server.py.
 
-The browser reaches the page through a Tap, which keeps every byte of both directions.
+The browser reaches the page through a Tap, a proxy that records all bytes in both directions.
 """
 
 import contextlib
@@ -23,10 +23,7 @@ import torch
 from conftest import ROOT
 from tiny_run import save_run, save_scripted_run
 
-import sample_gradio
-from minigpt.arena.i18n import ENGLISH
 from minigpt.arena.store import Ledger
-from minigpt.common.errors import UserError
 from minigpt.models import checkpoint
 from model import GPT
 
@@ -122,7 +119,7 @@ def served(home):
         (home / "examples.csv").write_text("prompt\n黄河发源于哪里？\n", encoding="gb18030")
         port = free_port()
         words = ["--runs=out/north-run", "--endpoints=endpoints.csv", f"--port={port}"]
-        words += [f"--auth={':'.join(AUTH)}", f"--admin_password={ADMIN}"]
+        words += [f"--auth={':'.join(AUTH)}", f"--admin_password={ADMIN}", "--most_battles=2"]
         with process(home, "sample_gradio.py", *words) as page:
             until(lambda: is_up(server, f"{server_url}/health", 200), 4 * PATIENCE)
             until(lambda: is_up(page, f"http://127.0.0.1:{port}/", 401), 4 * PATIENCE)
@@ -193,39 +190,49 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def shared_contexts():
+    """Browser contexts that tests share one after the other, for their caches."""
+    return []
+
+
 @pytest.fixture
-def visit(browser, tap):
-    """visit(address, **options): the page in a browser of its own (a new context), with its models
-    loaded.
+def visit(browser, tap, shared_contexts):
+    """visit(**options): the page in a browser context of its own, without cookies, with
+    its models loaded. options: of a new context.
 
     Whatever a test does: no request goes anywhere else, and no script fails.
     """
     expect.set_options(timeout=1000 * PATIENCE)
-    contexts, elsewhere, errors = [], [], []
-
-    own = [tap.url]
+    contexts, pages, elsewhere, errors = [], [], [], []
 
     def heard(request):
-        if not request.url.startswith(
-            ("data:", *(f"{b}{url}/" for url in own for b in ("", "blob:")))
-        ):
+        if not request.url.startswith(("data:", f"{tap.url}/", f"blob:{tap.url}/")):
             elsewhere.append(request.url)
 
-    def visit(address=tap.url, **options):
-        own.append(address)
-        options = {"locale": "en-US", "http_credentials": CREDENTIALS, **options}
-        contexts.append(browser.new_context(**options))
-        page = contexts[-1].new_page()
+    def new_context(options):
+        free = [] if options else [each for each in shared_contexts if not each.pages]
+        if free:
+            free[0].clear_cookies()
+            return free[0]
+        defaults = {"locale": "en-US", "http_credentials": CREDENTIALS}
+        context = browser.new_context(**{**defaults, **options})
+        (contexts if options else shared_contexts).append(context)
+        return context
+
+    def visit(**options):
+        page = new_context(options).new_page()
+        pages.append(page)
         page.set_default_timeout(1000 * PATIENCE)
         page.on("request", heard)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(address)
+        page.goto(tap.url)
         expect(page.locator("#chat-model input")).to_have_value("north-run")
         return page
 
     yield visit
-    for context in contexts:
-        context.close()
+    for each in [*pages, *contexts]:
+        each.close()
     assert elsewhere == [] and errors == []
 
 
@@ -247,22 +254,22 @@ def choose_model(page, name):
 
 
 def say(page, text):
-    page.fill("#chat-ask textarea", text)
+    page.fill("#chat-question textarea", text)
     page.click("#chat-send")
 
 
 def answers(page):
-    return page.locator('#talk [data-testid="bot"]')
+    return page.locator('#chat-messages [data-testid="bot"]')
 
 
 def battle(page, prompt, models=()):
     """Begin a battle: a blind one, or an open one of `models`."""
     open_tab(page, "Arena")
     if models:
-        page.locator('#mode input[value="open"]').check()
+        page.locator('#arena-mode input[value="open"]').check()
         for name in models:
-            page.locator("#open-models").get_by_label(name, exact=True).check()
-    page.fill("#arena-ask textarea", prompt)
+            page.locator("#arena-models").get_by_label(name, exact=True).check()
+    page.fill("#arena-question textarea", prompt)
     page.click("#arena-send")
 
 
@@ -277,8 +284,8 @@ def names_of(page):
 def leaderboard(page):
     """name → battles, from the tab."""
     open_tab(page, "Leaderboard")
-    page.locator("#board .sheet, #board .quiet").first.wait_for()
-    rows = page.locator("#board .sheet").first.locator("tr:has(td)")
+    page.locator("#board .data-table, #board .quiet").first.wait_for()
+    rows = page.locator("#board .data-table").first.locator("tr:has(td)")
     cells = rows.evaluate_all("rows => rows.map(row => [...row.cells].map(c => c.innerText))")
     return {row[1]: int(row[5]) for row in cells}
 
@@ -292,7 +299,7 @@ def change_list(page, button, name, url="", password=ADMIN, says="{name} was {bu
     page.fill("#endpoint-name textarea", name)
     page.fill("#endpoint-url textarea", url)
     page.click(f"#endpoint-{button}")
-    expect(page.locator("#endpoint-told")).to_contain_text(says.format(name=name, button=button))
+    expect(page.locator("#endpoint-message")).to_contain_text(says.format(name=name, button=button))
 
 
 @contextlib.contextmanager
@@ -355,63 +362,68 @@ def write(handler, *texts):
 # -- chat ------------------------------------------------------------------------------------------
 
 
-def test_an_answer_grows_before_one_s_eyes(visit):
+def test_an_answer_is_streamed(visit):
     page = visit()
     choose_model(page, "lab-slow")
     page.evaluate("""() => { window.seen = []; new MutationObserver(() => {
-        const all = document.querySelectorAll('#talk [data-testid="bot"]');
+        const all = document.querySelectorAll('#chat-messages [data-testid="bot"]');
         if (all.length) window.seen.push(all[all.length - 1].innerText.trim());
-    }).observe(document.querySelector('#talk'),
+    }).observe(document.querySelector('#chat-messages'),
         {subtree: true, childList: true, characterData: true}) }""")
     say(page, "天为什么？")
-    expect(page.locator("#chat-status")).to_contain_text("in all")
+    expect(page.locator("#chat-status")).to_contain_text("in total")
     expect(answers(page)).to_have_text("天a" * 50)  # 200 tokens
     steps = [text for text in dict.fromkeys(page.evaluate("window.seen")) if "天" in text]
     assert len(steps) > 2 and all(b.startswith(a) for a, b in itertools.pairwise(steps))
 
 
-def test_what_is_typed_while_an_answer_grows_stays(visit, served):
+def test_typed_text_stays_while_an_answer_is_streamed(visit, served):
     """And what is cleared meanwhile does not come back."""
     page = visit()
     choose_model(page, "lab-slow")
     say(page, "天为什么？")
     expect(answers(page)).to_contain_text("天")
-    page.fill("#chat-ask textarea", "下一个问题")
+    page.fill("#chat-question textarea", "下一个问题")
     length = len(answers(page).inner_text())
     until(lambda: len(answers(page).inner_text()) > length)
-    expect(page.locator("#chat-ask textarea")).to_have_value("下一个问题")
+    expect(page.locator("#chat-question textarea")).to_have_value("下一个问题")
     page.click("#chat-clear")
     until(lambda: running(served) == 0)
     page.wait_for_timeout(1000)
     expect(answers(page)).to_have_count(0)
 
 
-def test_stop_ends_the_server_s_writing(visit, served, home):
+def test_stop_ends_the_generation_on_the_server(visit, served, home):
     page = visit()
     choose_model(page, "lab-slow")
-    page.get_by_role("button", name="Settings").first.click()
-    longest = page.get_by_label("number input for Longest answer, in tokens").first
-    longest.fill("1024")
-    longest.press("Tab")
+    longest_answer(page, 1024)
     say(page, "写吧")
     expect(answers(page)).to_contain_text("天")
     assert running(served) == 1
     began = time.monotonic()
     page.click("#chat-stop")
-    expect(page.locator("#chat-status")).to_contain_text("in all")
+    expect(page.locator("#chat-status")).to_contain_text("in total")
     until(lambda: running(served) == 0)
     assert time.monotonic() - began < 5  # of it, as a rule, some tenths of a second
     assert len(answers(page).inner_text()) < 2 * 1024 / 4  # a turn of 天a is four tokens
+
+
+def longest_answer(page, n_tokens):
+    """Set the slider of the chat."""
+    page.get_by_role("button", name="Settings").first.click()
+    box = page.get_by_label("number input for Longest answer, in tokens").first
+    box.fill(str(n_tokens))
+    box.press("Tab")
 
 
 def running(served):
     return requests.get(f"{served[0]}/health", timeout=PATIENCE).json()["running"]
 
 
-def test_chinese_and_enter(visit):
+def test_enter_during_chinese_input(visit):
     page = visit(locale="zh-CN")
     expect(page.locator("#chat-send")).to_have_text("发送")
-    page.locator("#chat-ask textarea").focus()
+    page.locator("#chat-question textarea").focus()
     keyboard = page.context.new_cdp_session(page)
     composing = dict(text="中国的首都", selectionStart=5, selectionEnd=5)
     keyboard.send("Input.imeSetComposition", composing)
@@ -421,7 +433,7 @@ def test_chinese_and_enter(visit):
     keyboard.send("Input.insertText", {"text": "中国的首都？"})
     page.keyboard.press("Enter")
     expect(answers(page)).to_have_text("北京。")
-    expect(page.locator('#talk [data-testid="user"]')).to_have_text("中国的首都？")
+    expect(page.locator('#chat-messages [data-testid="user"]')).to_have_text("中国的首都？")
     expect(page.locator("#chat-status")).to_contain_text("token/秒")
 
 
@@ -438,7 +450,7 @@ def test_what_a_model_writes_is_text(visit, answering):
         expect(page.locator("#side-0 .text, #side-1 .text").get_by_text(hostile)).to_be_visible()
         expect(page.locator("#vote-0")).to_be_visible()
         assert page.evaluate("window.broken") is None
-        assert page.locator("#talk img[src=x], .card img, .card b").count() == 0
+        assert page.locator("#chat-messages img[src=x], .card img, .card b").count() == 0
 
 
 # -- battles ---------------------------------------------------------------------------------------
@@ -449,12 +461,12 @@ def secrets_in(text, served):
     return [name for name in (*MODELS, *REMOTE, f":{port}") if name in text]
 
 
-def test_a_blind_battle_tells_no_name_before_the_vote(visit, tap, served):
+def test_a_blind_battle_hides_the_names_before_the_vote(visit, tap, served):
     page = visit()
     open_tab(page, "Arena")
     page.wait_for_timeout(500)
     before = page.content()
-    for _ in range(3):  # whoever is drawn
+    for _ in range(2):  # another pair, as a rule
         tap.forget()
         battle(page, "首都是哪里？")
         expect(page.locator("#arena-status")).to_contain_text("All have answered")
@@ -471,7 +483,7 @@ def test_a_blind_battle_tells_no_name_before_the_vote(visit, tap, served):
         assert set(secrets_in(tap.text(), served)) >= set(told)  # the tap would have heard them
 
 
-def test_a_vote_moves_the_leaderboard_and_outlives_a_reload(visit, served, home):
+def test_a_vote_changes_the_leaderboard_and_survives_a_reload(visit, served, home):
     page = visit()
     before = leaderboard(page)
     battle(page, "这是第一个问题吗？")
@@ -491,45 +503,34 @@ def test_a_vote_moves_the_leaderboard_and_outlives_a_reload(visit, served, home)
     expect(page.locator("#chat-model input")).to_have_value("north-run")
     until(lambda: leaderboard(page) == expected)
     open_tab(page, "History")
-    page.fill("#search textarea", "第一个问题")
-    page.locator("#search textarea").press("Enter")
-    expect(page.locator("#found .battle")).to_have_count(1)
-    expect(page.locator("#found .card.chosen .head span").first).to_have_text(winner)
+    page.locator("#history-battles .battle").first.wait_for()
+    page.fill("#history-search textarea", "第一个问题")
+    page.locator("#history-search textarea").press("Enter")
+    expect(page.locator("#history-battles .battle")).to_have_count(1)
+    expect(page.locator("#history-battles .card.chosen .head span").first).to_have_text(winner)
     (line,) = [line for line in download(served, "battles.jsonl").splitlines() if "第一个" in line]
     assert json.loads(line)["choice"] == 1
     assert winner in download(served, "leaderboard.csv")
 
 
-def test_an_open_vote_can_be_changed(visit, served):
+def test_an_open_vote_can_be_changed_after_the_connection_was_lost(visit, tap, served):
+    def choice():
+        (line,) = [
+            line for line in download(served, "battles.jsonl").splitlines() if "改票" in line
+        ]
+        return json.loads(line)["choice"]
+
     page = visit()
     battle(page, "可以改票吗？", ["lab-east", "north-run"])
     page.locator("#vote-1").wait_for()
+    tap.cut()
+    page.wait_for_timeout(2000)  # the server notices it
     page.click("#vote-tie")
     expect(page.locator("#arena-status")).to_contain_text("You can change it")
-    page.click("#vote-1")  # one vote a battle: this one takes the place of the other
+    assert choice() == "tie"
+    page.click("#vote-1")  # replaces the first vote
     expect(card(page, 1)).to_have_class(re.compile("chosen"))
-    (line,) = [line for line in download(served, "battles.jsonl").splitlines() if "改票" in line]
-    assert json.loads(line)["choice"] == 1
-
-
-def test_a_vote_after_the_connection_was_lost(visit, tap, served):
-    page = visit()
-    battle(page, "断线以前的问题？")
-    page.locator("#vote-1").wait_for()
-    tap.cut()
-    page.wait_for_timeout(2000)  # the server hears of it
-    page.click("#vote-0")
-    expect(page.locator("#arena-status")).to_contain_text("Your vote is saved")
-    (line,) = [line for line in download(served, "battles.jsonl").splitlines() if "断线" in line]
-    assert json.loads(line)["choice"] == 0
-
-
-def test_a_seed_that_no_ledger_holds():
-    sliders = [0.7, 50, 1, 1.05, 200]
-    assert sample_gradio.read_settings([*sliders, str(2**63 - 1)], ENGLISH)["seed"] == 2**63 - 1
-    for seed in (str(2**63), "-" + "9" * 30, "x"):
-        with pytest.raises(UserError, match="Seed"):
-            sample_gradio.read_settings([*sliders, seed], ENGLISH)
+    assert choice() == 1
 
 
 def download(served, name):
@@ -538,7 +539,7 @@ def download(served, name):
     return answer.content.decode()
 
 
-def test_dead_sides_harm_no_other(visit, answering):
+def test_dead_endpoints_affect_no_other(visit, answering):
     page = visit()
     gone = threading.Event()
     dead = dict(
@@ -557,11 +558,13 @@ def test_dead_sides_harm_no_other(visit, answering):
         assert set(told) == {"refused", "failing", "babbling"}
         for place in told.values():
             expect(card(page, place)).to_have_attribute("data-status", "failed")
-            expect(card(page, place).locator(".note")).to_contain_text("this answer broke off")
+            expect(card(page, place).locator(".note")).to_contain_text(
+                "this answer was interrupted"
+            )
         expect(page.locator("#vote-0")).to_be_hidden()
 
         for name in ("refused", "failing", "babbling"):
-            page.locator("#open-models").get_by_label(name, exact=True).uncheck()
+            page.locator("#arena-models").get_by_label(name, exact=True).uncheck()
         battle(page, "你呢？", ["stalled"])
         expect(page.locator(".card[data-status=done] .text")).to_have_text("北京。")
         expect(page.locator(".card[data-status=waiting]")).to_have_count(1)
@@ -641,22 +644,21 @@ def test_a_phone_needs_no_sideways_scrolling(visit):
         page.wait_for_timeout(300)
         wide = page.evaluate("document.documentElement.scrollWidth")
         rights = "all => all.map(each => each.getBoundingClientRect().right)"
-        seen = page.locator(".card, .sheet, textarea, button[id]").evaluate_all(rights)
+        seen = page.locator(".card, .data-table, textarea, button[id]").evaluate_all(rights)
         assert max(wide, *seen) <= 390, name
 
 
-def test_who_waits_sees_the_place(visit, home):
-    port = free_port()
-    words = ["--runs=out/north-run,out/slow-model", f"--port={port}", "--most_battles=1"]
-    with process(home, "sample_gradio.py", *words) as running:
-        address = f"http://127.0.0.1:{port}"
-        until(lambda: is_up(running, f"{address}/", 200), 4 * PATIENCE)
-        first, second = visit(address), visit(address)
-        choose_model(first, "slow-model")
-        say(first, "写吧")
-        expect(answers(first)).to_contain_text("天")
-        say(second, "首都在哪？")
-        expect(second.locator("#chat-status")).to_contain_text("queue: 1/1")
-        assert answers(second).count() == 0
-        first.click("#chat-stop")
-        expect(answers(second)).to_have_text("北京。")
+def test_a_waiting_visitor_sees_the_position_in_the_queue(visit):
+    """Two may write at once; a third waits."""
+    pages = [visit() for _ in range(3)]
+    for page in pages[:2]:
+        choose_model(page, "lab-slow")
+        longest_answer(page, 1024)
+        say(page, "写吧")
+        expect(answers(page)).to_contain_text("天")
+    say(pages[2], "首都在哪？")
+    expect(pages[2].locator("#chat-status")).to_contain_text("queue: 1/1")
+    assert answers(pages[2]).count() == 0
+    for page in pages[:2]:
+        page.click("#chat-stop")
+    expect(answers(pages[2])).to_have_text("北京。")

@@ -1,14 +1,14 @@
-"""Limits on how often something may happen: a token bucket per key, and back-off after failures.
+"""Rate limits: a token bucket per key, and back-off after failures.
 
     votes = RateLimit(burst=5, per_minute=12)
-    votes.wait("voter-1")      # 0.0: taken; else the seconds until the next one may be taken
+    votes.wait("voter-1")      # 0.0: allowed and counted; else the seconds until it is allowed
 
     passwords = Backoff()
-    passwords.wait(address)    # seconds until the next attempt is read
+    passwords.wait(address)    # seconds until the next attempt is allowed
     passwords.failed(address)  # and passwords.succeeded(address)
 
-Keys are chosen by clients, so both keep a bounded number of them and forget the least recently
-used. All methods are safe to call from any thread.
+Clients choose the keys, so both classes store a limited number of keys and drop the least recently
+used one. All methods are thread-safe.
 """
 
 import ipaddress
@@ -16,18 +16,19 @@ import threading
 import time
 from collections import OrderedDict
 
-MOST_KEYS = 10_000
+MAX_KEYS = 10_000
 
 
 class RateLimit:
-    """A token bucket for each key: `burst` events at once, `per_minute` in the long run."""
+    """A token bucket per key: `burst` events at once, `per_minute` on average."""
 
     def __init__(self, burst, per_minute, clock=time.monotonic):
         self._burst, self._per_second, self._clock = burst, per_minute / 60, clock
         self._lock, self._buckets = threading.Lock(), OrderedDict()  # key → (tokens, time)
 
     def wait(self, key):
-        """Take a token of `key`. Returns 0.0, or the seconds until there is one (none is taken)."""
+        """Take a token of `key`. Returns 0.0, or the seconds until a token is available (then none
+        is taken)."""
         with self._lock:
             now = self._clock()
             tokens, since = self._buckets.get(key, (self._burst, now))
@@ -38,15 +39,16 @@ class RateLimit:
 
 
 class Backoff:
-    """After `free` failures in a row each further one doubles the wait, from `first` seconds up to
-    `longest`. A success, or `longest` seconds without an attempt after the wait, clears the key."""
+    """After `free` failures in a row each further failure doubles the wait, from `first` seconds up
+    to `longest`. A success clears the key, and so do `longest` seconds without an attempt after the
+    wait."""
 
     def __init__(self, free=3, first=1.0, longest=60.0, clock=time.monotonic):
         self._free, self._first, self._longest, self._clock = free, first, longest, clock
         self._lock, self._failures = threading.Lock(), OrderedDict()  # key → (count, end of wait)
 
     def wait(self, key):
-        """The seconds for which attempts of `key` are not read."""
+        """The seconds until an attempt of `key` is allowed."""
         with self._lock:
             return max(0.0, self._state(key)[1] - self._clock())
 
@@ -69,16 +71,33 @@ class Backoff:
         return (0, until) if self._clock() - until > self._longest else (count, until)
 
 
+class VisitorLimits:
+    """How often one voter, and all visitors of one address together, may ask and vote.
+
+    address_limit: questions, and votes, a minute from one address.
+    """
+
+    def __init__(self, address_limit):
+        # A person reads two answers before voting, so the limits of one voter are low.
+        self._voters = {"ask": RateLimit(10, 20), "vote": RateLimit(5, 12)}
+        burst = max(1, address_limit // 2)
+        self._addresses = {action: RateLimit(burst, address_limit) for action in self._voters}
+
+    def wait(self, action, voter, address):
+        """Count one "ask" or "vote". Returns 0.0, or the seconds to wait (then it is refused)."""
+        return self._voters[action].wait(voter) or self._addresses[action].wait(address)
+
+
 def _remember(table, key, value):
     table[key] = value
     table.move_to_end(key)
-    if len(table) > MOST_KEYS:
+    if len(table) > MAX_KEYS:
         table.popitem(last=False)
 
 
 def address_key(host):
-    """The key of a client's address: an IPv4 address itself, of an IPv6 one its /64 network, which
-    one machine can fill. Anything else as it is; None (no address is known) is "unknown"."""
+    """The key of a client's address: an IPv4 address as it is; the /64 network of an IPv6 address,
+    because one machine can use all of it. Other text is returned unchanged, None as "unknown"."""
     try:
         address = ipaddress.ip_address((host or "").partition("%")[0])
     except ValueError:

@@ -1,11 +1,11 @@
-"""What reaches the arena's page: an allow-list of routes, limits of size, one origin, a password.
+"""The filter before the arena's page: allowed routes, limits of size, one origin, a password.
 
     app = PageFilter(app, voters, AllowedHosts(), auth="class:SECRET")    # around the page's app
 
-Gradio serves some ninety routes; the page uses a dozen. The others (uploads, files, proxies,
-streams, recordings, run history, …) are answered with 404 here, whatever Gradio does with them: see
-ROUTES. A request from another origin gets no CORS headers, and may not POST. Nothing of a request
-is read beyond MAX_BODY_BYTES.
+Gradio serves some ninety routes; the page uses a dozen (ROUTES). The filter answers all others
+(uploads, files, proxies, streams, recordings, run history, …) with 404, so Gradio never sees them.
+A request from another origin gets no CORS headers, and may not POST. At most MAX_BODY_BYTES of a
+request are read.
 """
 
 import base64
@@ -15,29 +15,30 @@ import re
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from minigpt.arena.rate_limit import Backoff, RateLimit, address_key
+from minigpt.arena.access.rate_limit import Backoff, RateLimit, address_key
+from minigpt.arena.exports import EXPORTS
 
 MAX_BODY_BYTES = 1 << 18  # a question of MAX_PROMPT_CHARS, each written as \uXXXX, and the settings
 COOKIE = "minigpt_voter"
 COOKIE_SECONDS = 365 * 24 * 3600
 
-# Method → the paths that the page uses. A new version of Gradio opens nothing: what is not here is
-# not served. tests/arena/test_page_filter.py compares this with all routes of the installed Gradio.
+# Method → the paths that the page uses. Everything else is refused, so a new version of Gradio
+# cannot open a route. tests/arena/test_page_filter.py compares this with the installed Gradio.
 ROUTES = {
     "GET": re.compile(
         r"/|/config|/theme\.css|/favicon\.ico"
         r"|/assets/[\w.@/-]+|/static/[\w.@/-]+"
         r"|/gradio_api/(app_id|queue/data|heartbeat/\w{1,64})"
-        r"|/download/(battles\.jsonl|battles\.md|preferences\.jsonl|leaderboard\.csv)",
+        rf"|/download/({'|'.join(map(re.escape, EXPORTS))})",
         re.ASCII,
     ),
-    # run/predict serves the events without a queue (Stop, Clear); Gradio refuses it for all others.
+    # run/predict serves the events without a queue (Stop, Clear); Gradio refuses others there.
     "POST": re.compile(r"/gradio_api/(queue/join|run/predict)", re.ASCII),
 }
 ROUTES["HEAD"] = ROUTES["GET"]
-PAGE_PARAMETERS = {"__theme", "__lang", "view"}  # of "/"; deep_link and page are not used
+PAGE_PARAMETERS = {"__theme", "__lang", "view"}  # of "/"; deep_link and page stay out
 
-# Nothing of the page may come from, or go to, anywhere else.
+# The page loads nothing from other servers, and sends nothing to them.
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -55,8 +56,8 @@ class PageFilter:
     """ASGI middleware; see the module's docstring.
 
     app: the ASGI app of the page. voters: the Voters whose cookie "/" sets. hosts: an AllowedHosts
-    (minigpt/serving/allowed_hosts.py); pages of the names that the owner gave may POST as well, for
-    a proxy may change the Host header. auth: "NAME:PASSWORD" for everything, or "".
+    (minigpt/serving/allowed_hosts.py); pages of the host names that the owner gave may POST too,
+    because a proxy may change the Host header. auth: "NAME:PASSWORD" for all requests, or "".
     """
 
     def __init__(self, app, voters, hosts, auth=""):
@@ -82,7 +83,7 @@ class PageFilter:
             await send({"type": "websocket.close", "code": 1008})
 
     def _refusal(self, request):
-        """(status, text, headers) for a request that the page must not see, or None."""
+        """(status, text, headers) for a request that is refused, or None."""
         if not self._hosts.allows(request.host):
             return 403, self._hosts.refusal(request.host), {}
         if self._auth:
@@ -103,7 +104,7 @@ class PageFilter:
         if given and wait:
             seconds = f"{max(1, round(wait))}"
             return 429, f"wrong passwords: wait {seconds} s", {"Retry-After": seconds}
-        if _knows(given, self._auth):
+        if _has_password(given, self._auth):
             self._passwords.succeeded(request.address)
             return None
         if given:  # a browser's first request has none
@@ -112,7 +113,7 @@ class PageFilter:
         return 401, "a name and a password, please", {"WWW-Authenticate": 'Basic realm="MiniGPT"'}
 
     def _is_same_origin(self, request):
-        """Whether a request comes from a page of ours, or from no page at all."""
+        """Whether a request comes from our own page, or from no page at all."""
         origin = request.header("origin")
         if not origin:
             return request.header("sec-fetch-site") in ("", "same-origin", "none")
@@ -124,7 +125,7 @@ class PageFilter:
         return parts.netloc.lower() == request.host.lower() or name in self._hosts.given
 
     def _with_headers(self, request, send):
-        """`send` with the page's headers, the voter's cookie, and no CORS."""
+        """A `send` that adds our headers and the voter's cookie, and removes those of CORS."""
         headers = dict(HEADERS)
         is_new = request.path == "/" and self._voters.id_of(request.cookie(COOKIE)) is None
         if is_new and not self._new_voters.wait(request.address):
@@ -153,7 +154,7 @@ class _Request:
         for name, value in scope["headers"]:
             self._headers.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
             hosts += [value.decode("latin-1")] if name.lower() == b"host" else []
-        self.host = ", ".join(hosts)  # two headers are no host
+        self.host = ", ".join(hosts)  # two Host headers match no allowed host
         self.method, self.path = scope["method"], scope["path"]
         self.address = address_key((scope.get("client") or [None])[0])
 
@@ -170,7 +171,7 @@ class _Request:
         return found.value if found else None
 
     def cleaned(self):
-        """The scope for Gradio: no Origin, and of "/" only the parameters that it may read."""
+        """The scope for Gradio: without Origin, and on "/" only with PAGE_PARAMETERS."""
         headers = [(k, v) for k, v in self._scope["headers"] if k.lower() != b"origin"]
         scope = {**self._scope, "headers": headers}
         if self.path == "/":
@@ -180,15 +181,15 @@ class _Request:
         return scope
 
 
-def _knows(header, auth):
-    """Whether the header is HTTP's Basic one with this NAME:PASSWORD."""
+def _has_password(header, auth):
+    """Whether an Authorization header is HTTP Basic with this NAME:PASSWORD."""
     scheme, _, given = header.partition(" ")
     wanted = base64.b64encode(auth.encode()).decode()
     return scheme.lower() == "basic" and hmac.compare_digest(given.encode(), wanted.encode())
 
 
 async def _read_body(request, receive):
-    """The body of a request, None where it is longer than MAX_BODY_BYTES."""
+    """The body of a request; None if it is longer than MAX_BODY_BYTES."""
     if request.method != "POST":
         return b""
     size = request.header("content-length")
@@ -209,7 +210,7 @@ async def _read_body(request, receive):
 
 
 def _replayed(body, receive):
-    """A `receive` that gives a body which was read before, then what comes after it."""
+    """A `receive` that returns a body which was read before, then the messages after it."""
     pending = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receiving():
@@ -225,7 +226,7 @@ async def _refuse(send, status, text, headers):
         **headers,
         "Content-Type": "text/plain; charset=utf-8",
         "Content-Length": str(len(body)),
-        "Connection": "close",  # what is left of a refused body is not read
+        "Connection": "close",  # the rest of a refused body is not read
     }
     await send({"type": "http.response.start", "status": status, "headers": _encoded(headers)})
     await send({"type": "http.response.body", "body": body})

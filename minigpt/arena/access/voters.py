@@ -1,11 +1,11 @@
-"""Who votes: a random id in a signed cookie. Nothing else is known of a voter.
+"""Voters: a random id in a signed cookie. Nothing else about a voter is stored.
 
     voters = Voters.beside("out/arena.sqlite")     # the key is in out/arena.sqlite.key
     cookie = voters.new_cookie()                   # for the browser
-    voters.id_of(cookie)                           # the voter's id; None if we did not issue it
+    voters.id_of(cookie)                           # the voter's id; None: we did not issue it
 
-The signature (HMAC-SHA256) keeps a client from choosing an id: neither another voter's, nor a new
-one for each vote. Ids are issued by the page alone, which limits how many an address gets.
+The signature (HMAC-SHA256) prevents a client from choosing an id, be it another voter's or a new
+one for each vote. Only the page issues ids, and it limits how many an address gets.
 """
 
 import hashlib
@@ -27,12 +27,12 @@ class Voters:
 
     @classmethod
     def beside(cls, ledger):
-        """The Voters of a ledger: the key is in the file LEDGER.key, made at the first start and
-        readable by its owner alone, so that cookies outlive a restart. UserError where the file
-        cannot be read or written."""
+        """The Voters of a ledger. The key is in the file LEDGER.key, which is created at the first
+        start and readable by its owner alone, so cookies stay valid after a restart. UserError if
+        the file cannot be read or written."""
         path = Path(f"{ledger}.key")
         try:
-            return cls(_read_or_make(path))
+            return cls(_read_or_create(path))
         except OSError as error:
             raise UserError(
                 f"{path}: the key of the voters' cookies cannot be read or written "
@@ -45,7 +45,7 @@ class Voters:
         return f"{voter}.{self._signature(voter)}"
 
     def id_of(self, cookie):
-        """The id in a cookie, None where there is no cookie or its signature is wrong."""
+        """The id in a cookie; None if there is no cookie or its signature is wrong."""
         voter, _, signature = (cookie or "").partition(".")
         is_ours = hmac.compare_digest(signature.encode(), self._signature(voter).encode())
         return voter if voter and is_ours else None
@@ -54,7 +54,7 @@ class Voters:
         return hmac.new(self._key, voter.encode(), hashlib.sha256).hexdigest()
 
 
-def _read_or_make(path):
+def _read_or_create(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

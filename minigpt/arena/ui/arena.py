@@ -1,0 +1,209 @@
+"""The Arena tab: battles between two to four models, and votes."""
+
+import gradio as gr
+
+from minigpt.arena import html
+from minigpt.arena.arena import MAX_PROMPT_CHARS, MAX_SIDES, check_prompt
+from minigpt.arena.ui.context import REFRESH_SECONDS, strings_of, use_preset
+from minigpt.arena.ui.sampling import SamplingControls
+from minigpt.common.errors import UserError
+
+
+class ArenaTab:
+    """Builds the tab and handles its events. context: PageContext."""
+
+    def __init__(self, context):
+        self.context = context
+        i18n = context.i18n
+        with gr.Tab(i18n("arena"), id="arena") as self.tab:
+            self._build_mode(i18n)
+            self._build_question(i18n)
+            with gr.Row(equal_height=True):
+                self.cards = [
+                    gr.HTML("", visible=i < 2, elem_id=f"side-{i}", elem_classes="side")
+                    for i in range(MAX_SIDES)
+                ]
+            self.status = gr.HTML("", elem_id="arena-status")
+            with gr.Row():
+                # A vote is the index of the best side, "tie" or "none".
+                self.vote_buttons = {
+                    vote: gr.Button(label, visible=False, elem_id=f"vote-{vote}")
+                    for vote, label in (
+                        *enumerate(html.SIDE_LETTERS),
+                        ("tie", i18n("vote_tie")),
+                        ("none", i18n("vote_none_of_2")),
+                    )
+                }
+            self.sampling = SamplingControls(i18n, "arena")
+        self._connect_events()
+
+    def _build_mode(self, i18n):
+        with gr.Row():
+            self.mode = gr.Radio(
+                [(i18n("mode_blind"), "blind"), (i18n("mode_open"), "open")],
+                value="blind",
+                label=i18n("mode"),
+                elem_id="arena-mode",
+            )
+            self.pairing = gr.Radio(
+                [(i18n("pair_random"), "random"), (i18n("pair_least"), "least")],
+                value="random",
+                label=i18n("pairing"),
+                elem_id="arena-pairing",
+            )
+            self.models = gr.CheckboxGroup(
+                [], label=i18n("models"), visible=False, elem_id="arena-models"
+            )
+
+    def _build_question(self, i18n):
+        with gr.Row():
+            self.question = gr.Textbox(
+                show_label=False,
+                placeholder=i18n("question_hint"),
+                max_length=MAX_PROMPT_CHARS,
+                max_lines=8,
+                scale=5,
+                elem_id="arena-question",
+            )
+            self.presets = gr.Dropdown(
+                self.context.prompts, value=None, label=i18n("presets"), scale=2
+            )
+        with gr.Row():
+            self.send_button = gr.Button(i18n("send"), variant="primary", elem_id="arena-send")
+            self.stop_button = gr.Button(i18n("stop"), variant="stop", elem_id="arena-stop")
+            self.regenerate_button = gr.Button(i18n("regenerate"), elem_id="arena-regenerate")
+
+    def _connect_events(self):
+        inputs = {self.question, self.mode, self.pairing, self.models, *self.sampling.components}
+        outputs = [*self.cards, self.status, *self.vote_buttons.values()]
+        start = [self.send_button.click, self.question.submit, self.regenerate_button.click]
+        options = dict(show_progress_on=self.status, **self.context.generation_queue)
+        gr.on(start, self.battle, inputs, outputs, **options)
+        self.stop_button.click(self.stop_battle, None, None, queue=False, show_progress="hidden")
+        for vote, button in self.vote_buttons.items():
+            button.click(self._vote_event(vote), None, outputs, show_progress="hidden")
+        hidden = dict(show_progress="hidden")
+        self.mode.change(self.show_mode, self.mode, [self.pairing, self.models], **hidden)
+        self.presets.input(use_preset, self.presets, self.question, **hidden)
+
+    # -- events: values and updates are {component: value} --
+
+    def show_mode(self, mode):
+        """Show the choices that belong to blind or to open battles."""
+        return {
+            self.pairing: gr.update(visible=mode == "blind"),
+            self.models: gr.update(visible=mode == "open"),
+        }
+
+    def battle(self, values, request: gr.Request):
+        """Run a battle, with updates while the sides write, and record it."""
+        strings, session = strings_of(request), self.context.session(request)
+        try:
+            arena_battle = self._begin(values, request)
+        except UserError as error:
+            yield {self.status: html.note(str(error))}
+            return
+        session.arena_battle = arena_battle
+        problem = None
+        try:
+            while not arena_battle.battle.ended:
+                yield self._updates(strings, arena_battle)
+                arena_battle.battle.wait(REFRESH_SECONDS)
+            self.context.arena.record(arena_battle)
+        except UserError as error:  # the ledger cannot be written
+            problem = str(error)
+        finally:
+            arena_battle.battle.stop()  # if the visitor left the page
+        yield self._updates(strings, arena_battle, problem)
+
+    def _begin(self, values, request):
+        """Start the battle that the visitor asks for; UserError if it cannot start."""
+        strings, voter = strings_of(request), self.context.voter(request)
+        if voter is None:
+            raise UserError(strings["no_cookie"])
+        settings = self.sampling.read(values, strings)
+        check_prompt(values[self.question])  # before it counts for the limits
+        self.context.check_rate("ask", request)
+        names = values[self.models] if values[self.mode] == "open" else None
+        return self.context.arena.begin(
+            voter, values[self.question], settings, names, values[self.pairing]
+        )
+
+    def stop_battle(self, request: gr.Request):
+        """Stop all sides where they are."""
+        self.context.session(request).stop_battle()
+
+    def _vote_event(self, choice):
+        def vote(request: gr.Request):
+            strings = strings_of(request)
+            arena_battle = self.context.session(request).arena_battle
+            if arena_battle is None:
+                return {self.status: html.note(strings["no_battle"])}
+            try:
+                self.context.check_rate("vote", request)
+                self.context.arena.vote(arena_battle, choice)
+            except UserError as error:
+                return self._updates(strings, arena_battle, str(error))
+            return self._updates(strings, arena_battle)
+
+        return vote
+
+    # -- updates --
+
+    def _updates(self, strings, arena_battle, problem=None):
+        """The updates of the whole tab. problem: shown in place of the usual status."""
+        is_recorded = arena_battle.record_id is not None  # read once: it may change
+        status = problem or self._status(strings, arena_battle, is_recorded)
+        return {
+            **self._card_updates(strings, arena_battle, is_recorded),
+            self.status: html.note(status),
+            **self._vote_updates(strings, arena_battle, is_recorded),
+        }
+
+    def _card_updates(self, strings, arena_battle, is_recorded):
+        names_visible = arena_battle.names_visible
+        states = arena_battle.battle.snapshot()
+        updates = {card: gr.update(value="", visible=False) for card in self.cards}
+        for index, (card, state) in enumerate(zip(self.cards, states, strict=False)):
+            text = html.side_card(
+                strings,
+                state,
+                index,
+                name=arena_battle.names[index] if names_visible else None,
+                is_chosen=arena_battle.choice == index,
+                show_facts=names_visible and is_recorded,
+            )
+            updates[card] = gr.update(value=text, visible=True)
+        return updates
+
+    def _vote_updates(self, strings, arena_battle, is_recorded):
+        n_sides = len(arena_battle.names)
+        votable = is_recorded and arena_battle.votable
+        labels = {
+            **{
+                index: strings["vote_side"].format(side=html.SIDE_LETTERS[index])
+                for index in range(n_sides)
+            },
+            **({"tie": strings["vote_tie"]} if n_sides == 2 else {}),
+            "none": html.none_label(strings, n_sides),
+        }
+        updates = {button: gr.update(visible=False) for button in self.vote_buttons.values()}
+        for vote, label in labels.items():
+            updates[self.vote_buttons[vote]] = gr.update(
+                value=label,
+                visible=votable,
+                variant="primary" if arena_battle.choice == vote else "secondary",
+                interactive=not arena_battle.vote_is_final,
+            )
+        return updates
+
+    def _status(self, strings, arena_battle, is_recorded):
+        parts = []
+        if arena_battle.battle.unsupported:
+            names = ", ".join(arena_battle.battle.unsupported)
+            parts.append(strings["unsupported_settings"].format(names=names))
+        if is_recorded and arena_battle.choice is not None:
+            parts.append(strings["voted" if arena_battle.kind == "blind" else "voted_open"])
+        elif is_recorded:
+            parts.append(strings["vote_now" if arena_battle.votable else "not_votable"])
+        return " ".join(parts)

@@ -1,0 +1,73 @@
+"""What all tabs of the page share: the arena, the visitors' sessions and limits, and the texts."""
+
+import gradio as gr
+
+from minigpt.arena.access.page_filter import COOKIE
+from minigpt.arena.access.rate_limit import address_key
+from minigpt.arena.access.sessions import Sessions
+from minigpt.arena.i18n import CHINESE, ENGLISH, strings_for
+from minigpt.common.errors import UserError
+
+REFRESH_SECONDS = 0.12  # between two updates of a text that is being generated
+
+
+class PageContext:
+    """arena: Arena. prompts: the preset ones. voters: Voters. limits: VisitorLimits.
+
+    A `request` is the gr.Request of an event.
+    """
+
+    def __init__(self, arena, prompts, voters, limits):
+        self.arena, self.prompts = arena, prompts
+        self.voters, self.limits = voters, limits
+        self.sessions = Sessions()
+        # The labels of components: Gradio chooses the language in the browser.
+        self.i18n = gr.I18n(en=ENGLISH, zh=CHINESE, **{"zh-CN": CHINESE, "zh-TW": CHINESE})
+        # Events that generate text share one queue; "minimal" shows the position in it.
+        self.generation_queue = {
+            "concurrency_limit": arena.max_battles,
+            "concurrency_id": "generation",
+            "show_progress": "minimal",
+        }
+
+    def voter(self, request):
+        """The voter's id; None if the browser has no cookie of ours."""
+        return self.voters.id_of(request.cookies.get(COOKIE))
+
+    def session(self, request):
+        """The Session of the page that sent a request."""
+        return self.sessions.get(self._session_owner(request), request.session_hash)
+
+    def check_rate(self, action, request):
+        """UserError if a visitor asks or votes ("ask", "vote") too often."""
+        owner, address = self._session_owner(request), client_address(request)
+        seconds = self.limits.wait(action, owner, address)
+        if seconds:
+            message = strings_of(request)["too_fast"]
+            raise UserError(message.format(seconds=max(1, round(seconds))))
+
+    def leave(self, request: gr.Request):
+        """Stop the generation for a page that was closed. If only its connection was lost (a phone
+        that sleeps), it can still vote: the session stays."""
+        session = self.sessions.find(self._session_owner(request), request.session_hash)
+        if session:
+            session.stop()
+
+    def _session_owner(self, request):
+        """The voter; without a cookie, all visitors of the address together."""
+        return self.voter(request) or f"at {client_address(request)}"
+
+
+def strings_of(request):
+    """The strings (minigpt.arena.i18n) in the language of the browser."""
+    return strings_for(request.headers.get("accept-language"))
+
+
+def use_preset(prompt):
+    """The event that puts a preset prompt into a question box."""
+    return prompt
+
+
+def client_address(request):
+    """The key for rate limits of the address that sent a request."""
+    return address_key(request.client.host if request.client else None)

@@ -1,0 +1,62 @@
+"""The page: its frame, its tabs, and the lists of models that several tabs show.
+
+To add a tab, write a class like the others in this folder and build it in Page.build().
+"""
+
+import gradio as gr
+
+from minigpt.arena.ui.arena import ArenaTab
+from minigpt.arena.ui.chat import ChatTab
+from minigpt.arena.ui.endpoints import EndpointsTab
+from minigpt.arena.ui.history import HistoryTab
+from minigpt.arena.ui.leaderboard import LeaderboardTab
+
+
+class Page:
+    """context: PageContext. monitor: HealthMonitor. admin: AdminPassword. allowed: the networks in
+    which servers that the admin adds may be (minigpt.arena.safe_http.Allowed)."""
+
+    def __init__(self, context, monitor, admin, allowed):
+        self.context, self.monitor = context, monitor
+        self.admin, self.allowed = admin, allowed
+
+    def build(self):
+        """The page as gr.Blocks."""
+        context = self.context
+        with gr.Blocks(title="MiniGPT Arena", analytics_enabled=False, fill_width=True) as blocks:
+            with gr.Tabs():
+                chat, arena = ChatTab(context), ArenaTab(context)
+                LeaderboardTab(context)
+                HistoryTab(context)
+                models = ModelLists(context.arena.endpoints, chat.model, arena.models)
+                EndpointsTab(context, self.monitor, self.admin, self.allowed, models)
+            # On every visit to a tab, because another page may have added or removed endpoints.
+            for event in (blocks.load, chat.tab.select, arena.tab.select):
+                inputs, outputs = models.components, list(models.components)
+                event(models.model_lists, inputs, outputs, show_progress="hidden")
+            blocks.unload(context.leave)
+        return blocks
+
+
+class ModelLists:
+    """The models to choose from: a dropdown for the chat, a checkbox group for open battles."""
+
+    def __init__(self, endpoints, dropdown, checkboxes):
+        self._endpoints, self._dropdown, self._checkboxes = endpoints, dropdown, checkboxes
+        self.components = {dropdown, checkboxes}
+
+    def model_lists(self, values):
+        """The event that updates the lists."""
+        return self.updates(values)
+
+    def updates(self, values):
+        """Updates with the present endpoints; what is chosen stays chosen."""
+        names = self._endpoints.names()
+        chosen, several = values[self._dropdown], values[self._checkboxes] or []
+        if chosen not in names:
+            chosen = names[0] if names else None
+        several = [name for name in several if name in names]
+        return {
+            self._dropdown: gr.update(choices=names, value=chosen),
+            self._checkboxes: gr.update(choices=names, value=several),
+        }
