@@ -12,7 +12,8 @@ from typing import Literal
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
-from minigpt.plotting.plots import loss_figure, output_paths, show_loss, show_place, write_figure
+from minigpt.plotting.loss import best_position, format_loss, loss_figure
+from minigpt.plotting.output import output_paths, write_figure
 from minigpt.training.log import read_runlogs, run_names
 
 
@@ -41,7 +42,7 @@ def main():
         line = f"{name}: {log.end():,.0f} steps, {log.end('tokens'):,.0f} tokens"
         if log.best is not None:
             best = log.val["val_loss"][log.best]
-            line += f", best val loss {show_loss(best)} at {show_place(log, settings.x)}"
+            line += f", best val loss {format_loss(best)} at {best_position(log, settings.x)}"
         print(line)
     for note in notes:
         print(note)

@@ -29,6 +29,9 @@ import sys
 import time
 import zlib
 
+import numpy as np
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from bench.steps import GPT2
@@ -37,7 +40,9 @@ from minigpt.common.errors import ROOT, UserError, run
 from minigpt.common.report import table, write_json
 from minigpt.common.scripts import call, show
 from minigpt.models import checkpoint
-from minigpt.plotting.plots import race_figure, write_figure
+from minigpt.plotting.fonts import drawable
+from minigpt.plotting.output import write_figure
+from minigpt.plotting.style import PALETTE, WIDTH, new_figure, styled
 from minigpt.training.log import read_runlog
 
 GPT2_SHAPE = [f"--{name}={str(value).lower()}" for name, value in GPT2.items()]
@@ -234,6 +239,33 @@ def report(curves):
         *(f"reaches {name} (of its time)" for name in means),
     ]
     print(table(header, rows))
+
+
+def race_figure(curves):
+    """A Figure: bits per character over minutes of training, a color for each recipe.
+
+    curves: name → [[(minutes, bits), …] of each seed]. A recipe's name is at the mean of where its
+    seeds end. Returns (figure, notes) as loss_figure() does.
+    """
+    labels, families, notes = drawable(list(curves))
+    with styled(families):
+        figure = new_figure((WIDTH, 4.2))
+        axes = figure.subplots()
+        for label, seeds, color in zip(labels, curves.values(), PALETTE, strict=False):
+            for points in seeds:
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color=color)
+            minutes, bits = np.mean([points[-1] for points in seeds], axis=0)
+            text = f" {label} {bits:.2f}"
+            axes.annotate(text, (minutes, bits), color=color, va="center", fontsize=9)
+        axes.set_xscale("log")
+        ticks = [first * 10.0**n for n in range(-3, 5) for first in (1, 2, 5)]
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.12)
+        axes.set_xlabel("minutes of training")
+        axes.set_ylabel("held-out bits per character")
+    return figure, notes
 
 
 if __name__ == "__main__":

@@ -26,10 +26,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from config.configurator import configure
 from findings import fine_tuning, generation, pretraining
 from findings.experiments import MOST_SEEDS, Lab, judge, places, verdict
+from findings.figure import finding_figure
 from findings.runs import SCALES
 from minigpt.common.errors import ROOT, UserError, run
 from minigpt.common.report import duration, table, write_json
-from minigpt.plotting.plots import finding_figure, write_figure
+from minigpt.plotting.output import write_figure
 from minigpt.training.log import read_runlog
 
 FINDINGS = [*pretraining.FINDINGS, *fine_tuning.FINDINGS, *generation.FINDINGS]

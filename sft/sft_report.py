@@ -15,7 +15,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
-from minigpt.plotting.plots import census_figure, output_paths, write_figure
+from minigpt.plotting.output import output_paths, write_figure
+from minigpt.plotting.pairs import pairs_figure
 from minigpt.synthesis.dedup import Doubles
 from minigpt.synthesis.statistics import describe, take_census
 
@@ -44,7 +45,10 @@ def main():
     if not census.pairs:
         raise UserError(f"{path}: no pairs in it yet")
     print(describe(census))
-    figure, notes = census_figure(census)
+    rules = census.tally.first.most_common() if census.tally else []
+    figure, notes = pairs_figure(
+        path.name, census.questions, census.answers, census.per_entry, rules
+    )
     write_figure(figure, pictures)
     for note in notes:
         print(note)

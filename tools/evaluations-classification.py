@@ -37,7 +37,8 @@ from minigpt.evaluation.classification import (
 )
 from minigpt.evaluation.examples import draw
 from minigpt.inference import quantization
-from minigpt.plotting.plots import confusion_figure, write_figure
+from minigpt.plotting.confusion import confusion_figure
+from minigpt.plotting.output import write_figure
 
 
 class Settings:

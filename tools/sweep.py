@@ -37,7 +37,8 @@ from data_utils import read_meta
 from minigpt.common.errors import ROOT, UserError, run
 from minigpt.common.report import table, write_json
 from minigpt.models import checkpoint
-from minigpt.plotting.plots import sweep_figure, write_figure
+from minigpt.plotting.output import write_figure
+from minigpt.plotting.sweep import sweep_figure
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from minigpt.training.log import STOPPED, read_runlog
 from tools.study import Study, TrialFailed, TrialStopped, as_word, read_plan, trial_name

@@ -282,7 +282,7 @@ def as_csv(figures):
 
 
 class Picture(NamedTuple):
-    """What minigpt.plotting.plots.grid_figure() draws."""
+    """What minigpt.plotting.grid.grid_figure() draws."""
 
     title: str
     axes: dict

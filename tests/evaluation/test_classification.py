@@ -34,7 +34,7 @@ from minigpt.evaluation.classification import (
     without_doubles,
     write_task,
 )
-from minigpt.plotting.plots import confusion_figure
+from minigpt.plotting.confusion import confusion_figure
 
 TASK = Task(("art", "sport"), "Kind:", 20)
 

@@ -19,17 +19,12 @@ from matplotlib import font_manager
 from matplotlib.image import imread
 
 from minigpt.common.errors import UserError
-from minigpt.plotting import plots
-from minigpt.plotting.plots import (
-    NAME_LENGTH,
-    choose_scales,
-    drawable,
-    loss_figure,
-    output_paths,
-    race_figure,
-    smoothed,
-    write_figure,
-)
+from minigpt.plotting import fonts
+from minigpt.plotting.axes import choose_scales
+from minigpt.plotting.fonts import NAME_LENGTH, drawable
+from minigpt.plotting.loss import loss_figure, smoothed
+from minigpt.plotting.output import output_paths, write_figure
+from minigpt.plotting.style import PALETTE
 from minigpt.training.log import read_runlog, read_runlogs, run_names
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -436,7 +431,7 @@ def test_a_font_that_lacks_one_character_is_not_taken(only_own_fonts, chinese_fo
 
 
 def test_plain_names_ask_for_no_other_font(monkeypatch):
-    monkeypatch.setattr(plots, "find_font", None)
+    monkeypatch.setattr(fonts, "find_font", None)
     assert drawable(["pretrain", "été"]) == (["pretrain", "été"], ["DejaVu Sans"], [])
 
 
@@ -449,7 +444,7 @@ def test_png_and_svg_are_written_and_hold_a_picture(tmp_path, pretrain, sft):
     write_figure(figure, output_paths(f"{png}, {svg}"), dpi=100)
     pixels = imread(png)[..., :3]  # (height, width, 3)
     assert pixels.shape[1] == 900 and (pixels[0, 0] == 1).all()
-    for colour in plots.PALETTE[:2]:
+    for colour in PALETTE[:2]:
         wanted = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         assert (np.abs(pixels - wanted) < 0.01).all(axis=2).sum() > 100
     text = svg.read_text(encoding="utf-8")
@@ -527,17 +522,3 @@ def test_the_commands_mistakes(tmp_path, pretrain):
         done = visualize(tmp_path, *words)
         assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.glob("loss*"))
-
-
-def test_a_race_of_recipes(tmp_path):
-    curves = {"default": [[(1, 9.0), (10, 6.5)], [(1, 9.2), (10, 6.4)]], "classic": [[(9, 10.1)]]}
-    figure, notes = race_figure(curves)
-    (axes,) = figure.axes
-    lines = {line.get_gid(): line for line in axes.lines}
-    assert set(lines) == {"race:default:0", "race:default:1", "race:classic:0"}
-    assert lines["race:default:1"].get_xydata().tolist() == [[1, 9.2], [10, 6.4]]
-    colours = [lines[name].get_color() for name in sorted(lines)]
-    assert colours[1] == colours[2] != colours[0]
-    assert [text.get_text().strip() for text in axes.texts] == ["default 6.45", "classic 10.10"]
-    write_figure(figure, [tmp_path / "race.png"])
-    assert notes == [] and (tmp_path / "race.png").stat().st_size > 10_000

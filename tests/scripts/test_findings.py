@@ -39,9 +39,9 @@ from findings.experiments import (
     places,
     verdict,
 )
+from findings.figure import finding_figure
 from findings.runs import BASE, CPU, GPU, SCALES, SFT, TEST, WIKI
 from minigpt.common.errors import UserError
-from minigpt.plotting.plots import finding_figure
 
 FINDINGS = [*pretraining.FINDINGS, *fine_tuning.FINDINGS, *generation.FINDINGS]
 BY_NAME = {finding.name: finding for finding in FINDINGS}

@@ -23,7 +23,8 @@ from tiny_run import pack, run_here, write_jsonl
 from config.configurator import configure
 from minigpt.common.errors import UserError
 from minigpt.models import checkpoint
-from minigpt.plotting.plots import IN_COLOUR, OTHERS, PALETTE, sweep_figure
+from minigpt.plotting.style import PALETTE
+from minigpt.plotting.sweep import MOST_COLORED, OTHER_COLOR, sweep_figure
 
 optuna = pytest.importorskip("optuna", reason="a sweep needs it: pip install optuna")
 
@@ -450,7 +451,7 @@ def test_the_picture_shows_every_trial_and_names_the_best():
     assert set(lines) == {f"trial:{rank}:{i}" for rank in range(9) for i in (0, 1)}
     assert lines["trial:3:0"].get_xydata().tolist() == curve
     for rank in range(9):
-        colour = PALETTE[rank] if rank < IN_COLOUR else OTHERS
+        colour = PALETTE[rank] if rank < MOST_COLORED else OTHER_COLOR
         assert lines[f"trial:{rank}:1"].get_color() == colour
     (legend,) = figure.legends
     assert legend.get_title().get_text() == "learning_rate, n_layer:\nbits/char"
