@@ -13,7 +13,6 @@ the command that made it: a thing that another command made is never taken for t
 processes may share a Lab's folder: each thing is made by one of them, while the others wait for it.
 """
 
-import contextlib
 import hashlib
 import json
 import math
@@ -25,9 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock, Timeout
-
 from minigpt.common.errors import ROOT, UserError
+from minigpt.common.locks import locked
 from minigpt.common.report import write_json, write_jsonl
 from minigpt.data.readers import read_entries
 from minigpt.evaluation.examples import draw, read_pairs
@@ -90,7 +88,7 @@ class Source:
         if limit is None:
             return paths
         path = lab.folder / "sources" / f"{self.name}.jsonl"
-        with lab.alone(path):
+        with lab.locked(path):
             note, drawn = _read(_note(path)), dict(paths=paths, limit=limit)
             if note and note != drawn:
                 raise lab.of_another_time(path)
@@ -160,6 +158,12 @@ class BlocksAStep:
         return lab.scale.counts["tokens_a_step"] // self.size
 
 
+# Scripts that were at the top level before; notes of that time name them without the folder.
+MOVED = (
+    "evaluations-classification.py",
+    "evaluations-endings.py",
+    "evaluations-repetition.py",
+)
 # What a stage trains on is made by this script.
 SCRIPTS = {
     "pretrain": "data/prepare.py",
@@ -243,7 +247,7 @@ class Resized:
     def make(self, lab, seed):
         folder = lab.folder / "runs" / self.name / f"seed={seed}"
         base = self.run.make(lab, seed)
-        with lab.alone(folder):
+        with lab.locked(folder):
             if not checkpoint.exists(folder):
                 trained = checkpoint.load(base)
                 trained.model.config.block_size = self.block_size.make(lab)
@@ -304,22 +308,13 @@ class Lab:
         self.folder, self.scale, self.places, self.say = Path(_shown(folder)), scale, found, say
         self._made = set()
 
-    @contextlib.contextmanager
-    def alone(self, made):
-        """While it lasts no other process makes `made`; where one does, it is waited for. The
-        system lets go of the lock of a process that was killed."""
-        path = _note(made).with_suffix(".lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            self.say(f"{made}: another process is at it; waiting")
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+    def locked(self, path):
+        """A context in which no other process makes `path`. It waits while one does."""
+
+        def report(holder):
+            self.say(f"{path}: {holder} is making it; waiting")
+
+        return locked(_note(path).with_suffix(".lock"), path, wait=math.inf, on_wait=report)
 
     def once(self, made, *words, resume=None, afresh=None):
         """Run a script, unless the note beside `made`, the file or folder that it writes, says that
@@ -328,10 +323,10 @@ class Lab:
 
         UserError where the script fails, and where the note is of another command.
         """
-        with self.alone(made):
+        with self.locked(made):
             path, words = _note(made), list(words)
             note = _read(path)
-            if note and note["words"] != words:
+            if note and _current_path(note["words"]) != words:
                 raise self.of_another_time(made)
             if note and note["finished"]:
                 return
@@ -385,6 +380,11 @@ class Lab:
 
 def _note(made):
     return made.with_name(f"{made.name}.made.json")
+
+
+def _current_path(words):
+    """The words of a note, with the path that the script has today."""
+    return [f"tools/{words[0]}" if words[0] in MOVED else words[0], *words[1:]]
 
 
 def _read(path):

@@ -144,7 +144,7 @@ def _texts(lab, arm, seed):
     of held-out texts, or held-out questions."""
     texts, name = _held_out(lab, arm)
     starts = lab.folder / "sources" / f"starts_{name}.txt"
-    with lab.alone(starts):
+    with lab.locked(starts):
         if not starts.exists():
             rows = _rows(texts)[: lab.scale.counts["starts"]]
             lines = [row.get("question") or first_sentence(row["text"])[0] for row in rows]

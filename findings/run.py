@@ -81,7 +81,7 @@ def main():
             problems.append(f"{finding.name}: {problem}")
             print(problems[-1], flush=True)
             continue
-        with lab.alone(folder.parent / "report"):  # others at work in this folder write it too
+        with lab.locked(folder.parent / "report"):  # others at work in this folder write it too
             results = read_results(report)
             results.setdefault(settings.scale, {})[finding.name] = result
             report.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Names of runs and classes in a picture: shortened, and in a font that has their characters.
 
-    names, families, notes = drawable(["out/pretrain", "微调"])
+names, families, notes = drawable(["out/pretrain", "微调"])
 """
 
 import contextlib

@@ -56,7 +56,7 @@ def test_one_process_at_a_time_and_a_kill_frees_it(tmp_path):
             pass
         said = str(caught.value)
         assert said.startswith("out/run: ") and f"process {other.pid}" in said
-        assert said.endswith("wait for its end, or give another --out_dir") and "\n" not in said
+        assert said.endswith("wait until it ends, or give another --out_dir") and "\n" not in said
     finally:
         other.kill()
         other.communicate()
@@ -133,7 +133,7 @@ def test_two_preparations_into_one_folder(tmp_path, run_script, texts, byte_toke
     os.kill(first.pid, signal.SIGCONT)
     assert second.returncode == 2 and second.stderr.count("\n") == 1, second.stderr
     assert f"{data}: prepare.py (process {first.pid} on" in second.stderr
-    assert "is writing it; wait for its end, or give another --dataset" in second.stderr
+    assert "is writing it; wait until it ends, or give another --dataset" in second.stderr
     assert first.wait(60) == 0, first.stderr.read()
     assert Blocks(data, "train").block_size == Blocks(data, "val").block_size == 64
     assert not list(tmp_path.glob(".data*"))
@@ -210,7 +210,7 @@ def saver(folder, name):
     return python(f"""
 import torch
 from tiny_run import save_run
-from minigpt import checkpoint
+from minigpt.models import checkpoint
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 tokenizer = load_tokenizer({name!r})

@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -352,29 +351,52 @@ def test_what_a_script_would_not_write_over_is_removed_before_it_runs(tmp_path, 
     assert other.read_text() == "made"
 
 
-def test_one_process_makes_it_and_the_others_wait(tmp_path):
-    """Two at once: the script runs once, and the second has waited for its end."""
-    at_work, may_end, ran, told = threading.Event(), threading.Event(), [], []
+WAITING = """
+import pathlib, sys, time
+sys.path.insert(0, {root!r})
+from findings.experiments import Lab
+from findings.runs import TEST
 
-    class Slow(Lab):
-        def call(self, log, *words):
-            ran.append(words)
-            at_work.set()
-            assert may_end.wait(30)
+folder = pathlib.Path({folder!r})
+
+class Slow(Lab):
+    def call(self, log, *words):
+        print("at work", flush=True)
+        while not (folder / "may_end").exists():
+            time.sleep(0.01)
+
+Slow(folder, TEST, {{}}).once(folder / "made", "s.py", "--a=1")
+"""
+
+
+def test_one_process_makes_it_and_the_others_wait(tmp_path):
+    """Two at once: the script runs once, and the second process waits until it ends."""
+    messages = []
 
     def say(line):
-        told.append(line)
-        may_end.set()
+        messages.append(line)
+        (tmp_path / "may_end").touch()
 
-    first = threading.Thread(
-        target=lambda: Slow(tmp_path, TEST, {}).once(tmp_path / "made", "s.py", "--a=1")
-    )
-    first.start()
-    assert at_work.wait(30)
-    Slow(tmp_path, TEST, {}, say=say).once(tmp_path / "made", "s.py", "--a=1")
-    first.join()
-    assert ran == [("s.py", "--a=1")]
-    assert len(told) == 1 and "made: another process is at it; waiting" in told[0]
+    code = WAITING.format(root=str(ROOT), folder=str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "at work\n"
+        Lab(tmp_path, TEST, {}, say=say).once(tmp_path / "made", "s.py", "--a=1")
+        assert first.wait(60) == 0
+    assert len(messages) == 1 and f"(process {first.pid} on" in messages[0]
+    assert messages[0].endswith("is making it; waiting")
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_a_note_with_the_place_that_a_script_had_before(tmp_path):
+    """Scores of an out folder from before tools/ existed are used, not refused."""
+    lab, made = Lab(tmp_path, TEST, {}), tmp_path / "made"
+    for script in ("evaluations-repetition.py", "evaluations-perplexity.py"):
+        note = dict(words=[script, "--seeds=1"], finished=True)
+        (tmp_path / "made.made.json").write_text(json.dumps(note))
+        moved = script == "evaluations-repetition.py"
+        lab.once(made, f"tools/{script}" if moved else script, "--seeds=1")  # would fail if run
+        with pytest.raises(UserError, match="was made otherwise"):
+            lab.once(made, "tools/evaluations-endings.py", "--seeds=1")
 
 
 ENDED = """
