@@ -365,9 +365,11 @@ class Lab:
                 child.wait()
                 raise
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        last = lines[-1] if lines else "it said nothing"
+        last = lines[-1] if lines else "no output"
         if code:
-            raise UserError(f"{words[0]} ended with exit code {code}: {last} (all of it: {log})")
+            raise UserError(
+                f"{words[0]} ended with exit code {code}: {last} (the whole output: {log})"
+            )
         if last.startswith(STOPPED):  # by a signal of its own
             raise KeyboardInterrupt
 

@@ -4,8 +4,6 @@ python -m pytest tests/plotting/test_visualize.py
 """
 
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import font_manager
 from matplotlib.image import imread
+from tiny_run import run_here
 
 from minigpt.common.errors import UserError
 from minigpt.plotting import fonts
@@ -26,8 +25,6 @@ from minigpt.plotting.loss import loss_figure, smoothed
 from minigpt.plotting.output import output_paths, write_figure
 from minigpt.plotting.style import PALETTE
 from minigpt.training.log import read_runlog, read_runlogs, run_names
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def progress(step, loss, lr=1e-3):
@@ -490,35 +487,29 @@ def test_output_mistakes_are_reported_together(tmp_path):
 # -- the script ------------------------------------------------------------------------------------
 
 
-def visualize(cwd, *words):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "visualize.py"), *words],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
-
-
-def test_the_command(tmp_path, pretrain, sft):
-    done = visualize(
-        tmp_path, "--runs=out/pretrain,out/sft,out/sft/", "--output=loss.png,loss.svg", "--x=tokens"
-    )
-    assert done.returncode == 0, done.stderr
+def test_the_command(tmp_path, pretrain, sft, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--runs=out/pretrain,out/sft,out/sft/", "--output=loss.png,loss.svg", "--x=tokens"]
+    code, out, err = run_here("visualize.py", *words)
+    assert (code, err) == (0, "")
     assert (tmp_path / "loss.png").stat().st_size > 20_000 and (tmp_path / "loss.svg").exists()
-    told = done.stdout.splitlines()
-    assert "pretrain: 40 steps, 4,000 tokens, best val loss 4.750 at 2,000 tokens" in told
-    assert len([line for line in told if line.startswith("sft: ")]) == 1  # named twice, drawn once
-    assert told[-1] == "wrote loss.png, loss.svg" and done.stderr == ""
+    lines = out.splitlines()
+    assert "pretrain: 40 steps, 4,000 tokens, best val loss 4.750 at 2,000 tokens" in lines
+    assert len([line for line in lines if line.startswith("sft: ")]) == 1  # named twice, drawn once
+    assert lines[-1] == "wrote loss.png, loss.svg"
 
 
-def test_the_commands_mistakes(tmp_path, pretrain):
-    for words, told in [
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
         (["--runs=out/none"], "python train.py config/train_config.py --out_dir=out"),
         (["--runs=,"], "--runs: names no run"),
         (["--smooth=1"], "--smooth=1: expected 0 (none) up to but not 1"),
         (["--output=loss.gif"], "loss.gif: expected a name that ends in .png or .svg"),
-    ]:
-        done = visualize(tmp_path, *words)
-        assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
+    ],
+)
+def test_mistakes_in_the_command(tmp_path, pretrain, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run_here("visualize.py", *words)
+    assert code == 2 and message in err and "Traceback" not in err
     assert not list(tmp_path.glob("loss*"))

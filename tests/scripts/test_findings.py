@@ -332,7 +332,7 @@ def test_what_is_finished_is_not_made_again(tmp_path, script):
 def test_what_failed_is_told_and_what_was_ended_early_goes_on(tmp_path, script):
     lab = Lab(tmp_path, TEST, {}, say=lambda line: None)
     words = [script(3), "--out_dir=x"]
-    with pytest.raises(UserError, match=r"exit code 3: it said nothing"):
+    with pytest.raises(UserError, match=r"exit code 3: no output"):
         lab.once(tmp_path / "made", *words, resume=[words[0], "again"])  # nothing to resume yet
     script(0)
     for _ in range(2):  # the second time it is finished
