@@ -167,7 +167,7 @@ def test_some_texts_are_drawn_once_and_never_taken_for_others(tmp_path):
     drawn = Path(source.make(labs[0])).read_text(encoding="utf-8")
     assert drawn.count("\n") == TEST.counts["few_entries"]
     assert Path(source.make(labs[0])).read_text(encoding="utf-8") == drawn
-    with pytest.raises(UserError, match=r"wiki\+few_entries\.jsonl: was made otherwise"):
+    with pytest.raises(UserError, match=r"wiki\+few_entries\.jsonl: was made by another command"):
         source.make(labs[1])
 
 
@@ -182,7 +182,7 @@ class Recorder(Lab):
         super().__init__(folder, scale, stand_ins | places())
         self.commands = {}
 
-    def once(self, made, *words, resume=None, afresh=None):
+    def once(self, made, *words, resume=None, remove=None):
         self.commands[Path(made).as_posix()] = words
 
 
@@ -325,7 +325,7 @@ def test_what_is_finished_is_not_made_again(tmp_path, script):
         lab.once(tmp_path / "made", script(0), "--a=1")
     assert (tmp_path / "ran.txt").read_text().split() == ["--a=1"]
     assert told == [f"$ python {tmp_path / 'script.py'} --a=1"]
-    with pytest.raises(UserError, match="was made otherwise"):
+    with pytest.raises(UserError, match="was made by another command"):
         lab.once(tmp_path / "made", script(0), "--a=2")
 
 
@@ -344,10 +344,10 @@ def test_what_failed_is_told_and_what_was_ended_early_goes_on(tmp_path, script):
 def test_what_a_script_would_not_write_over_is_removed_before_it_runs(tmp_path, script):
     lab, other = Lab(tmp_path, TEST, {}, say=lambda line: None), tmp_path / "pairs.jsonl"
     other.write_text("of a run that was killed")
-    lab.once(tmp_path / "made", script(0), afresh=other)
+    lab.once(tmp_path / "made", script(0), remove=other)
     assert not other.exists()
     other.write_text("made")
-    lab.once(tmp_path / "made", script(0), afresh=other)
+    lab.once(tmp_path / "made", script(0), remove=other)
     assert other.read_text() == "made"
 
 
@@ -395,7 +395,7 @@ def test_a_note_with_the_place_that_a_script_had_before(tmp_path):
         (tmp_path / "made.made.json").write_text(json.dumps(note))
         moved = script == "evaluations-repetition.py"
         lab.once(made, f"tools/{script}" if moved else script, "--seeds=1")  # would fail if run
-        with pytest.raises(UserError, match="was made otherwise"):
+        with pytest.raises(UserError, match="was made by another command"):
             lab.once(made, "tools/evaluations-endings.py", "--seeds=1")
 
 
