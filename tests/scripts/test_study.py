@@ -64,10 +64,10 @@ def test_a_range_is_two_numbers_of_the_knobs_type():
         (["n_layer=2", "2.5"], [], 0, "--grid: n_layer=2.5: expected int"),
         (["1e-3"], [], 0, "--grid=1e-3: expected name=value,value"),
         (["n_layer=2", "n_layer=4"], [], 0, "--grid: n_layer: named twice"),
-        (["learning_rate=1e-3", "0.001"], [], 0, "--grid: learning_rate: 0.001 stands there twice"),
+        (["learning_rate=1e-3", "0.001"], [], 0, "--grid: learning_rate: 0.001 is there twice"),
         (["out_dir=a"], [], 0, "--grid: out_dir: each has its own"),
         (["tokenizer=a/x.tiktoken", "b/x.tiktoken"], [], 0, "share the folder tokenizer=x"),
-        (["n_layer=2"], ["n_layer=2", "4"], 3, "n_layer: stands behind --grid and --range"),
+        (["n_layer=2"], ["n_layer=2", "4"], 3, "n_layer: is in --grid and --range"),
         ([], ["n_layer=2"], 3, "--range: n_layer=2: expected two numbers"),
         ([], ["n_layer=2", "3", "4"], 3, "--range: n_layer=2,3,4: expected two numbers"),
         ([], ["n_layer=4", "2"], 3, "--range: n_layer=4,2: expected two numbers, the lower"),
@@ -253,7 +253,7 @@ def test_a_study_is_of_one_sweep(url):
     with pytest.raises(UserError) as caught:
         Study(url, "s", GRID).compare(dict(grid={"n_layer": [1]}, n_head=2, seed=3))
     first, *lines = str(caught.value).splitlines()
-    assert "study s was begun with other settings" in first and "--study=NAME" in first
+    assert "study s began with other settings" in first and "--study=NAME" in first
     assert lines[1:] == ["  seed: 1 then, 3 now"] and "{'n_layer': [1]} now" in lines[0]
 
 
@@ -286,7 +286,7 @@ def test_a_database_that_goes_away(url, tmp_path):
         (tmp_path / "study.db").write_bytes(b"no database" * 1000)
         return 1.0, {}
 
-    with pytest.raises(UserError, match=r"--storage=sqlite:.*what is finished is kept"):
+    with pytest.raises(UserError, match=r"--storage=sqlite:.*finished trials are kept"):
         Study(url, "s", GRID).work(train)
 
 

@@ -134,7 +134,7 @@ def test_the_table_has_the_best_first_by_bits_per_character(finished):
 def test_the_best_is_proposed_for_longer(finished, recipe):
     """The command is one that train.py takes."""
     _, told = finished
-    line = next(line for line in told.splitlines() if line.startswith("the best for 10 times"))
+    line = next(line for line in told.splitlines() if line.startswith("train the best 10 times"))
     words = line.split(": python train.py ")[1].split()
     assert words[0] == str(recipe)
     settings = configure(shared="all", argv=words, quiet=True)
@@ -182,23 +182,23 @@ def test_what_is_free_to_change(finished, monkeypatch, recipe, module):
     [
         (["--grid", "learning_rat=1"], "unknown key learning_rat; did you mean learning_rate?"),
         (["--grid", "n_layer=x"], "n_layer=x: expected int"),
-        (["--grid", "trials=2,3"], "trials: is a knob of the sweep itself"),
+        (["--grid", "trials=2,3"], "trials: is a setting of the sweep itself"),
         (["--grid", "out_dir=a,b"], "every trial has a folder of its own"),
         ([*RATES, "--n_layr=2"], "unknown key n_layr"),
         ([*RATES, "--overwrite=true", "--seeds=0"], "--seeds: seeds=0: expected at least 1"),
-        ([*RATES, "--overwrite=true"], "a sweep throws no run away"),
+        ([*RATES, "--overwrite=true"], "a sweep deletes no run"),
         ([*RATES, "--init_from=resume"], "the same command resumes a sweep"),
         ([*RATES, "--study=a/b"], "--study=a/b: expected a name without folders"),
         (["--grid", "seed=1,2", "--seeds=2"], "--seeds and a sweep over seed"),
         (["--grid", "block_size=32,64", "--metric=val_loss"], "take bits_per_char"),
-        (["--range", "block_size=32,64", "--trials=2"], "name some by --grid"),
+        (["--range", "block_size=32,64", "--trials=2"], "list some with --grid"),
         (
             [str(ROOT / "config/dpo.py"), *RATES],
-            "preferences hold no text to judge by; take val_loss",
+            "preferences have no held-out text; take val_loss",
         ),
         (
             [str(ROOT / "config/dpo.py"), "--grid", "dpo_beta=0.1,1.0", "--metric=val_loss"],
-            "dpo_beta: changes what the val loss of stage=dpo means",
+            "dpo_beta: changes the val loss of stage=dpo itself",
         ),
         (["--grid", "block_size=32,64"], "block_size=64: "),
         (["--grid", "layout=pad,concat"], "layout=pad: "),
@@ -252,7 +252,7 @@ def test_stopped_then_killed_then_finished(tmp_path, recipe, sweep):
         return process.communicate(timeout=120)[0], process.returncode
 
     told, code = begin_and_end_it(20, signal.SIGINT)
-    assert code == 0 and "stopped; the same command goes on" in told
+    assert code == 0 and "stopped; the same command continues" in told
     assert "waiting: 2 of 2" in told and "no trial has finished yet" in told
     saved = checkpoint.load_state(first)["step"]
     assert 20 <= saved < 200  # train.py ended in its own time
@@ -412,7 +412,7 @@ def test_a_trial_of_several_seeds(tmp_path, module, capsys, metric, times):
     ("code", "last", "error", "told"),
     [
         (2, "the GPU is out of memory", "TrialFailed", "the GPU is out of memory"),
-        (-9, "step 3", "TrialFailed", "killed by signal 9; where memory runs out"),
+        (-9, "step 3", "TrialFailed", "killed by signal 9; the system does that when memory"),
         (0, "stopped; go on with: python train.py", "TrialStopped", ""),
     ],
 )
