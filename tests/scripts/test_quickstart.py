@@ -40,7 +40,7 @@ def test_an_unknown_argument_is_one_line_and_exit_code_2(run_script, word, hint)
 
 
 def test_two_modes_at_once_are_refused():
-    with pytest.raises(quickstart.Trouble, match="--setup --test") as caught:
+    with pytest.raises(quickstart.SetupError, match="--setup --test") as caught:
         quickstart.read_arguments(["--setup", "--test"])
     assert caught.value.code == 2
 
@@ -55,7 +55,7 @@ def test_help_is_the_docstring(run_script):
 def test_a_python_without_wheels_gets_one_line(monkeypatch, version):
     monkeypatch.setattr(quickstart, "setup", pytest.fail)  # nothing is installed for it
     monkeypatch.setattr(sys, "version_info", version)
-    with pytest.raises(quickstart.Trouble) as caught:
+    with pytest.raises(quickstart.SetupError) as caught:
         quickstart.main(["--setup"])
     message = str(caught.value)
     assert ".".join(map(str, version)) in message and "3.10 to 3.14" in message
@@ -218,7 +218,7 @@ def test_a_failed_installation_promises_nothing(machine):
     path = quickstart.ROOT / RUNTIME
     path.write_text("torch==9\n", encoding="utf-8")
     machine.pip_codes = {str(path): 1}
-    with pytest.raises(quickstart.Trouble):
+    with pytest.raises(quickstart.SetupError):
         quickstart.setup([RUNTIME])
     assert not quickstart.stamp(RUNTIME).exists()
 
@@ -240,7 +240,7 @@ def test_half_installed_packages_lead_to_a_new_venv(machine):
 
 def test_packages_that_never_start_are_reported(machine):
     machine.import_problems = ["OSError: DLL load failed"] * 2
-    with pytest.raises(quickstart.Trouble, match="DLL load failed"):
+    with pytest.raises(quickstart.SetupError, match="DLL load failed"):
         quickstart.setup([RUNTIME])
     assert not quickstart.is_stamped(RUNTIME)
 
@@ -248,7 +248,7 @@ def test_packages_that_never_start_are_reported(machine):
 def test_a_missing_ensurepip_names_the_package(monkeypatch):
     monkeypatch.setattr(quickstart.importlib.util, "find_spec", lambda name: None)
     version = "{}.{}".format(*sys.version_info)
-    with pytest.raises(quickstart.Trouble, match=rf"sudo apt install python{version}-venv"):
+    with pytest.raises(quickstart.SetupError, match=rf"sudo apt install python{version}-venv"):
         quickstart.make_venv()
 
 
@@ -297,7 +297,7 @@ def test_a_command_is_shown_as_any_shell_reads_it():
 
 def test_a_failing_step_ends_with_its_command_and_code(monkeypatch, capfd):
     monkeypatch.setattr(quickstart, "PYTHON", sys.executable)
-    with pytest.raises(quickstart.Trouble) as caught:
+    with pytest.raises(quickstart.SetupError) as caught:
         quickstart.step(["-c", "exit(7)"])
     assert caught.value.code == 7 and 'python -c "exit(7)"' in str(caught.value)
     assert capfd.readouterr().out.startswith("$ python -c ")
