@@ -9,6 +9,7 @@ own ones in a class. All mistakes are reported together, one line each, with exi
 
 import ast
 import difflib
+import functools
 import importlib
 import inspect
 import io
@@ -177,6 +178,7 @@ def configure(own=None, shared="", doc="", argv=None, quiet=False):
 # -- reading knobs ---------------------------------------------------------------------------------
 
 
+@functools.cache
 def _knobs_of(source):
     """The annotated assignments of a module or class, in order, with comments and sections."""
     text = textwrap.dedent(inspect.getsource(source))

@@ -182,7 +182,7 @@ def test_a_failing_cpu_index_leads_to_the_plain_pin(machine, capsys):
     machine.pip_codes = {"torch==1.2.3": 1}
     quickstart.setup([RUNTIME])
     assert files_installed(machine) == [RUNTIME]
-    assert "usual index" in capsys.readouterr().out
+    assert "default index" in capsys.readouterr().out
 
 
 def test_the_second_time_nothing_is_installed(machine):
@@ -223,7 +223,7 @@ def test_a_failed_installation_promises_nothing(machine):
     assert not quickstart.stamp(RUNTIME).exists()
 
 
-def test_a_broken_venv_is_made_anew(machine):
+def test_a_broken_venv_is_made_again(machine):
     quickstart.setup([RUNTIME])
     machine.pip_calls, machine.venv_works = (), False
     quickstart.setup([RUNTIME])

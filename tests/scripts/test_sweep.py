@@ -3,6 +3,7 @@
 python -m pytest tests/scripts/test_sweep.py        # skips where Optuna is not installed
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -63,32 +64,42 @@ def recipe(tmp_path_factory, byte_tokenizer, write_blocks):
     return path
 
 
+@contextlib.contextmanager
+def own_signals():
+    """Undoes what Scripts() does to signal handlers."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def run_in(folder, recipe, *words):
+    """What tools/sweep.py prints when this process runs it in `folder`."""
+    with own_signals(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        code, out, err = run_here("tools/sweep.py", recipe, *words)
+    assert (code, err) == (0, "")
+    return out
+
+
 @pytest.fixture
-def sweep(run_script, tmp_path, recipe):
+def sweep(tmp_path, recipe):
     """sweep(*words): tools/sweep.py with the recipe and these words, in the test's own folder."""
-
-    def run(*words, cwd=tmp_path):
-        return run_script("tools/sweep.py", recipe, *words, cwd=cwd)
-
-    return run
+    return lambda *words: run_in(tmp_path, recipe, *words)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, run_script, recipe):
-    """(folder, what it printed) of a sweep over two learning rates."""
+def finished(tmp_path_factory, recipe):
+    """(folder, output) of a sweep over two learning rates."""
     folder = tmp_path_factory.mktemp("sweep")
-    result = run_script("tools/sweep.py", recipe, *RATES, cwd=folder)
-    assert result.returncode == 0 and result.stderr == "", result.stderr
-    return folder, result.stdout
+    return folder, run_in(folder, recipe, *RATES)
 
 
 @pytest.fixture
 def module():
-    """tools/sweep.py as a module; what Scripts() does to signals is undone."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield importlib.import_module("tools.sweep")
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    """tools/sweep.py as a module."""
+    with own_signals():
+        yield importlib.import_module("tools.sweep")
 
 
 def commands(told):
@@ -263,9 +274,7 @@ def test_stopped_then_killed_then_finished(tmp_path, recipe, sweep):
     _, code = begin_and_end_it(25, signal.SIGKILL)
     assert code == -signal.SIGKILL
 
-    result = sweep(*words)
-    assert result.returncode == 0 and result.stderr == "", result.stderr
-    assert len(rows_of(result.stdout, "learning_rate")) == 2
+    assert len(rows_of(sweep(*words), "learning_rate")) == 2
     for run in (first, second):
         assert begun(run) == (1, 1)
         lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -289,9 +298,8 @@ def test_two_that_join_and_a_trial_that_fails(tmp_path, recipe, sweep):
         assert {row[0] for row in rows_of(out, "learning_rate")} == {"0.001", "0.01", "0.002"}
         line = next(line for line in out.splitlines() if line.startswith("failed: "))
         assert line.startswith("failed: learning_rate=1e_30: step ") and " is nan" in line
-    again = sweep(*words)
-    assert again.returncode == 0 and not commands(again.stdout)
-    (line,) = commands(sweep(*words, "--retry=true").stdout)
+    assert not commands(sweep(*words))
+    (line,) = commands(sweep(*words, "--retry=true"))
     assert "=1e+30 " in line
     assert begun(runs[-1]) == (1, 1) and "1e_30" in runs[-1].name
 
@@ -464,7 +472,7 @@ def test_the_picture_shows_every_trial_and_names_the_best():
 
 def test_a_study_over_a_range_by_the_script(tmp_path, sweep):
     words = ["--range", "learning_rate=1e-4,1e-2", "--trials=1", "--metric=val_loss", "--study=r"]
-    told = sweep(*words, "--max_iters=4").stdout
+    told = sweep(*words, "--max_iters=4")
     ((rate, *_),) = rows_of(told, "learning_rate")
     assert "study r: 1 trials of learning_rate, 0 of them done" in told
     assert [path.name for path in (tmp_path / "out/sweeps/r").glob("*=*")] == [
