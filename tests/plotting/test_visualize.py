@@ -1,4 +1,4 @@
-"""visualize.py: what is read from the logs, what the picture holds, what is said when it cannot be.
+"""visualize.py and its picture: reading logs, curves, axes, fonts, files, error messages.
 
 python -m pytest tests/plotting/test_visualize.py
 """
@@ -147,19 +147,19 @@ def test_every_unreadable_run_is_named(pretrain, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line, told",
+    "line, output",
     [
         ("not json", "log.jsonl:2: not JSON: 'not json'"),
         ('{"step": 2, "loss": 1.0}', "log.jsonl:2: tokens is null, expected a number"),
         (json.dumps(progress(2, "high")), 'log.jsonl:2: loss is "high", expected a number'),
     ],
 )
-def test_bad_line_is_named(tmp_path, line, told):
+def test_bad_line_is_named(tmp_path, line, output):
     tail = f"{line}\n{json.dumps(progress(3, 1.0))}\n"
     folder = write_log(tmp_path / "run", progress(1, 2.0), tail=tail)
     with pytest.raises(UserError, match=r"log\.jsonl:2") as error:
         read_runlog(folder)
-    assert told in str(error.value)
+    assert output in str(error.value)
 
 
 def test_lines_of_other_kinds_are_passed_over(tmp_path):
@@ -503,7 +503,7 @@ def test_the_command(tmp_path, pretrain, sft, monkeypatch):
     ("words", "message"),
     [
         (["--runs=out/none"], "python train.py config/train_config.py --out_dir=out"),
-        (["--runs=,"], "--runs: names no run"),
+        (["--runs=,"], "--runs: no run given"),
         (["--smooth=1"], "--smooth=1: expected 0 (none) up to but not 1"),
         (["--output=loss.gif"], "loss.gif: expected a name that ends in .png or .svg"),
     ],

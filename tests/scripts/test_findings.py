@@ -319,12 +319,12 @@ def script(tmp_path):
 
 
 def test_what_is_finished_is_not_made_again(tmp_path, script):
-    told, lab = [], None
+    output, lab = [], None
     for _ in range(2):  # the second Lab finds what the first one made
-        lab = Lab(tmp_path, TEST, {}, say=told.append)
+        lab = Lab(tmp_path, TEST, {}, say=output.append)
         lab.once(tmp_path / "made", script(0), "--a=1")
     assert (tmp_path / "ran.txt").read_text().split() == ["--a=1"]
-    assert told == [f"$ python {tmp_path / 'script.py'} --a=1"]
+    assert output == [f"$ python {tmp_path / 'script.py'} --a=1"]
     with pytest.raises(UserError, match="was made by another command"):
         lab.once(tmp_path / "made", script(0), "--a=2")
 
@@ -503,7 +503,7 @@ def lab(tmp_path_factory):
 
     class Here(Lab):
         def call(self, log, *words):
-            code, told, complaint = run_here(*words)
+            code, output, complaint = run_here(*words)
             assert code == 0, f"{words}: {complaint}"
 
     with pytest.MonkeyPatch.context() as patch:
@@ -551,11 +551,11 @@ def test_the_picture_shows_every_seed_and_the_means():
 
 
 def test_without_a_name_the_findings_are_listed(tmp_path):
-    code, told, _ = run_here("findings/run.py", f"--report={tmp_path}")
+    code, output, _ = run_here("findings/run.py", f"--report={tmp_path}")
     assert code == 0
     for finding in FINDINGS:
-        assert re.search(rf"\b{finding.number}\b.*\b{finding.name}\b.*not run yet", told)
-    assert "not run yet; needs --input with bbc" in told
+        assert re.search(rf"\b{finding.number}\b.*\b{finding.name}\b.*not run yet", output)
+    assert "not run yet; needs --input with bbc" in output
     assert not list(tmp_path.iterdir())
 
 
@@ -603,8 +603,8 @@ def test_a_finding_is_run_once_and_its_row_says_what_was_measured(tmp_path, run_
 
     results["test"]["in_order"]["checks"][0]["says"] = "bits/char: as it was once tested"
     (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    _, told, _ = run_here("findings/run.py", "--scale=test", f"--report={tmp_path}")
-    assert re.search(r"in_order +too small to tell, but the experiment has changed since", told)
+    _, output, _ = run_here("findings/run.py", "--scale=test", f"--report={tmp_path}")
+    assert re.search(r"in_order +too small to tell, but the experiment has changed since", output)
 
 
 def test_a_readme_without_its_marks_is_left_alone(tmp_path):

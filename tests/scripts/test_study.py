@@ -58,7 +58,7 @@ def test_a_range_is_two_numbers_of_the_knobs_type():
 
 
 @pytest.mark.parametrize(
-    ("grid", "ranges", "trials", "told"),
+    ("grid", "ranges", "trials", "message"),
     [
         (["learning_rat=1"], [], 0, "--grid: unknown key learning_rat; did you mean learning_rate"),
         (["n_layer=2", "2.5"], [], 0, "--grid: n_layer=2.5: expected int"),
@@ -77,10 +77,10 @@ def test_a_range_is_two_numbers_of_the_knobs_type():
         ([], [], 0, "nothing to try: write --grid"),
     ],
 )
-def test_plans_that_cannot_be(grid, ranges, trials, told):
+def test_plans_that_cannot_be(grid, ranges, trials, message):
     with pytest.raises(UserError) as caught:
         planned(grid, ranges, trials, barred={"out_dir": "each has its own"})
-    assert len(str(caught.value).splitlines()) == 1 and told in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1 and message in str(caught.value)
 
 
 def test_all_mistakes_are_told_at_once():
@@ -258,19 +258,19 @@ def test_a_study_is_of_one_sweep(url):
 
 
 @pytest.mark.parametrize(
-    ("where", "told"),
+    ("where", "message"),
     [
         ("nonsense", "nonsense: "),
         ("sqlite:///{tmp}/no/such/folder.db", "unable to open database file"),
         ("postgresql+psycopg2://me:secret@localhost/x", "me:***@localhost/x: the driver"),
     ],
 )
-def test_databases_that_are_not_there(tmp_path, monkeypatch, where, told):
+def test_databases_that_are_not_there(tmp_path, monkeypatch, where, message):
     monkeypatch.setitem(sys.modules, "psycopg2", None)  # not installed
     monkeypatch.setattr("tools.study.time.sleep", lambda seconds: None)
     with pytest.raises(UserError) as caught:
         Study(where.format(tmp=tmp_path.as_posix()), "s", GRID)
-    assert str(caught.value).startswith("--storage=") and told in str(caught.value)
+    assert str(caught.value).startswith("--storage=") and message in str(caught.value)
     assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
 
 

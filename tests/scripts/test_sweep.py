@@ -102,13 +102,13 @@ def module():
         yield importlib.import_module("tools.sweep")
 
 
-def commands(told):
-    return [line for line in told.splitlines() if line.startswith("$ ")]
+def commands(output):
+    return [line for line in output.splitlines() if line.startswith("$ ")]
 
 
-def rows_of(told, head):
+def rows_of(output, head):
     """The table's rows as lists of words; `head` begins its first line."""
-    lines = told.splitlines()
+    lines = output.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(head))
     return [line.split() for line in lines[start + 1 : lines.index("", start)]]
 
@@ -123,9 +123,9 @@ def begun(folder):
 
 
 def test_the_table_has_the_best_first_by_bits_per_character(finished):
-    folder, told = finished
+    folder, output = finished
     root = folder / "out" / "sweeps" / "tiny"
-    rows = rows_of(told, "learning_rate")
+    rows = rows_of(output, "learning_rate")
     assert [row[0] for row in rows] == ["0.001", "0.01"]
     for rate, bits, loss, _, tokens in rows:
         run = root / f"learning_rate={rate}"
@@ -144,26 +144,26 @@ def test_the_table_has_the_best_first_by_bits_per_character(finished):
 
 def test_the_best_is_proposed_for_longer(finished, recipe):
     """The command is one that train.py takes."""
-    _, told = finished
-    line = next(line for line in told.splitlines() if line.startswith("train the best 10 times"))
+    _, output = finished
+    line = next(line for line in output.splitlines() if line.startswith("train the best 10 times"))
     words = line.split(": python train.py ")[1].split()
     assert words[0] == str(recipe)
     settings = configure(shared="all", argv=words, quiet=True)
     assert (settings.max_iters, settings.out_dir) == (200, "out/tiny_best")
-    assert f"{settings.learning_rate:g}" == rows_of(told, "learning_rate")[0][0]
+    assert f"{settings.learning_rate:g}" == rows_of(output, "learning_rate")[0][0]
 
 
 def test_a_finished_sweep_only_tells_again(finished, monkeypatch, recipe, module):
-    folder, told = finished
+    folder, output = finished
     monkeypatch.chdir(folder)
     code, again, err = run_here("tools/sweep.py", recipe, *RATES)
-    assert (code, err) == (0, "") and not commands(again) and len(commands(told)) == 4
-    assert rows_of(again, "learning_rate") == rows_of(told, "learning_rate")
+    assert (code, err) == (0, "") and not commands(again) and len(commands(output)) == 4
+    assert rows_of(again, "learning_rate") == rows_of(output, "learning_rate")
     assert "2 of them done" in again
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "output"),
     [
         (["--n_layer=2"], "  n_layer: 1 then, 2 now"),
         (["--grid", "n_head=1,2"], "grid: [['learning_rate', [0.01, 0.001]]] then, "),
@@ -172,24 +172,24 @@ def test_a_finished_sweep_only_tells_again(finished, monkeypatch, recipe, module
         (["--n_layer=2", "--storage=sqlite:///other.db"], "holds the runs of a sweep with other"),
     ],
 )
-def test_another_sweep_of_the_same_name_is_refused(finished, monkeypatch, recipe, words, told):
+def test_another_sweep_of_the_same_name_is_refused(finished, monkeypatch, recipe, words, output):
     monkeypatch.chdir(finished[0])
     code, out, err = run_here("tools/sweep.py", recipe, *RATES, *words)
-    assert code == 2 and told in err and "--study=NAME" in err and not commands(out)
+    assert code == 2 and output in err and "--study=NAME" in err and not commands(out)
 
 
 def test_what_is_free_to_change(finished, monkeypatch, recipe, module):
     words = ["--log_interval=7", "--out_dir=elsewhere", "--study=tiny", "--heartbeat=3"]
     monkeypatch.chdir(finished[0])
-    _, told, _ = run_here("tools/sweep.py", recipe, *RATES, *words)
-    assert "2 of them done" in told and "--out_dir=elsewhere_best" in told
+    _, output, _ = run_here("tools/sweep.py", recipe, *RATES, *words)
+    assert "2 of them done" in output and "--out_dir=elsewhere_best" in output
 
 
-# -- what is told before anything runs -------------------------------------------------------------
+# -- mistakes are reported before the first trial ---------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "output"),
     [
         (["--grid", "learning_rat=1"], "unknown key learning_rat; did you mean learning_rate?"),
         (["--grid", "n_layer=x"], "n_layer=x: expected int"),
@@ -219,11 +219,11 @@ def test_what_is_free_to_change(finished, monkeypatch, recipe, module):
     ],
 )
 def test_what_is_wrong_is_told_before_the_first_trial(
-    tmp_path, monkeypatch, recipe, module, words, told
+    tmp_path, monkeypatch, recipe, module, words, output
 ):
     monkeypatch.chdir(tmp_path)
     code, out, err = run_here("tools/sweep.py", recipe, *words)
-    assert code == 2 and told in err.replace("\\", "/") and not commands(out)
+    assert code == 2 and output in err.replace("\\", "/") and not commands(out)
     assert not list(tmp_path.glob("out/sweeps/*/*=*"))
 
 
@@ -262,9 +262,9 @@ def test_stopped_then_killed_then_finished(tmp_path, recipe, sweep):
         os.killpg(process.pid, number)  # as a terminal does: to all that listen to it
         return process.communicate(timeout=120)[0], process.returncode
 
-    told, code = begin_and_end_it(20, signal.SIGINT)
-    assert code == 0 and "stopped; the same command continues" in told
-    assert "waiting: 2 of 2" in told and "no trial has finished yet" in told
+    output, code = begin_and_end_it(20, signal.SIGINT)
+    assert code == 0 and "stopped; the same command continues" in output
+    assert "waiting: 2 of 2" in output and "no trial has finished yet" in output
     saved = checkpoint.load_state(first)["step"]
     assert 20 <= saved < 200  # train.py ended in its own time
 
@@ -288,13 +288,13 @@ def test_two_that_join_and_a_trial_that_fails(tmp_path, recipe, sweep):
     command = [sys.executable, str(ROOT / "tools/sweep.py"), str(recipe), *words]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
     both = [subprocess.Popen(command, cwd=tmp_path, **pipes) for _ in range(2)]
-    told = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
-    trained = [line for out, _ in told for line in commands(out)]
-    assert len(trained) == 4 and all(commands(out) for out, _ in told)
+    output = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], output
+    trained = [line for out, _ in output for line in commands(out)]
+    assert len(trained) == 4 and all(commands(out) for out, _ in output)
     runs = sorted((tmp_path / "out" / "sweeps" / "tiny").glob("learning_rate=*"))
     assert [begun(run) for run in runs] == [(1, 0)] * 4
-    for out, _ in told:
+    for out, _ in output:
         assert {row[0] for row in rows_of(out, "learning_rate")} == {"0.001", "0.01", "0.002"}
         line = next(line for line in out.splitlines() if line.startswith("failed: "))
         assert line.startswith("failed: learning_rate=1e_30: step ") and " is nan" in line
@@ -417,18 +417,18 @@ def test_a_trial_of_several_seeds(tmp_path, module, capsys, metric, times):
 
 
 @pytest.mark.parametrize(
-    ("code", "last", "error", "told"),
+    ("code", "last", "error", "output"),
     [
         (2, "the GPU is out of memory", "TrialFailed", "the GPU is out of memory"),
         (-9, "step 3", "TrialFailed", "killed by signal 9; the system does that when memory"),
         (0, "stopped; go on with: python train.py", "TrialStopped", ""),
     ],
 )
-def test_how_a_run_may_end(tmp_path, module, capsys, code, last, error, told):
+def test_how_a_run_may_end(tmp_path, module, capsys, code, last, error, output):
     trainer = trainer_of(module, tmp_path, Scripted({0: 1.0}, code, last))
     with pytest.raises(getattr(module, error)) as caught:
         trainer({"block_size": 32})
-    assert told in str(caught.value)
+    assert output in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -472,9 +472,9 @@ def test_the_picture_shows_every_trial_and_names_the_best():
 
 def test_a_study_over_a_range_by_the_script(tmp_path, sweep):
     words = ["--range", "learning_rate=1e-4,1e-2", "--trials=1", "--metric=val_loss", "--study=r"]
-    told = sweep(*words, "--max_iters=4")
-    ((rate, *_),) = rows_of(told, "learning_rate")
-    assert "study r: 1 trials of learning_rate, 0 of them done" in told
+    output = sweep(*words, "--max_iters=4")
+    ((rate, *_),) = rows_of(output, "learning_rate")
+    assert "study r: 1 trials of learning_rate, 0 of them done" in output
     assert [path.name for path in (tmp_path / "out/sweeps/r").glob("*=*")] == [
         f"learning_rate={rate}"
     ]
