@@ -185,7 +185,7 @@ def test_what_is_free_to_change(finished, monkeypatch, recipe, module):
     assert "2 of them done" in output and "--out_dir=elsewhere_best" in output
 
 
-# -- mistakes are reported before the first trial ---------------------------------------------------
+# -- mistakes are reported before the first trial --------------------------------------------------
 
 
 @pytest.mark.parametrize(
