@@ -5,13 +5,13 @@
     python quickstart.py --test     # install, then lint and run the whole test suite
     python quickstart.py --help     # this text
 
-It needs Python 3.10 to 3.14 (64 bit) and nothing else. Packages go into .venv beside this file:
-some 250 MB to fetch and 1.2 GB on the disk, on Linux with an NVIDIA GPU several GB. The pipeline
-then takes three to six minutes on two CPU cores and prints every command before it runs it.
+It needs only Python 3.10 to 3.14 (64 bit). Packages go into .venv in this folder: a download of
+about 250 MB and 1.2 GB on disk; on Linux with an NVIDIA GPU several GB. The pipeline then takes
+three to six minutes on two CPU cores and prints every command before it runs it.
 """
 
-# The syntax of this file is kept to what Python 3.6 reads, so that an old Python can say what it
-# lacks in place of a SyntaxError.
+# This file uses only syntax of Python 3.6, so that an old Python prints which version is needed
+# instead of a SyntaxError.
 import difflib
 import hashlib
 import importlib.util
@@ -39,8 +39,8 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PIP_LOG = VENV / "pip.log"
 
 
-class Trouble(Exception):
-    """Something that its reader can mend: the message says what and how. code: the exit code."""
+class SetupError(Exception):
+    """An error that the user can fix: the message says what and how. code: the exit code."""
 
     def __init__(self, message, code=1):
         super().__init__(message)
@@ -48,9 +48,9 @@ class Trouble(Exception):
 
 
 def main(words):
-    """Run quickstart with the words after its name; returns the exit code."""
+    """Run quickstart with these arguments; return the exit code."""
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
-        raise Trouble(wrong_python(sys.version_info))
+        raise SetupError(wrong_python(sys.version_info))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # Chinese on any Windows console
     mode = read_arguments(words)
@@ -69,7 +69,7 @@ def main(words):
 
 
 def wrong_python(version):
-    """The line for a Python that is too old or too new."""
+    """The message for a Python that is too old or too new."""
     found = ".".join(map(str, version[:3]))
     oldest, newest = (".".join(map(str, bound)) for bound in (OLDEST, NEWEST))
     return (
@@ -80,21 +80,21 @@ def wrong_python(version):
 
 
 def read_arguments(words):
-    """ "--setup", "--test", "--help", or "" for everything; Trouble for any other words."""
+    """ "--setup", "--test", "--help", or "" for everything; SetupError for other arguments."""
     modes = ["--setup", "--test", "--help"]
     words = ["--help" if word == "-h" else word for word in words]
     unknown = [word for word in words if word not in modes]
     if unknown:
         close = difflib.get_close_matches(unknown[0], modes, 1)
         hint = f"did you mean {close[0]}?" if close else "expected --setup, --test or --help"
-        raise Trouble(f"quickstart.py: unknown argument {unknown[0]}; {hint}", code=2)
+        raise SetupError(f"quickstart.py: unknown argument {unknown[0]}; {hint}", code=2)
     if len(set(words)) > 1:
-        raise Trouble(f"quickstart.py: {' '.join(words)}: expected one of them", code=2)
+        raise SetupError(f"quickstart.py: {' '.join(words)}: expected one of them", code=2)
     return words[0] if words else ""
 
 
 def say(text):
-    """Print at once: what the child processes write comes after it."""
+    """Print and flush, so that the output of child processes comes after it."""
     print(text, flush=True)
 
 
@@ -110,7 +110,7 @@ def duration(seconds):
 
 
 def setup(names):
-    """Have .venv hold the packages of these requirements files; Trouble where it cannot be done."""
+    """Install the packages of these requirements files into .venv, unless they are there."""
     fresh = not works(PYTHON)
     if fresh:
         make_venv()
@@ -119,11 +119,11 @@ def setup(names):
         return
     began = time.perf_counter()
     for name in missing:
-        discard(stamp(name))  # until it is installed again, nothing is promised
+        discard(stamp(name))  # not installed until it succeeds
     install(missing)
     problem = import_problem()
     if problem and not fresh:
-        say(f"The packages in .venv do not work ({problem}): all are installed anew.")
+        say(f"The packages in .venv do not work ({problem}): installing all of them again.")
         make_venv()
         install(names)
         problem = import_problem()
@@ -131,38 +131,40 @@ def setup(names):
         remedy = "see .venv/pip.log"
         if ON_WINDOWS and "DLL" in problem:
             remedy = "install https://aka.ms/vs/17/release/vc_redist.x64.exe and run this again"
-        raise Trouble(f"the packages were installed but do not start: {problem}; {remedy}")
+        raise SetupError(f"the packages were installed but do not start: {problem}; {remedy}")
     for name in names:
         stamp(name).write_text(fingerprint(name), encoding="utf-8")
     say(f"Packages are ready ({duration(time.perf_counter() - began)}).\n")
 
 
 def works(python):
-    """Does the Python of a virtual environment start, of a version that serves and with pip?"""
+    """Whether the Python of a virtual environment starts, with pip and a supported version."""
     test = f"import sys, pip; sys.exit(not {OLDEST} <= sys.version_info[:2] <= {NEWEST})"
     try:
         return captured(python, "-c", test).returncode == 0
-    except OSError:  # it is not there, or the Python that it pointed to is gone
+    except OSError:  # it is missing, or its base Python is gone
         return False
 
 
 def make_venv():
-    """Make .venv, in the place of whatever is there."""
-    if importlib.util.find_spec("ensurepip") is None:  # Debian and Ubuntu have it in a package
+    """Make .venv; replace an existing one."""
+    if importlib.util.find_spec("ensurepip") is None:  # a package of its own on Debian and Ubuntu
         version = "{}.{}".format(*sys.version_info)
-        raise Trouble(
-            "this Python cannot make virtual environments, for its module ensurepip is missing; "
+        raise SetupError(
+            "this Python cannot make virtual environments: its module ensurepip is missing; "
             f"on Debian and Ubuntu: sudo apt install python{version}-venv, then run this again"
         )
-    say("Making .venv anew: it does not work." if VENV.exists() else "Making .venv …")
+    say("Making .venv again: it does not work." if VENV.exists() else "Making .venv …")
     done = captured(sys.executable, "-m", "venv", "--clear", VENV)
     if done.returncode:
-        raise Trouble(f"{VENV} cannot be made: {last_line(done)}; delete the folder and try again")
+        raise SetupError(
+            f"{VENV} cannot be made: {last_line(done)}; delete the folder and try again"
+        )
 
 
 def fingerprint(name):
-    """What a requirements file asks for, as hex digits: its text, that of the files it includes,
-    and the place of .venv, which works in no other."""
+    """A hash of a requirements file, the files it includes, and the path of .venv, which cannot be
+    moved."""
     text = (ROOT / name).read_text(encoding="utf-8")
     included = re.findall(r"^-r (\S+)", text, re.MULTILINE)
     parts = [str(VENV), text, *map(fingerprint, included)]
@@ -170,18 +172,18 @@ def fingerprint(name):
 
 
 def stamp(name):
-    """The file that says which version of a requirements file .venv holds."""
+    """The file with the fingerprint of the requirements file that is installed in .venv."""
     return VENV / f"{name}.sha256"
 
 
 def discard(path):
-    """Delete a file that need not be there."""
+    """Delete a file if it exists."""
     if path.exists():
         path.unlink()
 
 
 def is_stamped(name):
-    """Was a requirements file installed as it is now?"""
+    """Whether the current version of a requirements file is installed."""
     try:
         return stamp(name).read_text(encoding="utf-8") == fingerprint(name)
     except OSError:
@@ -189,41 +191,41 @@ def is_stamped(name):
 
 
 def install(names):
-    """pip install of requirements files; Trouble says why pip failed."""
+    """pip install these requirements files; SetupError says why pip failed."""
     for name in names:
         say(f"Installing {name} into .venv …")
         if name == RUNTIME and wants_cpu_torch():
             install_cpu_torch()
         if pip("-r", str(ROOT / name)):
-            raise Trouble(why_pip_failed(read_log()))
+            raise SetupError(why_pip_failed(read_log()))
 
 
 def wants_cpu_torch(system=sys.platform, which=shutil.which, exists=os.path.exists):
-    """On Linux the usual torch brings gigabytes of CUDA: needless without an NVIDIA driver. (On
-    macOS and Windows it does not.)"""
+    """Whether to install torch without CUDA: on Linux without an NVIDIA driver, where the default
+    package includes gigabytes of CUDA. (On macOS and Windows it does not.)"""
     driver = which("nvidia-smi") or exists("/proc/driver/nvidia")
     return system.startswith("linux") and not driver
 
 
 def install_cpu_torch():
-    """torch alone from PyTorch's CPU index. Where that fails, requirements.txt brings the usual."""
+    """Install torch from PyTorch's CPU index. If that fails, requirements.txt has the default."""
     pin = torch_pin()
     if has_version(pin):
         return
     if not answers(f"{CPU_INDEX}/torch/"):
-        say("PyTorch's CPU index does not answer: torch comes from the usual index.")
+        say("PyTorch's CPU index does not answer: taking torch from the default index.")
     elif pip("--no-deps", "--index-url", CPU_INDEX, "--timeout", "20", "--retries", "1", pin):
-        say("PyTorch's CPU index failed: torch comes from the usual index.")
+        say("PyTorch's CPU index failed: taking torch from the default index.")
 
 
 def torch_pin():
-    """The line of requirements.txt that names torch, without its comment."""
+    """torch==VERSION from requirements.txt."""
     text = (ROOT / RUNTIME).read_text(encoding="utf-8")
     return re.search(r"^torch==[^\s;#]+", text, re.MULTILINE).group()
 
 
 def has_version(pin):
-    """Does .venv hold a package at the version that `pin` (name==version) asks for?"""
+    """Whether .venv has the package at the version of `pin` (name==version)."""
     name, version = pin.split("==")
     test = "import sys, importlib.metadata as m; print(m.version(sys.argv[1]).split('+')[0])"
     done = captured(PYTHON, "-c", test, name)
@@ -231,18 +233,18 @@ def has_version(pin):
 
 
 def answers(url):
-    """Is there a server at `url`, within seconds? A network that drops packets must not hold up
-    the installation for pip's retries."""
+    """Whether a server answers at `url` within seconds. pip would retry for minutes in a network
+    that drops packets."""
     try:
         with urllib.request.urlopen(url, timeout=5) as reply:
             return reply.status == 200
-    except (OSError, ValueError):  # URLError and time-outs are OSErrors
+    except (OSError, ValueError):  # URLError and timeouts are OSErrors
         return False
 
 
 def pip(*words):
-    """Run pip install in .venv; returns its exit code. The machine's own pip settings hold, but
-    for --user, which a virtual environment does not allow."""
+    """Run pip install in .venv; return its exit code. The user's pip settings apply, except --user,
+    which a virtual environment does not allow."""
     settings = {
         "PIP_USER": "0",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
@@ -254,7 +256,7 @@ def pip(*words):
 
 
 def read_log():
-    """pip's full log of its last run."""
+    """The log of pip's last run."""
     try:
         return PIP_LOG.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -262,14 +264,14 @@ def read_log():
 
 
 def why_pip_failed(log):
-    """One line for people, from pip's log."""
+    """One line for the user, from pip's log."""
     if re.search(r"No space left on device|Errno 28|not enough space", log):
         return "the disk is full: .venv needs about 1.2 GB (with CUDA about 8 GB)"
     if re.search(
         r"NewConnectionError|NameResolutionError|ConnectTimeout|ProxyError|ReadTimeout", log
     ):
         return (
-            "pip does not reach its package index: look at the network or the proxy (or set a "
+            "pip cannot reach its package index: check the network or the proxy (or set a "
             "mirror: pip config set global.index-url URL), then run this again"
         )
     if re.search(r"SSLError|CERTIFICATE_VERIFY_FAILED", log):
@@ -281,34 +283,34 @@ def why_pip_failed(log):
             f"{platform.python_version()}, {platform.system()} {platform.machine()}); there is one "
             f"for 64-bit Linux and Windows and for Macs with Apple's own chips"
         )
-    return "pip failed, see its last lines above; all that it did is in .venv/pip.log"
+    return "pip failed, see its last lines above; its log is .venv/pip.log"
 
 
 def import_problem():
-    """ "" where the packages start, else the last line of their error."""
+    """ "" if the packages can be imported, else the last line of the error."""
     test = "import torch, numpy, tiktoken, tokenizers, safetensors.torch, matplotlib, jieba"
     done = captured(PYTHON, "-W", "ignore", "-c", test)
     return last_line(done) if done.returncode else ""
 
 
-# -- running things --------------------------------------------------------------------------------
+# -- running commands ------------------------------------------------------------------------------
 
 
 def environment():
-    """What child processes run in: UTF-8 everywhere, output at once, no other Python's modules."""
+    """Environment variables of child processes: UTF-8, unbuffered, no other Python's modules."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONHOME", "PYTHONPATH")}
-    # On a machine with other work to do, torch's threads that spin while they wait for each other
-    # take the cores away from those that they wait for: ten times slower than threads that sleep.
+    # On a busy machine torch's threads spin while they wait, and take the cores from the threads
+    # that they wait for: ten times slower than threads that sleep.
     inherited.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return {**inherited, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def run(command, env):
-    """Run a command in the project's folder, its output on the screen; returns its exit code (of
-    one that a signal ended, 128 + the signal's number, as a shell says it).
+    """Run a command in the project's folder, with its output on the screen. Return its exit code
+    (128 + the signal's number if a signal ended it, as in a shell).
 
-    Ctrl-C reaches the command too: it is left to end in its own time (train.py saves), and then
-    KeyboardInterrupt is raised.
+    Ctrl-C also reaches the command: wait until it ends (train.py saves), then raise
+    KeyboardInterrupt.
     """
     interrupted = False
     process = subprocess.Popen(command, env=env, cwd=str(ROOT))
@@ -325,7 +327,7 @@ def run(command, env):
 
 
 def captured(*command):
-    """Run a command without showing what it prints; returns the CompletedProcess, with text."""
+    """Run a command without showing its output; return the CompletedProcess, with text."""
     return subprocess.run(
         [str(word) for word in command],
         env=environment(),
@@ -337,13 +339,13 @@ def captured(*command):
 
 
 def last_line(done):
-    """The last line that a captured process wrote, errors before output."""
+    """The last line of a captured process, of stderr if there is any."""
     lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
     return lines[-1] if lines else f"exit code {done.returncode}"
 
 
 def typed(words):
-    """A command as a person types it, in any shell: words that are not plain stand in quotes."""
+    """A command as typed in any shell: arguments with special characters are quoted."""
     shown = []
     for word in words:
         key, equals, value = word.partition("=")
@@ -355,15 +357,15 @@ def typed(words):
 
 
 def step(words):
-    """Print a command and run it with .venv's Python; Trouble where it fails."""
+    """Print a command and run it with .venv's Python; SetupError if it fails."""
     say(f"$ {typed(words)}")
     code = run([str(PYTHON), *words], environment())
     if code:
-        raise Trouble(f"this command failed with exit code {code}: {typed(words)}", code)
+        raise SetupError(f"this command failed with exit code {code}: {typed(words)}", code)
 
 
 def check():
-    """Lint, format and tests: the first that fails ends it."""
+    """Run lint, format check and tests; stop at the first failure."""
     step(["-m", "ruff", "check", "."])
     step(["-m", "ruff", "format", "--check", "."])
     step(["-m", "pytest", "-q"])
@@ -376,18 +378,18 @@ ENTRIES, PAIRS = "data/sample/wiki.jsonl", "sft/sft_saves.jsonl"
 PICTURE = "out/quickstart.png"
 QUESTIONS = ["长江被称为什么水道？", "章鱼有几颗心脏？", "植物的叶子为什么看上去是绿色的？"]
 
-# What a step does, and its command without `python`.
+# (what a step does, its command without `python`)
 STEPS = [
     (
         "Clean the bundled articles, hold some of them out, write the rest as blocks of tokens.",
         ["data/prepare.py", "config/quickstart.py", f"--input={ENTRIES}"],
     ),
     (
-        "Pretrain: a small GPT learns, from nothing, to continue these texts.",
+        "Pretrain: a small GPT learns from scratch to continue these texts.",
         ["train.py", "config/quickstart.py", "--overwrite=true"],
     ),
     (
-        "Write question-answer pairs as blocks, with a mask: only the answers are to be learned.",
+        "Write question-answer pairs as blocks, with a mask: only the answers are trained on.",
         ["data/prepare_sft.py", "config/quickstart_sft.py", f"--input={PAIRS}"],
     ),
     (
@@ -395,11 +397,11 @@ STEPS = [
         ["train.py", "config/quickstart_sft.py", "--overwrite=true"],
     ),
     (
-        "Perplexity and bits per character: how well it expects answers that it has not seen.",
+        "Perplexity and bits per character on held-out answers.",
         ["evaluations-perplexity.py", f"--out_dir={TUNED}"],
     ),
     (
-        "Rouge-L: how close its own answers come to all the bundled ones.",
+        "Rouge-L: how similar its answers are to the bundled ones.",
         ["evaluations-RougeL.py", f"--out_dir={TUNED}", f"--input={PAIRS}"],
     ),
     (
@@ -414,8 +416,8 @@ STEPS = [
 
 
 def demonstrate():
-    """The pipeline on the bundled sample, then what came of it and what to try next."""
-    say("Every command stands before what it prints. To type them yourself, first:")
+    """Run the pipeline on the bundled sample, then print the results and what to try next."""
+    say("Every command is printed before its output. To run them yourself, first:")
     if Path.cwd() != ROOT:
         say(f"  cd {ROOT}")
     say(f"  {ACTIVATE}\n")
@@ -431,30 +433,30 @@ def demonstrate():
 
 
 MEMORISED = """\
-The model has memorised the sample: of the questions that it was trained on, it answers {seen:.0%}
-word for word. The held-out pairs are about articles of which it was never asked anything: there it
-answers {held_out:.0%} so, and mostly writes sentences of the right form with wrong facts. The
-held-out figure is the one that says what a model has learned. It grows with the text that the model
-has read, and this sample is a few dozen pages."""
+The model has memorised the sample: it answers {seen:.0%} of the questions that it was trained on
+word for word. The held-out pairs are about articles without any pair in training: of these it
+answers {held_out:.0%} word for word, and mostly writes sentences of the right form with wrong
+facts. The held-out score is the one that shows what a model has learned. It grows with the amount
+of training text, and this sample is a few dozen pages."""
 
 CUT_SHORT = """\
 The model has not memorised the sample: this machine was slow or busy, and training ended at the
-recipes' max_minutes ({seen:.0%} of the questions that it was trained on it answers word for word,
-{held_out:.0%} of the held-out ones). With more time it will:
+recipes' max_minutes (it answers {seen:.0%} of the questions that it was trained on word for word,
+and {held_out:.0%} of the held-out ones). With more time it will:
   python train.py config/quickstart.py --overwrite=true --max_minutes=10
   python train.py config/quickstart_sft.py --overwrite=true --max_minutes=10"""
 
 
 def summary(figures, seconds):
-    """The closing text, from what evaluations-RougeL.py wrote and the time that it all took."""
+    """The final text, from the figures of evaluations-RougeL.py and the total time."""
     lines = []
     for name in ("seen in training", "held out", "all"):
         count, mean = figures[name]["count"], figures[name]["rouge_l_chars"]["mean"]
         lines.append(f"  {name:<17} {count:>4} pairs   {mean:.3f}")
     scores = "\n".join(lines)
     seen, held_out = (figures[name] for name in ("seen in training", "held out"))
-    by_heart = seen["rouge_l_chars"]["mean"] >= 0.8
-    meaning = (MEMORISED if by_heart else CUT_SHORT).format(
+    memorised = seen["rouge_l_chars"]["mean"] >= 0.8
+    meaning = (MEMORISED if memorised else CUT_SHORT).format(
         seen=seen["exact_match"], held_out=held_out["exact_match"]
     )
     return f"""\
@@ -464,7 +466,7 @@ Done in {duration(seconds)}. Rouge-L of its answers (over characters; 1 is word 
 
 {meaning}
 
-What there is now
+Results
   {BASE + "/":<24} the pretrained run: checkpoint, log.jsonl, samples.txt, best/
   {TUNED + "/":<24} the fine-tuned run, with rouge.jsonl (every answer) and perplexity.json
   {PICTURE:<24} the loss curves
@@ -478,18 +480,18 @@ Next
   python train.py config/cpu_small.py --max_minutes=20
   python sample.py --out_dir=out/cpu_small --start="中国的"
 
-README.md (English) and README.zh.md (中文) tell the rest."""
+README.md (English) and README.zh.md (中文) have the rest."""
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except Trouble as trouble:
-        print(trouble, file=sys.stderr)
-        sys.exit(trouble.code)
+    except SetupError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.code)
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader went away (`… | head`): nothing is left to say
+    except BrokenPipeError:  # the reader has exited (`… | head`)
         sys.stderr.close()
         sys.exit(1)

@@ -1,10 +1,10 @@
-"""Draw runs: train and val loss, learning rate, the best evaluation, from <run>/log.jsonl.
+"""Plot runs: train and val loss, learning rate, the best evaluation, from <run>/log.jsonl.
 
     python visualize.py --runs=out/pretrain --output=loss.png
     python visualize.py --runs=out/pretrain,out/sft --output=loss.png,loss.svg --x=minutes
 
-A run may still be training. Losses count per token, so runs whose tokenizers differ do not compare
-here: evaluations-perplexity.py gives bits per character for that.
+A run may still be training. Losses are per token, so runs with different tokenizers cannot be
+compared here: evaluations-perplexity.py gives bits per character for that.
 """
 
 from pathlib import Path
@@ -12,17 +12,18 @@ from typing import Literal
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
-from minigpt.plotting.plots import loss_figure, output_paths, show_loss, show_place, write_figure
+from minigpt.plotting.loss import best_position, format_loss, loss_figure
+from minigpt.plotting.output import output_paths, write_figure
 from minigpt.training.log import read_runlogs, run_names
 
 
 class Settings:
     runs: list[str] = ["out/pretrain"]  # folders of runs
     output: str = "loss.png"  # .png or .svg, or both, comma-separated
-    x: Literal["steps", "tokens", "minutes"] = "steps"  # what the curves run over
-    smooth: float = 0.9  # weight of the past in the train loss's moving average, below 1; 0: none
+    x: Literal["steps", "tokens", "minutes"] = "steps"  # the x axis
+    smooth: float = 0.9  # β of the train loss's moving average, below 1; 0: no smoothing
     log: Literal["auto", "none", "x", "y", "both"] = "auto"  # which axes are logarithmic;
-    # auto: where runs differ so much in length or loss that a linear axis would squeeze one flat
+    # auto: if runs differ so much in length or loss that a linear axis would squeeze one flat
 
 
 def main():
@@ -32,7 +33,7 @@ def main():
     paths = output_paths(settings.output)
     folders = list({Path(folder).resolve(): Path(folder) for folder in settings.runs}.values())
     if not folders:
-        raise UserError("--runs: names no run; write --runs=out/pretrain,out/sft")
+        raise UserError("--runs: no run given; write --runs=out/pretrain,out/sft")
     logs = read_runlogs(folders)
 
     figure, notes = loss_figure(logs, settings.x, settings.smooth, settings.log)
@@ -41,7 +42,7 @@ def main():
         line = f"{name}: {log.end():,.0f} steps, {log.end('tokens'):,.0f} tokens"
         if log.best is not None:
             best = log.val["val_loss"][log.best]
-            line += f", best val loss {show_loss(best)} at {show_place(log, settings.x)}"
+            line += f", best val loss {format_loss(best)} at {best_position(log, settings.x)}"
         print(line)
     for note in notes:
         print(note)

@@ -1,21 +1,18 @@
-"""How the arena bears a class: sessions that battle and vote at once, over two servers.
+"""Load test of the arena: many sessions that battle and vote at the same time, on two servers.
 
     python quickstart.py                                        # makes out/quickstart_sft
     python bench/arena.py --out_dir=out/quickstart_sft          # 20 sessions, 30 s
 
-Starts two real server.py processes with the same run, and lets each session, a thread with a voter
-of its own, ask, wait for both answers, vote and often change its mind, as sample_gradio.py does it
-by minigpt.arena.arena: no browser takes part, and everything shares this machine. At the end the
-ledger is opened anew and must hold exactly the battles and votes that were reported as saved.
-"First token" is of each side, from the start of its battle; "battle" is that of the slower side.
+Starts two server.py processes with the same run. Each session is a thread with its own voter. It
+asks, waits for both answers, votes and sometimes changes its vote, through minigpt.arena.arena as
+sample_gradio.py does; no browser is involved, and everything shares this machine. At the end the
+ledger is opened again and must hold exactly the battles and votes that were reported as saved.
+"First token" is measured for each side from the start of its battle; "battle" is the slower side.
 """
 
 import contextlib
 import pathlib
 import random
-import re
-import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -24,19 +21,20 @@ from dataclasses import dataclass, field
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from bench.processes import percentile, running_server
 from config.configurator import configure
 from minigpt.arena.arena import Arena
 from minigpt.arena.endpoints import Endpoint, Endpoints
 from minigpt.arena.store import Ledger
-from minigpt.common.errors import ROOT, UserError, run
+from minigpt.common.errors import UserError, run
 from minigpt.common.report import table
 from minigpt.evaluation.examples import read_pairs
 
 
 class Settings:
     out_dir: str = "out/quickstart_sft"  # the run that both servers serve
-    input: str = "sft/sft_saves.jsonl"  # whose questions are asked
-    sessions: int = 20  # at once
+    input: str = "sft/sft_saves.jsonl"  # pairs whose questions are asked
+    sessions: int = 20  # at the same time
     seconds: float = 30.0
     max_tokens: int = 64
     slots: int = 16  # of each server
@@ -48,8 +46,10 @@ def main():
     questions = [pair.question for pair in read_pairs(settings.input)]
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        servers = [stack.enter_context(server(settings)) for _ in range(2)]
-        endpoints = [Endpoint(f"server {i}", url) for i, url in enumerate(servers, start=1)]
+        names = ("out_dir", "slots", "dtype")
+        words = [f"--{name}={getattr(settings, name)}" for name in names]
+        servers = [stack.enter_context(running_server(*words)) for _ in range(2)]
+        endpoints = [Endpoint(f"server {i}", url) for i, (url, _) in enumerate(servers, start=1)]
         for endpoint in endpoints:
             endpoint.probe()  # learns which settings it takes
         path = pathlib.Path(folder) / "arena.sqlite"
@@ -60,32 +60,9 @@ def main():
         compare(sessions, stack.enter_context(contextlib.closing(Ledger(path))))
 
 
-@contextlib.contextmanager
-def server(settings):
-    """A server.py process on a free port; its address, once it serves."""
-    words = [f"--out_dir={settings.out_dir}", "--port=0", f"--slots={settings.slots}"]
-    command = [sys.executable, str(ROOT / "server.py"), *words, f"--dtype={settings.dtype}"]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        encoding="utf-8",
-    )
-    try:
-        for line in process.stdout:
-            if found := re.search(r"http://[\w.]+:\d+", line):
-                break
-        else:
-            raise UserError("server.py did not start; run it by hand to see why")
-        yield found[0]
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
 @dataclass
 class Session:
-    """What one session did, as it was told."""
+    """What one session did, as the arena reported it."""
 
     saved: dict = field(default_factory=dict)  # battle's number → (names, vote)
     failed: int = 0  # battles without a vote
@@ -95,7 +72,7 @@ class Session:
 
 
 def battle_all(arena, questions, settings):
-    """All sessions at once, for so long; returns them."""
+    """Run all sessions at the same time for settings.seconds; return them."""
     sessions = [Session() for _ in range(settings.sessions)]
     until = time.monotonic() + settings.seconds
     threads = [
@@ -110,60 +87,55 @@ def battle_all(arena, questions, settings):
 
 
 def attend(session, number, arena, questions, settings, until):
-    """Battle after battle: ask, read, vote, and one time in three vote again."""
-    dice = random.Random(number)
+    """Run battles: ask, read, vote, and one time in three vote again."""
+    rng = random.Random(number)
     while time.monotonic() < until:
-        asked = dict(temperature=1.0, max_tokens=settings.max_tokens, seed=dice.randrange(2**31))
-        bout = arena.begin(f"voter {number}", dice.choice(questions), asked)
-        bout.battle.wait(600)
-        arena.record(bout)
-        states = bout.battle.snapshot()
+        asked = dict(temperature=1.0, max_tokens=settings.max_tokens, seed=rng.randrange(2**31))
+        battle = arena.begin(f"voter {number}", rng.choice(questions), asked)
+        battle.battle.wait(600)
+        arena.record(battle)
+        states = battle.battle.snapshot()
         session.firsts += [s.first_token_seconds for s in states if s.first_token_seconds]
         session.totals.append(max(state.elapsed for state in states))
-        if not bout.votable:
+        if not battle.votable:
             session.failed += 1
             continue
-        for _ in range(dice.choice((1, 1, 2))):
+        for _ in range(rng.choice((1, 1, 2))):
             try:
-                arena.vote(bout, dice.choice((0, 1, "tie", "none")))
+                arena.vote(battle, rng.choice((0, 1, "tie", "none")))
             except UserError:
                 session.refused += 1
-        session.saved[bout.record_id] = (bout.names, bout.choice)
+        session.saved[battle.record_id] = (battle.names, battle.choice)
 
 
 def show(sessions, settings):
-    """The table that stands in bench/README.md."""
+    """Print the table of bench/README.md."""
     firsts = [seconds for session in sessions for seconds in session.firsts]
     totals = [seconds for session in sessions for seconds in session.totals]
-    rows = [(name, *shares(times)) for name, times in (("first token", firsts), ("battle", totals))]
+    rows = [
+        [name, *(percentile(times, fraction) for fraction in (0.5, 0.95, 1))]
+        for name, times in (("first token", firsts), ("battle", totals))
+    ]
     print(f"{len(sessions)} sessions, {settings.seconds:g} s: {len(totals)} battles")
     print(table(["ms", "p50", "p95", "longest"], rows))
 
 
-def shares(seconds):
-    """The median, the 95th percentile and the longest, in ms as text."""
-    if len(seconds) < 2:
-        return ("–",) * 3
-    percentiles = statistics.quantiles(seconds, n=100, method="inclusive")
-    return [f"{1000 * value:.0f}" for value in (percentiles[49], percentiles[94], max(seconds))]
-
-
 def compare(sessions, ledger):
-    """UserError unless the ledger holds what the sessions were told, no more and no less."""
-    told = {number: vote for session in sessions for number, vote in session.saved.items()}
+    """UserError unless the ledger holds exactly what was reported to the sessions."""
+    reported = {number: vote for session in sessions for number, vote in session.saved.items()}
     held = {
         battle.id: (tuple(side.endpoint for side in battle.sides), battle.choice)
         for battle in ledger.battles()
         if battle.choice is not None
     }
     failed, refused = sum(s.failed for s in sessions), sum(s.refused for s in sessions)
-    print(f"votes saved: {len(told)}; in the ledger: {len(held)}; counted: ", end="")
+    print(f"votes saved: {len(reported)}; in the ledger: {len(held)}; counted: ", end="")
     print(f"{len(ledger.decided())}; battles that failed: {failed}; votes refused: {refused}")
-    lost = [number for number in told if number not in held]
-    wrong = [number for number in held if held[number] != told.get(number)]
-    twice = sum(len(session.saved) for session in sessions) - len(told)
-    if lost or wrong or twice or len(ledger.decided()) != len(told):
-        raise UserError(f"lost: {lost}; not as they were cast: {wrong}; numbers twice: {twice}")
+    lost = [number for number in reported if number not in held]
+    wrong = [number for number in held if held[number] != reported.get(number)]
+    twice = sum(len(session.saved) for session in sessions) - len(reported)
+    if lost or wrong or twice or len(ledger.decided()) != len(reported):
+        raise UserError(f"lost: {lost}; changed: {wrong}; numbers twice: {twice}")
     print("no vote was lost, changed or counted twice")
 
 

@@ -1,15 +1,15 @@
-"""How fast tokens are written, beside peers in the same run.
+"""Speed of generation, compared with other programs in the same run.
 
     python bench/decode.py                       # GPT-2's 124M shape, random weights
-    pip install transformers ninja               # the peer, and what builds our kernels
-    pip install llama-cpp-python gguf            # then llama.cpp takes part too
+    pip install transformers ninja               # to compare with, and to build our kernels
+    pip install llama-cpp-python gguf            # to compare with llama.cpp, too
 
-Everyone continues the same 32 ids greedily by --tokens more. Ours writes for 1, 4, 8 and 16 readers
-at once, in float32 and int8; transformers' generate() and llama.cpp for one; the loop without a
-cache reads the whole text anew for each token (timed at every 16th, for patience). Rounds go
-through all of them in turn; medians are shown. The bound is what memory allows: a token of one
-reader needs every weight once, so no more tokens a second than bandwidth ÷ bytes of weights, where
-the bandwidth is the best that any reading of a large array reached in this run.
+All continue the same 32 ids greedily by --tokens tokens. Ours generates for 1, 4, 8 and 16 readers
+at the same time, in float32 and int8; transformers' generate() and llama.cpp for one. The loop
+without a cache computes the whole text again for each token (timed at every 16th). Rounds
+alternate; medians are shown. The bound is memory bandwidth: a token of one reader reads every
+weight once, so tokens per second cannot exceed bandwidth ÷ bytes of weights. The bandwidth is the
+best that reading a large array reached in this run.
 """
 
 import contextlib
@@ -38,11 +38,11 @@ PROMPT = 32
 
 
 class Settings:
-    tokens: int = 64  # written by each reader
-    streams: str = "1,4,8,16"  # readers at once
-    rounds: int = 3  # of everything, in turn
-    kernels: bool = True  # ours with the C++ kernels, too
-    n_layer: int = 12  # of the shape
+    tokens: int = 64  # generated for each reader
+    streams: str = "1,4,8,16"  # numbers of readers at the same time
+    rounds: int = 3  # of all cases, alternating
+    kernels: bool = True  # also time ours with the C++ kernels
+    n_layer: int = 12  # shape of the model
     n_head: int = 12
     n_embd: int = 768
     n_rows: int = 50304  # vocabulary
@@ -73,7 +73,7 @@ def main():
 
 
 def make_cases(model, settings, folder):
-    """{name: function that gives tokens a second}."""
+    """{name: function that returns tokens per second}."""
     cases = {
         "loop without cache": lambda: uncached(model, settings.tokens),
         "transformers generate()": with_transformers(model, settings.tokens),
@@ -94,24 +94,24 @@ def make_cases(model, settings, folder):
 
 
 def copy_of(model):
-    """Another model of the same weights."""
+    """A copy of the model."""
     other = GPT(model.config).eval()
     other.load_state_dict(model.state_dict())
     return other
 
 
 def prompt(number=0):
-    """The ids that everyone continues; reader `number`'s own."""
+    """The prompt of reader `number`; all programs continue number 0."""
     generator = torch.Generator().manual_seed(number)
     return torch.randint(0, 50000, (PROMPT,), generator=generator).tolist()
 
 
-# -- who writes ------------------------------------------------------------------------------------
+# -- the programs ----------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
 def uncached(model, tokens):
-    """Tokens a second where every token reads all of the text; timed at each 16th."""
+    """Tokens per second without a cache, timed at each 16th token."""
     seconds = []
     for length in range(PROMPT, PROMPT + tokens, 16):
         x = torch.tensor([prompt() * (length // PROMPT + 1)])[:, :length]
@@ -122,7 +122,7 @@ def uncached(model, tokens):
 
 
 def with_engine(model, n_streams, tokens):
-    """Ours: all readers' tokens a second, once their prompts are read."""
+    """Ours: tokens per second of all readers, after prefill."""
 
     def case():
         engine = Engine(model, n_slots=n_streams)
@@ -131,7 +131,7 @@ def with_engine(model, n_streams, tokens):
         while len(engine.step()) < n_streams:
             pass
         written, start = 0, time.perf_counter()
-        while len(engine.active) == n_streams:  # until the first has ended
+        while len(engine.active) == n_streams:  # until the first one ends
             written += len(engine.step())
         return written / (time.perf_counter() - start)
 
@@ -139,7 +139,7 @@ def with_engine(model, n_streams, tokens):
 
 
 def with_transformers(model, tokens):
-    """transformers' own model of this shape and its generate(), with its cache."""
+    """transformers' generate() with its cache, on its own model of this shape."""
     peer = transformers_gpt2(model.config).eval()
     x = torch.tensor([prompt()])
     words = dict(do_sample=False, attention_mask=torch.ones_like(x), pad_token_id=0)
@@ -149,11 +149,11 @@ def with_transformers(model, tokens):
         peer.generate(x, max_new_tokens=count, min_new_tokens=count, **words)
         return time.perf_counter() - start
 
-    return lambda: (tokens - 1) / (timed(tokens) - timed(1))  # without reading the prompt
+    return lambda: (tokens - 1) / (timed(tokens) - timed(1))  # without prefill
 
 
 def with_llama(model, kind, folder, tokens):
-    """llama.cpp on the same weights, by its Python package."""
+    """llama.cpp on the same weights, through its Python package."""
     import llama_cpp
 
     path = write_gguf(model, kind, folder / f"{kind}.gguf")
@@ -176,7 +176,7 @@ def with_llama(model, kind, folder, tokens):
 
 
 def write_gguf(model, kind, path):
-    """Our GPT-2 shape as a GGUF file without a vocabulary; returns its path."""
+    """Write our model in GPT-2's shape as a GGUF file without a vocabulary; return its path."""
     import gguf
 
     config = model.config
@@ -216,7 +216,7 @@ def write_gguf(model, kind, path):
 
 
 def best_bandwidth(megabytes=512, rounds=5):
-    """Bytes a second at which a large array is read at best: summed, or multiplied by a vector."""
+    """The best rate, in bytes per second, of reading a large array: summed, or times a vector."""
     rows = torch.ones(megabytes * 2**20 // 4 // 1024, 1024)
     vector, best = torch.ones(1024), 0.0
     for read in (rows.sum, lambda: rows @ vector, lambda: vector @ rows.view(1024, -1)):
@@ -228,7 +228,7 @@ def best_bandwidth(megabytes=512, rounds=5):
 
 
 def show(rates, n_bytes, bandwidth):
-    """The table that stands in bench/README.md."""
+    """Print the table of bench/README.md."""
     medians = {name: statistics.median(found) for name, found in rates.items()}
     peer, slow = medians["transformers generate()"], medians["loop without cache"]
     rows = []

@@ -1,11 +1,11 @@
-"""Does an export read text as we do? Ids by transformers' library and by llama.cpp, beside ours.
+"""Compare the token ids of exports, in transformers' library and in llama.cpp, with ours.
 
     python bench/export.py --input=TEXTS                       # `zh`
     python bench/export.py --input=TEXTS --tokenizer=gpt2
 
 Exports an untrained model of the smallest size as a Hugging Face folder and as a GGUF file, cuts
-every file of --input into pieces of --length characters, and counts the pieces that have other ids
-there. llama.cpp's part is left out, and said so, where llama-cpp-python is not installed.
+every file of --input into pieces of --length characters, and counts the pieces whose ids differ.
+Without llama-cpp-python, llama.cpp is skipped with a note.
 """
 
 import pathlib
@@ -27,8 +27,8 @@ from model import GPT, GPTConfig
 
 
 class Settings:
-    input: str = ""  # a file, or a folder that is walked; UTF-8
-    length: int = 2000  # characters of a piece
+    input: str = ""  # a file, or a folder with its subfolders; UTF-8
+    length: int = 2000  # characters per piece
 
 
 def main():
@@ -52,7 +52,7 @@ def main():
 
 
 def read_texts(place):
-    """The texts of a file, or of all files in a folder. UserError where there are none."""
+    """The texts of a file or of all files in a folder. UserError if there are none."""
     path = pathlib.Path(place)
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     files = [file for file in files if file.is_file()]

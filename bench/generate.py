@@ -1,16 +1,16 @@
-"""How sft/sft_generate.py bears long runs: speed with many workers, memory, kill -9.
+"""Long runs of sft/sft_generate.py: speed with many workers, memory, kill -9.
 
-    python bench/generate.py                        # all three, some minutes
+    python bench/generate.py                        # all three; takes minutes
     python bench/generate.py --entries=500 --seconds=5
 
-Runs the real script against the tests' scripted server (tests/scripted_server.py) on a real socket,
-which answers as well as a good model would, after a fixed time. The two share this machine.
+Runs the script against the tests' scripted server (tests/scripted_server.py) on a real socket. The
+server gives good answers after a fixed time. Both share this machine.
 
-speed    answers a second with 1 worker and with 8, from the first request to the last: start and
-         end of the process do not count
+speed    answers per second with 1 worker and with 8, from the first request to the last, without
+         start and end of the process
 memory   of the script's process after a fifth of the entries and near the end
-kill -9  one request in five fails or gets a bad reply; the script is killed five times on the way;
-         at the end every entry must be accounted for, once, and no pair that was reported be lost
+kill -9  one request in five fails or gets a bad answer, and the script is killed five times; at the
+         end every entry must be accounted for once, and no reported pair may be lost
 """
 
 import contextlib
@@ -30,6 +30,7 @@ sys.path.insert(1, str(pathlib.Path(__file__).resolve().parent.parent / "tests")
 import garden
 from scripted_server import ScriptedServer, error, good, half, reset
 
+from bench.processes import resident_memory
 from config.configurator import configure
 from minigpt.common.errors import ROOT, UserError, run
 from minigpt.data.formats import parse_qa
@@ -38,12 +39,10 @@ from minigpt.synthesis.journal import beside
 
 
 class Settings:
-    """The knobs of this script alone."""
-
-    entries: int = 5000  # of the runs for memory and kill -9
-    seconds: float = 20.0  # that each run for speed should take, about
-    latency: float = 0.2  # seconds before an answer, in the runs for speed
-    workers: int = 8  # that are compared with one
+    entries: int = 5000  # in the runs for memory and kill -9
+    seconds: float = 20.0  # approximate duration of each run for speed
+    latency: float = 0.2  # seconds before an answer in the runs for speed
+    workers: int = 8  # compared with one
 
 
 def main():
@@ -57,7 +56,7 @@ def main():
 
 
 def speed(settings, folder):
-    """Yield rows: answers a second with one worker, with several, and their ratio."""
+    """Yield rows: answers per second with one worker, with several, and their ratio."""
     rates = []
     for workers in (1, settings.workers):
         n = max(20, int(workers * settings.seconds / settings.latency))
@@ -78,7 +77,7 @@ def speed(settings, folder):
 
 
 def memory(settings, folder):
-    """Yield a row: the script's memory on its way through the entries."""
+    """Yield rows: the script's memory, and its speed with a server that answers at once."""
     if not pathlib.Path("/proc/self/status").exists():
         return
     marks, found = [settings.entries // 5, settings.entries * 49 // 50], []
@@ -86,7 +85,7 @@ def memory(settings, folder):
         began = time.perf_counter()
         for mark in marks:
             wait_for(folder, mark, process)
-            found.append(f"{resident(process.pid):.0f} MB after {mark:,} entries")
+            found.append(f"{resident_memory(process.pid):.0f} MB after {mark:,} entries")
         finish(process)
     yield "memory of the process", ", ".join(found)
     rate = settings.entries / (time.perf_counter() - began)
@@ -94,7 +93,7 @@ def memory(settings, folder):
 
 
 def killed(settings, folder):
-    """Yield rows: what is left of the entries after five times kill -9."""
+    """Yield rows: the entries and pairs after kill -9 five times."""
     n, chance, lock = settings.entries, random.Random(0), threading.Lock()
     faults = [error(500, "internal"), error(429, "slow down"), reset(), half(), good("{"), good("")]
 
@@ -133,24 +132,23 @@ def killed(settings, folder):
 
 
 def writer(asked):
-    """Three good pairs, at once."""
+    """Three good pairs, without delay."""
     return good(garden.reply(asked.body["messages"]))
 
 
 @contextlib.contextmanager
 def script(folder, n, server, workers=8, more=()):
-    """A process of sft_generate.py over n entries in `folder`; killed if it still runs at the
-    end."""
+    """A process of sft_generate.py over n entries in `folder`; killed at the end of the block."""
     folder.mkdir(exist_ok=True)
     if not (folder / "wiki.jsonl").exists():
         garden.write_entries(folder / "wiki.jsonl", n)
     words = [f"--input={folder / 'wiki.jsonl'}", f"--output={folder / 'pairs.jsonl'}"]
     words += [f"--base_url={server.base_url}", f"--workers={workers}", *more]
-    with open(folder / "told.txt", "a") as told:
+    with open(folder / "output.txt", "a") as output:
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "sft" / "sft_generate.py"), *words],
-            stdout=told,
-            stderr=told,
+            stdout=output,
+            stderr=output,
         )
     try:
         yield process
@@ -160,13 +158,13 @@ def script(folder, n, server, workers=8, more=()):
 
 
 def finish(process):
-    """Wait for its end. UserError where it failed."""
+    """Wait until it ends. UserError if it failed."""
     if process.wait():
-        raise UserError("sft_generate.py failed; run it by hand to see why")
+        raise UserError("sft_generate.py failed; run it yourself to see why")
 
 
 def wait_for(folder, n, process):
-    """Until n entries are finished, or the process is."""
+    """Wait until n entries are finished, or the process ends."""
     path, size, found = beside(folder / "pairs.jsonl")[0], 0, 0
     while process.poll() is None and found < n:
         if path.exists():
@@ -179,16 +177,10 @@ def wait_for(folder, n, process):
 
 
 def progress(folder):
-    """The finished entries' lines of progress; a torn last one is left out."""
+    """The progress lines of finished entries, without an incomplete last line."""
     with open(beside(folder / "pairs.jsonl")[0], encoding="utf-8") as file:
         lines = [json.loads(line) for line in file if line.endswith("\n")]
     return [line for line in lines if "entry" in line]
-
-
-def resident(pid):
-    """MB of memory that a process has."""
-    lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1024
 
 
 if __name__ == "__main__":

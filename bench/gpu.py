@@ -1,18 +1,17 @@
-"""How fast a GPU trains, beside transformers' model of the same shape in the same run.
+"""Training speed on a GPU, compared with transformers' model of the same shape in the same run.
 
     python bench/gpu.py                               # 124M and 350M at block 1024, compiled
     python bench/gpu.py --shapes=124M --compile=false
     python bench/gpu.py --device=cpu --shapes=cpu_small --block_size=64 --batch_size=2 --steps=2
 
-Whole steps on random tokens: forward, backward, clipping, optimizer, in the format that train.py
-would take. "default" is what train.py takes where nothing is said (Qwen3's shape, Muon), with rows
-of one piece, and with rows of pieces of --piece tokens, which attention keeps apart as the layout
-`concat` wants it: by PyTorch's kernel for sequences of any length where that runs, else by a mask.
-Each case is a process of its own; rounds go through all in turn, and medians are shown. MFU is
-GPT.flops_per_token() × tokens a second over the data sheet's peak (on a CPU: over the best matrix
-product that was measured).
+Whole steps on random tokens: forward, backward, clipping, optimizer, in train.py's dtype. "default"
+is the default of train.py (Qwen3's shape, Muon), with one segment per row, and with segments of
+--piece tokens that are isolated in attention as in the layout `concat`: by PyTorch's kernel for
+sequences of variable length if it runs, else by a mask. Each case is a process of its own. Rounds
+alternate; medians are shown. MFU is GPT.flops_per_token() × tokens per second over the data sheet's
+peak (on a CPU: over the best measured matrix product).
 
-How soon a model is as good on a GPU: python bench/speedrun.py --body=124M
+For quality over training time: python bench/speedrun.py --body=124M
 """
 
 import json
@@ -39,13 +38,13 @@ CASES = ("ours, default", "ours, default, pieces", "ours, GPT-2", "transformers 
 class Settings:
     shapes: list[str] = ["124M", "350M"]  # of cpu_small, 124M, 350M
     block_size: int = 1024
-    n_rows: int = 50304  # of the embedding; 8256 for `zh`
-    batch_size: int = 32  # blocks a step
-    piece: int = 200  # tokens in a piece
-    steps: int = 20  # that are timed in a round
+    n_rows: int = 50304  # rows of the embedding; 8256 for `zh`
+    batch_size: int = 32  # blocks per step
+    piece: int = 200  # tokens per segment
+    steps: int = 20  # timed steps per round
     rounds: int = 3
-    compile: bool = True  # torch.compile, for all of them
-    case: str = ""  # one of them alone, as JSON: what the processes of this script are asked
+    compile: bool = True  # torch.compile, in all cases
+    case: str = ""  # only this case, output as JSON; the script runs itself with it
 
 
 def main():
@@ -78,7 +77,7 @@ def main():
 
 
 def measure(settings, device):
-    """One case: tokens a second, MFU, peak memory (GB)."""
+    """One case: tokens per second, MFU, peak memory (GB)."""
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     dtype = pick_dtype(settings.dtype, device)
@@ -88,17 +87,17 @@ def measure(settings, device):
     flops = GPT(config).flops_per_token()
     settings.optimizer = "muon" if "default" in settings.case else "adamw"
     if "transformers" in settings.case:
-        torch.backends.cuda.enable_cudnn_sdp(True)  # as it comes; pick_device() has taken it away
+        torch.backends.cuda.enable_cudnn_sdp(True)  # PyTorch's default; pick_device() disables it
         step = transformers_step(config, device, dtype, settings.compile)
     else:
         piece = settings.piece if "pieces" in settings.case else None
         step = our_step(GPT(config), settings, device, dtype, piece, settings.compile)
     tokens = torch.randint(0, settings.n_rows, (settings.batch_size, settings.block_size)).numpy()
     for _ in range(5):
-        float(step(tokens))  # compiles, and warms up
+        float(step(tokens))  # compilation and warm-up
     start = time.perf_counter()
     for _ in range(settings.steps):
-        float(step(tokens))  # waits for the GPU, as train.py does once a step
+        float(step(tokens))  # waits for the GPU, as train.py does once per step
     seconds = (time.perf_counter() - start) / settings.steps
     rate = settings.batch_size * settings.block_size / seconds
     peak = peak_flops(device)
@@ -106,7 +105,7 @@ def measure(settings, device):
 
 
 def show(shape, found):
-    """A table of one shape."""
+    """Print the table of one shape."""
     peer = statistics.median(each["rate"] for each in found[CASES[-1]])
     rows = []
     for name, rounds in found.items():

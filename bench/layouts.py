@@ -1,17 +1,17 @@
-"""What fine-tuning gains or loses by how conversations fill blocks: the same start, epochs, steps.
+"""Fine-tuning by layout of the blocks, with the same base, epochs and steps.
 
-    python bench/layouts.py --input=ALPACA.json                     # a base of its own first
+    python bench/layouts.py --input=ALPACA.json                     # trains a base first
     python bench/layouts.py --input=PAIRS.jsonl --init_from=out/cpu_small --limit=500
 
-Four ways: pad (one conversation a block), packed (one stream, cut anywhere), concat (several in a
-block, attention kept inside each), and the same blocks with isolate=false, where each sees the ones
-before it. All are judged on ONE padded val set. A batch has --batch_size blocks of concat, and of
-the others so many (rounded) as make the same number of steps: what differs is the layout alone.
+Four cases: pad (one conversation per block), packed (one stream, cut anywhere), concat (several per
+block, isolated), and concat with isolate=false, where each also attends to the ones before it. All
+are evaluated on one padded val set. A batch has --batch_size blocks in concat; in the other layouts
+it has as many as give the same number of steps, so only the layout differs.
 
 Without --init_from a vocabulary and a base of config/cpu_small.py's shape are trained first, on the
-texts of the training part. Prints every command (what they print goes to OUT_DIR/bench.log), what
-each run answers to the first held-out instruction, and the table. A speed is that of the machine at
-that moment; where something else runs beside it, only the losses count.
+texts of the training part. Prints every command (what they print goes to OUT_DIR/bench.log), each
+run's answer to the first held-out instruction, and the table. If other work runs on the machine,
+the speeds mean nothing, only the losses.
 """
 
 import json
@@ -45,20 +45,20 @@ VAL_FRACTION = 0.2
 
 
 class Settings:
-    input: str = ""  # instructions, conversations or pairs, as data/prepare_sft.py takes them
-    init_from: str = ""  # a run to start from; "": one that is trained here
-    limit: int | None = None  # only so many of them, the first ones; none: all
-    base_steps: int = 600  # of the base's training, 2,048 tokens each
+    input: str = ""  # instructions, conversations or pairs for data/prepare_sft.py
+    init_from: str = ""  # the base; "": train one
+    limit: int | None = None  # use only the first so many; none: all
+    base_steps: int = 600  # of pretraining the base, 2,048 tokens each
     vocab_size: int = 4096  # of its vocabulary
     epochs: float = 3.0  # of fine-tuning
     batch_size: int = 8  # blocks of concat in a step
-    seeds: int = 1  # runs of each case: how far apart they lie is the noise
+    seeds: int = 1  # runs per case; their spread is the noise
     out_dir: str = "out/bench_layouts"  # data and runs
 
 
 class Tuned(NamedTuple):
-    """One run of a case: its steps, supervised tokens a second, the val loss at each evaluation,
-    and what it wrote at the last one."""
+    """One run of a case: its steps, supervised tokens per second, the val loss at each evaluation,
+    and its last sample."""
 
     steps: int
     rate: float
@@ -76,7 +76,7 @@ def main():
 
 
 class Bench:
-    """The project's own steps, from instructions to runs, in one folder."""
+    """Runs the project's scripts, from instructions to fine-tuned runs, in one folder."""
 
     def __init__(self, settings):
         self.settings, self.folder = settings, pathlib.Path(settings.out_dir)
@@ -87,7 +87,7 @@ class Bench:
         self.counts = {}  # layout → split → counts
 
     def train_base(self):
-        """A vocabulary and a base, of the training part's texts alone; returns the run's folder."""
+        """Train a vocabulary and a base on the training part; return the run's folder."""
         texts, vocabulary = self.folder / "texts.jsonl", self.folder / "vocabulary"
         seen = [
             each for each in self.conversations if not is_val(CHAT.split_key(each), VAL_FRACTION)
@@ -109,7 +109,7 @@ class Bench:
         return base
 
     def prepare(self, base):
-        """The conversations in every layout, in the base's tokens and blocks."""
+        """Prepare the conversations in every layout, with the base's tokenizer and block_size."""
         trained = checkpoint.load(base)
         files = trained.tokenizer.files
         tokenizer = str(files[0]) if files else trained.tokenizer.name
@@ -124,7 +124,7 @@ class Bench:
         return self.folder / layout
 
     def tune(self, base, name, seed):
-        """Train a case; returns a Tuned."""
+        """Train a case; return a Tuned."""
         settings, (layout, isolate) = self.settings, CASES[name]
         counts = self.counts[layout]["train"]
         share = counts["blocks"] / self.counts["concat"]["train"]["blocks"]
@@ -147,7 +147,7 @@ class Bench:
         )
 
     def show(self, found):
-        """What the runs wrote, and the table."""
+        """Print the samples of the runs and the table."""
         for name, (first, *_) in found.items():
             print(f"\n{name}: step {first.sample}")
         rows = []
@@ -174,7 +174,7 @@ def is_held_out(conversation):
 
 
 def shown(values):
-    """The mean, and how far the runs of one case lie apart."""
+    """The mean, and the spread of the runs of one case."""
     apart = f" ± {(max(values) - min(values)) / 2:.4f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.4f}{apart}"
 

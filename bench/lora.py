@@ -1,15 +1,15 @@
-"""How fast a training step is, and how much memory it takes, where only a part of a model learns.
+"""Speed and memory of a training step when only a part of the model is trained.
 
     python bench/lora.py                         # cpu_small: 4 layers of width 256
-    python bench/lora.py --shape=124M            # 12 layers of width 768; some minutes
-    python bench/lora.py --optimizer=adamw       # instead of Muon where all weights learn
+    python bench/lora.py --shape=124M            # 12 layers of width 768; takes minutes
+    python bench/lora.py --optimizer=adamw       # instead of Muon for full fine-tuning
 
 Whole steps on random tokens: forward, backward, clipping, optimizer. "upper half" freezes the
-embeddings and the lower half of the blocks. A frozen weight has no gradient and no optimizer state;
-of three products of matrices that a step takes for each weight, it spares one, and below the first
-weight that learns another. So LoRA cannot be more than 1.5 times as fast as training all weights,
-what the optimizer takes apart. Each case is a process of its own, for its memory's sake; rounds go
-through all in turn, and medians are shown.
+embeddings and the lower half of the blocks. A frozen weight has no gradient and no optimizer state.
+A step has three matrix products for each weight; a frozen one needs two, and below the first
+trained weight one. So LoRA cannot be more than 1.5 times as fast as training all weights, apart
+from the optimizer. Each case is a process of its own, so that its memory can be measured. Rounds
+alternate; medians are shown.
 """
 
 import multiprocessing
@@ -37,10 +37,10 @@ CASES += ("LoRA, upper half",)
 
 class Settings:
     shape: str = "cpu_small"  # or 124M
-    n_rows: int = 8256  # of the embedding: `zh`, rounded up
-    batch_size: int = 8  # blocks a step
+    n_rows: int = 8256  # rows of the embedding: `zh`, rounded up
+    batch_size: int = 8  # blocks per step
     lora_rank: int = 8  # of the adapters
-    steps: int = 0  # that are timed in a round; 0: 20, or 3 at 124M
+    steps: int = 0  # timed steps per round; 0: 20, or 3 at 124M
     rounds: int = 5
 
 
@@ -64,7 +64,7 @@ def main():
 
 
 def measure(case, settings):
-    """One case: weights that learn, seconds a step, peak memory (GB)."""
+    """One case: trained weights, seconds per step, peak memory (GB)."""
     settings = SimpleNamespace(**settings)
     torch.manual_seed(0)
     config = GPTConfig(settings.n_rows, **SHAPES[settings.shape])
@@ -80,12 +80,12 @@ def measure(case, settings):
         step(tokens)
         times.append(time.perf_counter() - start)
     moving = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    seconds = statistics.median(times[2:])  # the first two warm up
+    seconds = statistics.median(times[2:])  # the first two are warm-up
     return dict(moving=moving, seconds=seconds, memory=peak_memory("cpu"))
 
 
 def choose(model, case, rank):
-    """Freeze what does not learn in this case."""
+    """Freeze the weights that this case does not train."""
     half = len(model.blocks) // 2
     if case.startswith("LoRA"):
         targets = ["attention"] if "attention" in case else ["all"]
@@ -96,7 +96,7 @@ def choose(model, case, rank):
 
 
 def show(found):
-    """The table that stands in bench/README.md."""
+    """Print the table of bench/README.md."""
     most = {case: statistics.median(each["seconds"] for each in found[case]) for case in found}
     rows = []
     for case, rounds in found.items():

@@ -1,15 +1,15 @@
-"""How fast data/prepare.py is beside bare tiktoken, and how much memory it takes.
+"""Speed of data/prepare.py compared with bare tiktoken, and its memory.
 
     python bench/prepare.py                                     # MB/s and the ratio to tiktoken
     python bench/prepare.py --input=wiki/ --megabytes=300
     python bench/prepare.py --memory=true --megabytes=1000      # peak of all its processes
 
-The input is made by recombining the sentences of --input at random into entries of 5 to 20, so it
-is as large as wanted and holds no duplicates. The encoder keeps words that it has seen, and whole
-sentences that come again flatter it a little; with --fresh=true they are made of clauses that are
-cut out at random places, hardly one of which comes twice: no text of people is as strange. Bare
-tiktoken encodes the same texts, cleaned and in memory, in one process; data/prepare.py is timed as
-a user runs it, start and writing included. Rounds alternate; medians are shown.
+The input recombines the sentences of --input at random into entries of 5 to 20 sentences, so it can
+have any size and has no duplicate entries. The encoder caches words, so repeated sentences make it
+a little faster than it is on real text. With --fresh=true entries are made of clauses cut at random
+places, which hardly ever repeat; real text is not as varied. Bare tiktoken encodes the same cleaned
+texts in memory, in one process; data/prepare.py is timed as a user runs it, start and writing
+included. Rounds alternate; medians are shown.
 """
 
 import contextlib
@@ -37,15 +37,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 class Settings:
-    """The knobs of this script alone."""
-
     input: str = "data/sample"  # files or folders whose sentences are recombined
-    megabytes: float = 200.0  # size of the file that is made of them
-    fresh: bool = False  # true: of clauses that hardly come twice
+    megabytes: float = 200.0  # size of the file made from them
+    fresh: bool = False  # entries of random clauses that hardly ever repeat
     workers: int = 2  # processes of data/prepare.py
-    rounds: int = 3  # of bare tiktoken and data/prepare.py, in turn
-    memory: bool = False  # true: measure memory instead of time
-    out_dir: str = "out"  # in which input and dataset lie for a while
+    rounds: int = 3  # of bare tiktoken and data/prepare.py, alternating
+    memory: bool = False  # measure memory instead of time
+    out_dir: str = "out"  # folder of the temporary input and dataset
 
 
 def main():
@@ -66,7 +64,7 @@ def main():
 
 
 def recombined(paths, megabytes, path, fresh=False):
-    """Write so many MB of entries, in the shape of wiki dumps, to `path`."""
+    """Write `megabytes` MB of entries in the format of wiki dumps to `path`."""
     texts = [entry.text for entry in read_entries(paths)]
     parts = [part for text in texts for part in sentences(text)]
     letters = re.sub(r"[\W_]+", "", "".join(texts))
@@ -91,7 +89,7 @@ def recombined(paths, megabytes, path, fresh=False):
 
 
 def speed(settings, path, command):
-    """Print MB of text a second, of bare tiktoken and of data/prepare.py, and their ratio."""
+    """Print MB of text per second of bare tiktoken and of data/prepare.py, and their ratio."""
     texts = [entry.text for entry in read_entries(path)]
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     encode = load_tokenizer(settings.tokenizer)._encoding.encode_ordinary  # tiktoken's own
@@ -138,17 +136,17 @@ def memory(settings, path, command):
 
 
 def with_children(pid):
-    """The process and all that descend from it."""
+    """The ids of the process and of all its descendants."""
     found = [pid]
     for parent in found:
         for task in pathlib.Path(f"/proc/{parent}/task").glob("*/children"):
-            with contextlib.suppress(OSError):  # it has just ended
+            with contextlib.suppress(OSError):  # it has ended
                 found += map(int, task.read_text().split())
     return found
 
 
 def proportional_set_size(pid):
-    """Bytes of memory that a process holds, its share of what it shares."""
+    """The proportional set size of a process in bytes: shared pages count in part."""
     try:
         lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:

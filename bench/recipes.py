@@ -1,12 +1,12 @@
-"""The default recipe beside the classic one: same texts, same body, same training time.
+"""Compare the default recipe with the classic one: same texts, same model size, same time.
 
     python bench/recipes.py --input=TEXTS --pairs=PAIRS.jsonl
 
-Takes the whole way twice, with config/cpu_small.py and with the classic recipe at its size:
-prepare, pretrain for --minutes, fine-tune for --sft_minutes, score. The two go side by side, one
-core each: the same machine at the same moment. Both are scored over the same held-out characters
-and pairs. Prints every command (what they print goes to OUT_DIR/RECIPE.log), then the table that
-stands in bench/README.md, and draws the loss curves.
+Runs the whole pipeline twice, with config/cpu_small.py and with the classic recipe at its size:
+prepare, pretrain for --minutes, fine-tune for --sft_minutes, evaluate. Both run at the same time,
+on one core each, and are evaluated over the same held-out characters and pairs. Prints every
+command (their output goes to OUT_DIR/RECIPE.log), then the table of bench/README.md, and
+draws the loss curves.
 """
 
 import json
@@ -23,19 +23,19 @@ from minigpt.common.scripts import call
 
 
 class Settings:
-    input: str = ""  # texts, as data/prepare.py takes them
-    pairs: str = ""  # question–answer pairs, as data/prepare_sft.py takes them
+    input: str = ""  # texts for data/prepare.py
+    pairs: str = ""  # question–answer pairs for data/prepare_sft.py
     minutes: float = 20.0  # of pretraining
     sft_minutes: float = 10.0  # of fine-tuning
-    threads: int = 1  # of each recipe's processes
-    out_dir: str = "out/recipes"  # data and runs of both
+    threads: int = 1  # per process
+    out_dir: str = "out/recipes"  # datasets and runs of both
 
 
 RECIPES = {
     "default": (["config/cpu_small.py"], ["config/cpu_small_sft.py"]),
     "classic": (
         ["config/classic.py", "config/cpu_small.py", "config/classic_small.py"],
-        # classic_sft.py's rate is for 124M parameters; a smaller body bears more.
+        # classic_sft.py's learning rate is for 124M parameters; a smaller model can take more.
         ["config/classic_sft.py", "config/cpu_small_sft.py", "--learning_rate=3e-4"],
     ),
 }
@@ -44,19 +44,19 @@ RECIPES = {
 def main():
     settings = configure(Settings, doc=__doc__)
     with ThreadPoolExecutor(len(RECIPES)) as pool:
-        # The data first: the default recipe's held-out entries judge all (their hash decides).
-        list(pool.map(lambda name: Way(settings, name).prepare(), RECIPES))
-        rows = list(pool.map(lambda name: Way(settings, name).train_and_score(), RECIPES))
-    for name in RECIPES:  # a picture each: losses a token of two tokenizers do not compare
-        way = Way(settings, name)
-        words = [f"--runs={way.base},{way.tuned}", "--x=minutes", "--smooth=0.6"]
-        way.call("visualize.py", *words, f"--output={way.folder}/loss_{name}.png")
+        # Datasets first: both recipes are evaluated on the default recipe's held-out entries.
+        list(pool.map(lambda name: Pipeline(settings, name).prepare(), RECIPES))
+        rows = list(pool.map(lambda name: Pipeline(settings, name).train_and_score(), RECIPES))
+    for name in RECIPES:  # a picture each: losses per token of two tokenizers cannot be compared
+        pipeline = Pipeline(settings, name)
+        words = [f"--runs={pipeline.base},{pipeline.tuned}", "--x=minutes", "--smooth=0.6"]
+        pipeline.call("visualize.py", *words, f"--output={pipeline.folder}/loss_{name}.png")
     header = ["recipe", "tokenizer", "steps", "bits/char", "answers: bits/char"]
     print(table([*header, "Rouge-L held out", "Rouge-L seen"], rows))
 
 
-class Way:
-    """One recipe's way from texts to scores."""
+class Pipeline:
+    """One recipe's pipeline from texts to scores."""
 
     def __init__(self, settings, name):
         self.settings, self.name = settings, name
@@ -66,17 +66,17 @@ class Way:
         self.data, self.pairs = self.folder / f"data_{name}", self.folder / f"data_{name}_sft"
 
     def prepare(self):
-        """Texts and pairs → blocks."""
+        """Prepare texts and pairs."""
         self.folder.mkdir(parents=True, exist_ok=True)
         inputs = f"--input={self.settings.input}", f"--input={self.settings.pairs}"
         self.call("data/prepare.py", *self.pretraining, inputs[0], f"--dataset={self.data}")
         self.call("data/prepare_sft.py", *self.tuning[:2], inputs[1], f"--dataset={self.pairs}")
 
     def train_and_score(self):
-        """Both trainings and all scores; returns the recipe's row of the table."""
+        """Train, fine-tune and evaluate; return the recipe's row of the table."""
         texts, pairs = (self.folder / f"data_default{part}/val.jsonl" for part in ("", "_sft"))
         settings, base, tuned = self.settings, self.base, self.tuned
-        endless = ["--max_iters=1000000", "--overwrite=true"]  # the minutes decide
+        endless = ["--max_iters=1000000", "--overwrite=true"]  # --max_minutes ends it
         where = [f"--dataset={self.data}", f"--out_dir={base}"]
         budget = f"--max_minutes={settings.minutes}"
         self.call("train.py", *self.pretraining, *where, budget, *endless)
@@ -104,7 +104,7 @@ class Way:
         ]
 
     def call(self, *words):
-        """Run one of the project's scripts on this recipe's core."""
+        """Run one of the project's scripts with this recipe's threads and log."""
         threads = str(self.settings.threads)
         call(*words, log=self.folder / f"{self.name}.log", OMP_NUM_THREADS=threads)
 

@@ -1,15 +1,16 @@
-"""How fast fine-tuning is by the way pairs fill blocks: padding, sorted padding, concat, packed.
+"""Speed of fine-tuning by layout: padding, sorted padding, concat, packed.
 
-    python bench/sft.py --input=PAIRS.jsonl              # config/cpu_small.py's body, blocks of 512
+    python bench/sft.py --input=PAIRS.jsonl            # config/cpu_small.py's model, blocks of 512
 
-Prepares the pairs in each layout by data/prepare_sft.py, then takes whole training steps (forward,
-backward, clipping, optimizer) over them: --rounds times --batches batches of each in turn, medians
-shown. "sorted" are the padded blocks sorted by length, each batch cut to its longest pair.
+Prepares the pairs in each layout with data/prepare_sft.py, then times whole training steps
+(forward, backward, clipping, optimizer): --rounds times --batches batches of each layout,
+alternating; medians are shown. "sorted" means padded blocks sorted by length, each batch cut to its
+longest pair.
 
-What is gained over padding cannot be more than (T b + s h) / (L b + s h): T the block, L the mean
-length of a pair, s its supervised tokens, b and h the operations of the body for a token and of the
-output layer for a supervised one. "loss" is that of the model before any step over all pairs: the
-same wherever the layout keeps pairs apart.
+The gain over padding is at most (T b + s h) / (L b + s h): T the block size, L the mean length of a
+pair, s its supervised tokens, b and h the operations of the blocks per token and of the output
+layer per supervised token. "loss" is that of the untrained model over all pairs: equal in all
+layouts that isolate pairs.
 """
 
 import pathlib
@@ -36,11 +37,11 @@ CASES = {"pad": "pad", "sorted": "pad", "concat": "concat", "packed": "packed"} 
 
 
 class Settings:
-    input: str = ""  # pairs, as data/prepare_sft.py takes them
-    n_layer: int = 4  # of the body
+    input: str = ""  # pairs for data/prepare_sft.py
+    n_layer: int = 4  # shape of the model
     n_head: int = 4
     n_embd: int = 256
-    batches: int = 6  # timed in a round, spread over the epoch
+    batches: int = 6  # timed per round, spread over the epoch
     rounds: int = 3
     out_dir: str = "out/bench_sft"  # the prepared pairs
 
@@ -87,30 +88,30 @@ def epoch(settings, name):
 
 
 def lengths_of(mask):
-    """(n_blocks,) how many tokens of each block stand before its padding: up to the last target."""
+    """(n_blocks,) tokens of each block up to its last target, without padding."""
     return mask.shape[1] - (mask[:, ::-1] & TARGET).argmax(axis=1)
 
 
 @torch.no_grad()
 def mean_loss(model, batches):
-    """Nats a supervised token."""
+    """The mean loss per supervised token, in nats."""
     found = [next_token(model, batch) for batch in batches]
     return sum(float(loss) for loss, _ in found) / sum(count for _, count in found)
 
 
 def time_of(model, optimizers, batches, n_timed):
-    """Seconds that an epoch takes, from batches at even distances: short ones, long ones."""
+    """Seconds per epoch, estimated from batches at even distances, short and long ones."""
     n_timed = min(n_timed, len(batches))
     chosen = [batches[(2 * i + 1) * len(batches) // (2 * n_timed)] for i in range(n_timed)]
     times = []
-    for batch in [chosen[0], *chosen]:  # the first one warms up
+    for batch in [chosen[0], *chosen]:  # the first one is warm-up
         start = time.perf_counter()
         loss, count = next_token(model, batch)
         (loss / max(1, count)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = 0.0  # the weights stay: all layouts are timed on the same ones
+                group["lr"] = 0.0  # keep the weights: all layouts are timed on the same ones
             optimizer.step()
         model.zero_grad(set_to_none=True)
         times.append(time.perf_counter() - start)
@@ -118,7 +119,7 @@ def time_of(model, optimizers, batches, n_timed):
 
 
 def show(settings, model, length, epochs, losses, seconds):
-    """The table that stands in bench/README.md."""
+    """Print the table of bench/README.md."""
     config, T = model.config, settings.block_size
     pairs = sum(len(batch.x) for batch in epochs["pad"])
     targets = sum(batch.count for batch in epochs["pad"])

@@ -1,21 +1,21 @@
-"""How soon is a model as good? Held-out bits per character over training time, recipe by recipe.
+"""Quality over training time: held-out bits per character of three recipes.
 
     python bench/speedrun.py --input=TEXTS                                # 10 minutes, three seeds
     python bench/speedrun.py --input=TEXTS --minutes=30 --seeds=1337,1338,1339
     python bench/speedrun.py --input=TEXTS --body=124M
 
-Three recipes of one body (config/cpu_small.py, or the 124M of config/train_config.py) learn the
-same texts on the same cores, one after the other, each for --minutes of training:
+Three recipes of one model size (config/cpu_small.py, or the 124M of config/train_config.py) train
+on the same texts and cores, one after the other, each for --minutes of training:
 
-    classic   GPT-2's vocabulary and shape, a text a block, AdamW, cosine (config/classic.py)
-    adamw     the `zh` vocabulary and split blocks with GPT-2's shape and AdamW, as a sweep tuned it
-              (at 124M none was made)
-    default   the body's recipe as it stands; its schedule may end sooner: --default_minutes
+    classic   GPT-2's vocabulary and shape, one text per block, AdamW, cosine (config/classic.py)
+    adamw     the `zh` vocabulary and split blocks with GPT-2's shape and AdamW, tuned by a sweep
+              (at 124M not tuned)
+    default   the default recipe of this size; --default_minutes can shorten its schedule
 
-A run is stopped a few times on the way (train.py saves, and goes on to the bit), scored over the
-same held-out characters, and resumed, so that scoring takes none of its time. Prints when each
-reached the others' last values, and draws the curves to OUT_DIR/BODY/speedrun.png. Finished runs
-are kept: the same command again goes on where it was ended.
+A run is stopped a few times (train.py saves, and resumes bit-exactly), evaluated over the same
+held-out characters, and resumed, so evaluation takes none of its time. Prints when each recipe
+reached the others' final values, and draws the curves to OUT_DIR/BODY/speedrun.png. Finished runs
+are kept: the same command continues after an interruption.
 """
 
 import json
@@ -29,6 +29,9 @@ import sys
 import time
 import zlib
 
+import numpy as np
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from bench.steps import GPT2
@@ -37,11 +40,13 @@ from minigpt.common.errors import ROOT, UserError, run
 from minigpt.common.report import table, write_json
 from minigpt.common.scripts import call, show
 from minigpt.models import checkpoint
-from minigpt.plotting.plots import race_figure, write_figure
+from minigpt.plotting.fonts import drawable
+from minigpt.plotting.output import write_figure
+from minigpt.plotting.style import PALETTE, WIDTH, new_figure, styled
 from minigpt.training.log import read_runlog
 
 GPT2_SHAPE = [f"--{name}={str(value).lower()}" for name, value in GPT2.items()]
-# The body's recipe, what the classic recipe changes after it, and the flags of AdamW.
+# Size → the default recipe, what the classic recipe adds to it, the flags of AdamW.
 BODIES = {
     "cpu_small": (
         ["config/cpu_small.py"],
@@ -53,23 +58,26 @@ BODIES = {
 
 
 class Settings:
-    input: str = ""  # texts, as data/prepare.py takes them
-    minutes: float = 10.0  # of training a run
-    default_minutes: float | None = None  # of the default recipe; none: as many
+    input: str = ""  # texts for data/prepare.py
+    minutes: float = 10.0  # of training per run
+    default_minutes: float | None = None  # of the default recipe; none: the same
     seeds: list[str] = ["1337", "1338", "1339"]
-    marks: list[str] = ["0.02", "0.06", "0.15", "0.3", "0.5", "1"]  # shares of a run at which it
-    #                                                                  is scored
+    marks: list[str] = ["0.02", "0.06", "0.15", "0.3", "0.5", "1"]  # fractions of a run at
+    #                             which it is evaluated
     recipes: list[str] = ["classic", "adamw", "default"]
     body: str = "cpu_small"  # or 124M
-    adamw: str | None = None  # flags for it; none: what the sweep found
-    out_dir: str = "out/speedrun"  # data and runs, in a folder for each body
+    adamw: str | None = None  # flags of `adamw`; none: what the sweep found
+    out_dir: str = "out/speedrun"  # datasets and runs, a folder for each body
 
 
 def main():
     settings = configure(Settings, doc=__doc__)
     recipes, marks = check(settings)
     folder = pathlib.Path(settings.out_dir) / settings.body
-    for name in {"default", *settings.recipes}:  # the default's held-out entries judge all
+    for name in {
+        "default",
+        *settings.recipes,
+    }:  # all are evaluated on the default's val.jsonl
         words = [word for word in recipes[name] if not word.startswith("--")]
         words += [word for word in recipes[name] if word.startswith("--layout")]
         words += [f"--input={settings.input}", f"--dataset={folder}/data_{name}"]
@@ -91,7 +99,7 @@ def main():
 
 
 def check(settings):
-    """(name → the words of a recipe, the marks). UserError with all that is wrong."""
+    """(name → the arguments of a recipe, the marks). UserError lists all mistakes."""
     problems = []
     if settings.body not in BODIES:
         raise UserError(f"body={settings.body}: expected {' or '.join(BODIES)}")
@@ -114,40 +122,42 @@ def check(settings):
     except ValueError:
         marks = []
     if not marks or marks != sorted(set(marks)) or marks[0] <= 0 or marks[-1] != 1:
-        problems.append(f"marks={','.join(settings.marks)}: expected rising shares that end with 1")
+        problems.append(
+            f"marks={','.join(settings.marks)}: expected rising fractions that end with 1"
+        )
     if problems:
         raise UserError("\n".join(problems))
     return recipes, marks
 
 
 def is_new(note, words):
-    """Whether a note is still to be written. UserError where it tells of other words."""
+    """Whether there is no note yet. UserError if it has other arguments."""
     if not note.exists():
         return True
     before = json.loads(note.read_text(encoding="utf-8"))["words"]
     if before != words:
         raise UserError(
             f"{note}: made by {' '.join(before)}, asked for {' '.join(words)}: "
-            "give another --out_dir, or remove what lies there"
+            "give another --out_dir, or delete that one"
         )
     return False
 
 
 def race(words, minutes, marks, out_dir):
-    """[(minutes of training, bits per character)] of one run, trained and scored mark by mark."""
+    """[(minutes of training, bits per character), …] of one run, trained from mark to mark."""
     words = [*words, f"--max_minutes={minutes:g}", "--max_iters=1000000", "--log_interval=1"]
-    words += ["--eval_interval=1000000", "--overwrite=true"]  # it is scored here
+    words += ["--eval_interval=1000000", "--overwrite=true"]  # it is evaluated here
     note = out_dir / "speedrun.json"
-    told, points = [*words, f"marks={','.join(map(str, marks))}"], []
-    recipes = [word for word in words if not word.startswith("--")]  # another text: another run
-    told += [f"{path} {zlib.crc32((ROOT / path).read_bytes()):08x}" for path in recipes]
-    if is_new(note, told):
-        shutil.rmtree(out_dir, ignore_errors=True)  # what a killed run had left
+    made_of, points = [*words, f"marks={','.join(map(str, marks))}"], []
+    recipes = [word for word in words if not word.startswith("--")]  # a changed file is another run
+    made_of += [f"{path} {zlib.crc32((ROOT / path).read_bytes()):08x}" for path in recipes]
+    if is_new(note, made_of):
+        shutil.rmtree(out_dir, ignore_errors=True)  # the rest of a killed run
     else:
         points = json.loads(note.read_text(encoding="utf-8"))["points"]
     for mark in marks[len(points) :]:
         until = mark * minutes if mark < 1 else None
-        # A run that is there already was killed while it was scored.
+        # A run that is already there was killed during its evaluation.
         if until is None or saved_minutes(out_dir) < until:
             again = ["--init_from=resume"] if points else words
             train_until(until, [*again, f"--out_dir={out_dir}"], out_dir)
@@ -156,7 +166,7 @@ def race(words, minutes, marks, out_dir):
         score = json.loads((out_dir / "perplexity.json").read_text(encoding="utf-8"))
         points.append((saved_minutes(out_dir), score["text"]["bits_per_char"]))
         print(f"{out_dir.name}: {points[-1][0]:.2f} min, {points[-1][1]:.3f} bits/char", flush=True)
-        write_json(note, dict(words=told, points=points))
+        write_json(note, dict(words=made_of, points=points))
     return [tuple(point) for point in points]
 
 
@@ -176,26 +186,26 @@ def train_until(minutes, words, out_dir):
 
 
 def minutes_of(out_dir, step=math.inf):
-    """Minutes of training up to a step, as a run's log tells; 0 before its first."""
+    """Minutes of training up to a step, from the log; 0 before the first step."""
     try:
-        told = read_runlog(out_dir).train
+        rows = read_runlog(out_dir).train
     except UserError:
         return 0.0
-    return float(told["minutes"][told["step"] <= step].max(initial=0))
+    return float(rows["minutes"][rows["step"] <= step].max(initial=0))
 
 
 def saved_minutes(out_dir):
-    """Minutes of training that are in a run's weights."""
+    """Minutes of training of the saved weights."""
     if not checkpoint.exists(out_dir):
         return 0.0
     return minutes_of(out_dir, checkpoint.read_meta(out_dir)["step"])
 
 
-# -- what it tells ---------------------------------------------------------------------------------
+# -- reports ---------------------------------------------------------------------------------------
 
 
 def mean_curve(curves):
-    """One curve of several: mark by mark the mean of minutes and of bits."""
+    """The mean of several curves: of minutes and of bits at each mark."""
     return [
         tuple(map(statistics.mean, zip(*points, strict=True)))
         for points in zip(*curves, strict=True)
@@ -203,8 +213,7 @@ def mean_curve(curves):
 
 
 def reached(curve, bits):
-    """The minutes after which a curve has come down to `bits`, between two points on the straight
-    line; None where it never does."""
+    """The minutes at which a curve reaches `bits`, interpolated linearly; None if it never does."""
     before, above = None, None
     for after, below in curve:
         if below <= bits:
@@ -216,7 +225,7 @@ def reached(curve, bits):
 
 
 def report(curves):
-    """The table that stands in bench/README.md."""
+    """Print the table of bench/README.md."""
     means = {name: mean_curve(each) for name, each in curves.items()}
     rows = []
     for name, curve in means.items():
@@ -234,6 +243,33 @@ def report(curves):
         *(f"reaches {name} (of its time)" for name in means),
     ]
     print(table(header, rows))
+
+
+def race_figure(curves):
+    """A Figure: bits per character over minutes of training, a color for each recipe.
+
+    curves: name → [[(minutes, bits), …] of each seed]. A recipe's name is at the mean of where its
+    seeds end. Returns (figure, notes) as loss_figure() does.
+    """
+    labels, families, notes = drawable(list(curves))
+    with styled(families):
+        figure = new_figure((WIDTH, 4.2))
+        axes = figure.subplots()
+        for label, seeds, color in zip(labels, curves.values(), PALETTE, strict=False):
+            for points in seeds:
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color=color)
+            minutes, bits = np.mean([points[-1] for points in seeds], axis=0)
+            text = f" {label} {bits:.2f}"
+            axes.annotate(text, (minutes, bits), color=color, va="center", fontsize=9)
+        axes.set_xscale("log")
+        ticks = [first * 10.0**n for n in range(-3, 5) for first in (1, 2, 5)]
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.12)
+        axes.set_xlabel("minutes of training")
+        axes.set_ylabel("held-out bits per character")
+    return figure, notes
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""Training steps to time: ours, and transformers' at the same shape (bench/train.py, gpu.py,
-lora.py).
+"""Training steps to time: ours, and transformers' at the same shape.
 
     step = our_step(GPT(config), settings, "cpu", torch.float32)
     step(tokens)                    # forward, backward, clipping, optimizer
@@ -31,8 +30,8 @@ SHAPES = {
 def our_step(model, settings, device, dtype, piece=None, compiled=False):
     """A function that takes one step of a GPT, moved to `device`, on an array of tokens (B, T).
 
-    settings: the optimizer's knobs. piece: tokens in each piece of a row, as `concat` has them;
-    None: a row is one piece. Returns the loss, a tensor that nobody waited for.
+    settings: those of the optimizer. piece: tokens per segment, as in the layout `concat`; None:
+    one segment per row. Returns the loss as a tensor, without waiting for the GPU.
     """
     model.to(device)
     model.use_varlen_attention = has_varlen_attention(device, dtype, model.config.head_dim)
@@ -58,8 +57,8 @@ def our_step(model, settings, device, dtype, piece=None, compiled=False):
 
 
 def transformers_gpt2(config, **rest):
-    """transformers' GPT2LMHeadModel of a GPTConfig's size, with other weights; `rest` as GPT2Config
-    takes it. No token ends a text. UserError where transformers is not installed."""
+    """transformers' GPT2LMHeadModel of a GPTConfig's size, with random weights and no EOT; `rest`
+    goes to GPT2Config. UserError if transformers is not installed."""
     try:
         from transformers import GPT2Config, GPT2LMHeadModel
     except ImportError:
@@ -82,7 +81,7 @@ def transformers_step(config, device, dtype, compiled=False):
     def step(tokens):
         x = torch.from_numpy(tokens.astype(np.int64))
         if device.startswith("cuda"):
-            x = x.pin_memory()  # as ours are: nobody waits for the copy
+            x = x.pin_memory()  # as ours: the copy is asynchronous
         x = x.to(device, non_blocking=True)
         with autocast(device, dtype):
             loss = network(input_ids=x, labels=x).loss  # it shifts the labels itself
@@ -96,8 +95,7 @@ def transformers_step(config, device, dtype, compiled=False):
 
 
 def peak_memory(device):
-    """The most memory that this process has held, in GB: of the GPU, or of the machine; 0 where
-    the system does not tell."""
+    """The peak memory of this process in GB, on the GPU or in RAM; 0 on Windows."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) / 1e9
     try:

@@ -1,12 +1,12 @@
-"""Which pre-tokenisation pattern serves Chinese best? Tokens a character on text held out.
+"""Compare pre-tokenization patterns for Chinese: tokens per character on held-out text.
 
     python bench/tokenizer_patterns.py --data=texts
 
 Trains a vocabulary for each pattern and size on nine tenths of four folders (wiki, qa, handbook,
-novels) and counts tokens a character on the tenth held out. "unseen": the wiki folder, by a
-vocabulary that saw neither it nor the questions about it, prose of another kind than what was
-trained on; "traditional": another script, also unseen. "within": of the borders between words (as
-jieba cuts them, wiki held out), how many lie inside a token. It takes a while: minutes a row.
+novels) and counts tokens per character on the held-out tenth. "unseen": the wiki folder, with a
+vocabulary trained without it and without the questions about it; "traditional": traditional
+characters, also unseen. "within": the fraction of word borders (by jieba, held-out wiki) that are
+inside a token. It takes minutes per row.
 """
 
 import logging
@@ -31,7 +31,7 @@ FOLDERS = ("wiki", "qa", "handbook", "novels")
 class Settings:
     data: str = "texts"  # a folder that holds wiki, qa, handbook, novels, wiki_traditional
     sizes: str = "8192,16384"  # vocabulary sizes, comma-separated
-    weight: int = 1  # how often wiki and qa, the modern prose, count
+    weight: int = 1  # weight of wiki and qa, the modern prose
 
 
 def main():
@@ -58,7 +58,7 @@ def main():
 
 
 def read(folder):
-    """All texts of a folder; questions and answers are texts of their own."""
+    """All texts of a folder; questions and answers are separate texts."""
     sources = map(SourceFile, find_files(folder))
     chunks = (chunk for source in sources for chunk in training_texts(source, 0.0, Statistics()))
     return [text for texts, _ in chunks for text in texts]
@@ -73,12 +73,12 @@ def trained(folders, size, pattern):
 
 
 def tokens_a_character(tokenizer, texts):
-    """Tokens of all texts over their characters."""
+    """Tokens per character of all texts."""
     return sum(map(len, tokenizer.encode_batch(texts))) / sum(map(len, texts))
 
 
 def borders_within(tokenizer, texts):
-    """The share of borders between words that lie inside a token."""
+    """The fraction of word borders that are inside a token."""
     within = borders = 0
     for text in texts:
         ends = ends_of(word.encode() for word in jieba.cut(text))
@@ -89,7 +89,7 @@ def borders_within(tokenizer, texts):
 
 
 def ends_of(parts):
-    """Where each part ends, in bytes from the start."""
+    """The ends of the parts, in bytes from the start."""
     ends, place = set(), 0
     for part in parts:
         place += len(part)

@@ -1,14 +1,14 @@
-"""How fast a training step is, beside transformers' model of the same shape in the same run.
+"""Speed of a training step, compared with transformers' model of the same shape in the same run.
 
     python bench/train.py                        # cpu_small: 4 layers of width 256
-    python bench/train.py --shape=124M           # 12 layers of width 768; 6 GB, some minutes
+    python bench/train.py --shape=124M           # 12 layers of width 768; 6 GB, takes minutes
 
 Whole steps on random tokens: forward, backward, clipping, optimizer. Ours in GPT-2's shape and
-transformers' GPT2LMHeadModel compute the same with AdamW; "default" is what train.py takes where
-nothing is said (Qwen3's shape, Muon). Each is a process of its own, for its memory's sake; rounds
-go through all in turn, and medians are shown. Operations are counted by
-GPT.flops_per_token() (6 for each weight of a matrix, and attention) for all of them, whatever they
-really compute; the peak is the best of the float32 matrix products measured beside each round.
+transformers' GPT2LMHeadModel compute the same with AdamW; "default" is the default of train.py
+(Qwen3's shape, Muon). Each case is a process of its own, so that its memory can be measured. Rounds
+alternate; medians are shown. Operations are counted by GPT.flops_per_token() (6 for each weight of
+a matrix, and attention) for all of them, whatever they really compute; the peak is the best of the
+float32 matrix products measured after each round.
 """
 
 import json
@@ -34,11 +34,11 @@ CASES = ("ours, default", "ours, GPT-2", "transformers GPT-2")
 
 class Settings:
     shape: str = "cpu_small"  # or 124M
-    n_rows: int = 8256  # of the embedding: `zh`, rounded up; 50304 for GPT-2's
-    batch_size: int = 0  # blocks a step; 0: 8
-    steps: int = 0  # that are timed in a round; 0: 20, or 3 at 124M
+    n_rows: int = 8256  # rows of the embedding: `zh`, rounded up; 50304 for GPT-2's
+    batch_size: int = 0  # blocks per step; 0: 8
+    steps: int = 0  # timed steps per round; 0: 20, or 3 at 124M
     rounds: int = 3
-    case: str = ""  # one of them alone, as JSON: what the processes of this script are asked
+    case: str = ""  # only this case, output as JSON; the script runs itself with it
 
 
 def main():
@@ -61,7 +61,7 @@ def main():
 
 
 def measure(settings):
-    """One case: tokens a second, operations a token, peak memory (GB), the machine's peak."""
+    """One case: tokens per second, operations per token, peak memory (GB), the machine's peak."""
     torch.manual_seed(0)
     batch_size = settings.batch_size or 8
     shape = {**SHAPES[settings.shape], **({} if "default" in settings.case else GPT2)}
@@ -88,7 +88,7 @@ def measure(settings):
 
 
 def show(found):
-    """The table that stands in bench/README.md."""
+    """Print the table of bench/README.md."""
     peak = max(each["peak"] for rounds in found.values() for each in rounds)
     rows, peer = [], statistics.median(each["rate"] for each in found[CASES[-1]])
     for name, rounds in found.items():

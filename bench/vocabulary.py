@@ -1,13 +1,13 @@
-"""Which vocabulary size serves a small model best? Held-out bits per character after equal time.
+"""Compare vocabulary sizes of a small model: held-out bits per character after equal time.
 
     python bench/vocabulary.py --input=TEXTS --pairs=PAIRS.jsonl --out_dir=out/vocabulary
 
 For each size: train a tokenizer on the training part of the texts, cut them into blocks, train
-config/cpu_small.py's model, and score the held-out characters. The budget is processor time (12
-minutes are 6 on two cores), measured a step before the training, on one thread; the schedule ends
-with the steps that fit. So other work on the machine changes how long the bench takes, and what it
-finds by little. Prints the table that stands in bench/README.md; a finished size is not trained
-again: another --input or budget wants another --out_dir.
+config/cpu_small.py's model, and evaluate the held-out characters. The budget is processor time (12
+minutes are 6 on two cores). A step is timed on one thread before training, and the schedule has as
+many steps as fit; so other work on the machine hardly changes the result. Prints the table of
+bench/README.md. A finished size is not trained again: another --input or budget needs another
+--out_dir.
 """
 
 import json
@@ -31,11 +31,11 @@ from model import GPT, GPTConfig
 
 
 class Settings:
-    input: str = ""  # texts, as data/prepare.py takes them
-    pairs: str = ""  # question–answer pairs, for the tokenizer's training alone
+    input: str = ""  # texts for data/prepare.py
+    pairs: str = ""  # question–answer pairs, only to train the tokenizer
     sizes: str = "4096,8192,16384,32768"  # vocabulary sizes, special ids included
     seeds: str = "1337"  # one run each
-    cpu_minutes: float = 12.0  # processor time of training a run
+    cpu_minutes: float = 12.0  # processor time of training, per run
     learning_rate: float = 2e-3  # peak, the same for all
     batch_size: int = 8  # blocks of 256 tokens a step
     out_dir: str = "out/vocabulary"  # tokenizers, blocks and runs
@@ -73,7 +73,7 @@ def main():
 
 
 def one_run(settings, size, seed, tokenizer, data, out_dir):
-    """Train and score one model; returns its row of the table."""
+    """Train and evaluate one model; return its row of the table."""
     note = out_dir / "bench.json"
     if not note.exists():
         seconds, parameters = seconds_a_step(settings, tokenizer, data)
@@ -111,7 +111,7 @@ def one_run(settings, size, seed, tokenizer, data, out_dir):
 
 
 def seconds_a_step(settings, tokenizer_path, data):
-    """Processor seconds of one training step, the median of several, and the model's size."""
+    """(median processor seconds of a training step, number of parameters)."""
     recipe = str(ROOT / "config" / "cpu_small.py")
     knobs = configure(shared="all", argv=[recipe], quiet=True)
     tokenizer = load_tokenizer(tokenizer_path)
@@ -123,7 +123,7 @@ def seconds_a_step(settings, tokenizer_path, data):
         n_embd=knobs.n_embd,
     )
     torch.set_flush_denormal(True)
-    torch.set_num_threads(1)  # a second thread's waiting would count as work
+    torch.set_num_threads(1)  # a waiting second thread would count as work
     model = GPT(config)
     optimizers = make_optimizers(model, knobs, "cpu")
     batches = Batches(Blocks(data, "train", tokenizer), settings.batch_size)

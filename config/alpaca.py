@@ -1,11 +1,11 @@
-"""A base for instructions in English, where no GPT-2 is to be had: pretraining from nothing.
+"""Pretraining a base for English instructions from scratch, without GPT-2's weights.
 
     python data/train_tokenizer.py --input=YOUR_TEXTS --vocab_size=8192 --output=out/alpaca8k
     python data/prepare.py config/alpaca.py --input=YOUR_TEXTS
     python train.py config/alpaca.py
 
-YOUR_TEXTS are English, the more the better. With a network config/alpaca_sft.py can start from
-GPT-2's own weights instead.
+YOUR_TEXTS are English, the more the better. With a network connection config/alpaca_sft.py can
+start from GPT-2's weights instead.
 """
 
 out_dir = "out/alpaca"

@@ -1,9 +1,9 @@
-"""Instruction tuning on Alpaca's format, as conversations in ChatML's marks.
+"""Instruction tuning on data in Alpaca's format, as conversations in ChatML.
 
     python data/prepare_sft.py config/alpaca_sft.py --input=YOUR_INSTRUCTIONS --format=alpaca
     python train.py config/alpaca_sft.py
 
-From GPT-2's weights (fetched once, or a folder that holds them) in place of config/alpaca.py's:
+From GPT-2's weights (downloaded once, or in a folder) instead of config/alpaca.py's:
 
     python data/prepare_sft.py config/alpaca_sft.py --input=YOUR_INSTRUCTIONS --format=alpaca \\
         --tokenizer=hf:gpt2
@@ -16,7 +16,7 @@ init_from = "out/alpaca"
 dataset = "data/alpaca_sft"
 tokenizer = "out/alpaca8k.tiktoken"
 block_size = 256
-layout = "concat"  # whole conversations side by side; pad and packed are there to compare with
+layout = "concat"  # whole conversations, isolated; pad and packed are for comparison
 optimizer = "adamw"
 learning_rate = 3e-4
 min_lr_ratio = 0.1

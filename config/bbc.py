@@ -1,4 +1,4 @@
-"""A classifier of news, from nothing: the base, pretrained on the training part alone.
+"""A news classifier from scratch: the base, pretrained only on the training part.
 
     python data/prepare_classes.py --input=bbc_news.csv --output=data/bbc
     python data/train_tokenizer.py --input=data/bbc/train.jsonl --vocab_size=4096 --output=out/bbc4k
@@ -6,7 +6,7 @@
     python train.py config/bbc.py
 
 The articles are English, in five classes (business, entertainment, politics, sport, tech). 1,150 of
-them are left to learn from: 0.6 million tokens. Then config/bbc_sft.py teaches it the classes.
+them are for training: 0.6 million tokens. Then config/bbc_sft.py fine-tunes it on the classes.
 """
 
 out_dir = "out/bbc"
@@ -15,10 +15,10 @@ tokenizer = "out/bbc4k.tiktoken"
 block_size = 256
 n_layer = 4
 n_head = 4
-n_embd = 128  # 1.4 million weights: the words count here, their order hardly
+n_embd = 128  # 1.4 million weights: topics depend on words more than on their order
 batch_size = 8
 gradient_accumulation_steps = 1
-max_iters = 500  # 500 * 8 * 256 = 1 million tokens, not quite twice the texts
+max_iters = 500  # 500 * 8 * 256 = 1 million tokens, almost two epochs
 warmup_iters = 40
 learning_rate = 4e-3
 eval_interval = 250

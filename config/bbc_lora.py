@@ -1,4 +1,4 @@
-"""A classifier of news by LoRA: the base stays, small adapters learn. It changes config/bbc_sft.py.
+"""A news classifier with LoRA: frozen weights, trained adapters. It changes config/bbc_sft.py.
 
 python train.py config/bbc_sft.py config/bbc_lora.py
 python tools/evaluations-classification.py config/bbc_lora.py --input=data/bbc/test.jsonl

@@ -1,22 +1,22 @@
-"""The classic recipe, as the first wiki MiniGPT was trained: GPT-2's shape and vocabulary, one text
-a block, AdamW, cosine. To compare with; the default learns the same text in a fraction of the time.
+"""The classic recipe of the first wiki MiniGPT: GPT-2's shape and vocabulary, one text per block,
+AdamW, cosine. For comparison; the default learns the same text in a fraction of the time.
 
     python data/prepare.py config/classic.py --input=YOUR_TEXTS
     python train.py config/classic.py
 
-The `pad` layout cuts each text at the last sentence that fits and does not teach EOT.
+The `pad` layout truncates each text after the last sentence that fits; EOT is no target.
 """
 
 out_dir = "out/classic"
 dataset = "data/classic"
-tokenizer = "gpt2"  # about two tokens a Chinese character
+tokenizer = "gpt2"  # about two tokens per Chinese character
 layout = "pad"
 block_size = 512
 position = "learned"
 norm = "layernorm"
 mlp = "gelu"
 qk_norm = False
-bias = False  # 123.59M weights with 50,304 rows, positions not counted
+bias = False  # 123.59M weights with 50,304 embedding rows, without positions
 norm_eps = 1e-5
 optimizer = "adamw"
 learning_rate = 6e-4

@@ -1,4 +1,4 @@
-"""Fine-tuning as the first wiki MiniGPT did it: question ## answer EOT, one pair a block.
+"""Fine-tuning of the first wiki MiniGPT: question ## answer EOT, one pair per block.
 
 python data/prepare_sft.py config/classic_sft.py --input=sft/sft_saves.jsonl
 python train.py config/classic_sft.py

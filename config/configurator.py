@@ -1,14 +1,15 @@
 """Settings of a script: defaults ← recipe ← --key=value, typed and checked.
 
-    python SCRIPT [recipe.py …] [--key=value …]      later wins; --help lists the knobs
-    python SCRIPT --key=one,two --key three          of a knob with several values, all three
+    python SCRIPT [recipe.py …] [--key=value …]      later wins; --help lists the settings
+    python SCRIPT --key=one,two --key three          a setting with several values gets all three
 
-Knobs are annotated assignments with a comment, in config/train_config.py (shared ones) or in a
-class of the script (its own). All mistakes are reported together, one line each; exit code 2.
+Settings are annotated assignments with a comment: shared ones in config/train_config.py, a script's
+own ones in a class. All mistakes are reported together, one line each, with exit code 2.
 """
 
 import ast
 import difflib
+import functools
 import importlib
 import inspect
 import io
@@ -31,7 +32,7 @@ ALIASES = {"if_trav": ("shuffle", operator.not_)}
 
 @dataclass
 class Knob:
-    """One setting: its name, type, default, the comment beside it and the section it stands in."""
+    """One setting: its name, type, default, comment, and the section of --help that lists it."""
 
     name: str
     type: object
@@ -41,7 +42,7 @@ class Knob:
 
 
 class Settings:
-    """The resolved values as attributes, each with where it came from."""
+    """The resolved values as attributes, each with its origin."""
 
     def __init__(self, knobs, script):
         self._knobs = {knob.name: knob for knob in knobs}
@@ -51,12 +52,12 @@ class Settings:
             setattr(self, knob.name, knob.default)
 
     def set(self, name, value, origin):
-        """Give a knob a value; `origin` says where it came from."""
+        """Set a value; `origin` says where it is from."""
         setattr(self, name, value)
         self._origin[name] = origin
 
     def origin(self, name):
-        """Where a value came from: "default", "config/x.py:12", "--name" or inherit()'s source."""
+        """Where a value is from: "default", "config/x.py:12", "--name", or inherit()'s source."""
         return self._origin[name]
 
     def as_dict(self):
@@ -68,13 +69,13 @@ class Settings:
         return {name: knob.type for name, knob in self._knobs.items()}
 
     def words(self, without=()):
-        """The words of the command line, but the flags of the knobs `without`: for a script that
-        runs another one."""
+        """The command line's arguments without the flags of the settings `without`, for a script
+        that runs another one."""
         return [w for w in self._words if w.lstrip("-").partition("=")[0] not in without]
 
     def read(self, name, word, where):
-        """The text `word` as a value of the knob `name`, which stays as it is. UserError, as for a
-        flag called `where`, for a name that is no knob and for a value that it cannot have."""
+        """The text `word` converted to the type of the setting `name`; nothing is set. UserError,
+        naming `where`, for an unknown name or a value of a wrong type."""
         problems = []
         knob = self._knobs.get(ALIASES.get(name, (name,))[0])
         if knob is None:
@@ -86,8 +87,8 @@ class Settings:
         raise UserError("\n".join(problems))
 
     def below(self, **least):
-        """What is wrong with values that must be at least so large (knob → the least), a line each;
-        a knob that is none is well."""
+        """Lines about settings that are below their minimum (`least`: name → minimum). None is
+        allowed."""
         lines = []
         for name, bound in least.items():
             value = getattr(self, name)
@@ -99,9 +100,9 @@ class Settings:
         return lines
 
     def inherit(self, values, source):
-        """Take over `values` (name → value) from a checkpoint called `source`.
+        """Replace defaults by `values` (name → value) from a checkpoint called `source`.
 
-        A value given by hand that contradicts it raises UserError; all of them are named.
+        UserError, naming every one, if a value that the user gave contradicts them.
         """
         problems = []
         for name, value in values.items():
@@ -118,7 +119,7 @@ class Settings:
             raise UserError("\n".join(problems))
 
     def describe(self):
-        """What is not default, a line each, with its origin."""
+        """The settings that are not default, a line each, with their origins."""
         changed = [name for name in self._knobs if self._origin[name] != "default"]
         if not changed:
             return f"{self._script}: all settings at their defaults"
@@ -133,13 +134,14 @@ class Settings:
 
 
 def configure(own=None, shared="", doc="", argv=None, quiet=False):
-    """Resolve a script's settings from its knobs, the recipes and the command line.
+    """Resolve a script's settings from defaults, recipes and the command line.
 
-    own:    a class of annotated assignments, the script's own knobs
-    shared: names of knobs from config/train_config.py that this script reads; "all" for all
+    own:    a class of annotated assignments, the script's own settings
+    shared: names of the settings in config/train_config.py that this script reads; "all" for all
     doc:    the script's docstring, shown by --help
-    argv:   the words after the script's name; None takes sys.argv
-    Returns Settings. Raises UserError with every mistake found, a line each.
+    argv:   the arguments after the script's name; None takes sys.argv
+    quiet:  do not print the settings that are not default
+    Returns Settings. UserError lists every mistake, a line each.
     """
     argv = sys.argv[1:] if argv is None else argv
     script = Path(sys.argv[0]).name
@@ -155,21 +157,21 @@ def configure(own=None, shared="", doc="", argv=None, quiet=False):
 
     settings = Settings(knobs, script)
     settings._words = argv = _joined(argv, knobs)
-    # A recipe describes a whole run; a script picks from it what it reads.
+    # A recipe describes a whole run; a script uses the part of it that it reads.
     everything = {knob.name: knob for knob in [*family, *mine]}
     values = {name: knob.default for name, knob in everything.items()}
     problems = []
-    for word in argv:  # in their order: later wins
+    for word in argv:  # in order: later wins
         if word.startswith("-"):
             read = _read_flag(word, settings, everything, problems)
         elif word.endswith(".py") and Path(word).resolve() == DEFAULTS:
-            # The recipe of all defaults: its values are no choice against a checkpoint's.
+            # The file of all defaults: a checkpoint may override its values.
             read = [(knob.name, everything[knob.name].default, "default") for knob in family]
         else:
             read = _read_recipe(word, everything, values, problems)
         for name, value, origin in read:
             if type(value) is list and origin == f"--{name}" == settings._origin.get(name):
-                value = values[name] + value  # the flag again: one more, not another
+                value = values[name] + value  # a repeated flag adds values
             values[name] = value
             if name in settings._knobs:
                 settings.set(name, value, origin)
@@ -183,6 +185,7 @@ def configure(own=None, shared="", doc="", argv=None, quiet=False):
 # -- reading knobs ---------------------------------------------------------------------------------
 
 
+@functools.cache
 def _knobs_of(source):
     """The annotated assignments of a module or class, in order, with comments and sections."""
     text = textwrap.dedent(inspect.getsource(source))
@@ -206,7 +209,7 @@ def _knobs_of(source):
         elif comment and comment[1].startswith("-- "):
             section = comment[1].strip("- ")
         elif comment and knobs and comment[2].lstrip().startswith("#") and line - 1 in comments:
-            knobs[-1].comment += " " + comment[1]  # a comment that goes on in the next line
+            knobs[-1].comment += " " + comment[1]  # a comment continued on the next line
     return knobs
 
 
@@ -221,7 +224,7 @@ def _show(value):
 
 
 def _parse(word, kind):
-    """The text of a flag as `kind`, or ValueError."""
+    """The text of a flag converted to the type `kind`, or ValueError."""
     if isinstance(kind, types.UnionType):
         for part in sorted(typing.get_args(kind), key=lambda part: part is not type(None)):
             try:
@@ -239,7 +242,7 @@ def _parse(word, kind):
 
 
 def _assign(name, raw, reader, knob, where, problems):
-    """Read one value; a mistake is added to `problems` and nothing returned."""
+    """(True, the converted value), or (False, None) and a line added to `problems`."""
     try:
         return True, reader(raw, knob.type)
     except (ValueError, OverflowError):
@@ -256,13 +259,12 @@ def _assign(name, raw, reader, knob, where, problems):
 
 def _unknown(name, knobs, where, problems):
     close = difflib.get_close_matches(name.replace("-", "_"), list(knobs), 1, cutoff=0.5)
-    hint = f"did you mean {close[0]}?" if close else "--help lists the knobs"
+    hint = f"did you mean {close[0]}?" if close else "--help lists the settings"
     problems.append(f"{where}: unknown key {name}; {hint}")
 
 
 def _joined(argv, knobs):
-    """The words of a command line. A knob with several values may have them in a word of their own,
-    `--key one,two`: it becomes --key=one,two."""
+    """The arguments, with `--key one,two` of a setting with several values as --key=one,two."""
     several = {f"--{knob.name}" for knob in knobs if knob.type == list[str]}
     words = []
     for word in argv:
@@ -282,7 +284,9 @@ def _read_flag(word, settings, everything, problems):
     if not word.startswith("--"):
         problems.append(f"{word}: expected --key=value")
     elif knob is None and name in everything:
-        problems.append(f"{where}: {settings._script} does not read {name}; --help lists its knobs")
+        problems.append(
+            f"{where}: {settings._script} does not read {name}; --help lists its settings"
+        )
     elif knob is None:
         _unknown(name, settings._knobs, where, problems)
     elif not equals and knob.type is not bool:
@@ -310,7 +314,7 @@ _ARITHMETIC = {
 
 
 def _evaluate(node, names):
-    """A recipe's expression: constants, earlier names, arithmetic; anything else: SyntaxError."""
+    """The value of an expression of constants, earlier names and arithmetic, or SyntaxError."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Name) and node.id in names:
@@ -337,7 +341,7 @@ def _read_recipe(word, knobs, values, problems):
         recipes = [f"config/{p.name}" for p in sorted((ROOT / "config").glob("*.py"))]
         recipes = [r for r in recipes if "__init__" not in r and "configurator" not in r]
         close = difflib.get_close_matches(word, recipes, 1)
-        here = Path() if Path.cwd() == ROOT else ROOT  # from elsewhere the name alone finds nothing
+        here = Path() if Path.cwd() == ROOT else ROOT  # elsewhere a relative path finds nothing
         hint = f"; did you mean {here / close[0]}?" if close else "; recipes are in config/"
         problems.append(f"{word}: no such recipe{hint}")
         return
@@ -362,7 +366,7 @@ def _read_recipe(word, knobs, values, problems):
             continue
         names[target] = raw
         if target.startswith("_"):
-            continue  # a helper of the recipe's own arithmetic
+            continue  # a variable of the recipe's own arithmetic
         target, convert = ALIASES.get(target, (target, None))
         if target not in knobs:
             _unknown(target, knobs, where, problems)

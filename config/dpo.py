@@ -5,16 +5,16 @@ python train.py config/dpo.py
 """
 
 out_dir = "out/dpo"
-init_from = "out/sft"  # the run that is to prefer better answers, and the reference it is held to
+init_from = "out/sft"  # the run to train, also the reference model
 stage = "dpo"
 dataset = "data/processed_dpo"
-dpo_guard_dataset = "data/processed_sft"  # it must not forget what it was fine-tuned on
-epochs = 1  # more make it sure of the pairs that it saw
+dpo_guard_dataset = "data/processed_sft"  # forgetting check: the data of fine-tuning
+epochs = 1  # more would overfit to the pairs
 batch_size = 16  # pairs: 32 blocks
 gradient_accumulation_steps = 1
-optimizer = "adamw"  # a few small steps from where it is; Muon moves every direction alike
-learning_rate = 2e-5  # less than a tenth of fine-tuning's: the language is to stay as it is
+optimizer = "adamw"  # few small steps; Muon's updates have the same size in all directions
+learning_rate = 2e-5  # less than a tenth of fine-tuning's, to keep the language intact
 warmup_iters = 20
 weight_decay = 0.0
 eval_interval = 50
-dropout = 0.0  # with dropout the model would differ from the reference by chance
+dropout = 0.0  # dropout would make the model differ from the reference at random

@@ -3,8 +3,8 @@
     python data/prepare_sft.py config/novels_sft.py --input=sft/novels_pairs.jsonl
     python train.py config/novels_sft.py
 
-The bundled 273 pairs teach the form of an answer and themselves, no more. A larger model writes
-more of them, a topic at a time:
+The bundled 273 pairs teach only the form of an answer and their own facts. A larger model writes
+more of them, topic by topic:
 
     python sft/sft_generate.py --input=sft/topics.jsonl --prompt=topic --rounds=50 \\
         --question_max=40 --output=sft/more_pairs.jsonl \\

@@ -1,4 +1,4 @@
-"""Fine-tuning on the bundled pairs until the model knows them by heart: quickstart.py.
+"""Fine-tuning on the bundled pairs until the model has memorised them: quickstart.py.
 
     python data/prepare_sft.py config/quickstart_sft.py --input=sft/sft_saves.jsonl
     python train.py config/quickstart_sft.py
@@ -12,10 +12,10 @@ init_from = "out/quickstart"  # its shape and tokenizer are inherited
 dataset = "data/processed_quickstart_sft"
 block_size = 128
 epochs = 12
-max_minutes = 2.5  # a slow machine stops here, its schedule ended as well
+max_minutes = 2.5  # a slow machine stops here, and the schedule ends, too
 batch_size = 8
 gradient_accumulation_steps = 1
-learning_rate = 2e-3  # as in pretraining: what the model knows is not worth sparing
+learning_rate = 2e-3  # as in pretraining: this model has little to forget
 warmup_iters = 20
 eval_interval = 100
 eval_iters = 10

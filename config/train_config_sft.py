@@ -7,10 +7,10 @@ python train.py config/train_config_sft.py
 out_dir = "out/sft"
 init_from = "out/pretrain"  # its shape and tokenizer are inherited
 dataset = "data/processed_sft"
-epochs = 4  # three to five: more makes the model sure of what it saw and worse on what it did not
+epochs = 4  # three to five: more overfits
 batch_size = 32
-gradient_accumulation_steps = 1  # pairs are short: a step of 16,384 tokens holds hundreds of them
-learning_rate = 3e-4  # a third of pretraining's: the model is to keep what it knows
+gradient_accumulation_steps = 1  # pairs are short: a step of 16,384 tokens has hundreds of them
+learning_rate = 3e-4  # a third of pretraining's, to keep what the model knows
 warmup_iters = 50
 eval_interval = 100
-dropout = 0.1  # pairs are few, and seen several times
+dropout = 0.1  # there are few pairs, seen several times

@@ -1,19 +1,18 @@
-"""Experiments: what is trained and measured to test a claim, and what the figures say of it.
+"""Experiments that test a claim: training runs, measurements, and the statistical verdict.
 
-    wiki = Data("pretrain", Source("wiki"))                       # said, not yet made
+    wiki = Data("pretrain", Source("wiki"))                       # a description; nothing is made
     arms = {"at random": Arm(Run(wiki)), "in order": Arm(Run(wiki, if_trav=True))}
     lab = Lab("out/findings/cpu", scale, places("my_texts"))
     folder = arms["in order"].made_of.make(lab, seed=1337)        # prepares and trains, once
     judge(Check("bits/char", "at random", "in order"), values)    # holds, does not hold, or neither
 
-Source, Data, Run and their like are descriptions. Their names say their settings, so experiments
-that need the same run share it. make() brings one about by the project's own scripts and is free
-where that has been done; training that was killed is resumed. Beside each thing stands a note with
-the command that made it: a thing that another command made is never taken for this one. Several
-processes may share a Lab's folder: each thing is made by one of them, while the others wait for it.
+Source, Data, Run and the other classes describe artifacts: files, datasets, runs. An artifact's
+name contains its settings, so experiments that need the same run share it. make() creates the
+artifact with the project's own scripts, unless it exists; interrupted training is resumed. A note
+beside each artifact holds the command that made it: an artifact of another command is never used.
+Several processes can share a Lab's folder: one makes an artifact while the others wait.
 """
 
-import contextlib
 import hashlib
 import json
 import math
@@ -25,9 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock, Timeout
-
 from minigpt.common.errors import ROOT, UserError
+from minigpt.common.locks import locked
 from minigpt.common.report import write_json, write_jsonl
 from minigpt.data.pipeline import read_entries
 from minigpt.evaluation.examples import draw, read_pairs
@@ -39,20 +37,19 @@ HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "too small to tell"
 
 # -- the texts -------------------------------------------------------------------------------------
 
-# kind → (where it stands in the user's folder, what stands in for it, what it is)
+# kind → (path in the user's folder, bundled replacement, description)
 KINDS = {
-    "wiki": ("wiki", "data/sample", "texts, as data/prepare.py takes them"),
+    "wiki": ("wiki", "data/sample", "texts for data/prepare.py"),
     "novels": ("novels", None, "more texts, of another kind than wiki/"),
-    "qa": ("qa", "sft/sft_saves.jsonl", "pairs about wiki/, as data/prepare_sft.py takes them"),
+    "qa": ("qa", "sft/sft_saves.jsonl", "pairs about wiki/, for data/prepare_sft.py"),
     "bbc": ("bbc/bbc_news.csv", None, "a table of labelled news, columns content and category"),
 }
-HELD_OUT = 0.1  # of every source, by each entry's hash: what one data set holds out, all do
+HELD_OUT = 0.1  # fraction of every source, chosen by hash: all datasets hold out the same entries
 
 
 def places(folder=""):
-    """kind → path of the texts of that kind: in the user's folder where it has them, else the
-    bundled ones; kinds of which there are none are left out. UserError for a folder that has none.
-    """
+    """kind → path of the texts: in the user's folder if they are there, else the bundled ones.
+    Kinds without texts are left out. UserError for a folder that has none of them."""
     found = {}
     for kind, (part, _, _) in KINDS.items():
         if folder and (Path(folder) / part).exists():
@@ -65,17 +62,17 @@ def places(folder=""):
 
 
 def _shown(path):
-    """As the scripts are told: relative to the project where it lies in it, with /."""
+    """A path as passed to scripts: with /, and relative if it is in the project's folder."""
     path = Path(path).resolve()
     return (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix()
 
 
-# -- what is made, in the order in which it is -----------------------------------------------------
+# -- artifacts, in the order in which they are made ------------------------------------------------
 
 
 class Source:
-    """Texts or pairs of one kind, or of several; `count` names a number of Scale.counts: then only
-    so many of them, drawn at random, the same for every seed."""
+    """Texts or pairs of one or several kinds. `count` is a key of Scale.counts: use only that many,
+    drawn at random, the same for every seed."""
 
     def __init__(self, *kinds, count=None):
         self.kinds, self.count = kinds, count
@@ -83,17 +80,17 @@ class Source:
         self.needs = set(kinds)
 
     def make(self, lab, seed=None):
-        """What --input is told."""
+        """The value of --input."""
         limits = [lab.scale.counts.get(name) for name in (self.count, "most")]
         limit = min((limit for limit in limits if limit), default=None)
         paths = ",".join(lab.places[kind] for kind in self.kinds)
         if limit is None:
             return paths
         path = lab.folder / "sources" / f"{self.name}.jsonl"
-        with lab.alone(path):
+        with lab.locked(path):
             note, drawn = _read(_note(path)), dict(paths=paths, limit=limit)
             if note and note != drawn:
-                raise lab.of_another_time(path)
+                raise lab.made_otherwise(path)
             if not path.exists():
                 read = read_pairs if self.kinds == ("qa",) else _raw_entries
                 rows = draw(list(read(paths)), limit, 0)
@@ -107,7 +104,7 @@ def _raw_entries(paths):
 
 
 class Classes:
-    """One of the files that data/prepare_classes.py makes of the labelled news."""
+    """One of the files that data/prepare_classes.py makes from the labelled news."""
 
     needs = {"bbc"}
 
@@ -122,7 +119,7 @@ class Classes:
 
 
 class Vocabulary:
-    """A tokenizer that is trained on a source; its size is the scale's."""
+    """A tokenizer that is trained on a source; the scale has its size."""
 
     def __init__(self, source):
         self.source, self.needs = source, source.needs
@@ -137,7 +134,7 @@ class Vocabulary:
 
 
 class Count:
-    """A knob's value that is one of the scale's counts."""
+    """A setting whose value is one of the scale's counts."""
 
     needs = set()
 
@@ -149,7 +146,7 @@ class Count:
 
 
 class BlocksAStep:
-    """batch_size: so many blocks of `size` tokens as make the scale's tokens_a_step."""
+    """A batch_size: the number of blocks of `size` tokens in the scale's tokens_a_step."""
 
     needs = set()
 
@@ -160,7 +157,13 @@ class BlocksAStep:
         return lab.scale.counts["tokens_a_step"] // self.size
 
 
-# What a stage trains on is made by this script.
+# Scripts that were at the top level before; old notes name them without the folder.
+MOVED = (
+    "evaluations-classification.py",
+    "evaluations-endings.py",
+    "evaluations-repetition.py",
+)
+# The script that prepares a stage's dataset.
 SCRIPTS = {
     "pretrain": "data/prepare.py",
     "tune": "data/prepare_sft.py",
@@ -171,7 +174,7 @@ SCRIPTS = {
 
 
 class Data:
-    """Blocks for a stage of training: a source, prepared with these knobs."""
+    """A dataset for a stage of training: a source, prepared with these settings."""
 
     def __init__(self, stage, source, **knobs):
         self.stage, self.source, self.knobs = stage, source, knobs
@@ -182,19 +185,19 @@ class Data:
         """The dataset folder."""
         folder, script = lab.folder / "data" / self.name, SCRIPTS[self.stage]
         words, written = [f"--input={self.source.make(lab)}"], None
-        if self.stage == "dpo":  # preferences are made of pairs, and written first
+        if self.stage == "dpo":  # first the pairs become a file of preferences
             written = lab.folder / "sources" / f"{self.name}.jsonl"
             words = [f"--from_qa={self.source.make(lab)}", f"--input={written.as_posix()}"]
         words += [*lab.scale.data_words(self.stage), *_flags(self.knobs, lab)]
         words += [f"--val_fraction={HELD_OUT}", f"--dataset={folder.as_posix()}"]
-        lab.once(folder, script, *words, afresh=written)
+        lab.once(folder, script, *words, remove=written)
         return folder
 
 
 class Run:
-    """A training of the stage of its data, `length` times as long as the scale's trainings of that
-    stage (or as long as the knob epochs says), from nothing or on a base. It is made for each seed;
-    seed s of a run starts from seed s of its base."""
+    """A training run of its dataset's stage, from scratch or from a base. It takes `length` times
+    the steps that the scale has for this stage, or the setting epochs. There is one for each seed;
+    seed s starts from seed s of its base."""
 
     def __init__(self, data, base=None, length=1, **knobs):
         self.data, self.base, self.length, self.knobs = data, base, length, knobs
@@ -212,7 +215,7 @@ class Run:
             words.append(f"--init_from={self.base.make(lab, seed).as_posix()}")
         if "epochs" not in self.knobs:
             words.append(f"--max_iters={max(2, round(self.length * lab.scale.steps[stage]))}")
-        if self.length < 1:  # else a short run would hardly leave its warmup
+        if self.length < 1:  # else warmup would take most of a short run
             words.append(f"--warmup_iters={round(self.length * lab.scale.warmup[stage])}")
         words += [f"--dataset={self.data.make(lab).as_posix()}", f"--seed={seed}"]
         resume = ["train.py", "--init_from=resume"] if checkpoint.exists(folder) else None
@@ -221,7 +224,7 @@ class Run:
 
 
 class Best:
-    """A run as it was at its lowest val loss."""
+    """The best/ checkpoint of a run, at its lowest val loss."""
 
     def __init__(self, run):
         self.run, self.data, self.needs = run, run.data, run.needs
@@ -232,8 +235,8 @@ class Best:
 
 
 class Resized:
-    """A run that says its blocks are of another size, a Count: train.py refuses to fine-tune on
-    other blocks than the base has seen, and rotary positions bear it."""
+    """A copy of a run with another block_size, a Count: train.py refuses to fine-tune on blocks of
+    another size than the base was trained on, but rotary embeddings allow it."""
 
     def __init__(self, run, block_size):
         self.run, self.data, self.needs = run, run.data, run.needs
@@ -243,7 +246,7 @@ class Resized:
     def make(self, lab, seed):
         folder = lab.folder / "runs" / self.name / f"seed={seed}"
         base = self.run.make(lab, seed)
-        with lab.alone(folder):
+        with lab.locked(folder):
             if not checkpoint.exists(folder):
                 trained = checkpoint.load(base)
                 trained.model.config.block_size = self.block_size.make(lab)
@@ -256,32 +259,31 @@ def _needs(knobs):
 
 
 def _named(knobs):
-    """Knobs as a part of a folder's name."""
+    """Settings as a part of a folder's name."""
     plain = {name: getattr(value, "name", value) for name, value in knobs.items()}
     return f"+{trial_name(plain)}" if knobs else ""
 
 
 def _short(name, most=90):
-    """A folder's name that every system takes; a long one ends in a hash of the whole."""
+    """A folder name of at most `most` characters; a longer one is cut and ends in its hash."""
     if len(name) <= most:
         return name
     return f"{name[: most - 9]}~{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
 
 
 def _flags(knobs, lab):
-    """Knobs as words of the command line; what has to be made first is."""
+    """Settings as flags; artifacts among them are made first."""
     values = {k: v.make(lab) if hasattr(v, "make") else v for k, v in knobs.items()}
     return [f"--{name}={as_word(value)}" for name, value in values.items()]
 
 
-# -- where it is made ------------------------------------------------------------------------------
+# -- the folder of artifacts -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large experiments are: for each stage its recipe and flags, its steps and how many of
-    them are warmup; and counts: entries, questions and the like, by the name that Source and
-    measures ask for."""
+    """The size of experiments: for each stage its recipe and flags, its steps and warmup steps; and
+    counts of entries, questions and so on, by the names that Source and the measures use."""
 
     name: str
     words: dict
@@ -290,69 +292,61 @@ class Scale:
     counts: dict
 
     def data_words(self, stage):
-        """What of a stage's words concerns its data."""
+        """The arguments of a stage that concern its dataset."""
         of_data = ("--block_size", "--layout", "--tokenizer")
         return [w for w in self.words[stage] if w.endswith(".py") or w.startswith(of_data)]
 
 
 class Lab:
-    """The folder in which experiments of one scale over the same texts are made, and the scripts
-    that make them. It is seen from the project's folder, which must be the working one; say(line)
-    is told every command as a person would type it."""
+    """The folder of all artifacts of one scale and the same texts, and how scripts make them.
+
+    The working directory must be the project's folder. say(line) gets every command as a user
+    would type it."""
 
     def __init__(self, folder, scale, found, say=print):
         self.folder, self.scale, self.places, self.say = Path(_shown(folder)), scale, found, say
         self._made = set()
 
-    @contextlib.contextmanager
-    def alone(self, made):
-        """While it lasts no other process makes `made`; where one does, it is waited for. The
-        system lets go of the lock of a process that was killed."""
-        path = _note(made).with_suffix(".lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            self.say(f"{made}: another process is at it; waiting")
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+    def locked(self, path):
+        """A context in which no other process makes `path`. It waits while one does."""
 
-    def once(self, made, *words, resume=None, afresh=None):
-        """Run a script, unless the note beside `made`, the file or folder that it writes, says that
-        this command has run to its end. resume: the words that go on with what was ended early.
-        afresh: a file that the script writes too, and would not write over.
+        def report(holder):
+            self.say(f"{path}: {holder} is making it; waiting")
 
-        UserError where the script fails, and where the note is of another command.
+        return locked(_note(path).with_suffix(".lock"), path, wait=math.inf, on_wait=report)
+
+    def once(self, made, *words, resume=None, remove=None):
+        """Run a script that writes the file or folder `made`, unless the note beside it says that
+        this command has finished. resume: the arguments that continue an interrupted run.
+        remove: another file that the script writes and does not overwrite.
+
+        UserError if the script fails, or if the note is from another command.
         """
-        with self.alone(made):
+        with self.locked(made):
             path, words = _note(made), list(words)
             note = _read(path)
-            if note and note["words"] != words:
-                raise self.of_another_time(made)
+            if note and _current_path(note["words"]) != words:
+                raise self.made_otherwise(made)
             if note and note["finished"]:
                 return
-            if afresh:
-                afresh.unlink(missing_ok=True)
+            if remove:
+                remove.unlink(missing_ok=True)
             write_json(path, dict(words=words, finished=False))
-            going_on = [*resume, words[-1]] if resume and note else words
-            self.call(path.with_suffix(".log"), *going_on)
+            words_now = [*resume, words[-1]] if resume and note else words
+            self.call(path.with_suffix(".log"), *words_now)
             write_json(path, dict(words=words, finished=True))
 
-    def of_another_time(self, made):
-        """The UserError for a thing whose note tells of something else than what is wanted."""
+    def made_otherwise(self, made):
+        """The UserError for an artifact whose note has another command."""
         note = _note(made).name
         return UserError(
-            f"{made}: was made otherwise ({note} beside it says how): the experiment, its scale or "
+            f"{made}: was made by another command (see {note}): the experiment, its scale or "
             f"the texts have changed since; give another --out_dir, or delete {made}, {note} and "
             f"what was trained or measured from it"
         )
 
     def call(self, log, *words):
-        """Run a script of the project, what it prints added to the file `log`."""
+        """Run a script of the project; its output is appended to the file `log`."""
         self.say(" ".join(["$ python", *words]))
         with (
             open(log, "ab") as file,
@@ -362,22 +356,24 @@ class Lab:
         ):
             try:
                 code = child.wait()
-            except KeyboardInterrupt:  # it has had the Ctrl-C too: let train.py save
+            except KeyboardInterrupt:  # the script got the Ctrl-C, too: let train.py save
                 child.wait()
                 raise
-            except SystemExit:  # a signal to this process alone
+            except SystemExit:  # a signal to this process only
                 child.terminate()
                 child.wait()
                 raise
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        last = lines[-1] if lines else "it said nothing"
+        last = lines[-1] if lines else "no output"
         if code:
-            raise UserError(f"{words[0]} ended with exit code {code}: {last} (all of it: {log})")
-        if last.startswith(STOPPED):  # by a signal of its own
+            raise UserError(
+                f"{words[0]} ended with exit code {code}: {last} (the whole output: {log})"
+            )
+        if last.startswith(STOPPED):  # the script itself got a signal
             raise KeyboardInterrupt
 
     def score(self, arm, seed, name):
-        """Where a figure called `name` of an arm's run is kept, without a suffix."""
+        """The path, without a suffix, of the measurement `name` of an arm's run."""
         folder = self.folder / "scores" / arm.made_of.name / f"seed={seed}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / name
@@ -385,6 +381,11 @@ class Lab:
 
 def _note(made):
     return made.with_name(f"{made.name}.made.json")
+
+
+def _current_path(words):
+    """The arguments of a note, with the current path of the script."""
+    return [f"tools/{words[0]}" if words[0] in MOVED else words[0], *words[1:]]
 
 
 def _read(path):
@@ -395,15 +396,15 @@ def _read(path):
 
 
 class Arm:
-    """One of the things that are compared: a run, and what measures are to ask of it."""
+    """One side of a comparison: a run, and options for the measures."""
 
     def __init__(self, made_of, **asked):
         self.made_of, self.asked = made_of, asked
 
 
 class Check(NamedTuple):
-    """What a claim says of one measure: `low` lies below `high`, each the name of an arm or a
-    number; or, where `within` is given, they are the same to that share of `high`."""
+    """A part of a claim about one measure: `low` is below `high`, each the name of an arm or a
+    number. With `within` they are equal, up to that fraction of `high`."""
 
     measure: str
     low: str | float
@@ -420,14 +421,14 @@ class Check(NamedTuple):
 class Finding:
     """A claim and the experiment that tests it.
 
-    measures: what it is called → measure(lab, arm, seed), a number. checks: what the claim says of
-    them; it holds where all do. curve: the figure also shows the arms' val losses.
+    measures: name → measure(lab, arm, seed), a number. checks: what the claim says about them; the
+    claim holds if all checks hold. curve: the figure also shows the val loss of the arms.
     """
 
     number: int
     name: str
-    claim: str  # one sentence, and whose
-    run: str  # what is run, in a sentence
+    claim: str  # one sentence, with its source
+    run: str  # one sentence
     arms: dict[str, Arm]
     measures: dict[str, Callable]
     checks: list[Check]
@@ -435,19 +436,19 @@ class Finding:
 
     @property
     def needs(self):
-        """The kinds of texts that it cannot do without."""
+        """The kinds of texts that are required."""
         asked = [value for arm in self.arms.values() for value in arm.asked.values()]
         things = [arm.made_of for arm in self.arms.values()] + asked
         return set().union(*(getattr(thing, "needs", set()) for thing in things))
 
     def measure(self, lab, seeds):
-        """measure → arm → a value for each seed. A measure that says None of an arm leaves it out.
-        UserError where texts are missing."""
+        """measure → arm → a value for each seed. A measure that returns None leaves the arm out.
+        UserError if texts are missing."""
         for kind in sorted(self.needs - set(lab.places)):
             part, _, what = KINDS[kind]
             raise UserError(f"{self.name} needs {what}: give --input=FOLDER that has {part}")
         values = {name: {} for name in self.measures}
-        for seed in seeds:  # seed by seed: after an interruption whole seeds are there
+        for seed in seeds:  # an interruption leaves whole seeds
             for arm_name, arm in self.arms.items():
                 for name, measure in self.measures.items():
                     value = measure(lab, arm, seed)
@@ -457,15 +458,15 @@ class Finding:
 
 
 class Judgement(NamedTuple):
-    """What the figures say of a Check: the mean over seeds of high - low, half the width of its
+    """The result of a Check: the mean over seeds of high - low, half the width of its confidence
     interval, and the verdict."""
 
     difference: float
-    half: float | None  # None: one seed tells nothing
+    half: float | None  # None: one seed gives no interval
     verdict: str
 
 
-# Student's t: 95 % of it lies below this, with 1, 2, … degrees of freedom.
+# The 95 % quantile of Student's t with 1, 2, … degrees of freedom.
 T95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833)
 MOST_SEEDS = len(T95) + 1
 
@@ -474,10 +475,9 @@ def judge(check, values):
     """The Judgement of a Check over `values`, measure → arm → a value for each seed.
 
     Arms share seeds, so their differences are taken seed by seed, high - low. With d their mean and
-    h = t · s / √n (t: T95), d lies within h of the true difference in nine of ten experiments, and
-    beyond it on either side in one of twenty. "Below" holds where d - h > 0 and fails where
-    d + h < 0. "Within a share" (m: so much of high's mean) holds where |d| + h < m and fails where
-    |d| - h > m. Else the experiment is too small to tell.
+    h = t · s / √n (t: T95), [d - h, d + h] is a 90 % confidence interval of the true difference.
+    "Below" holds if d - h > 0 and fails if d + h < 0. "Within" (m: that fraction of the mean of
+    high) holds if |d| + h < m and fails if |d| - h > m. Else the experiment is too small to tell.
     """
     of_arm = values[check.measure]
     low, high = (
@@ -498,7 +498,7 @@ def judge(check, values):
 
 
 def verdict(judgements):
-    """Of a whole claim: it holds where every part does, and fails where one fails."""
+    """The verdict of a whole claim: it holds if every part holds, and fails if one fails."""
     found = {judgement.verdict for judgement in judgements}
     if FAILS in found:
         return FAILS

@@ -1,4 +1,4 @@
-"""Findings 17 to 21: generation and adaptation. D is the report of a 26M model, the whole way.
+"""Findings 17 to 21: generation and adaptation. D is the report on all stages of a 26M model.
 
 python findings/run.py temperature top_p
 python findings/run.py classification --input=FOLDER        # with bbc/bbc_news.csv

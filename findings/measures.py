@@ -1,5 +1,5 @@
-"""What the findings measure: each is measure(lab, arm, seed) → a number, or None where it says
-nothing of that arm. Evaluation scripts of the project give the figures; they are run once."""
+"""The measures of the findings: measure(lab, arm, seed) → a number, or None if it does not apply to
+the arm. The evaluation scripts of the project compute them, once."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from tools.study import trial_name
 
 
 def _perplexity(lab, arm, seed):
-    """evaluations-perplexity.py's figures over the arm's `over`, or what its run was trained on."""
+    """The JSON of evaluations-perplexity.py over the arm's `over`, or its run's own dataset."""
     over = arm.asked.get("over", arm.made_of.data).make(lab)
     path = lab.score(arm, seed, f"perplexity_{over.name}.json")
     words = [f"--out_dir={arm.made_of.make(lab, seed).as_posix()}", f"--dataset={over.as_posix()}"]
@@ -30,20 +30,20 @@ def _perplexity(lab, arm, seed):
 
 
 def bits_per_char(lab, arm, seed):
-    """Held-out bits per character: texts, or of pairs the answers; over=None: not of this arm."""
+    """Held-out bits per character, of texts or of answers; over=None: not for this arm."""
     if arm.asked.get("over", arm) is None:
         return None
     return _perplexity(lab, arm, seed)["text"]["bits_per_char"]
 
 
 def perplexity(lab, arm, seed):
-    """Held-out perplexity a token."""
+    """Held-out perplexity per token."""
     return _perplexity(lab, arm, seed)["tokens"]["perplexity"]
 
 
 def token_errors(lab, arm, seed):
-    """The share of held-out tokens that are not the one which the run holds likeliest, given the
-    text before them: of tokens with a digit in them (`of` "digits"), or of the others."""
+    """The fraction of held-out tokens that are not the most likely next token: of tokens with a
+    digit (`of` "digits"), or of the others."""
     device = pick_device("auto")
     trained = checkpoint.load(arm.made_of.make(lab, seed), device)
     texts = read_texts(str(arm.made_of.data.make(lab) / "val.jsonl"))
@@ -57,7 +57,7 @@ def token_errors(lab, arm, seed):
     wrong, wanted = [], []
     for batch in window_batches(passages, all_windows(passages, model.config.block_size), 8):
         batch = batch.to(device)
-        at = batch.target_indices[: batch.count]  # on a GPU places that count for nothing follow
+        at = batch.target_indices[: batch.count]  # on a GPU it is padded
         y = batch.y.flatten()[at]
         with torch.inference_mode():
             h = model(batch.x).flatten(0, 1)[at]
@@ -69,7 +69,7 @@ def token_errors(lab, arm, seed):
 
 
 def same_ending(lab, arm, seed):
-    """How often the run finds the sentence that follows, of four (acc_norm), in held-out texts."""
+    """Accuracy (acc_norm) of choosing the next sentence among four, in held-out texts."""
     data = arm.asked["endings"].make(lab)
     path = lab.score(arm, seed, "endings.json")
     words = [f"--out_dir={arm.made_of.make(lab, seed).as_posix()}"]
@@ -81,11 +81,11 @@ def same_ending(lab, arm, seed):
     return _json(path)["acc_norm"]
 
 
-# -- over what it writes ---------------------------------------------------------------------------
+# -- over generated text ---------------------------------------------------------------------------
 
 
 def _answers(lab, arm, seed, texts, name, temperature=0.0):
-    """(figures, rows) of evaluations-RougeL.py over `texts`, a path, called `name`."""
+    """(figures, rows) of evaluations-RougeL.py over the file `texts`, called `name`."""
     path = lab.score(arm, seed, f"rouge_{name}_{temperature:g}.jsonl")
     words = [f"--out_dir={arm.made_of.make(lab, seed).as_posix()}", f"--input={texts}"]
     words += [f"--limit={lab.scale.counts['answers']}", "--show=0"]
@@ -95,27 +95,27 @@ def _answers(lab, arm, seed, texts, name, temperature=0.0):
 
 
 def _held_out(lab, arm):
-    """val.jsonl of the arm's `over`, or of what its run was trained on; and a name for it."""
+    """(val.jsonl of the arm's `over` or its run's own dataset, a name for it)."""
     over = arm.asked.get("over", arm.made_of.data)
     return (over.make(lab) / "val.jsonl").as_posix(), over.name
 
 
 def rouge_held_out(lab, arm, seed):
-    """Rouge-L over characters: answers to held-out questions, or held-out entries continued."""
+    """Rouge-L over characters, of answers to held-out questions or continued held-out entries."""
     figures, _ = _answers(lab, arm, seed, *_held_out(lab, arm))
     return figures["all"]["rouge_l_chars"]["mean"]
 
 
 def rouge_taught(lab, arm, seed):
-    """The same of questions that the run was fine-tuned on."""
+    """The same for questions that the run was fine-tuned on."""
     source = arm.made_of.data.source
     figures, _ = _answers(lab, arm, seed, source.make(lab), source.name)
     return figures[SEEN]["rouge_l_chars"]["mean"]
 
 
 def sureness(lab, arm, seed):
-    """How alike (Rouge-L over characters) the answers to taught questions are at temperature 1.5
-    and at 0.1."""
+    """Similarity (Rouge-L over characters) of the answers at temperature 1.5 and at 0.1, to
+    questions that the run was fine-tuned on."""
     source = arm.made_of.data.source
     cold, hot = (
         [
@@ -133,18 +133,18 @@ EMPTY = re.compile(r"[（(][\s，,、；;：:]*[）)]")
 
 
 def empty_brackets(lab, arm, seed):
-    """Brackets with nothing in them, in a thousand characters of held-out entries continued."""
+    """Empty brackets per thousand characters generated after held-out beginnings."""
     _, rows = _answers(lab, arm, seed, *_held_out(lab, arm), temperature=0.4)
     written = "".join(row["prediction"] + "\n" for row in rows)
     return 1000 * len(EMPTY.findall(written)) / len(written)
 
 
 def _texts(lab, arm, seed):
-    """(figures, rows) of tools/evaluations-repetition.py in the arm's setting, over the beginnings
-    of held-out texts, or held-out questions."""
+    """(figures, rows) of tools/evaluations-repetition.py with the arm's temperature and top_p, over
+    the beginnings of held-out texts, or held-out questions."""
     texts, name = _held_out(lab, arm)
     starts = lab.folder / "sources" / f"starts_{name}.txt"
-    with lab.alone(starts):
+    with lab.locked(starts):
         if not starts.exists():
             rows = _rows(texts)[: lab.scale.counts["starts"]]
             lines = [row.get("question") or first_sentence(row["text"])[0] for row in rows]
@@ -162,13 +162,13 @@ def _texts(lab, arm, seed):
 
 
 def repeated(lab, arm, seed):
-    """The share of 4-grams of tokens that stand in the same text already."""
+    """The fraction of token 4-grams that occur earlier in the same text."""
     return _texts(lab, arm, seed)[0]["repeated_4"]
 
 
 def known(lab, arm, seed):
-    """Of three characters in a row, each such sequence of a text counted once, the share that
-    stands in the texts which the run was pretrained on: what makes no sense seldom does."""
+    """The fraction of distinct character 3-grams of a text that occur in the pretraining texts:
+    low where the text makes no sense."""
     _, rows = _texts(lab, arm, seed)
     held_out = {row["text"] for row in _rows(arm.made_of.data.make(lab) / "val.jsonl")}
     read = set()
@@ -184,7 +184,7 @@ def _triples(text):
 
 
 def accuracy(lab, arm, seed):
-    """The share of test texts that get the right class, by the likeliest label."""
+    """The accuracy on the test texts, by the most likely label."""
     folder = lab.score(arm, seed, "classification")
     folder.mkdir(exist_ok=True)
     words = [f"--out_dir={arm.made_of.make(lab, seed).as_posix()}"]
@@ -197,26 +197,26 @@ def accuracy(lab, arm, seed):
 
 
 def _val_losses(lab, arm, seed):
-    """The val losses of a run's log, the one before the first step left out."""
+    """The val losses of a run's log without the one before the first step."""
     return read_runlog(arm.made_of.make(lab, seed)).val["val_loss"][1:]
 
 
 def rebound(lab, arm, seed):
-    """How far the highest of the second to fourth val losses lies above the lowest before it: nats
-    a token, below 0 where the losses only fell."""
+    """How far one of the second to fourth val losses is above the lowest before it, at most: nats
+    per token; negative if the losses only fell."""
     losses = _val_losses(lab, arm, seed)
     return max(losses[i] - min(losses[:i]) for i in range(1, min(4, len(losses))))
 
 
 def fall(lab, arm, seed):
-    """How far the lowest val loss after the fourth lies below the highest of the second to fourth:
-    nats a token."""
+    """How far the lowest val loss after the fourth is below the highest of the second to fourth:
+    nats per token."""
     losses = _val_losses(lab, arm, seed)
     return max(losses[1:4]) - min(losses[4:])
 
 
 def rise(lab, arm, seed):
-    """How far the last val loss lies above the lowest: nats a token."""
+    """How far the last val loss is above the lowest: nats per token."""
     losses = _val_losses(lab, arm, seed)
     return losses[-1] - min(losses)
 

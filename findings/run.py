@@ -1,16 +1,16 @@
-"""Repeat a finding: train what it needs, measure, draw, and write its row of README.md.
+"""Repeat a finding: train its runs, measure, draw, and write its row of README.md.
 
-    python findings/run.py                                  # all findings, and how each stands
+    python findings/run.py                                  # list all findings with their verdicts
     python findings/run.py layouts in_order --input=TEXTS   # these two, on two cores
     python findings/run.py --all --input=TEXTS              # every one: a night
     python findings/run.py layouts --scale=gpu              # the same at the 124M shape
 
 TEXTS is a folder with wiki/, qa/, novels/ and bbc/bbc_news.csv, or some of them; the bundled sample
-stands in for wiki/ and qa/. Runs lie in OUT_DIR/SCALE and are shared by the findings that need the
-same, also by several of these commands at a time. Whatever stops it, the same command goes on: what
-is finished is not made again, a training under way is resumed. Figures of each scale are kept in
-REPORT/results.json, from which the tables of REPORT/README.md are made, and a picture
-REPORT/NAME.png (at scale gpu NAME_gpu.png) is drawn.
+replaces a missing wiki/ or qa/. Runs are stored in OUT_DIR/SCALE and shared between findings, also
+between several of these commands at the same time. After an interruption the same command
+continues: finished parts are not made again, and training is resumed. The figures of each scale are
+stored in REPORT/results.json, the tables of REPORT/README.md are made from them, and a picture is
+drawn to REPORT/NAME.png (at scale gpu NAME_gpu.png).
 """
 
 import json
@@ -26,10 +26,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from config.configurator import configure
 from findings import fine_tuning, generation, pretraining
 from findings.experiments import MOST_SEEDS, Lab, judge, places, verdict
+from findings.figure import finding_figure
 from findings.runs import SCALES
 from minigpt.common.errors import ROOT, UserError, run
 from minigpt.common.report import duration, table, write_json
-from minigpt.plotting.plots import finding_figure, write_figure
+from minigpt.plotting.output import write_figure
 from minigpt.training.log import read_runlog
 
 FINDINGS = [*pretraining.FINDINGS, *fine_tuning.FINDINGS, *generation.FINDINGS]
@@ -40,14 +41,14 @@ HEADER = ["", "claim", "what was run", "figures", "verdict"]
 
 
 class Settings:
-    all: bool = False  # true: every finding for which there are texts
+    all: bool = False  # run every finding whose texts are there
     input: str = ""  # a folder with wiki/, qa/, novels/, bbc/bbc_news.csv; "": the bundled sample
     scale: Literal["cpu", "gpu", "test"] = "cpu"  # cpu: 4 layers of width 256, two cores; gpu: the
-    #                             124M shape; test: seconds, figures that mean nothing
-    seeds: int = 3  # runs of every arm, from seed 1337 on
-    out_dir: str = "out/findings"  # data, runs and scores
-    report: str = ""  # where README.md, results.json and pictures go; "": findings, at scale test
-    #                             OUT_DIR
+    #                             124M shape; test: takes seconds, the figures mean nothing
+    seeds: int = 3  # runs per arm, with seeds from 1337 on
+    out_dir: str = "out/findings"  # datasets, runs and scores
+    report: str = ""  # folder of README.md, results.json and pictures; "": findings/, at scale
+    #                             test OUT_DIR
 
 
 def main():
@@ -59,28 +60,28 @@ def main():
     report = settings.report or (settings.out_dir if settings.scale == "test" else FOLDER)
     report = pathlib.Path(report).resolve()
     folder = pathlib.Path(settings.out_dir).resolve() / settings.scale
-    os.chdir(ROOT)  # whose recipes and bundled texts are meant
+    os.chdir(ROOT)  # paths of recipes and bundled texts are relative to it
     results = read_results(report)
     if not chosen:
-        show(results, settings.scale, found)
+        print_list(results, settings.scale, found)
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the script under way ends with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # it also ends the running script
     lab = Lab(folder, SCALES[settings.scale], found, say=lambda line: print(line, flush=True))
     seeds = range(1337, 1337 + settings.seeds)
     ended, problems = [], []
     for finding in chosen:
         missing = finding.needs - set(found)
         if settings.all and missing:
-            print(f"{finding.name}: left out, there is no {', '.join(sorted(missing))}")
+            print(f"{finding.name}: left out, without texts for {', '.join(sorted(missing))}")
             continue
         print(f"{finding.number}. {finding.name}: {finding.claim}", flush=True)
         try:
             result = experiment(finding, lab, seeds)
-        except UserError as problem:  # the next one may do well
+        except UserError as problem:  # go on with the next one
             problems.append(f"{finding.name}: {problem}")
             print(problems[-1], flush=True)
             continue
-        with lab.alone(folder.parent / "report"):  # others at work in this folder write it too
+        with lab.locked(folder.parent / "report"):  # other processes write it, too
             results = read_results(report)
             results.setdefault(settings.scale, {})[finding.name] = result
             report.mkdir(parents=True, exist_ok=True)
@@ -90,13 +91,13 @@ def main():
         print(f"{finding.name}: {result['verdict']}\n", flush=True)
         ended.append(finding)
     for finding in ended:
-        tell(finding, results[settings.scale][finding.name])
+        print_result(finding, results[settings.scale][finding.name])
     if problems:
         raise UserError("\n".join(problems))
 
 
 def choose(names, settings):
-    """The findings that are to be run. UserError with all that is wrong with the choice."""
+    """The findings to run. UserError lists every mistake in the choice."""
     known = {finding.name: finding for finding in FINDINGS}
     problems = [
         f"{name}: no such finding; expected some of {', '.join(known)}"
@@ -116,7 +117,7 @@ def choose(names, settings):
 
 
 def experiment(finding, lab, seeds):
-    """Run it: its entry of results.json."""
+    """Run a finding; return its entry of results.json."""
     values = finding.measure(lab, seeds)
     judgements = [judge(check, values) for check in finding.checks]
     checks = [
@@ -126,7 +127,7 @@ def experiment(finding, lab, seeds):
     return dict(
         claim=finding.claim,
         run=finding.run,
-        # Not where they lie: the file goes from machine to machine.
+        # Not their paths: the file is for other machines, too.
         texts={
             kind: "bundled" if lab.places[kind] in BUNDLED else "given"
             for kind in sorted(finding.needs)
@@ -141,18 +142,18 @@ def experiment(finding, lab, seeds):
 
 
 def changed(finding, result):
-    """Whether the experiment is another one than that of which a result was kept."""
+    """Whether the experiment differs from the one that gave the stored result."""
     then = result["claim"], result["runs"], [check["says"] for check in result["checks"]]
     return then != (finding.claim, runs_of(finding), list(map(str, finding.checks)))
 
 
 def runs_of(finding):
-    """arm → the name of its run, which says all its settings."""
+    """arm → the name of its run, which contains all its settings."""
     return {name: arm.made_of.name for name, arm in finding.arms.items()}
 
 
 def logs(finding, lab, seeds):
-    """arm → the log of its run for each seed; of arms that share a run the first."""
+    """arm → the logs of its run, one per seed. Of arms that share a run only the first."""
     runs = {}
     for name, arm in finding.arms.items():
         made = getattr(arm.made_of, "run", arm.made_of)
@@ -164,14 +165,14 @@ def logs(finding, lab, seeds):
 
 
 def minutes(finding, lab, seeds):
-    """Minutes of training in the arms' own runs, those of their bases left out."""
+    """Minutes of training of the arms' runs, without their bases."""
     return sum(
         log.end("minutes") for of_arm in logs(finding, lab, seeds).values() for log in of_arm
     )
 
 
 def draw(finding, lab, seeds, result, folder):
-    """The finding's picture."""
+    """Draw the finding's picture."""
     curves = None
     if finding.curve:
         curves = {
@@ -189,7 +190,7 @@ def picture_name(finding, scale):
     return f"{finding.name}_gpu.png" if scale == "gpu" else f"{finding.name}.png"
 
 
-# -- what is told ----------------------------------------------------------------------------------
+# -- reports ---------------------------------------------------------------------------------------
 
 
 def read_results(folder):
@@ -198,11 +199,11 @@ def read_results(folder):
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError:
-        raise UserError(f"{path}: is not JSON; mend it, or delete it and run again") from None
+        raise UserError(f"{path}: is not JSON; fix it, or delete it and run again") from None
 
 
-def show(results, scale, found):
-    """All findings, and how each stands at this scale."""
+def print_list(results, scale, found):
+    """Print all findings with their verdicts at this scale."""
     rows = []
     for finding in FINDINGS:
         result, missing = results.get(scale, {}).get(finding.name), finding.needs - set(found)
@@ -216,8 +217,8 @@ def show(results, scale, found):
     print("python findings/run.py NAME …, or --all")
 
 
-def tell(finding, result):
-    """What was measured, and what was made of it."""
+def print_result(finding, result):
+    """Print the measurements and the verdict."""
     arms = list(finding.arms)
     rows = [
         [arm, *(spread(of_arm.get(arm)) for of_arm in result["values"].values())] for arm in arms
@@ -230,7 +231,7 @@ def tell(finding, result):
 
 
 def spread(values):
-    """The mean of the seeds, and their standard deviation."""
+    """The mean over the seeds and their standard deviation."""
     if not values:
         return "–"
     if len(values) == 1:
@@ -240,7 +241,7 @@ def spread(values):
 
 
 def row(finding, result, scale):
-    """The cells of a finding in README.md."""
+    """The cells of a finding's row in README.md."""
     name = f"{finding.number} `{finding.name}`"
     if not result:
         return [name, finding.claim, finding.run, "–", "not run yet"]
@@ -264,7 +265,7 @@ BUNDLED = set(places().values())
 
 
 def write_readme(path, results):
-    """Rewrite the tables of README.md, which stand between two marks, from all results."""
+    """Rewrite the tables of README.md, between the two marks, from all results."""
     parts = []
     for scale in ("cpu", "gpu", "test"):
         of_scale = results.get(scale, {})

@@ -1,12 +1,11 @@
-"""What several findings share: the texts, the base that was pretrained on them, its fine-tuning;
-and how large all of it is at each scale."""
+"""Datasets and runs that several findings share, and their sizes at each scale."""
 
 from findings.experiments import Classes, Data, Run, Scale, Source, Vocabulary
 
 WIKI = Data("pretrain", Source("wiki"))
 FEW_WIKI = Data("pretrain", Source("wiki", count="few_entries"))
 BASE = Run(WIKI)
-# Few texts, read so often that the val loss has turned up long before the end.
+# Few texts and many epochs: the val loss rises long before the end.
 OVERFIT = Run(FEW_WIKI, length=1.5)
 
 QA = Data("tune", Source("qa"))
@@ -19,7 +18,7 @@ LABELS = Data("bbc_tune", Classes("pairs"), tokenizer=VOCABULARY)
 
 QUIET = ["--sample_prompt=", "--log_interval=5"]
 
-# On two cores: some 110 steps of pretraining a minute.
+# On two cores: about 110 steps of pretraining a minute.
 CPU = Scale(
     name="cpu",
     words={
@@ -32,14 +31,14 @@ CPU = Scale(
     steps=dict(pretrain=240, tune=150, dpo=50, bbc=500, bbc_tune=128),
     warmup=dict(pretrain=100),
     counts=dict(
-        few_entries=120,  # of wiki/: 20 steps of pretraining are a pass over them
+        few_entries=120,  # of wiki/: 20 steps of pretraining are an epoch
         few_pairs=1200,
         vocabulary=4096,
-        answers=150,  # questions that are answered, or entries continued
+        answers=150,  # questions to answer, or entries to continue
         new_tokens=225,
-        starts=8,  # texts begun, and how many are written of each
+        starts=8,  # beginnings of texts, and continuations of each
         texts_each=4,
-        half=2,  # of the layers
+        half=2,  # half of the layers
         low_rank=4,
         high_rank=64,
         shorter_block=128,
@@ -50,8 +49,8 @@ CPU = Scale(
     ),
 )
 
-# The same at the 124M shape: an evening each on one GPU, by the numbers of steps; never run. One
-# pass a step, so that a batch is what a finding says it is.
+# The 124M shape: about an evening per finding on one GPU, estimated from the steps; never run. One
+# forward pass per step, so that batch_size is the whole batch.
 WIDE = ["--n_layer=12", "--n_head=12", "--n_embd=768", "--learning_rate=1e-3"]
 GPU = Scale(
     name="gpu",
@@ -70,7 +69,7 @@ GPU = Scale(
     | dict(tokens_a_step=16_384, endings=2000, error_texts=2000),
 )
 
-# Seconds: every finding to its end, and no figure means anything.
+# Every finding in seconds; the figures mean nothing.
 TINY = ["--block_size=128", "--n_layer=2", "--n_head=2", "--n_embd=16", "--batch_size=4"]
 TINY += ["--eval_interval=2", "--eval_iters=1", "--warmup_iters=1", *QUIET]
 TEST = Scale(
@@ -85,7 +84,7 @@ TEST = Scale(
     steps=dict(pretrain=6, tune=12, dpo=4, bbc=4, bbc_tune=4),
     warmup=dict(pretrain=1),
     counts=dict(
-        most=60,  # of every source
+        most=60,  # entries of every source
         few_entries=40,
         few_pairs=30,
         vocabulary=400,

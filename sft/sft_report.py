@@ -15,7 +15,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
-from minigpt.plotting.plots import census_figure, output_paths, write_figure
+from minigpt.plotting.output import output_paths, write_figure
+from minigpt.plotting.pairs import pairs_figure
 from minigpt.synthesis.dedup import Deduplicator
 from minigpt.synthesis.statistics import collect_statistics, describe
 
@@ -46,7 +47,10 @@ def main():
     if not statistics.pairs:
         raise UserError(f"{path}: no pairs in it yet")
     print(describe(statistics))
-    figure, notes = census_figure(statistics)
+    rules = statistics.progress.first.most_common() if statistics.progress else []
+    figure, notes = pairs_figure(
+        path.name, statistics.questions, statistics.answers, statistics.per_entry, rules
+    )
     write_figure(figure, pictures)
     for note in notes:
         print(note)

@@ -9,6 +9,7 @@ from typing import Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_run import run_here
 
 from config import train_config
 from config.configurator import configure
@@ -74,10 +75,10 @@ def test_recipe_after_recipe_and_the_command_line_last(recipe):
     assert settings.origin("batch_size") == f"{one}:1"
     assert settings.origin("block_size") == f"{two}:2"
     assert settings.origin("layout") == "--layout"
-    told = settings.describe()
+    output = settings.describe()
     for words in ("batch_size", f"{one}:1", f"{two}:2", "--layout", "'split'"):
-        assert words in told
-    assert "sample_prompt" not in told  # a default: nothing to tell
+        assert words in output
+    assert "sample_prompt" not in output  # a default: nothing to tell
 
 
 def test_a_script_takes_from_a_recipe_what_it_reads(recipe):
@@ -433,18 +434,18 @@ def test_help_lists_the_knobs_that_this_script_reads(capsys):
         with pytest.raises(SystemExit) as caught:
             resolve("--nonsense", flag)
         assert caught.value.code == 0
-        told = " ".join(capsys.readouterr().out.split())
-        assert "A script." in told and "[recipe.py …] [--key=value …]" in told
-        assert "the input:" in told and "--workers=0 int: processes; 0 takes every core" in told
-        assert "--mode='fast' fast | slow: how" in told and "--share=none float | none" in told
-        assert f"--batch_size={train_config.batch_size}" in told and "n_layer" not in told
+        output = " ".join(capsys.readouterr().out.split())
+        assert "A script." in output and "[recipe.py …] [--key=value …]" in output
+        assert "the input:" in output and "--workers=0 int: processes; 0 takes every core" in output
+        assert "--mode='fast' fast | slow: how" in output and "--share=none float | none" in output
+        assert f"--batch_size={train_config.batch_size}" in output and "n_layer" not in output
 
 
-def test_help_of_train_lists_every_knob(run_script):
-    result = run_script("train.py", "--help")
-    assert result.returncode == 0 and result.stderr == ""
+def test_help_of_train_lists_every_setting():
+    code, output, error = run_here("train.py", "--help")
+    assert (code, error) == (0, "")
     for name in train_config.__annotations__:
-        assert f"--{name}=" in result.stdout
+        assert f"--{name}=" in output
 
 
 @pytest.mark.parametrize(
@@ -465,8 +466,8 @@ def test_run_ends_with_one_line(capsys, error, code, words):
 
     with pytest.raises(SystemExit) as caught:
         run(main)
-    told = capsys.readouterr().err.strip()
-    assert caught.value.code == code and words in told and "\n" not in told
+    output = capsys.readouterr().err.strip()
+    assert caught.value.code == code and words in output and "\n" not in output
 
 
 def test_run_lets_other_errors_through():
@@ -479,9 +480,10 @@ def test_run_lets_other_errors_through():
 
 def test_bad_input_ends_with_exit_code_2_and_no_traceback(run_script, tmp_path):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}  # a console that knows no Chinese
-    result = run_script("train.py", "--batch_size=很多", "--sead=1", cwd=tmp_path, env=environment)
+    words = ["--block_size=很多", "--sead=1"]
+    result = run_script("data/prepare.py", *words, cwd=tmp_path, env=environment)
     assert result.returncode == 2
     assert result.stdout == ""
     one, two = result.stderr.splitlines()
-    assert "--batch_size" in one and "很多" in one and "expected int" in one
+    assert "--block_size" in one and "很多" in one and "expected int" in one
     assert "did you mean seed?" in two

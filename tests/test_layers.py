@@ -1,4 +1,4 @@
-"""The architecture, held to what DESIGN says: imports run one way, and each thing has one place.
+"""The architecture: imports run in one direction, and each subject has one place.
 
 scripts  →  minigpt/  →  model.py, data_utils.py  →  config/
 """
@@ -56,10 +56,10 @@ SOURCES = sources()
 EMPTY = {name for name in SOURCES if name.endswith("__init__")}
 RECIPES = {name for name in SOURCES if name.startswith("config.")} - set(LOW) - EMPTY
 SHARED = {name for name in SOURCES if name.startswith("minigpt.")} - EMPTY
-# findings/ is a script and what it alone consists of; the study lies beside tools/sweep.py, the
-# timers of steps beside the benches that use them.
+# Modules that belong to scripts: those of findings/, the study of tools/sweep.py, and the training
+# steps that several benchmarks time.
 FINDINGS = {name for name in SOURCES if name.startswith("findings.")} - {"findings.run"}
-BESIDE = FINDINGS | {"tools.study", "bench.steps"}
+BESIDE = FINDINGS | {"tools.study", "bench.steps", "bench.processes"}
 SCRIPTS = set(SOURCES) - set(LOW) - RECIPES - SHARED - BESIDE - EMPTY
 
 
@@ -77,13 +77,26 @@ def imports(tree):
     return found
 
 
+IMPORTS = {name: imports(tree) for name, (_, tree) in SOURCES.items()}
+PROJECT_IMPORTS = {name: found & set(SOURCES) for name, found in IMPORTS.items()}
+
+
 def project_imports(name):
     """The project's modules that `name` imports, by their names in SOURCES."""
-    return imports(SOURCES[name][1]) & set(SOURCES)
+    return PROJECT_IMPORTS[name]
 
 
 def packages(name):
-    return {module.split(".")[0] for module in imports(SOURCES[name][1])}
+    return {module.split(".")[0] for module in IMPORTS[name]}
+
+
+def reachable(name):
+    """The project's modules that are loaded with `name`, itself among them."""
+    found, new = set(), {name}
+    while new:
+        found |= new
+        new = set().union(*map(project_imports, new)) - found
+    return found
 
 
 def test_there_is_something_to_check():
@@ -127,7 +140,7 @@ def test_minigpt_holds_packages_of_a_dozen_files_and_nothing_beside_them():
 
 
 def test_every_init_is_empty():
-    """Whoever imports one module of a package loads no other: worker processes do without torch."""
+    """Importing one module loads no other of its package: workers must not load torch."""
     for name in EMPTY:
         assert SOURCES[name][0].read_bytes() == b"", name
     assert {f"minigpt.{package}.__init__" for package in PACKAGES} <= EMPTY
@@ -151,7 +164,7 @@ def test_the_table_runs_one_way():
             assert package not in allowed(other), f"{package} and {other} may import each other"
 
 
-# -- scripts and what lies under all ---------------------------------------------------------------
+# -- scripts and the lower layers ------------------------------------------------------------------
 
 
 def test_a_script_never_imports_a_script():
@@ -176,7 +189,7 @@ def test_the_lower_layers_know_nothing_of_the_upper():
         assert project_imports(name) <= known, name
 
 
-def test_what_lies_beside_a_script_is_not_for_minigpt():
+def test_minigpt_imports_no_module_of_a_script():
     for name in SHARED | set(LOW):
         assert not project_imports(name) & BESIDE, name
 
@@ -188,26 +201,22 @@ def test_only_findings_know_the_findings():
 
 def test_recipes_import_nothing():
     for name in RECIPES:
-        assert not imports(SOURCES[name][1]), name
+        assert not IMPORTS[name], name
 
 
-def test_no_module_imports_itself_by_a_detour():
-    def visit(name, above):
-        assert name not in above, " → ".join([*above, name])
-        for lower in project_imports(name):
-            visit(lower, [*above, name])
-
+def test_imports_have_no_cycles():
     for name in SOURCES:
-        visit(name, [])
+        for lower in project_imports(name):
+            assert name not in reachable(lower), f"{name} → {lower} → … → {name}"
 
 
 def test_the_engine_knows_no_tokenizer():
-    def reach(name):
-        return {name}.union(*(reach(lower) for lower in project_imports(name)))
-
     parts = ("engine", "sampling", "beam_search", "kv_cache")
-    assert reach("minigpt.inference.engine") == {f"minigpt.inference.{p}" for p in parts} | {ERRORS}
-    assert "model" not in reach("minigpt.tokenizer.tokenizer")
+    assert reachable("minigpt.inference.engine") == {
+        *(f"minigpt.inference.{part}" for part in parts),
+        ERRORS,
+    }
+    assert "model" not in reachable("minigpt.tokenizer.tokenizer")
 
 
 def test_flask_and_gradio_stay_in_their_place():
@@ -225,7 +234,7 @@ def test_only_checkpoint_reads_or_writes_checkpoints():
         # Weights of other projects, in their own formats, are read and written by these.
         foreign = name in {f"minigpt.interop.{part}" for part in ("hf_import", "hf_export", "peft")}
         assert foreign or "safetensors" not in packages(name), name
-        assert not imports(tree) & {"torch.load", "torch.save"}, name
+        assert not IMPORTS[name] & {"torch.load", "torch.save"}, name
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 assert f"{node.value.id}.{node.attr}" not in ("torch.load", "torch.save"), name
@@ -240,11 +249,11 @@ def test_only_sampling_draws_tokens():
 
 
 def test_only_the_configurator_reads_configuration():
-    for name, (_, tree) in SOURCES.items():
+    for name in SOURCES:
         if name in ("config.configurator", "quickstart"):  # quickstart runs before all is there
             continue
         assert not packages(name) & {"argparse", "optparse", "getopt", "click"}, name
-        assert "config.train_config" not in imports(tree), name  # it holds defaults, not values
+        assert "config.train_config" not in IMPORTS[name], name  # it holds defaults, not values
 
 
 @pytest.mark.skipif("quickstart" not in SOURCES, reason="quickstart.py is not written yet")
@@ -259,7 +268,7 @@ NESTED = sorted(name for name in SCRIPTS if name.startswith(FOLDERS_OF_SCRIPTS))
 
 
 def bootstrap_of(name):
-    """The lines by which a script in a folder finds the project, and where they end."""
+    """(the line by which a script in a folder finds the project, its number)."""
     for node in SOURCES[name][1].body:
         if "sys.path" in ast.unparse(node):
             return ast.unparse(node), node.lineno
@@ -277,24 +286,20 @@ def test_scripts_in_folders_begin_with_the_one_bootstrap(name):
             assert node.lineno > place or not modules & set(SOURCES), f"{name}:{node.lineno}"
 
 
-def test_scripts_run_from_any_folder(tmp_path):
-    """All at once, for speed: each prints its help and touches nothing."""
-    names = [name for name in NESTED if not name.startswith("bench.")]
+@pytest.mark.parametrize("folder", ["data", "sft"])
+def test_a_script_runs_from_any_folder(folder, tmp_path):
+    """Two that load no torch: the test above holds all the others to the same lines."""
+    name = next(name for name in NESTED if name.startswith(f"{folder}."))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    running = {
-        name: subprocess.Popen(
-            [sys.executable, str(SOURCES[name][0]), "--help"],
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-        )
-        for name in names
-    }
-    for name, process in running.items():
-        told, complaint = process.communicate(timeout=300)
-        assert process.returncode == 0, f"{name}: {complaint}"
-        assert "usage: python " in told and complaint == "", name
+    done = subprocess.run(
+        [sys.executable, str(SOURCES[name][0]), "--help"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == 0 and done.stderr == "", f"{name}: {done.stderr}"
+    assert "usage: python " in done.stdout
     assert not list(tmp_path.iterdir())

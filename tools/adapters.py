@@ -1,11 +1,11 @@
-"""Adapters of LoRA: merge them into a run of its own, give them to peft, or take them from there.
+"""LoRA adapters: merge them into the weights, export them to peft, or import them from peft.
 
     python tools/adapters.py --out_dir=out/lora                       # out/lora/merged, a run
     python tools/adapters.py --out_dir=out/lora --format=peft         # out/lora/peft, a folder
     python tools/adapters.py --input=PEFT_FOLDER --out_dir=out/base --output=out/lora
 
-Every script takes a run of adapters as it stands, merged in memory; a merged copy is for when its
-base is to go. peft's folder goes with the base as tools/export.py writes it.
+Every script loads a run of adapters directly and merges it in memory. A merged copy is needed only
+to delete the base. peft's folder belongs to the base as tools/export.py writes it.
 """
 
 import pathlib
@@ -23,16 +23,16 @@ from minigpt.models.lora import adapters
 
 
 class Settings:
-    out_dir: str = ""  # the run; with input: the base that peft's adapters belong to
-    format: Literal["run", "peft"] = "run"  # what is written
-    input: str = ""  # a folder of peft's, to become a run of adapters
-    output: str = ""  # where it goes; "": merged/ or peft/ in out_dir
+    out_dir: str = ""  # the run; with input: the base of peft's adapters
+    format: Literal["run", "peft"] = "run"  # of the output
+    input: str = ""  # a folder of peft to import as a run of adapters
+    output: str = ""  # the folder to write; "": merged/ or peft/ in out_dir
 
 
 def main():
     settings = configure(Settings, doc=__doc__, quiet=True)
     if not settings.out_dir:
-        raise UserError("say which run it is about, with --out_dir=…")
+        raise UserError("which run? Give --out_dir=…")
     if settings.input and (settings.format == "peft" or not settings.output):
         raise UserError("--input: peft's adapters become a run: give --output=out/…, no --format")
     folder = Path(settings.out_dir)

@@ -34,7 +34,8 @@ from minigpt.evaluation.classification import (
 )
 from minigpt.evaluation.examples import draw
 from minigpt.evaluation.quantization_cost import load_for_generation
-from minigpt.plotting.plots import confusion_figure, write_figure
+from minigpt.plotting.confusion import confusion_figure
+from minigpt.plotting.output import write_figure
 
 
 class Settings:

@@ -26,7 +26,8 @@ from minigpt.common.report import check_writable, table, write_json, write_jsonl
 from minigpt.evaluation import repetition
 from minigpt.evaluation.quantization_cost import load_for_generation
 from minigpt.inference.engine import Engine
-from minigpt.plotting.plots import grid_figure, write_figure
+from minigpt.plotting.grid import grid_figure
+from minigpt.plotting.output import write_figure
 
 
 class Settings:

@@ -1,12 +1,12 @@
-"""Give a run to other programs: as a Hugging Face folder, or as a GGUF file.
+"""Export a run for other programs: as a Hugging Face folder or a GGUF file.
 
     python tools/export.py --out_dir=out/sft                                # out/sft/hf
     python tools/export.py --out_dir=out/sft --format=gguf --dtype=q8_0     # out/sft/sft-q8_0.gguf
     python tools/export.py --out_dir=out/pretrain/best --output=models/base --dtype=bfloat16
 
-The folder is for transformers and vLLM, the file for llama.cpp, Ollama and LM Studio: weights,
-vocabulary and chat template are all there, and the commands that run them are printed. Logits and
-ids are the same as here. A model of a shape that neither GPT-2 nor Qwen3 has is refused by name.
+The folder is for transformers and vLLM, the file for llama.cpp, Ollama and LM Studio. Both contain
+weights, vocabulary and chat template; the commands that run them are printed. Logits and token ids
+are the same as here. A model whose architecture is neither GPT-2's nor Qwen3's is refused.
 """
 
 import pathlib
@@ -30,9 +30,9 @@ QUESTION = "黄河发源于哪里？"
 
 class Settings:
     format: Literal["hf", "gguf"] = "hf"  # hf: a folder; gguf: a file (pip install gguf)
-    output: str = ""  # where it goes; "": hf/, or NAME-DTYPE.gguf, in out_dir
+    output: str = ""  # folder or file; "": hf/ or NAME-DTYPE.gguf in out_dir
     dtype: Literal["float32", "float16", "bfloat16", "q8_0"] = "float32"  # of the weights; q8_0: 8
-    #                   bits and a scale for every 32 values, for gguf alone
+    #                   bits and a scale for every 32 values, only for gguf
 
 
 def main():
@@ -60,11 +60,11 @@ def default_output(settings, name):
 
 
 def check(settings, output):
-    """UserError for what cannot work, before anything is loaded."""
+    """UserError for settings that cannot work, before anything is loaded."""
     is_file = settings.format == "gguf"
     if not is_file and settings.dtype == "q8_0":
         raise UserError(
-            "--dtype=q8_0: for --format=gguf alone; expected float32, bfloat16 or float16"
+            "--dtype=q8_0: only for --format=gguf; expected float32, bfloat16 or float16"
         )
     if is_file != (output.suffix == ".gguf"):
         expected = "a file, NAME.gguf" if is_file else "a folder, not a .gguf file"
@@ -76,7 +76,7 @@ def check(settings, output):
 
 
 def notes(settings, trained):
-    """What whoever uses the export should know."""
+    """Notes for the users of the export."""
     tokenizer, config = trained.tokenizer, trained.model.config
     if trained.prompt_format == "qa" and tokenizer.answer_mark not in special_texts(tokenizer):
         mark = answer_mark_text(tokenizer)
@@ -87,7 +87,7 @@ def notes(settings, trained):
     if settings.format == "hf" and config.head_dim not in (64, 128):
         yield f"head_dim={config.head_dim}: vLLM's attention may refuse it (64 and 128 always run)"
     if settings.format == "gguf" and tokenizer.imported and tokenizer.imported.nfc:
-        yield "llama.cpp does not bring text to Unicode's NFC, as this vocabulary wants it"
+        yield "llama.cpp does not normalize text to Unicode's NFC, which this vocabulary needs"
     is_qwen3 = config.position == "rope"
     if settings.format == "gguf" and is_qwen3 and tokenizer.pattern != PATTERNS["qwen2"]:
         yield (
@@ -96,11 +96,11 @@ def notes(settings, trained):
         )
 
 
-# -- what to do next -------------------------------------------------------------------------------
+# -- commands for other programs -------------------------------------------------------------------
 
 
 def hf_commands(folder, name, trained):
-    """What runs a Hugging Face folder."""
+    """Commands that run a Hugging Face folder."""
     return f"""transformers, in Python:
   from transformers import pipeline
   ask = pipeline("text-generation", "{folder.as_posix()}")
@@ -112,7 +112,7 @@ vLLM:
 
 
 def gguf_commands(path, name, trained):
-    """What runs a GGUF file."""
+    """Commands that run a GGUF file."""
     size = trained.model.config.block_size
     modelfile = path.parent / "Modelfile"
     return f"""llama.cpp:
@@ -133,12 +133,12 @@ where {modelfile} has these lines:
 
 
 def quoted(path):
-    """A path as a person types it, in any shell."""
+    """A path as typed in any shell."""
     return str(path) if re.fullmatch(r"[\w./\\:-]*", str(path)) else f'"{path}"'
 
 
 def length(trained):
-    """Tokens for an answer that leave as many for the question."""
+    """Tokens for an answer: half of the context, the rest is for the question."""
     return trained.model.config.block_size // 2
 
 

@@ -1,16 +1,16 @@
-"""A study: what a sweep is to try, who tries it, and what came of it.
+"""A study: the plan of a sweep, the queue of its trials, and their results.
 
     plan = read_plan(["learning_rate=1e-3", "3e-4"], [], trials=0, read=settings.read)
     study = Study("sqlite:///study.db", "cpu_small", plan)
-    study.remember(made_of)                      # UserError where it was begun with something else
+    study.remember(made_of)                      # UserError if it began with other settings
     study.work(train)                            # train(values) → (score, figures), lower is better
     study.trials()
 
-Optuna keeps it, in any database that SQLAlchemy reaches, and several processes and machines may
-work at one study. Each trial stands in the queue from the beginning (a grid's with its values; with
-a range they are drawn when its turn comes), and is taken from it in one transaction: so no two get
-the same one, which Optuna's GridSampler does not promise. Whoever tries one gives a sign of life
-every few seconds; a trial without one goes back into the queue.
+Optuna stores it in any database that SQLAlchemy supports. Several processes and machines can work
+on one study. All trials are queued at the beginning (those of a grid with their values; with a
+range the values are drawn when a trial starts). Taking one is a single transaction, so no two
+processes get the same trial; Optuna's GridSampler does not guarantee that. A process that runs a
+trial sends a heartbeat every few seconds; a trial without heartbeats goes back into the queue.
 """
 
 import contextlib
@@ -26,27 +26,27 @@ from pathlib import PurePosixPath
 from minigpt.common.errors import UserError
 from minigpt.training.settings import present_settings
 
-PATIENCE = 4  # times the heartbeat without a sign of life: the process is gone
-LOGARITHMIC = 10  # a range whose ends differ by so much is drawn from its logarithm
-DIGITS = 3  # of a number that is drawn: what its folder is called is what it is
-_UNFIT = re.compile(r"[^-.\w]")  # for the name of a folder
+PATIENCE = 4  # missing heartbeats after which a process counts as dead
+LOGARITHMIC = 10  # a range whose ends differ by this factor is drawn log-uniformly
+DIGITS = 3  # of drawn numbers, so that a folder's name holds the exact value
+_UNFIT = re.compile(r"[^-.\w]")  # characters that a folder's name should not have
 
 
 class TrialFailed(Exception):
-    """A trial that came to nothing, and why. It is not tried again unless that is asked for."""
+    """A trial failed, and why. It is run again only with retry."""
 
 
 class TrialStopped(Exception):
-    """A trial that was ended early and can go on: it goes back into the queue."""
+    """A trial was interrupted and can be resumed: it goes back into the queue."""
 
 
-# -- what is to be tried ---------------------------------------------------------------------------
+# -- the plan --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Plan:
-    """grid: name → its values, all combinations of which are tried.  ranges: name → (low, high);
-    where there are any, n_trials draws are made instead, of the grid's values too."""
+    """grid: name → values; all combinations are tried.  ranges: name → (low, high). With ranges,
+    n_trials random draws are made instead, also of the grid's values."""
 
     grid: dict
     ranges: dict = field(default_factory=dict)
@@ -55,21 +55,21 @@ class Plan:
 
     @property
     def names(self):
-        """The knobs that are swept, in their order."""
+        """The names of the swept settings, in order."""
         return [*self.grid, *self.ranges]
 
     def combinations(self, names=None):
-        """Every combination of the grid's values (of the knobs `names` alone, those of them that
-        are in the grid), as dicts; the last knob changes fastest."""
+        """Every combination of the grid's values as dicts; the last setting changes fastest.
+        names: use only these settings."""
         grid = {n: values for n, values in self.grid.items() if names is None or n in names}
         return [dict(zip(grid, row, strict=True)) for row in itertools.product(*grid.values())]
 
     def places(self):
-        """For each trial what is known of its values when it enters the queue."""
+        """For each trial the values that are known when it is queued."""
         return [{} for _ in range(self.n_trials)] if self.ranges else self.combinations()
 
     def draw(self, trial):
-        """The values of an Optuna trial, which draws them unless they are fixed."""
+        """The values of an Optuna trial, drawn unless they are fixed."""
         for name, values in self.grid.items():
             trial.suggest_categorical(name, values)
         for name, (low, high) in self.ranges.items():
@@ -79,7 +79,7 @@ class Plan:
         return self.values(trial.params)
 
     def values(self, params):
-        """Optuna's parameters as a run has them: in the plan's order, drawn numbers rounded."""
+        """Optuna's parameters as settings: in the plan's order, drawn numbers rounded."""
         found = {name: params[name] for name in self.names if name in params}
         for name in self.ranges:
             if isinstance(found.get(name), float):
@@ -88,14 +88,14 @@ class Plan:
 
 
 def as_word(value):
-    """A value as it is written behind --key=."""
+    """A value as written after --key=."""
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def trial_name(values):
-    """What a trial and its folder are called: "learning_rate=0.001+block_size=128" (a comma parts
-    runs where several are named). Of a path the last part alone, of a tokenizer's file without its
-    ending, and nothing that a folder's name cannot hold."""
+    """The name of a trial and its folder: "learning_rate=0.001+block_size=128". (No comma: it
+    separates runs where several are named.) Paths are reduced to their last part, tokenizer files
+    lose their suffix, and other characters than letters, digits, - and . become _."""
     words = {name: as_word(value) for name, value in values.items()}
     for name, value in values.items():
         if isinstance(value, str):
@@ -105,12 +105,12 @@ def trial_name(values):
 
 
 def read_plan(grid, ranges, trials, read, seed=1337, barred=None):
-    """The Plan of the words behind --grid and --range, which lists of texts hold: "name=value",
-    and further values of that name each in a text of its own.
+    """The Plan of the values of --grid and --range. Both are lists of texts: "name=value", then
+    further values of that name as separate texts.
 
-    trials: how many draws, where there are ranges.  read(name, word, where): a knob's value, or
-    UserError.  barred: name → why it cannot be swept.
-    UserError names all mistakes.
+    trials: number of draws if there are ranges.  read(name, word, where): the value of a setting,
+    or UserError.  barred: name → why it cannot be swept.
+    UserError lists all mistakes.
     """
     problems, barred = [], barred or {}
     plan = {"--grid": {}, "--range": {}}
@@ -119,7 +119,7 @@ def read_plan(grid, ranges, trials, read, seed=1337, barred=None):
             if name in barred:
                 problems.append(f"{where}: {name}: {barred[name]}")
             elif where == "--range" and name in plan["--grid"]:
-                problems.append(f"{name}: stands behind --grid and --range; leave one out")
+                problems.append(f"{name}: is in --grid and --range; leave one out")
             else:
                 try:
                     values = tuple(_plain(read(name, text, where)) for text in texts)
@@ -146,17 +146,17 @@ def read_plan(grid, ranges, trials, read, seed=1337, barred=None):
 
 
 def _plain(value):
-    """A value as Optuna may have it: a list as the word it was."""
+    """A value of a type that Optuna can store: a list as one text."""
     return ",".join(value) if isinstance(value, list) else value
 
 
 def _by_name(words, where, problems):
-    """name → its texts. A text without a name is one more of the name before."""
+    """name → its texts. A text without a name belongs to the name before it."""
     found, name = {}, None
     for word in words:
         before, equals, text = word.partition("=")
         if equals and before in found:
-            problems.append(f"{where}: {before}: named twice; write all its values behind one =")
+            problems.append(f"{where}: {before}: named twice; write all its values after one =")
         elif equals:
             name = before
             found[name] = [text]
@@ -169,7 +169,7 @@ def _by_name(words, where, problems):
 
 def _check_grid(name, values):
     twice = [value for value in values if values.count(value) > 1]
-    return f"{name}: {as_word(twice[0])} stands there twice" if twice else None
+    return f"{name}: {as_word(twice[0])} is there twice" if twice else None
 
 
 def _check_range(name, values):
@@ -181,7 +181,7 @@ def _check_range(name, values):
 
 
 def _check_names(plan):
-    """Each combination has a folder of its own."""
+    """UserError if two combinations would share a folder."""
     named = {}
     for values in plan.combinations():
         other = named.setdefault(trial_name(values), values)
@@ -192,13 +192,13 @@ def _check_names(plan):
             )
 
 
-# -- what came of it -------------------------------------------------------------------------------
+# -- trials ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial of a study. state: "waiting", "running", "finished" or "failed"; score: of a
-    finished one, lower is better; figures: what train() gave besides; error: why it failed."""
+    """One trial of a study. state: "waiting", "running", "finished" or "failed"; score: None unless
+    finished, lower is better; figures: more results of train(); error: why it failed."""
 
     number: int
     values: dict
@@ -213,10 +213,10 @@ class Trial:
 
 
 class Study:
-    """The study called `name` in the database at `url`, made if it is not there.
+    """The study called `name` in the database at `url`, created if missing.
 
-    heartbeat: seconds between signs of life.  retry: put failed trials back into the queue.
-    UserError where Optuna or the database's driver is missing, or the database cannot be reached.
+    heartbeat: seconds between heartbeats.  retry: put failed trials back into the queue.
+    UserError if Optuna or the database's driver is missing, or the database cannot be reached.
     """
 
     def __init__(self, url, name, plan, heartbeat=15, retry=False):
@@ -229,15 +229,15 @@ class Study:
         self._url, self._retry = url, retry
 
     def compare(self, made_of):
-        """UserError where the study was begun with something else than `made_of` (JSON), with a
-        line for each difference."""
+        """UserError if the study began with other settings than `made_of` (JSON), with a line for
+        each difference."""
         known, made_of = self._study.user_attrs.get("made_of"), json.loads(json.dumps(made_of))
         known = known and present_settings(known, f"study {self.name}")
         if known in (None, made_of):
             return
         lines = [
-            f"study {self.name} was begun with other settings; give these another --study=NAME, "
-            f"or go on with those:"
+            f"study {self.name} began with other settings; give these another --study=NAME, "
+            f"or continue with those:"
         ]
         for name in dict.fromkeys([*known, *made_of]):
             if known.get(name) != made_of.get(name):
@@ -245,26 +245,26 @@ class Study:
         raise UserError("\n".join(lines))
 
     def remember(self, made_of):
-        """Hold the study to `made_of` from now on."""
+        """Store `made_of` in the study; compare() checks it from now on."""
         self.compare(made_of)
         self._study.set_user_attr("made_of", made_of)
 
     def trials(self):
-        """All that are planned, as Trials in the order of the plan."""
+        """All planned trials, in the order of the plan."""
         latest = {}
         for (place, _), trial in sorted(self._living().items()):
-            latest[place] = trial  # the last round is what counts
+            latest[place] = trial  # the last round counts
         return [self._view(trial) for trial in latest.values() if "twin" not in trial.user_attrs]
 
     def work(self, train, wait=time.sleep):
-        """Try what is in the queue, and then wait for what other processes are trying, which comes
-        back if they die.
+        """Run the trials of the queue, then wait for the trials of other processes, which come back
+        if these die.
 
-        train(values) → (score, figures): figures are plain values, by name. It may raise
-        TrialFailed and TrialStopped; KeyboardInterrupt, from it or from wait(seconds), puts its
-        trial back and ends the work.
+        train(values) → (score, figures): figures are plain values by name. It may raise TrialFailed
+        and TrialStopped. KeyboardInterrupt, from train() or from wait(seconds), puts the trial back
+        and ends the work.
         """
-        errors, told = self._optuna.exceptions, False
+        errors, noted = self._optuna.exceptions, False
         with _database_errors(self._url):
             self._fill()
         while True:
@@ -273,32 +273,32 @@ class Study:
                 self._take_back()
                 states = [trial.state for trial in self.trials()]
                 if "waiting" in states:
-                    told = False
+                    noted = False
                     try:
                         self._study.optimize(
                             partial(self._try, train), 1, catch=(TrialFailed, TrialStopped)
                         )
                     except errors.UpdateFinishedTrialError:
                         print(
-                            "this process gave no sign of life for too long: its trial is "
-                            "another's now"
+                            "this process sent no heartbeat for too long: another one has its "
+                            "trial now"
                         )
                     continue
             if "running" not in states:
                 return
-            if not told:
-                told = True
+            if not noted:
+                noted = True
                 print(
-                    f"waiting for {states.count('running')} of {len(states)} trials, which other "
-                    f"processes have; Ctrl-C ends the waiting"
+                    f"waiting for {states.count('running')} of {len(states)} trials that other "
+                    f"processes run; Ctrl-C ends the waiting"
                 )
             wait(self.heartbeat)
 
     # -- the queue ---------------------------------------------------------------------------------
 
     def _living(self):
-        """(place in the plan, round) → the Optuna trial that fills it: the first that is not lost.
-        A lost one was ended early, or came too late; a later one has taken its place."""
+        """(index in the plan, round) → its Optuna trial: the first that is not lost. A lost one was
+        interrupted or came second; a later one replaces it."""
         found = {}
         for trial in self._study.get_trials(deepcopy=False):
             attrs, state = trial.user_attrs, trial.state.name
@@ -308,8 +308,8 @@ class Study:
         return found
 
     def _fill(self):
-        """Queue what no trial stands for. Two processes may do so at once: then some places have
-        two trials, and _try() leaves the second alone."""
+        """Queue the missing trials. Two processes may do so at the same time: then some are queued
+        twice, and _try() skips the second."""
         living = self._living()
         rounds = dict(sorted(living))
         for place, fixed in enumerate(self.plan.places()):
@@ -321,7 +321,7 @@ class Study:
                 self._study.enqueue_trial(fixed, user_attrs={"slot": [place, number]})
 
     def _take_back(self):
-        """Put back what a process has that is gone."""
+        """Put the trials of dead processes back into the queue."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
             self._optuna.storages.fail_stale_trials(self._study)
@@ -330,7 +330,7 @@ class Study:
         slot = trial.user_attrs.get("slot")
         if slot is None or self._living()[tuple(slot)].number != trial.number:
             raise self._optuna.TrialPruned  # another process was faster
-        # A seed for each: a generator that begins anew at each start would draw the same again.
+        # A seed for each trial: one seed for the process would draw the same values at each start.
         self._study.sampler = self._optuna.samplers.TPESampler(
             seed=self.plan.seed + trial.number, constant_liar=True
         )
@@ -353,7 +353,7 @@ class Study:
         return score
 
     def _twin(self, trial, values):
-        """The finished trial that drew the same values, if there is one: its score serves."""
+        """A finished trial with the same values, or None. Its score is used."""
         if not self.plan.ranges:
             return None
         for other in self.trials():
@@ -377,7 +377,7 @@ class Study:
 
 
 def _put_back(study, trial):
-    """A trial that was lost enters the queue again, with the values that it has."""
+    """Queue a lost trial again, with its values."""
     from optuna.trial import TrialState, create_trial
 
     attrs = {name: value for name, value in trial.user_attrs.items() if name != "stopped"}
@@ -400,13 +400,13 @@ def _optuna():
         import optuna
     except ImportError:
         raise UserError("a sweep needs Optuna: first, pip install optuna") from None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # the sweep tells of its trials itself
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # the sweep reports its trials itself
     return optuna
 
 
 @contextlib.contextmanager
 def _database_errors(url):
-    """Within it, what the database cannot do becomes a UserError."""
+    """A context in which errors of the database become UserErrors."""
     import optuna
     import sqlalchemy
 
@@ -414,7 +414,7 @@ def _database_errors(url):
     try:
         yield
     except Exception as error:
-        # Optuna may stumble over the first error: what it then raises has that one behind it.
+        # Optuna may raise another error while it handles the first: follow the chain.
         first = error
         while first is not None and not isinstance(first, kinds):
             first = first.__cause__ or first.__context__
@@ -423,7 +423,7 @@ def _database_errors(url):
         reason = str(first.__cause__ or first).splitlines()[0]
         raise UserError(
             f"--storage={_without_password(url)}: {reason}; expected a database's URL, as "
-            f"sqlite:///study.db or postgresql://user:password@host/name; what is finished is kept"
+            f"sqlite:///study.db or postgresql://user:password@host/name; finished trials are kept"
         ) from None
 
 
@@ -432,13 +432,13 @@ def _without_password(url):
 
 
 def _open(optuna, url, heartbeat, tries=3):
-    """The storage at `url`. Two processes that make its tables at once get in each other's way, so
-    it is tried again."""
+    """The storage at `url`. If two processes create its tables at the same time, one of them fails
+    and tries again."""
     import sqlalchemy
 
     class Storage(optuna.storages.RDBStorage):
         def record_heartbeat(self, trial_id):
-            # One sign of life that does not get through is no death.
+            # One lost heartbeat does not matter.
             with contextlib.suppress(optuna.exceptions.StorageInternalError):
                 super().record_heartbeat(trial_id)
 
@@ -470,16 +470,16 @@ def _open(optuna, url, heartbeat, tries=3):
 
 
 def _lock_before_reading(engine):
-    """Every transaction takes SQLite's lock when it begins. Left to itself it would take it when
-    it first writes, and two processes that had both read that a trial waits would both get it."""
+    """Every transaction takes SQLite's lock when it begins. By default it takes the lock with its
+    first write: two processes could both read that a trial is waiting, and both take it."""
     from sqlalchemy import event
 
     def connect(connection, record):
-        connection.isolation_level = None  # else the driver begins, in its own way
+        connection.isolation_level = None  # else the driver begins transactions itself
 
     def begin(connection):
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     event.listen(engine, "connect", connect)
     event.listen(engine, "begin", begin)
-    engine.dispose()  # connections that were made before
+    engine.dispose()  # connections that were opened before

@@ -1,28 +1,26 @@
-"""Try many settings: each combination a run of train.py, all in one study, the best of them found.
+"""Hyperparameter search: each combination of settings is a run of train.py, all in one study.
 
     python tools/sweep.py config/cpu_small.py --grid learning_rate=1e-3,3e-4 --grid batch_size=8,16
     python tools/sweep.py config/cpu_small.py --input=TEXTS --grid block_size=128,256 --epochs=3
     python tools/sweep.py config/cpu_small.py --range learning_rate=1e-4,1e-2 --trials=20
     python tools/sweep.py … --storage=postgresql://user:password@host/name     # on several machines
 
-A grid tries every combination once; with a range Optuna's TPE draws the values, and learns from the
-trials before. Recipes and other flags are train.py's, for every trial. out/sweeps/NAME then holds a
-run folder for each trial (its output in train.log), curves.png, and the study. Whatever stops a
-sweep, the same command goes on: finished trials are not run again, and one that was under way is
-resumed. The same command elsewhere, with the same --storage, helps.
+--grid tries every combination once. With --range Optuna's TPE sampler draws the values and learns
+from earlier trials. Recipes and other flags are train.py's and apply to every trial.
+out/sweeps/NAME then holds a run folder for each trial (its output in train.log), curves.png and the
+study. After an interruption the same command continues: finished trials are not run again, and an
+interrupted one is resumed. The same command on another machine, with the same --storage, helps.
 
-Trials are compared by bits per character over the same held-out text: a loss a token means another
-thing with another tokenizer, and with another block_size it is taken over other blocks.
+Trials are compared by bits per character over the same held-out text: a loss per token depends on
+the tokenizer, and on block_size, which decides the blocks that it is measured on.
 """
 
-import contextlib
 import json
 import math
 import os
 import pathlib
 import shlex
 import signal
-import sqlite3
 import statistics
 import subprocess
 import sys
@@ -35,9 +33,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from config.configurator import configure
 from data_utils import read_meta
 from minigpt.common.errors import ROOT, UserError, run
+from minigpt.common.locks import locked
 from minigpt.common.report import table, write_json
 from minigpt.models import checkpoint
-from minigpt.plotting.plots import sweep_figure, write_figure
+from minigpt.plotting.output import write_figure
+from minigpt.plotting.sweep import sweep_figure
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from minigpt.training.log import STOPPED, read_runlog
 from minigpt.training.settings import present_settings
@@ -45,35 +45,35 @@ from tools.study import Study, TrialFailed, TrialStopped, as_word, read_plan, tr
 
 
 class Settings:
-    grid: list[str] = []  # name=value,value: values of a knob of train.py; again for another knob
-    range: list[str] = []  # name=low,high: a knob's values lie between these; drawn from their
-    #                             logarithm where high is ten times low or more
-    trials: int = 0  # with --range, how many
-    study: str = ""  # its name; "": that of the recipe's out_dir
+    grid: list[str] = []  # name=value,value: a setting of train.py; repeat for more settings
+    range: list[str] = []  # name=low,high: the range of a setting; log-uniform if high is at least
+    #                             ten times low
+    trials: int = 0  # with --range: number of trials
+    study: str = ""  # name of the study; "": that of the recipe's out_dir
     storage: str = ""  # a database's URL, for several machines; "": out/sweeps/NAME/study.db
-    input: str = ""  # texts, as data/prepare.py takes them, from which each tokenizer, block_size
-    #                             and layout gets its dataset; "": the recipe's own dataset
-    metric: Literal["bits_per_char", "val_loss"] = "bits_per_char"  # what decides, lower is better
-    seeds: int = 1  # runs a trial, with seed, seed + 1 …; their mean decides
-    retry: bool = False  # true: try failed trials once more
-    heartbeat: int = 15  # seconds between a process's signs of life; after four times as many
-    #                             without one its trial is another's
+    input: str = ""  # texts for data/prepare.py: each tokenizer, block_size and layout gets a
+    #                             dataset made from them; "": the recipe's own dataset
+    metric: Literal["bits_per_char", "val_loss"] = "bits_per_char"  # the objective; lower is better
+    seeds: int = 1  # runs per trial, with seed, seed + 1 …; their mean counts
+    retry: bool = False  # run failed trials once more
+    heartbeat: int = 15  # seconds between heartbeats of a process; after four missing ones its
+    #                             trial goes to another process
 
 
 OWN = set(Settings.__annotations__)
-DATA = ("tokenizer", "block_size", "layout")  # what a dataset is prepared for
+DATA = ("tokenizer", "block_size", "layout")  # settings that a dataset depends on
 DPO = ("dpo_beta",)  # what its loss is made of
 HEADS = {"bits_per_char": "bits/char", "val_loss": "val loss"}
-LONGER = 10  # times as long as a trial: the run that is proposed at the end
+LONGER = 10  # the run proposed at the end has so many times the steps of a trial
 
 # What cannot be swept, and why.
-BARRED = dict.fromkeys(OWN, "is a knob of the sweep itself, not of train.py") | {
+BARRED = dict.fromkeys(OWN, "is a setting of the sweep itself, not of train.py") | {
     "out_dir": "every trial has a folder of its own",
-    "overwrite": "a sweep throws no run away",
+    "overwrite": "a sweep deletes no run",
     "dataset": "its held-out text must be the same for all; sweep tokenizer, block_size or layout, "
     "with --input=TEXTS",
 }
-# What may differ between two starts of the same sweep: it changes where and how, not what.
+# Settings that may differ between two starts of the same sweep: they do not change its results.
 FREE = {"out_dir", "overwrite", "dataset", "device", "compile", "tensorboard", "log_interval"}
 FREE |= {"sample_prompt", "sample_tokens"} | OWN
 
@@ -96,10 +96,10 @@ def main():
     compare(root / "sweep.json", made_of)
     scripts = Scripts()
     datasets = prepared(settings, plan, root, scripts) if settings.input else own(settings, plan)
-    study.remember(made_of)  # only now: a mistake in the first command must not bind the second
+    study.remember(made_of)  # only now: a mistake in the first command must not bind the next one
     write_json(root / "sweep.json", made_of)
     trainer = Trainer(settings, plan, root, scripts, datasets)
-    introduce(study, plan, root)
+    print_plan(study, plan, root)
     try:
         study.work(trainer, scripts.wait)
         stopped = False
@@ -107,17 +107,17 @@ def main():
         stopped = True
     show(study.trials(), settings, trainer, root / "curves.png")
     if stopped:
-        print("stopped; the same command goes on")
+        print("stopped; the same command continues")
 
 
-# -- settings that no sweep can have ---------------------------------------------------------------
+# -- validation ------------------------------------------------------------------------------------
 
 
 def check(settings):
-    """UserError names all of the sweep's own knobs that are wrong."""
+    """UserError lists all mistakes in the sweep's own settings."""
     problems = settings.below(trials=0, seeds=1, heartbeat=1)
     if settings.overwrite:
-        problems.append("overwrite: a sweep throws no run away; give another --study=NAME")
+        problems.append("overwrite: a sweep deletes no run; give another --study=NAME")
     if settings.init_from == "resume":
         problems.append("init_from=resume: the same command resumes a sweep; leave it out")
     if settings.study and Path(settings.study).name != settings.study:
@@ -127,7 +127,7 @@ def check(settings):
 
 
 def check_metric(settings, plan):
-    """UserError where the metric does not compare the trials."""
+    """UserError if the metric cannot compare the trials."""
     if settings.seeds > 1 and "seed" in plan.names:
         raise UserError("--seeds and a sweep over seed: expected one of them")
     other = [name for name in DATA if name in plan.names]
@@ -139,32 +139,32 @@ def check_metric(settings, plan):
     if "dpo" in (settings.stage, *plan.grid.get("stage", ())):
         if settings.metric == "bits_per_char":
             raise UserError(
-                "--metric=bits_per_char: preferences hold no text to judge by; take val_loss"
+                "--metric=bits_per_char: preferences have no held-out text; take val_loss"
             )
         if changed := [name for name in DPO if name in plan.names]:
             raise UserError(
-                f"{', '.join(changed)}: changes what the val loss of stage=dpo means, so no metric "
+                f"{', '.join(changed)}: changes the val loss of stage=dpo itself, so no metric "
                 f"compares the trials; train such runs one by one, and compare their answers"
             )
     if "block_size" in plan.ranges:
         raise UserError(
-            "--range: block_size: each value needs a dataset of its own; name some by --grid"
+            "--range: block_size: each value needs its own dataset; list some with --grid"
         )
 
 
 def recipe_of(settings, plan):
-    """What makes the study what it is: its plan, and every setting that is the same for all."""
+    """What identifies the study: its plan, and every setting that all trials share."""
     free = FREE | set(plan.names)
     fixed = {name: value for name, value in settings.as_dict().items() if name not in free}
     data = settings.input or settings.dataset
     judged = dict(metric=settings.metric, seeds=settings.seeds, texts=data)
-    # As lists, for their order counts: a trial's place in the queue follows from it.
+    # As lists, because their order counts: it decides a trial's position in the queue.
     plans = dict(grid=list(plan.grid.items()), range=list(plan.ranges.items()))
     return plans | judged | fixed
 
 
 def compare(path, made_of):
-    """The same for the folder, whose runs must not be taken for those of another study."""
+    """UserError if the folder holds the runs of another study."""
     if not path.exists():
         return
     known = present_settings(json.loads(path.read_text(encoding="utf-8")), path)
@@ -179,13 +179,12 @@ def compare(path, made_of):
 
 
 def data_knobs(settings, values):
-    """The three settings of a trial that its dataset must fit."""
+    """The three settings of a trial that its dataset depends on."""
     return {name: values.get(name, getattr(settings, name)) for name in DATA}
 
 
 def prepared(settings, plan, root, scripts):
-    """Values of DATA → dataset folder, for each that the plan needs; data/prepare.py makes, once,
-    what is not there."""
+    """Values of DATA → dataset folder, for all that the plan needs. Missing ones are prepared."""
     datasets = {}
     for values in plan.combinations(DATA):
         knobs = data_knobs(settings, values)
@@ -194,7 +193,7 @@ def prepared(settings, plan, root, scripts):
         words = ["data/prepare.py", *flags(knobs)]
         words += [f"--input={settings.input}", f"--dataset={folder}"]
         folder.parent.mkdir(exist_ok=True)
-        with alone(folder.parent / "lock"):
+        with locked(folder.parent / ".lock", folder, wait=math.inf):
             if folder.exists() and read_meta(folder).get("command") == as_command(words):
                 continue
             code, last = scripts.call(f"{folder}.log", *words)
@@ -204,13 +203,13 @@ def prepared(settings, plan, root, scripts):
 
 
 def own(settings, plan):
-    """The same with the recipe's own dataset. UserError names every value that does not fit it."""
+    """The same with the recipe's own dataset. UserError lists every value that does not fit it."""
     meta, datasets, problems = read_meta(settings.dataset), {}, []
     for values in plan.combinations(DATA):
         knobs = data_knobs(settings, values)
         datasets[tuple(knobs.values())] = Path(settings.dataset)
         if settings.init_from != "scratch":
-            continue  # the run that all start from decides
+            continue  # the parent run decides
         found = dict(tokenizer=meta["tokenizer"], block_size=meta["block_size"])
         if "layout" in values:
             found["layout"] = meta["layout"]
@@ -221,26 +220,18 @@ def own(settings, plan):
             if not fits:
                 problems.append(
                     f"{name}={knobs[name]}: {settings.dataset} was prepared with {value}; give "
-                    f"--input=TEXTS, and a dataset is made for each, or leave this out"
+                    f"--input=TEXTS to make a dataset for each value, or leave this out"
                 )
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     return datasets
 
 
-@contextlib.contextmanager
-def alone(path):
-    """Within it no other process of this machine is. SQLite's lock ends with its process."""
-    with contextlib.closing(sqlite3.connect(path, timeout=1e5, isolation_level=None)) as lock:
-        lock.execute("BEGIN EXCLUSIVE")
-        yield
-
-
 # -- one trial -------------------------------------------------------------------------------------
 
 
 class Trainer:
-    """values → (score, figures): trains and scores a trial, once for each seed."""
+    """values → (score, figures): trains and evaluates a trial, once for each seed."""
 
     def __init__(self, settings, plan, root, scripts, datasets):
         self.settings, self.root, self.scripts = settings, root, scripts
@@ -263,7 +254,7 @@ class Trainer:
         return score, figures
 
     def one_run(self, values, i):
-        """Train the i-th run of a trial, or go on with it, and score it."""
+        """Train or resume the i-th run of a trial, and evaluate it."""
         folder = self.root / trial_name(values)
         words = self.words(values)
         if self.settings.seeds > 1:
@@ -291,19 +282,19 @@ class Trainer:
         return dict(score=score, val_loss=val_loss, curve=curve) | ends
 
     def words(self, values):
-        """What train.py is told of a trial, but for its folder."""
+        """The arguments of train.py for a trial, without its folder."""
         data = self.datasets[tuple(data_knobs(self.settings, values).values())]
         return [*self.settings.words(without=OWN), *flags(values), f"--dataset={data}"]
 
     def step(self, folder, *words):
-        """One script of a trial: TrialFailed and TrialStopped as study.work() wants them."""
+        """Run one script of a trial; raise TrialFailed or TrialStopped for study.work()."""
         code, last = self.scripts.call(folder / "train.log", *words)
         if code < 0:
-            last = f"killed by signal {-code}; where memory runs out the system does that"
+            last = f"killed by signal {-code}; the system does that when memory runs out"
         if code:
             raise self.failed(last)
         if last.startswith(STOPPED):
-            print("  stopped by another; it goes on later")
+            print("  stopped by another process; it continues later")
             raise TrialStopped
 
     def failed(self, reason):
@@ -312,18 +303,18 @@ class Trainer:
 
 
 def flags(values):
-    """The command line's words for some knobs."""
+    """Settings as flags of the command line."""
     return [f"--{name}={as_word(value)}" for name, value in values.items()]
 
 
 def as_command(words):
-    """A script and its words as a person would type them."""
+    """A command as a user would type it."""
     return shlex.join(["python", *map(str, words)])
 
 
 class Scripts:
-    """The project's scripts as processes, one at a time. Ctrl-C and SIGTERM are passed on to them,
-    so that train.py saves; `asked` then says how often."""
+    """Runs the project's scripts, one at a time. Ctrl-C and SIGTERM are passed on to them, so that
+    train.py saves; `asked` counts these signals."""
 
     def __init__(self):
         self.asked, self._child, self._woken = 0, None, threading.Event()
@@ -331,9 +322,9 @@ class Scripts:
             signal.signal(number, self._note)
 
     def call(self, log, *words):
-        """Run a script, shown as a person would type it, what it prints added to the file `log`:
-        (exit code, its last line); KeyboardInterrupt where we were asked to stop. A script whose
-        sweep is killed ends when it prints its next line."""
+        """Print and run a command; its output is appended to the file `log`. Returns (exit code,
+        last line). KeyboardInterrupt after a signal. If the sweep is killed, the script ends when
+        it prints its next line."""
         print("$", as_command(words), flush=True)
         last = ""
         command = [sys.executable, "-u", str(ROOT / words[0]), *words[1:]]
@@ -347,7 +338,7 @@ class Scripts:
                 text=True,
                 encoding="utf-8",
                 errors="replace",
-                # Ctrl-C at the terminal reaches us alone: twice, it would end train.py unsaved.
+                # Ctrl-C at the terminal reaches only us: two would end train.py without saving.
                 start_new_session=os.name != "nt",
             ) as self._child,
         ):
@@ -362,7 +353,7 @@ class Scripts:
         return code, last
 
     def wait(self, seconds):
-        """Sleep, unless a signal comes or has come: then KeyboardInterrupt."""
+        """Sleep; KeyboardInterrupt if a signal arrives or arrived before."""
         if self._woken.wait(seconds):
             raise KeyboardInterrupt
 
@@ -371,16 +362,16 @@ class Scripts:
         self._woken.set()
         if self.asked == 1:
             print("\nstopping when the trial has saved (again: at once) …", flush=True)
-        # A Windows console gives Ctrl-C to every process in it.
+        # A Windows console sends Ctrl-C to all of its processes.
         if self._child and (os.name != "nt" or self.asked > 1):
             self._child.terminate()
 
 
-# -- what the sweep tells --------------------------------------------------------------------------
+# -- reports ---------------------------------------------------------------------------------------
 
 
-def introduce(study, plan, root):
-    """Say what is about to be tried."""
+def print_plan(study, plan, root):
+    """Print what the sweep will try."""
     done = sum(trial.state in ("finished", "failed") for trial in study.trials())
     kind = "trials" if plan.ranges else "combinations"
     what = f"{len(plan.places())} {kind} of {', '.join(plan.names)}"
@@ -388,7 +379,7 @@ def introduce(study, plan, root):
 
 
 def show(trials, settings, trainer, picture):
-    """The table, best first; the curves; the command that trains the best for longer."""
+    """Print the table, best first, draw the curves, print the command to train the best longer."""
     finished = sorted((t for t in trials if t.state == "finished"), key=lambda trial: trial.score)
     names, head = trainer.plan.names, HEADS[settings.metric]
     spread = ["±"] if settings.seeds > 1 else []
@@ -424,18 +415,18 @@ def show(trials, settings, trainer, picture):
     print(f"curves: {picture}")
     longer = [*trainer.words(finished[0].values), *budget(settings, finished[0].values)]
     longer = ["train.py", *longer, f"--out_dir={settings.out_dir}_best"]
-    print(f"the best for {LONGER} times as long: {as_command(longer)}")
+    print(f"train the best {LONGER} times as long: {as_command(longer)}")
 
 
 def budget(settings, values):
-    """The flags that make a run LONGER times as long. As in train.py, steps that are asked for by
-    hand go before a recipe's epochs."""
+    """The flags of a run that is LONGER times as long. As in train.py, max_iters from the command
+    line wins over a recipe's epochs."""
 
     def value(name):
         return values.get(name, getattr(settings, name))
 
-    by_hand = {n for n in ("epochs", "max_iters") if n in values or settings.origin(n) == f"--{n}"}
-    by_steps = value("epochs") is None or by_hand == {"max_iters"}
+    given = {n for n in ("epochs", "max_iters") if n in values or settings.origin(n) == f"--{n}"}
+    by_steps = value("epochs") is None or given == {"max_iters"}
     names = ["max_iters" if by_steps else "epochs"]
     names += ["max_minutes"] if value("max_minutes") is not None else []
     return [f"--{name}={LONGER * value(name):.12g}" for name in names]

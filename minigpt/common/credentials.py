@@ -2,7 +2,7 @@
 
     key = read_secret(settings, "api_key", "MINIGPT_API_KEY")    # --api_key, --api_key_file
 
-`ps` shows every user of a machine the flags of all processes; it shows neither variables nor files.
+`ps` shows the flags of all processes to every user of a machine, but no variables or files.
 """
 
 import os
@@ -12,8 +12,8 @@ from minigpt.common.errors import UserError
 
 
 def read_secret(settings, flag, variable):
-    """The secret in the settings' `flag` or `flag`_file, else in the environment `variable`; None
-    where none of them has one.
+    """The secret in the setting `flag` or the file `flag`_file, else in the environment `variable`,
+    else None.
 
     UserError for both flags at once, a file that cannot be read, and a secret that is not one line.
     """

@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend, how a script ends with them, and where the project is."""
+"""UserError, run() for the main function of every script, and ROOT, the project's folder."""
 
 import errno
 import sys
@@ -8,12 +8,12 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class UserError(Exception):
-    """A mistake that its maker can mend: the message says what, where, and how. No traceback."""
+    """An error that the user can fix. The message says what, where and how; no traceback."""
 
 
 def run(main):
-    """Run a script's main(): a UserError becomes its message and exit 2, Ctrl-C exit 130."""
-    # Chinese must print on a Windows console and into a pipe, whatever the locale says.
+    """Run a script's main(). A UserError prints its message and exits with 2, Ctrl-C with 130."""
+    # Chinese must print on a Windows console and into a pipe, whatever the locale is.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
@@ -25,7 +25,7 @@ def run(main):
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader went away (`… | head`): nothing is left to say
+    except BrokenPipeError:  # the reader has exited (`… | head`)
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:

@@ -1,11 +1,11 @@
-"""Files and folders that are whole, or as they were; and how to read what others replace.
+"""Atomic writing of files and folders, and reading while another process replaces them.
 
     with written_whole("out/run/perplexity.json") as partial:
         partial.write_text("…")
     facts = read_json("out/run/config.json", "train the run again")
 
-Written is: a temporary name beside the target, fsync of the data, rename, fsync of the folder. So
-after a power cut, too, there is the old or the new.
+Writing means: a temporary name in the same folder, fsync of the data, rename, fsync of the folder.
+So there is either the old or the new content, even after a power cut.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from minigpt.common import locks
 from minigpt.common.errors import UserError
 from minigpt.common.json_text import parse_json
 
-PATIENCE = 5.0  # seconds that a reader or a second writer waits for a writer that is renaming
-LARGEST_JSON = 2**27  # bytes; a tokenizer.json of 250,000 ids has 2**25
-_partials = set()  # that this process is writing
+PATIENCE = 5.0  # seconds that a reader or a second writer waits for a writer
+LARGEST_JSON = 2**27  # bytes; the tokenizer.json of a vocabulary of 250,000 has 2**25
+_partials = set()  # temporary names that this process is writing
 
 
 # -- writing ---------------------------------------------------------------------------------------
@@ -31,20 +31,20 @@ _partials = set()  # that this process is writing
 
 @contextlib.contextmanager
 def written_whole(path):
-    """Give a path beside `path` to write a file or a folder to; it takes the place of `path` when
-    the block has ended well.
+    """Yield a temporary path in the same folder, to write a file or a folder to. It replaces `path`
+    when the block ends without an error.
 
     Whatever stops the writing (an error, Ctrl-C, kill -9, a full disk, a power cut), `path` keeps
-    what it held; what was half written is removed at once, or by the next process that writes
+    its old content, and the temporary file is removed at once, or by the next process that writes
     there. One process writes at a time (minigpt/common/locks.py): a second one waits PATIENCE
-    seconds, then gets a UserError. OSError where nothing can be written. A device or a pipe is
-    given as it is.
+    seconds, then gets a UserError. OSError if nothing can be written. A device or a pipe is yielded
+    itself.
     """
     path = Path(path)
     if path.exists() and not (path.is_file() or path.is_dir()):
         yield path
         return
-    path = Path(os.path.realpath(path))  # of a link: what it leads to is replaced
+    path = Path(os.path.realpath(path))  # of a link: its target is replaced
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     with locks.locked(locks.beside(path), path, wait=PATIENCE) as alone:
         if alone:
@@ -56,7 +56,7 @@ def written_whole(path):
             if path.is_dir() and partial.is_dir():
                 _swap(path, partial)
             else:
-                partial.replace(path)  # refused by the system where one is a folder
+                partial.replace(path)  # the system refuses if one is a folder
             sync_folder(path.parent)
         finally:
             _partials.discard(partial)
@@ -65,12 +65,12 @@ def written_whole(path):
 
 
 def set_aside(path):
-    """Where _swap() puts the old folder for the moment between its two renames."""
+    """Where the old folder is between the two renames of _swap()."""
     return path.with_name(f".{path.name}.old")
 
 
 def leftovers(path):
-    """What written_whole() may have left beside `path` when it was killed."""
+    """What a killed written_whole() may have left in the folder of `path`."""
     name = re.compile(rf"\.{re.escape(path.name)}\.(([0-9a-f]{{8}}\.)?partial|old)")
     try:
         return [found for found in path.parent.iterdir() if name.fullmatch(found.name)]
@@ -79,7 +79,7 @@ def leftovers(path):
 
 
 def sync(path):
-    """Have the system put a file, or a folder with all that is in it, on the disk."""
+    """fsync a file, or a folder with everything in it."""
     if path.is_dir():
         for inner in path.iterdir():
             sync(inner)
@@ -95,7 +95,7 @@ def sync_file(path):
 
 
 def sync_folder(path):
-    """fsync a folder: only then a rename in it outlives a power cut. Windows has no such call."""
+    """fsync a folder, so that a rename in it survives a power cut. Windows has no such call."""
     if os.name == "nt":
         return
     fd = os.open(path, os.O_RDONLY)
@@ -109,7 +109,7 @@ def sync_folder(path):
 
 
 def _clear(path):
-    """Undo what a killed writer left; only while the lock is held."""
+    """Clean up after a killed writer. Only call it while holding the lock."""
     old = set_aside(path)
     if old.exists() and not path.exists():
         old.rename(path)  # it was killed between the two renames below
@@ -141,10 +141,10 @@ def _remove(path):
 
 
 def read_unchanged(read, paths, pending=lambda: None):
-    """read(), again while another process replaces `paths`, so that all is from one save.
+    """Call read() again until no file of `paths` changes meanwhile, so that all are from one save.
 
-    pending(): None, or in words why the files are not to be read yet. A UserError of read() counts
-    only if no file changed meanwhile. UserError where that does not end within PATIENCE seconds.
+    pending(): None, or the reason why the files cannot be read yet. An error of read() is raised
+    only if no file changed meanwhile. UserError if this does not end within PATIENCE seconds.
     """
     end = time.monotonic() + PATIENCE
     while True:
@@ -164,7 +164,7 @@ def read_unchanged(read, paths, pending=lambda: None):
 
 
 def _stamps(paths):
-    """What changes when a file is replaced or written."""
+    """File facts that change when a file is replaced or written."""
     found = []
     for path in paths:
         try:
@@ -176,9 +176,8 @@ def _stamps(paths):
 
 
 def read_json(path, remedy):
-    """The JSON object in a file that may be from anywhere, as a dict. UserError, with the remedy,
-    where the file is too large, no JSON, nested too deeply, or no object. FileNotFoundError where
-    it is missing."""
+    """The JSON object in an untrusted file, as a dict. UserError, with the remedy, if the file is
+    too large, not JSON, nested too deeply, or not an object. FileNotFoundError if it is missing."""
     path = Path(path)
     try:
         if path.stat().st_size > LARGEST_JSON:

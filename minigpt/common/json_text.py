@@ -1,19 +1,19 @@
-"""JSON from a file or a server, at most MOST_DEPTH levels deep.
+"""Parse untrusted JSON, with a limit on its depth.
 
-value = parse_json(line)        # ValueError: no JSON, or nested too deeply; never RecursionError
+value = parse_json(line)        # ValueError: not JSON, or nested too deeply; never RecursionError
 
-json.loads() reads about a thousand levels, and a value that it could read may not fit the stack
-where it is written or copied. A hundred levels always fit, and no record of ours has ten.
+json.loads() reads about a thousand levels. A value that it just reads can overflow the stack where
+it is written or copied later. A hundred levels always fit, and our records have fewer than ten.
 """
 
 import json
 
-MOST_DEPTH = 100  # of nested lists and objects
+MOST_DEPTH = 100  # levels of lists and objects
 
 
 def parse_json(text):
-    """The value in JSON `text` (str or bytes). ValueError where it is no JSON (then mostly a
-    json.JSONDecodeError), or is nested more than MOST_DEPTH levels deep."""
+    """The value of JSON `text` (str or bytes). ValueError if it is not JSON (mostly the subclass
+    json.JSONDecodeError) or is nested more than MOST_DEPTH levels deep."""
     try:
         value = json.loads(text)
     except RecursionError:
@@ -24,7 +24,7 @@ def parse_json(text):
 
 
 def is_deep(value, most=MOST_DEPTH):
-    """Whether a value of JSON has more than `most` levels of lists and objects."""
+    """Whether a JSON value has more than `most` levels of lists and objects."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(most):
         level = [
@@ -39,6 +39,6 @@ def is_deep(value, most=MOST_DEPTH):
 
 
 def _may_be_deep(text):
-    # Counting is many times faster than walking; most texts have few brackets.
+    # Counting brackets is much faster than walking the value, and most texts have few.
     square, curly = ("[", "{") if isinstance(text, str) else (b"[", b"{")
     return text.count(square) + text.count(curly) > MOST_DEPTH

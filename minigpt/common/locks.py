@@ -4,7 +4,10 @@
         …                           # a second process gets a UserError that names the first
 
 The operating system holds the lock (flock; on Windows a locked byte), so it ends with its process,
-also by kill -9. Readers take no lock. A lock file says who holds it, and is removed on release.
+even after kill -9. Readers take no lock. A lock file names its holder and is removed on release.
+
+Why not the library filelock: its last version for Python 3.10 truncates the lock file, so it cannot
+name the holder; it leaves the file behind; and it cannot lock a file that is already open.
 """
 
 import contextlib
@@ -15,52 +18,61 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.common.errors import UserError
 
-_LOCKED_BYTE = 1 << 40  # a lock of Windows hides bytes from other programs: lock one beyond the end
-_HELD = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+_LOCKED_BYTE = 1 << 40  # beyond the end: Windows hides locked bytes from other processes
+_HELD_ELSEWHERE = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 _HOLDER = re.compile(r"(\d{1,10}) (\S{1,64}) (\S{1,64})\n")
-_held = {}  # lock file → [number of locked() blocks of this process, fd, folders made for it]
-_threads = threading.Lock()  # guards _held
-_noted = []  # targets about which the user was told that there are no locks
+_INTERVAL = 0.02  # seconds between two attempts
+_noted = []  # not empty: the note about missing locks was printed
+
+
+@dataclass
+class _Held:
+    """A lock that this process holds."""
+
+    fd: int | None  # None: the file system has no locks
+    made: list  # folders that were made for the lock file
+    blocks: int = 0  # locked() blocks that share it
+
+
+_held = {}  # lock file → _Held
+_mutex = threading.Lock()  # guards _held
 
 
 def beside(path):
-    """The lock file of `path`: beside it, as what is replaced whole cannot hold its own lock."""
+    """The lock file of `path`, in the same folder: what is replaced cannot hold its own lock."""
     path = Path(os.path.realpath(path))
     return path.with_name(f".{path.name}.lock")
 
 
 @contextlib.contextmanager
-def locked(lock, target, option="", wait=0.0):
-    """Hold the lock file `lock` within the block, which writes `target`. Yield whether the lock is
-    real: a file system without locks gives a note on stderr, and False.
+def locked(lock, target, option="", wait=0.0, on_wait=None):
+    """Hold the lock file `lock` while the block writes `target`. Yield whether the lock is real: on
+    a file system without locks this prints a note to stderr, and yields False.
 
-    A process that holds a lock may take it again. UserError where another process holds it for
-    longer than `wait` seconds; the message names `option`, by which the user chooses the target.
-    OSError where no lock file can be written.
+    A process that holds the lock can take it again. If another process holds it, on_wait(holder)
+    is called once with its description; after `wait` seconds UserError is raised. The message
+    names `option`, the flag that chooses the target. OSError if the lock file cannot be written.
     """
     lock = Path(os.path.realpath(lock))
-    with _threads:
-        if lock not in _held:
-            _held[lock] = [0, *_acquire(lock, target, option, wait)]
-        _held[lock][0] += 1
-        is_real = _held[lock][1] is not None
+    held = _wait_for(lock, target, option, time.monotonic() + wait, on_wait)
     try:
-        yield is_real
+        yield held.fd is not None
     finally:
-        with _threads:
-            _held[lock][0] -= 1
-            if not _held[lock][0]:
-                _release(lock, *_held.pop(lock)[1:])
+        with _mutex:
+            held.blocks -= 1
+            if not held.blocks:
+                _release(lock, _held.pop(lock))
 
 
 def lock_fd(fd):
-    """Lock an open file for as long as it is open: True, or False where another process holds it.
-    OSError of _NO_LOCKS where the file system has no locks."""
+    """Lock an open file until it is closed: True, or False if another process holds the lock.
+    OSError with an errno of _NO_LOCKS if the file system has no locks."""
     try:
         if os.name == "nt":
             import msvcrt
@@ -72,14 +84,14 @@ def lock_fd(fd):
 
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in _HELD:
+        if error.errno in _HELD_ELSEWHERE:
             return False
         raise
     return True
 
 
 def lock_if_possible(fd, target):
-    """lock_fd(), but None with a note on stderr where the file system has no locks."""
+    """lock_fd(), but None and a note on stderr if the file system has no locks."""
     try:
         return lock_fd(fd)
     except OSError as error:
@@ -95,55 +107,68 @@ def lock_if_possible(fd, target):
         return None
 
 
-def _acquire(lock, target, option, wait):
-    """(fd, folders made): the lock file, open and locked; fd is None where there are no locks."""
-    made = _make_parents(lock)
-    end = time.monotonic() + wait
+def _wait_for(lock, target, option, deadline, on_wait):
+    """The _Held of `lock`. Other threads can take and release locks meanwhile."""
     while True:
-        fd = _open(lock)
+        with _mutex:
+            holder = None if lock in _held else _acquire(lock, target)
+            if holder is None:
+                _held[lock].blocks += 1
+                return _held[lock]
+        if time.monotonic() >= deadline:
+            other = f", or give another {option}" if option else ""
+            raise UserError(f"{target}: {holder} is writing it; wait until it ends{other}")
+        if on_wait:
+            on_wait(holder)
+            on_wait = None
+        time.sleep(_INTERVAL)
+
+
+def _acquire(lock, target):
+    """Try to lock: None and an entry of _held, or the description of the process that holds it."""
+    while True:
+        made = _make_parents(lock)
+        try:
+            fd = _open(lock)
+        except FileNotFoundError:  # the last holder removed the folder, too
+            continue
+        keep = False
         try:
             got = lock_if_possible(fd, target)
-            if got and not _is_file(fd, lock):  # its last holder removed it: there may be a new one
+            if got is False:
+                return _read_holder(fd)
+            if got is None:
+                _remove(lock, made)
+                _held[lock] = _Held(None, [])
+                return None
+            if _is_same_file(fd, lock):  # else its last holder removed it: try again
+                _write_holder(fd)
+                _held[lock] = _Held(fd, made)
+                keep = True
+                return None
+        finally:
+            if not keep:
                 os.close(fd)
-                continue
-            if got:
-                _sign(fd)
-                return fd, made
-            if got is None or time.monotonic() >= end:
-                holder = _holder(fd)
-                os.close(fd)
-                if got is None:
-                    _remove(lock, made)
-                    return None, []
-                break
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.close(fd)
-            raise
-        os.close(fd)
-        time.sleep(0.02)
-    other = f", or give another {option}" if option else ""
-    raise UserError(f"{target}: {holder} is writing it; wait for its end{other}")
 
 
 def _make_parents(lock):
-    """Make the lock's folder; return the folders that were made, the innermost first."""
+    """Make the lock's folder; return the folders that were missing, the innermost first."""
     missing = [folder for folder in lock.parents if not folder.exists()]
     lock.parent.mkdir(parents=True, exist_ok=True)
     return missing
 
 
 def _open(lock):
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    no_links = getattr(os, "O_NOFOLLOW", 0)
     try:
-        return os.open(lock, flags, 0o666)
+        return os.open(lock, os.O_RDWR | os.O_CREAT | no_links, 0o666)
     except PermissionError:
-        # Another user's run was killed and left its file. Reading it is enough to lock it.
-        return os.open(lock, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        # A killed run of another user left its file. A file open for reading can be locked, too.
+        return os.open(lock, os.O_RDONLY | no_links)
 
 
-def _is_file(fd, lock):
-    """Whether the open file is still what the path names."""
+def _is_same_file(fd, lock):
+    """Whether the open file is still the one at the path."""
     if os.name == "nt":
         return True  # Windows does not remove an open file
     try:
@@ -152,8 +177,8 @@ def _is_file(fd, lock):
         return False
 
 
-def _sign(fd):
-    """Write who holds the lock; only messages need it."""
+def _write_holder(fd):
+    """Write into the lock file who holds it. Only messages need it, so errors are ignored."""
     name = re.sub(r"[^\w.-]", "", Path(sys.argv[0]).name)[:64] or "python"
     host = re.sub(r"[^\w.-]", "", socket.gethostname())[:64] or "host"
     with contextlib.suppress(OSError):
@@ -162,8 +187,8 @@ def _sign(fd):
         os.write(fd, f"{os.getpid()} {host} {name}\n".encode())
 
 
-def _holder(fd):
-    """Who holds the lock, in words."""
+def _read_holder(fd):
+    """Who holds the lock, for a message."""
     with contextlib.suppress(OSError):
         os.lseek(fd, 0, os.SEEK_SET)
         match = _HOLDER.fullmatch(os.read(fd, 256).decode("utf-8", "replace"))
@@ -172,20 +197,20 @@ def _holder(fd):
     return "another process"
 
 
-def _release(lock, fd, made):
-    if fd is None:
+def _release(lock, held):
+    if held.fd is None:
         return
     if os.name == "nt":
-        os.close(fd)  # Windows removes no open file; where another process has opened it, it stays
-        _remove(lock, made)
+        os.close(held.fd)  # Windows cannot remove an open file
+        _remove(lock, held.made)
     else:
-        if _is_file(fd, lock):  # never another process's lock
-            _remove(lock, made)
-        os.close(fd)
+        if _is_same_file(held.fd, lock):  # else the file at the path is another process's lock
+            _remove(lock, held.made)
+        os.close(held.fd)
 
 
 def _remove(lock, made):
-    """Remove a lock file, and the folders that were made for it where nothing else is in them."""
+    """Remove the lock file, and those of the folders made for it that are empty."""
     with contextlib.suppress(OSError):
         lock.unlink(missing_ok=True)
         for folder in made:

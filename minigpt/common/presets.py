@@ -1,4 +1,4 @@
-"""Preset prompts: what examples.csv offers to whoever does not know what to ask."""
+"""Preset prompts, which examples.csv offers to users who do not know what to ask."""
 
 import contextlib
 import csv
@@ -9,9 +9,9 @@ from minigpt.common.errors import UserError
 
 
 def read_prompts(path):
-    """The prompts in a .csv with the columns prompt and, if it likes, format: each once, in their
-    order. UTF-8 with or without BOM, or GB18030. A file that is not there gives none; UserError for
-    one that cannot be read or has no column `prompt`."""
+    """The different prompts in the column `prompt` of a .csv file, in order; other columns are
+    ignored. UTF-8 with or without BOM, or GB18030. A missing file gives []. UserError if the file
+    cannot be read or has no column `prompt`."""
     path = Path(path)
     if not path.is_file():
         return []
@@ -22,8 +22,8 @@ def read_prompts(path):
 
 
 def read_text(path):
-    """A small text file as spreadsheets save it: UTF-8 with or without BOM, or GB18030. UserError
-    where it cannot be read, or is neither."""
+    """A small text file, in an encoding that spreadsheets save: UTF-8 with or without BOM, or
+    GB18030. UserError if it cannot be read or decoded."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:

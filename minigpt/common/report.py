@@ -8,7 +8,7 @@ from minigpt.common.files import written_whole
 
 
 def table(header, rows):
-    """Lines of aligned columns: the first to the left, the others, figures, to the right."""
+    """Lines of aligned columns: the first column to the left, the others (numbers) to the right."""
     lines = [list(map(str, row)) for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -21,7 +21,7 @@ def table(header, rows):
 
 
 def one_line(text, most=300):
-    """One printable line of what somebody else wrote, of at most so many characters."""
+    """Untrusted text as one printable line of at most `most` characters."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= most else line[:most] + "…"
 
@@ -38,7 +38,7 @@ def duration(seconds):
 
 
 def check_writable(path):
-    """UserError where no file can be written at `path`: better before the work than after it."""
+    """UserError if no file can be written at `path`. Call it before the work, not after."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def check_writable(path):
 
 
 def write_json(path, figures):
-    """Write figures as JSON that people can read too."""
+    """Write `figures` as indented JSON."""
     write_text(path, json.dumps(figures, ensure_ascii=False, indent=1) + "\n")
 
 
@@ -61,7 +61,7 @@ def write_jsonl(path, rows):
 
 
 def write_text(path, text):
-    """Write a text in UTF-8; if that is interrupted, the old file is left whole."""
+    """Write a text in UTF-8. An interruption leaves the old file."""
     try:
         with written_whole(path) as partial:
             partial.write_text(text, encoding="utf-8", newline="\n")

@@ -1,4 +1,4 @@
-"""The project's scripts, run by another script of it."""
+"""Run scripts of the project from another script."""
 
 import json
 import os
@@ -9,14 +9,14 @@ from minigpt.common.errors import ROOT, UserError
 
 
 def show(*words):
-    """A script and its words, as a person would type them."""
+    """Print a command as a user would type it."""
     print("$ python", *words, flush=True)
 
 
 def call(*words, log=None, **environment):
-    """Run a script, shown, to its end; what it prints is added to the file `log`, or dropped.
+    """Print a command and run it. Its output is appended to the file `log`, or dropped.
 
-    environment: variables that it has besides ours. UserError with its last line where it fails.
+    environment: more environment variables. UserError with the last line of output if it fails.
     """
     show(*words)
     command, environment = [sys.executable, *map(str, words)], os.environ | environment
@@ -24,23 +24,23 @@ def call(*words, log=None, **environment):
         done = subprocess.run(
             command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
-        told = done.stderr
+        output = done.stderr
     else:
         with open(log, "ab") as file:
             begin = file.tell()
             done = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
-        told = log.read_bytes()[begin:]
+        output = log.read_bytes()[begin:]
     if done.returncode:
-        last = told.decode("utf-8", "replace").strip().splitlines()[-1:] or ["it said nothing"]
-        where = f" (all of it: {log})" if log else ""
+        last = output.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no output"]
+        where = f" (the whole output: {log})" if log else ""
         raise UserError(f"{words[0]}: exit code {done.returncode}: {last[0]}{where}")
 
 
 def figures_of(*words):
-    """The JSON that a script prints on its last line. UserError where it fails; what it says of
-    that stands on the screen."""
+    """The JSON that a script prints on its last line. UserError if it fails; its stderr goes to
+    ours."""
     command = [sys.executable, *map(str, words)]
     done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=False)
     if done.returncode:
-        raise UserError(f"{words[0]}: exit code {done.returncode}; its words: {words[1:]}")
+        raise UserError(f"{words[0]}: exit code {done.returncode}; its arguments: {words[1:]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Values of settings and of JSON files as the types that an annotation names.
+"""Convert values of settings and of JSON files to the types of annotations.
 
 coerce(8, float)                       # 8.0; ValueError for 8.5 as int
 values, problems = typed(meta, dict(step=int, layout=Literal["pad", "split"]), "meta.json")
@@ -11,7 +11,7 @@ import typing
 
 
 def type_name(kind):
-    """How an error or --help names a type."""
+    """The name of a type in errors and in --help."""
     if kind == list[str]:
         return "str[,str…], or the flag again"
     if typing.get_origin(kind) is typing.Literal:
@@ -23,8 +23,8 @@ def type_name(kind):
 
 
 def coerce(value, kind):
-    """`value` as `kind`, or ValueError. int → float yes; float → int, bool ↔ number no; a text is
-    a list of its parts between commas, blanks around them and empty ones dropped."""
+    """`value` as the type `kind`, or ValueError. int → float is allowed; float → int and
+    bool ↔ number are not. A str becomes a list by splitting at commas; empty parts are dropped."""
     if isinstance(kind, types.UnionType):
         for part in typing.get_args(kind):
             try:
@@ -51,8 +51,8 @@ def coerce(value, kind):
 
 def typed(values, kinds, where):
     """(values, problems): the `values` (name → value) of a JSON object, coerced to `kinds` (name →
-    annotation), and a line for each that is of another kind. `where` begins the lines. A name that
-    only one of the two has is passed over."""
+    annotation), and a line for each value of a wrong type, beginning with `where`. Names that are
+    in only one of the two are ignored."""
     found, problems = dict(values), []
     for name, kind in kinds.items():
         if name not in values:

@@ -1,4 +1,4 @@
-"""URLs and keys of servers as people write them: what is wrong with one, and what it stands for."""
+"""URLs and API keys of servers, as users write them: validation, and the path of the API."""
 
 import re
 from contextlib import suppress
@@ -13,7 +13,7 @@ _VERSION = re.compile(r"/v\d\w*(?=/|$)")  # a part of a path such as /v1 or /v1b
 
 
 def problem_of_url(url):
-    """What is wrong with a server's URL, or None. What may be a secret in it is not shown."""
+    """What is wrong with a server's URL, or None. Parts that may be secret are not shown."""
     if not re.match(r"https?://", url, re.IGNORECASE):
         return "expected http:// or https://"
     if "@" in url:
@@ -27,40 +27,40 @@ def problem_of_url(url):
 
 
 def api_path(url):
-    """The path under which a server's OpenAI API lies: that of its URL, with /v1 where no part of
-    it is a version; without a last slash and without /chat/completions."""
+    """The path of a server's OpenAI API: the path of its URL without a last slash and without
+    /chat/completions. /v1 is added if no part of the path is a version."""
     path = urlsplit(url).path.rstrip("/").removesuffix("/chat/completions").rstrip("/")
     return path if _VERSION.search(path) else path + "/v1"
 
 
 def root_path(url):
-    """What stands before the API's version: where a server describes itself."""
+    """The part of the path before the API's version, where a server describes itself."""
     path = api_path(url)
     *_, version = _VERSION.finditer(path)
     return path[: version.start()]
 
 
 def is_key(text):
-    """Whether an API key can be sent in a header as it is."""
+    """Whether a text can be sent as an API key in a header."""
     return bool(text) and text.isascii() and text.isprintable() and " " not in text
 
 
 def is_variable(name):
-    """Whether an environment variable can have this name. A key that stands in its place mostly
-    cannot be one."""
+    """Whether an environment variable can have this name. An API key given by mistake mostly
+    cannot."""
     return bool(re.fullmatch(r"[A-Z_]\w*", name, re.ASCII | re.IGNORECASE))
 
 
 def is_local(host):
-    """Whether a host is this machine by whatever name; "" is none."""
+    """Whether a host name or address is this machine; "" is not."""
     return host in ("localhost", "::1") or bool(re.fullmatch(r"127(\.\d+){3}", host))
 
 
 def is_everywhere(host):
-    """Whether to listen there is to listen on all of the machine's addresses."""
+    """Whether listening on this host means all addresses of the machine."""
     return host in ("0.0.0.0", "::")
 
 
 def address(host, port):
-    """host:port as a URL has it: IPv6 in brackets."""
+    """host:port as in a URL, IPv6 in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -283,7 +283,7 @@ def as_csv(figures):
 
 
 class Picture(NamedTuple):
-    """The arguments of minigpt.plotting.plots.grid_figure()."""
+    """What minigpt.plotting.grid.grid_figure() draws."""
 
     title: str
     axes: dict

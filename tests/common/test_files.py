@@ -141,8 +141,8 @@ def test_threads_that_write_one_file(tmp_path):
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"[" * 100_000, "nested too deeply"),
-        (b'{"a":' * 100_000, "nested too deeply"),
+        (b"[" * 100_000, "nested more than 100 levels deep"),
+        (b'{"a":' * 100_000, "nested more than 100 levels deep"),
         (b"[1]", "expected a JSON object, found list"),
         (b'{"a": "\xff"}', "not JSON"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),

@@ -54,9 +54,10 @@ def test_one_process_at_a_time_and_a_kill_frees_it(tmp_path):
     try:
         with pytest.raises(UserError) as caught, locked(lock, "out/run", "--out_dir"):
             pass
-        said = str(caught.value)
-        assert said.startswith("out/run: ") and f"process {other.pid}" in said
-        assert said.endswith("wait for its end, or give another --out_dir") and "\n" not in said
+        message = str(caught.value)
+        assert message.startswith("out/run: ") and f"process {other.pid}" in message
+        assert message.endswith("wait until it ends, or give another --out_dir")
+        assert "\n" not in message
     finally:
         other.kill()
         other.communicate()
@@ -117,8 +118,8 @@ def test_a_disk_without_locks_gives_a_note(tmp_path, monkeypatch, capsys, number
     for text in ("one", "two"):
         with written_whole(tmp_path / "it") as partial:
             partial.write_text(text)
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "has no locks" in told and str(tmp_path / "it") in told
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1 and "has no locks" in output and str(tmp_path / "it") in output
     assert (tmp_path / "it").read_text() == "two" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -147,7 +148,7 @@ def test_two_preparations_into_one_folder(tmp_path, run_script, texts, byte_toke
     os.kill(first.pid, signal.SIGCONT)
     assert second.returncode == 2 and second.stderr.count("\n") == 1, second.stderr
     assert f"{data}: prepare.py (process {first.pid} on" in second.stderr
-    assert "is writing it; wait for its end, or give another --dataset" in second.stderr
+    assert "is writing it; wait until it ends, or give another --dataset" in second.stderr
     assert first.wait(60) == 0, first.stderr.read()
     assert Blocks(data, "train").block_size == Blocks(data, "val").block_size == 64
     assert not list(tmp_path.glob(".data*"))
@@ -301,9 +302,9 @@ def test_two_trainings_that_resume_one_run(tmp_path, train, write_blocks, byte_t
     while "step" not in first.stdout.readline() and first.poll() is None:
         pass
     os.kill(first.pid, signal.SIGSTOP)
-    code, told = train(*resume, "--max_iters=4")
-    assert code == 2 and told.count("\n") == 1
-    assert told.startswith(f"{run}: train.py (process {first.pid} on")
+    code, output = train(*resume, "--max_iters=4")
+    assert code == 2 and output.count("\n") == 1
+    assert output.startswith(f"{run}: train.py (process {first.pid} on")
     with pytest.raises(UserError, match="is writing it"):  # nor does any other writer
         save_run(run, checkpoint.load(run).model, byte_tokenizer)
     first.kill()

@@ -33,7 +33,7 @@ from minigpt.evaluation.classification import (
     without_duplicates,
     write_task,
 )
-from minigpt.plotting.plots import confusion_figure
+from minigpt.plotting.confusion import confusion_figure
 
 TASK = Task(("art", "sport"), "Kind:", 20)
 

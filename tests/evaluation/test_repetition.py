@@ -30,7 +30,7 @@ from minigpt.evaluation.repetition import (
     summaries,
 )
 from minigpt.inference.engine import Engine
-from minigpt.plotting.plots import grid_figure
+from minigpt.plotting.grid import grid_figure
 
 ONE = dict(temperature=[1.0], top_p=[1.0], top_k=[0], repetition_penalty=[1.0], num_beams=[1])
 

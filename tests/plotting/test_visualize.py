@@ -1,11 +1,9 @@
-"""visualize.py: what is read from the logs, what the picture holds, what is said when it cannot be.
+"""visualize.py and its picture: reading logs, curves, axes, fonts, files, error messages.
 
 python -m pytest tests/plotting/test_visualize.py
 """
 
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -17,22 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import font_manager
 from matplotlib.image import imread
+from tiny_run import run_here
 
 from minigpt.common.errors import UserError
-from minigpt.plotting import plots
-from minigpt.plotting.plots import (
-    NAME_LENGTH,
-    choose_scales,
-    drawable,
-    loss_figure,
-    output_paths,
-    race_figure,
-    smoothed,
-    write_figure,
-)
+from minigpt.plotting import fonts
+from minigpt.plotting.axes import choose_scales
+from minigpt.plotting.fonts import NAME_LENGTH, drawable
+from minigpt.plotting.loss import loss_figure, smoothed
+from minigpt.plotting.output import output_paths, write_figure
+from minigpt.plotting.style import PALETTE
 from minigpt.training.log import read_runlog, read_runlogs, run_names
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def progress(step, loss, lr=1e-3):
@@ -155,19 +147,19 @@ def test_every_unreadable_run_is_named(pretrain, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line, told",
+    "line, output",
     [
         ("not json", "log.jsonl:2: not JSON: 'not json'"),
         ('{"step": 2, "loss": 1.0}', "log.jsonl:2: tokens is null, expected a number"),
         (json.dumps(progress(2, "high")), 'log.jsonl:2: loss is "high", expected a number'),
     ],
 )
-def test_bad_line_is_named(tmp_path, line, told):
+def test_bad_line_is_named(tmp_path, line, output):
     tail = f"{line}\n{json.dumps(progress(3, 1.0))}\n"
     folder = write_log(tmp_path / "run", progress(1, 2.0), tail=tail)
     with pytest.raises(UserError, match=r"log\.jsonl:2") as error:
         read_runlog(folder)
-    assert told in str(error.value)
+    assert output in str(error.value)
 
 
 def test_lines_of_other_kinds_are_passed_over(tmp_path):
@@ -436,7 +428,7 @@ def test_a_font_that_lacks_one_character_is_not_taken(only_own_fonts, chinese_fo
 
 
 def test_plain_names_ask_for_no_other_font(monkeypatch):
-    monkeypatch.setattr(plots, "find_font", None)
+    monkeypatch.setattr(fonts, "find_font", None)
     assert drawable(["pretrain", "été"]) == (["pretrain", "été"], ["DejaVu Sans"], [])
 
 
@@ -449,7 +441,7 @@ def test_png_and_svg_are_written_and_hold_a_picture(tmp_path, pretrain, sft):
     write_figure(figure, output_paths(f"{png}, {svg}"), dpi=100)
     pixels = imread(png)[..., :3]  # (height, width, 3)
     assert pixels.shape[1] == 900 and (pixels[0, 0] == 1).all()
-    for colour in plots.PALETTE[:2]:
+    for colour in PALETTE[:2]:
         wanted = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         assert (np.abs(pixels - wanted) < 0.01).all(axis=2).sum() > 100
     text = svg.read_text(encoding="utf-8")
@@ -495,49 +487,29 @@ def test_output_mistakes_are_reported_together(tmp_path):
 # -- the script ------------------------------------------------------------------------------------
 
 
-def visualize(cwd, *words):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "visualize.py"), *words],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
-
-
-def test_the_command(tmp_path, pretrain, sft):
-    done = visualize(
-        tmp_path, "--runs=out/pretrain,out/sft,out/sft/", "--output=loss.png,loss.svg", "--x=tokens"
-    )
-    assert done.returncode == 0, done.stderr
+def test_the_command(tmp_path, pretrain, sft, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--runs=out/pretrain,out/sft,out/sft/", "--output=loss.png,loss.svg", "--x=tokens"]
+    code, out, err = run_here("visualize.py", *words)
+    assert (code, err) == (0, "")
     assert (tmp_path / "loss.png").stat().st_size > 20_000 and (tmp_path / "loss.svg").exists()
-    told = done.stdout.splitlines()
-    assert "pretrain: 40 steps, 4,000 tokens, best val loss 4.750 at 2,000 tokens" in told
-    assert len([line for line in told if line.startswith("sft: ")]) == 1  # named twice, drawn once
-    assert told[-1] == "wrote loss.png, loss.svg" and done.stderr == ""
+    lines = out.splitlines()
+    assert "pretrain: 40 steps, 4,000 tokens, best val loss 4.750 at 2,000 tokens" in lines
+    assert len([line for line in lines if line.startswith("sft: ")]) == 1  # named twice, drawn once
+    assert lines[-1] == "wrote loss.png, loss.svg"
 
 
-def test_the_commands_mistakes(tmp_path, pretrain):
-    for words, told in [
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
         (["--runs=out/none"], "python train.py config/train_config.py --out_dir=out"),
-        (["--runs=,"], "--runs: names no run"),
+        (["--runs=,"], "--runs: no run given"),
         (["--smooth=1"], "--smooth=1: expected 0 (none) up to but not 1"),
         (["--output=loss.gif"], "loss.gif: expected a name that ends in .png or .svg"),
-    ]:
-        done = visualize(tmp_path, *words)
-        assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
+    ],
+)
+def test_mistakes_in_the_command(tmp_path, pretrain, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run_here("visualize.py", *words)
+    assert code == 2 and message in err and "Traceback" not in err
     assert not list(tmp_path.glob("loss*"))
-
-
-def test_a_race_of_recipes(tmp_path):
-    curves = {"default": [[(1, 9.0), (10, 6.5)], [(1, 9.2), (10, 6.4)]], "classic": [[(9, 10.1)]]}
-    figure, notes = race_figure(curves)
-    (axes,) = figure.axes
-    lines = {line.get_gid(): line for line in axes.lines}
-    assert set(lines) == {"race:default:0", "race:default:1", "race:classic:0"}
-    assert lines["race:default:1"].get_xydata().tolist() == [[1, 9.2], [10, 6.4]]
-    colours = [lines[name].get_color() for name in sorted(lines)]
-    assert colours[1] == colours[2] != colours[0]
-    assert [text.get_text().strip() for text in axes.texts] == ["default 6.45", "classic 10.10"]
-    write_figure(figure, [tmp_path / "race.png"])
-    assert notes == [] and (tmp_path / "race.png").stat().st_size > 10_000

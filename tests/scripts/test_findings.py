@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -39,9 +38,9 @@ from findings.experiments import (
     places,
     verdict,
 )
+from findings.figure import finding_figure
 from findings.runs import BASE, CPU, GPU, SCALES, SFT, TEST, WIKI
 from minigpt.common.errors import UserError
-from minigpt.plotting.plots import finding_figure
 
 FINDINGS = [*pretraining.FINDINGS, *fine_tuning.FINDINGS, *generation.FINDINGS]
 BY_NAME = {finding.name: finding for finding in FINDINGS}
@@ -168,7 +167,7 @@ def test_some_texts_are_drawn_once_and_never_taken_for_others(tmp_path):
     drawn = Path(source.make(labs[0])).read_text(encoding="utf-8")
     assert drawn.count("\n") == TEST.counts["few_entries"]
     assert Path(source.make(labs[0])).read_text(encoding="utf-8") == drawn
-    with pytest.raises(UserError, match=r"wiki\+few_entries\.jsonl: was made otherwise"):
+    with pytest.raises(UserError, match=r"wiki\+few_entries\.jsonl: was made by another command"):
         source.make(labs[1])
 
 
@@ -183,7 +182,7 @@ class Recorder(Lab):
         super().__init__(folder, scale, stand_ins | places())
         self.commands = {}
 
-    def once(self, made, *words, resume=None, afresh=None):
+    def once(self, made, *words, resume=None, remove=None):
         self.commands[Path(made).as_posix()] = words
 
 
@@ -320,20 +319,20 @@ def script(tmp_path):
 
 
 def test_what_is_finished_is_not_made_again(tmp_path, script):
-    told, lab = [], None
+    output, lab = [], None
     for _ in range(2):  # the second Lab finds what the first one made
-        lab = Lab(tmp_path, TEST, {}, say=told.append)
+        lab = Lab(tmp_path, TEST, {}, say=output.append)
         lab.once(tmp_path / "made", script(0), "--a=1")
     assert (tmp_path / "ran.txt").read_text().split() == ["--a=1"]
-    assert told == [f"$ python {tmp_path / 'script.py'} --a=1"]
-    with pytest.raises(UserError, match="was made otherwise"):
+    assert output == [f"$ python {tmp_path / 'script.py'} --a=1"]
+    with pytest.raises(UserError, match="was made by another command"):
         lab.once(tmp_path / "made", script(0), "--a=2")
 
 
 def test_what_failed_is_told_and_what_was_ended_early_goes_on(tmp_path, script):
     lab = Lab(tmp_path, TEST, {}, say=lambda line: None)
     words = [script(3), "--out_dir=x"]
-    with pytest.raises(UserError, match=r"exit code 3: it said nothing"):
+    with pytest.raises(UserError, match=r"exit code 3: no output"):
         lab.once(tmp_path / "made", *words, resume=[words[0], "again"])  # nothing to resume yet
     script(0)
     for _ in range(2):  # the second time it is finished
@@ -345,36 +344,59 @@ def test_what_failed_is_told_and_what_was_ended_early_goes_on(tmp_path, script):
 def test_what_a_script_would_not_write_over_is_removed_before_it_runs(tmp_path, script):
     lab, other = Lab(tmp_path, TEST, {}, say=lambda line: None), tmp_path / "pairs.jsonl"
     other.write_text("of a run that was killed")
-    lab.once(tmp_path / "made", script(0), afresh=other)
+    lab.once(tmp_path / "made", script(0), remove=other)
     assert not other.exists()
     other.write_text("made")
-    lab.once(tmp_path / "made", script(0), afresh=other)
+    lab.once(tmp_path / "made", script(0), remove=other)
     assert other.read_text() == "made"
 
 
-def test_one_process_makes_it_and_the_others_wait(tmp_path):
-    """Two at once: the script runs once, and the second has waited for its end."""
-    at_work, may_end, ran, told = threading.Event(), threading.Event(), [], []
+WAITING = """
+import pathlib, sys, time
+sys.path.insert(0, {root!r})
+from findings.experiments import Lab
+from findings.runs import TEST
 
-    class Slow(Lab):
-        def call(self, log, *words):
-            ran.append(words)
-            at_work.set()
-            assert may_end.wait(30)
+folder = pathlib.Path({folder!r})
+
+class Slow(Lab):
+    def call(self, log, *words):
+        print("at work", flush=True)
+        while not (folder / "may_end").exists():
+            time.sleep(0.01)
+
+Slow(folder, TEST, {{}}).once(folder / "made", "s.py", "--a=1")
+"""
+
+
+def test_one_process_makes_it_and_the_others_wait(tmp_path):
+    """Two at once: the script runs once, and the second process waits until it ends."""
+    messages = []
 
     def say(line):
-        told.append(line)
-        may_end.set()
+        messages.append(line)
+        (tmp_path / "may_end").touch()
 
-    first = threading.Thread(
-        target=lambda: Slow(tmp_path, TEST, {}).once(tmp_path / "made", "s.py", "--a=1")
-    )
-    first.start()
-    assert at_work.wait(30)
-    Slow(tmp_path, TEST, {}, say=say).once(tmp_path / "made", "s.py", "--a=1")
-    first.join()
-    assert ran == [("s.py", "--a=1")]
-    assert len(told) == 1 and "made: another process is at it; waiting" in told[0]
+    code = WAITING.format(root=str(ROOT), folder=str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "at work\n"
+        Lab(tmp_path, TEST, {}, say=say).once(tmp_path / "made", "s.py", "--a=1")
+        assert first.wait(60) == 0
+    assert len(messages) == 1 and f"(process {first.pid} on" in messages[0]
+    assert messages[0].endswith("is making it; waiting")
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_a_note_with_the_place_that_a_script_had_before(tmp_path):
+    """Scores of an out folder from before tools/ existed are used, not refused."""
+    lab, made = Lab(tmp_path, TEST, {}), tmp_path / "made"
+    for script in ("evaluations-repetition.py", "evaluations-perplexity.py"):
+        note = dict(words=[script, "--seeds=1"], finished=True)
+        (tmp_path / "made.made.json").write_text(json.dumps(note))
+        moved = script == "evaluations-repetition.py"
+        lab.once(made, f"tools/{script}" if moved else script, "--seeds=1")  # would fail if run
+        with pytest.raises(UserError, match="was made by another command"):
+            lab.once(made, "tools/evaluations-endings.py", "--seeds=1")
 
 
 ENDED = """
@@ -481,7 +503,7 @@ def lab(tmp_path_factory):
 
     class Here(Lab):
         def call(self, log, *words):
-            code, told, complaint = run_here(*words)
+            code, output, complaint = run_here(*words)
             assert code == 0, f"{words}: {complaint}"
 
     with pytest.MonkeyPatch.context() as patch:
@@ -491,7 +513,7 @@ def lab(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "name",
-    ["numbers", "temperature", "epochs", "tuning_layouts", "other_blocks", "dpo", "classification"],
+    ["temperature", "epochs", "tuning_layouts", "other_blocks", "dpo", "classification"],
 )
 def test_a_finding_runs_through(name, lab):
     """Every measure gives a number for each of its arms; all shares lie between 0 and 1."""
@@ -529,11 +551,11 @@ def test_the_picture_shows_every_seed_and_the_means():
 
 
 def test_without_a_name_the_findings_are_listed(tmp_path):
-    code, told, _ = run_here("findings/run.py", f"--report={tmp_path}")
+    code, output, _ = run_here("findings/run.py", f"--report={tmp_path}")
     assert code == 0
     for finding in FINDINGS:
-        assert re.search(rf"\b{finding.number}\b.*\b{finding.name}\b.*not run yet", told)
-    assert "not run yet; needs --input with bbc" in told
+        assert re.search(rf"\b{finding.number}\b.*\b{finding.name}\b.*not run yet", output)
+    assert "not run yet; needs --input with bbc" in output
     assert not list(tmp_path.iterdir())
 
 
@@ -575,14 +597,14 @@ def test_a_finding_is_run_once_and_its_row_says_what_was_measured(tmp_path, run_
     assert "**too small to tell** |" in row and "wiki (bundled)" in row
     assert (tmp_path / "in_order.png").read_bytes().startswith(b"\x89PNG")
 
-    again = run_script("findings/run.py", *words, timeout=1200)
-    assert again.returncode == 0 and "$ python" not in again.stdout
+    code, again, _ = run_here("findings/run.py", *words)
+    assert code == 0 and "$ python" not in again
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == readme
 
     results["test"]["in_order"]["checks"][0]["says"] = "bits/char: as it was once tested"
     (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    _, told, _ = run_here("findings/run.py", "--scale=test", f"--report={tmp_path}")
-    assert re.search(r"in_order +too small to tell, but the experiment has changed since", told)
+    _, output, _ = run_here("findings/run.py", "--scale=test", f"--report={tmp_path}")
+    assert re.search(r"in_order +too small to tell, but the experiment has changed since", output)
 
 
 def test_a_readme_without_its_marks_is_left_alone(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny_run import run_here, write_jsonl
 
 from minigpt.common.errors import UserError
-from minigpt.plotting.plots import census_figure
+from minigpt.plotting.pairs import pairs_figure
 from minigpt.synthesis.dedup import Deduplicator
 from minigpt.synthesis.journal import Finished, PairsLog, beside, entry_hash
 from minigpt.synthesis.statistics import (
@@ -167,49 +167,28 @@ def bars(figure):
     for axes in figure.axes:
         for container in axes.containers:
             gid = container[0].get_gid()
-            lies = gid in ("kinds", "openings", "rules")
-            sizes = [bar.get_width() if lies else bar.get_height() for bar in container]
+            sizes = [b.get_width() if gid == "rules" else b.get_height() for b in container]
             found[gid] = sizes, [text.get_text() for text in axes.get_yticklabels()]
     return found
 
 
-def test_the_picture_holds_the_counts(written):
-    figure, _ = census_figure(collect_statistics(written))
+def test_the_picture_shows_the_counts():
+    lengths, rules = {8: 2, 10: 2}, [("pronoun", 6), ("short", 1)]
+    figure, notes = pairs_figure("made.jsonl", lengths, {5: 3, 6: 1}, {2: 2}, rules)
     found = bars(figure)
-    assert set(found) == {"questions", "answers", "per_entry", "kinds", "openings", "rules"}
-    assert sum(found["questions"][0]) == sum(found["answers"][0]) == 4
-    assert found["per_entry"][0] == [2]
-    assert found["kinds"][0] == [2, 2] and found["openings"][0] == [2, 1, 1]
-    assert found["rules"] == ([6], ["pronoun"])
+    assert set(found) == {"questions", "answers", "per_entry", "rules"} and notes == []
+    assert found["questions"][0][8:] == [2, 0, 2] and sum(found["answers"][0]) == 4
+    assert found["per_entry"][0] == [2] and found["rules"] == ([6, 1], ["pronoun", "short"])
     assert figure.get_suptitle() == "made.jsonl: 4 pairs"
 
 
-def test_what_is_not_there_is_not_drawn(pairs):
-    statistics = collect_statistics(pairs)
-    statistics.per_entry.clear()
-    found = bars(census_figure(statistics)[0])
-    assert set(found) == {"questions", "answers", "kinds", "openings"}
+def test_a_panel_without_data_is_left_out():
+    assert set(bars(pairs_figure("a.jsonl", {8: 1}, {5: 1}, {})[0])) == {"questions", "answers"}
 
 
-@pytest.mark.parametrize("font", [None, "DejaVu Sans"])
-def test_labels_with_a_font_for_chinese_and_without(pairs, monkeypatch, font):
-    monkeypatch.setattr("minigpt.plotting.plots.find_font", lambda characters: font)
-    figure, notes = census_figure(collect_statistics(pairs))
-    found = bars(figure)
-    if font:
-        assert found["kinds"][1][0] == "多少 how many" and "黄河" in found["openings"][1]
-        assert notes == []
-    else:
-        assert found["kinds"][1] == ["how many", "where", "who"]
-        assert found["openings"][1] == ["no. 1", "no. 2"]
-        assert len(notes) == 1 and "no installed font" in notes[0]
-
-
-def test_a_few_long_ones_do_not_squeeze_the_others(pairs):
-    statistics = collect_statistics(pairs)
-    statistics.answers.clear()
-    statistics.answers.update({5: 600, 9: 399, 3000: 1})
-    heights = bars(census_figure(statistics)[0])["answers"][0]
+def test_a_few_long_answers_do_not_squeeze_the_others():
+    answers = {5: 600, 9: 399, 3000: 1}
+    heights = bars(pairs_figure("a.jsonl", {8: 1000}, answers, {})[0])["answers"][0]
     assert len(heights) == 10 and heights[5] == 600 and heights[9] == 400
 
 

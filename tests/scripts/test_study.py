@@ -58,16 +58,16 @@ def test_a_range_is_two_numbers_of_the_knobs_type():
 
 
 @pytest.mark.parametrize(
-    ("grid", "ranges", "trials", "told"),
+    ("grid", "ranges", "trials", "message"),
     [
         (["learning_rat=1"], [], 0, "--grid: unknown key learning_rat; did you mean learning_rate"),
         (["n_layer=2", "2.5"], [], 0, "--grid: n_layer=2.5: expected int"),
         (["1e-3"], [], 0, "--grid=1e-3: expected name=value,value"),
         (["n_layer=2", "n_layer=4"], [], 0, "--grid: n_layer: named twice"),
-        (["learning_rate=1e-3", "0.001"], [], 0, "--grid: learning_rate: 0.001 stands there twice"),
+        (["learning_rate=1e-3", "0.001"], [], 0, "--grid: learning_rate: 0.001 is there twice"),
         (["out_dir=a"], [], 0, "--grid: out_dir: each has its own"),
         (["tokenizer=a/x.tiktoken", "b/x.tiktoken"], [], 0, "share the folder tokenizer=x"),
-        (["n_layer=2"], ["n_layer=2", "4"], 3, "n_layer: stands behind --grid and --range"),
+        (["n_layer=2"], ["n_layer=2", "4"], 3, "n_layer: is in --grid and --range"),
         ([], ["n_layer=2"], 3, "--range: n_layer=2: expected two numbers"),
         ([], ["n_layer=2", "3", "4"], 3, "--range: n_layer=2,3,4: expected two numbers"),
         ([], ["n_layer=4", "2"], 3, "--range: n_layer=4,2: expected two numbers, the lower"),
@@ -77,10 +77,10 @@ def test_a_range_is_two_numbers_of_the_knobs_type():
         ([], [], 0, "nothing to try: write --grid"),
     ],
 )
-def test_plans_that_cannot_be(grid, ranges, trials, told):
+def test_plans_that_cannot_be(grid, ranges, trials, message):
     with pytest.raises(UserError) as caught:
         planned(grid, ranges, trials, barred={"out_dir": "each has its own"})
-    assert len(str(caught.value).splitlines()) == 1 and told in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1 and message in str(caught.value)
 
 
 def test_all_mistakes_are_told_at_once():
@@ -261,24 +261,24 @@ def test_a_study_is_of_one_sweep(url):
     with pytest.raises(UserError) as caught:
         Study(url, "s", GRID).compare(dict(grid={"n_layer": [1]}, n_head=2, seed=3))
     first, *lines = str(caught.value).splitlines()
-    assert "study s was begun with other settings" in first and "--study=NAME" in first
+    assert "study s began with other settings" in first and "--study=NAME" in first
     assert lines[1:] == ["  seed: 1 then, 3 now"] and "{'n_layer': [1]} now" in lines[0]
 
 
 @pytest.mark.parametrize(
-    ("where", "told"),
+    ("where", "message"),
     [
         ("nonsense", "nonsense: "),
         ("sqlite:///{tmp}/no/such/folder.db", "unable to open database file"),
         ("postgresql+psycopg2://me:secret@localhost/x", "me:***@localhost/x: the driver"),
     ],
 )
-def test_databases_that_are_not_there(tmp_path, monkeypatch, where, told):
+def test_databases_that_are_not_there(tmp_path, monkeypatch, where, message):
     monkeypatch.setitem(sys.modules, "psycopg2", None)  # not installed
     monkeypatch.setattr("tools.study.time.sleep", lambda seconds: None)
     with pytest.raises(UserError) as caught:
         Study(where.format(tmp=tmp_path.as_posix()), "s", GRID)
-    assert str(caught.value).startswith("--storage=") and told in str(caught.value)
+    assert str(caught.value).startswith("--storage=") and message in str(caught.value)
     assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -294,7 +294,7 @@ def test_a_database_that_goes_away(url, tmp_path):
         (tmp_path / "study.db").write_bytes(b"no database" * 1000)
         return 1.0, {}
 
-    with pytest.raises(UserError, match=r"--storage=sqlite:.*what is finished is kept"):
+    with pytest.raises(UserError, match=r"--storage=sqlite:.*finished trials are kept"):
         Study(url, "s", GRID).work(train)
 
 

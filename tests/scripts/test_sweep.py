@@ -3,6 +3,7 @@
 python -m pytest tests/scripts/test_sweep.py        # skips where Optuna is not installed
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -23,7 +24,8 @@ from tiny_run import pack, run_here, write_jsonl
 from config.configurator import configure
 from minigpt.common.errors import UserError
 from minigpt.models import checkpoint
-from minigpt.plotting.plots import IN_COLOUR, OTHERS, PALETTE, sweep_figure
+from minigpt.plotting.style import PALETTE
+from minigpt.plotting.sweep import MOST_COLORED, OTHER_COLOR, sweep_figure
 
 optuna = pytest.importorskip("optuna", reason="a sweep needs it: pip install optuna")
 
@@ -62,41 +64,51 @@ def recipe(tmp_path_factory, byte_tokenizer, write_blocks):
     return path
 
 
-@pytest.fixture
-def sweep(run_script, tmp_path, recipe):
-    """sweep(*words): tools/sweep.py with the recipe and these words, in the test's own folder."""
-
-    def run(*words, cwd=tmp_path):
-        return run_script("tools/sweep.py", recipe, *words, cwd=cwd)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, run_script, recipe):
-    """(folder, what it printed) of a sweep over two learning rates."""
-    folder = tmp_path_factory.mktemp("sweep")
-    result = run_script("tools/sweep.py", recipe, *RATES, cwd=folder)
-    assert result.returncode == 0 and result.stderr == "", result.stderr
-    return folder, result.stdout
-
-
-@pytest.fixture
-def module():
-    """tools/sweep.py as a module; what Scripts() does to signals is undone."""
+@contextlib.contextmanager
+def own_signals():
+    """Undoes what Scripts() does to signal handlers."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield importlib.import_module("tools.sweep")
+    yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
-def commands(told):
-    return [line for line in told.splitlines() if line.startswith("$ ")]
+def run_in(folder, recipe, *words):
+    """What tools/sweep.py prints when this process runs it in `folder`."""
+    with own_signals(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        code, out, err = run_here("tools/sweep.py", recipe, *words)
+    assert (code, err) == (0, "")
+    return out
 
 
-def rows_of(told, head):
+@pytest.fixture
+def sweep(tmp_path, recipe):
+    """sweep(*words): tools/sweep.py with the recipe and these words, in the test's own folder."""
+    return lambda *words: run_in(tmp_path, recipe, *words)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, recipe):
+    """(folder, output) of a sweep over two learning rates."""
+    folder = tmp_path_factory.mktemp("sweep")
+    return folder, run_in(folder, recipe, *RATES)
+
+
+@pytest.fixture
+def module():
+    """tools/sweep.py as a module."""
+    with own_signals():
+        yield importlib.import_module("tools.sweep")
+
+
+def commands(output):
+    return [line for line in output.splitlines() if line.startswith("$ ")]
+
+
+def rows_of(output, head):
     """The table's rows as lists of words; `head` begins its first line."""
-    lines = told.splitlines()
+    lines = output.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(head))
     return [line.split() for line in lines[start + 1 : lines.index("", start)]]
 
@@ -111,9 +123,9 @@ def begun(folder):
 
 
 def test_the_table_has_the_best_first_by_bits_per_character(finished):
-    folder, told = finished
+    folder, output = finished
     root = folder / "out" / "sweeps" / "tiny"
-    rows = rows_of(told, "learning_rate")
+    rows = rows_of(output, "learning_rate")
     assert [row[0] for row in rows] == ["0.001", "0.01"]
     for rate, bits, loss, _, tokens in rows:
         run = root / f"learning_rate={rate}"
@@ -132,26 +144,26 @@ def test_the_table_has_the_best_first_by_bits_per_character(finished):
 
 def test_the_best_is_proposed_for_longer(finished, recipe):
     """The command is one that train.py takes."""
-    _, told = finished
-    line = next(line for line in told.splitlines() if line.startswith("the best for 10 times"))
+    _, output = finished
+    line = next(line for line in output.splitlines() if line.startswith("train the best 10 times"))
     words = line.split(": python train.py ")[1].split()
     assert words[0] == str(recipe)
     settings = configure(shared="all", argv=words, quiet=True)
     assert (settings.max_iters, settings.out_dir) == (200, "out/tiny_best")
-    assert f"{settings.learning_rate:g}" == rows_of(told, "learning_rate")[0][0]
+    assert f"{settings.learning_rate:g}" == rows_of(output, "learning_rate")[0][0]
 
 
 def test_a_finished_sweep_only_tells_again(finished, monkeypatch, recipe, module):
-    folder, told = finished
+    folder, output = finished
     monkeypatch.chdir(folder)
     code, again, err = run_here("tools/sweep.py", recipe, *RATES)
-    assert (code, err) == (0, "") and not commands(again) and len(commands(told)) == 4
-    assert rows_of(again, "learning_rate") == rows_of(told, "learning_rate")
+    assert (code, err) == (0, "") and not commands(again) and len(commands(output)) == 4
+    assert rows_of(again, "learning_rate") == rows_of(output, "learning_rate")
     assert "2 of them done" in again
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "output"),
     [
         (["--n_layer=2"], "  n_layer: 1 then, 2 now"),
         (["--grid", "n_head=1,2"], "grid: [['learning_rate', [0.01, 0.001]]] then, "),
@@ -160,44 +172,44 @@ def test_a_finished_sweep_only_tells_again(finished, monkeypatch, recipe, module
         (["--n_layer=2", "--storage=sqlite:///other.db"], "holds the runs of a sweep with other"),
     ],
 )
-def test_another_sweep_of_the_same_name_is_refused(finished, monkeypatch, recipe, words, told):
+def test_another_sweep_of_the_same_name_is_refused(finished, monkeypatch, recipe, words, output):
     monkeypatch.chdir(finished[0])
     code, out, err = run_here("tools/sweep.py", recipe, *RATES, *words)
-    assert code == 2 and told in err and "--study=NAME" in err and not commands(out)
+    assert code == 2 and output in err and "--study=NAME" in err and not commands(out)
 
 
 def test_what_is_free_to_change(finished, monkeypatch, recipe, module):
     words = ["--log_interval=7", "--out_dir=elsewhere", "--study=tiny", "--heartbeat=3"]
     monkeypatch.chdir(finished[0])
-    _, told, _ = run_here("tools/sweep.py", recipe, *RATES, *words)
-    assert "2 of them done" in told and "--out_dir=elsewhere_best" in told
+    _, output, _ = run_here("tools/sweep.py", recipe, *RATES, *words)
+    assert "2 of them done" in output and "--out_dir=elsewhere_best" in output
 
 
-# -- what is told before anything runs -------------------------------------------------------------
+# -- mistakes are reported before the first trial --------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "output"),
     [
         (["--grid", "learning_rat=1"], "unknown key learning_rat; did you mean learning_rate?"),
         (["--grid", "n_layer=x"], "n_layer=x: expected int"),
-        (["--grid", "trials=2,3"], "trials: is a knob of the sweep itself"),
+        (["--grid", "trials=2,3"], "trials: is a setting of the sweep itself"),
         (["--grid", "out_dir=a,b"], "every trial has a folder of its own"),
         ([*RATES, "--n_layr=2"], "unknown key n_layr"),
         ([*RATES, "--overwrite=true", "--seeds=0"], "--seeds: seeds=0: expected at least 1"),
-        ([*RATES, "--overwrite=true"], "a sweep throws no run away"),
+        ([*RATES, "--overwrite=true"], "a sweep deletes no run"),
         ([*RATES, "--init_from=resume"], "the same command resumes a sweep"),
         ([*RATES, "--study=a/b"], "--study=a/b: expected a name without folders"),
         (["--grid", "seed=1,2", "--seeds=2"], "--seeds and a sweep over seed"),
         (["--grid", "block_size=32,64", "--metric=val_loss"], "take bits_per_char"),
-        (["--range", "block_size=32,64", "--trials=2"], "name some by --grid"),
+        (["--range", "block_size=32,64", "--trials=2"], "list some with --grid"),
         (
             [str(ROOT / "config/dpo.py"), *RATES],
-            "preferences hold no text to judge by; take val_loss",
+            "preferences have no held-out text; take val_loss",
         ),
         (
             [str(ROOT / "config/dpo.py"), "--grid", "dpo_beta=0.1,1.0", "--metric=val_loss"],
-            "dpo_beta: changes what the val loss of stage=dpo means",
+            "dpo_beta: changes the val loss of stage=dpo itself",
         ),
         (["--grid", "block_size=32,64"], "block_size=64: "),
         (["--grid", "layout=pad,concat"], "layout=pad: "),
@@ -207,11 +219,11 @@ def test_what_is_free_to_change(finished, monkeypatch, recipe, module):
     ],
 )
 def test_what_is_wrong_is_told_before_the_first_trial(
-    tmp_path, monkeypatch, recipe, module, words, told
+    tmp_path, monkeypatch, recipe, module, words, output
 ):
     monkeypatch.chdir(tmp_path)
     code, out, err = run_here("tools/sweep.py", recipe, *words)
-    assert code == 2 and told in err.replace("\\", "/") and not commands(out)
+    assert code == 2 and output in err.replace("\\", "/") and not commands(out)
     assert not list(tmp_path.glob("out/sweeps/*/*=*"))
 
 
@@ -250,9 +262,9 @@ def test_stopped_then_killed_then_finished(tmp_path, recipe, sweep):
         os.killpg(process.pid, number)  # as a terminal does: to all that listen to it
         return process.communicate(timeout=120)[0], process.returncode
 
-    told, code = begin_and_end_it(20, signal.SIGINT)
-    assert code == 0 and "stopped; the same command goes on" in told
-    assert "waiting: 2 of 2" in told and "no trial has finished yet" in told
+    output, code = begin_and_end_it(20, signal.SIGINT)
+    assert code == 0 and "stopped; the same command continues" in output
+    assert "waiting: 2 of 2" in output and "no trial has finished yet" in output
     saved = checkpoint.load_state(first)["step"]
     assert 20 <= saved < 200  # train.py ended in its own time
 
@@ -262,9 +274,7 @@ def test_stopped_then_killed_then_finished(tmp_path, recipe, sweep):
     _, code = begin_and_end_it(25, signal.SIGKILL)
     assert code == -signal.SIGKILL
 
-    result = sweep(*words)
-    assert result.returncode == 0 and result.stderr == "", result.stderr
-    assert len(rows_of(result.stdout, "learning_rate")) == 2
+    assert len(rows_of(sweep(*words), "learning_rate")) == 2
     for run in (first, second):
         assert begun(run) == (1, 1)
         lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -278,19 +288,18 @@ def test_two_that_join_and_a_trial_that_fails(tmp_path, recipe, sweep):
     command = [sys.executable, str(ROOT / "tools/sweep.py"), str(recipe), *words]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
     both = [subprocess.Popen(command, cwd=tmp_path, **pipes) for _ in range(2)]
-    told = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
-    trained = [line for out, _ in told for line in commands(out)]
-    assert len(trained) == 4 and all(commands(out) for out, _ in told)
+    output = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], output
+    trained = [line for out, _ in output for line in commands(out)]
+    assert len(trained) == 4 and all(commands(out) for out, _ in output)
     runs = sorted((tmp_path / "out" / "sweeps" / "tiny").glob("learning_rate=*"))
     assert [begun(run) for run in runs] == [(1, 0)] * 4
-    for out, _ in told:
+    for out, _ in output:
         assert {row[0] for row in rows_of(out, "learning_rate")} == {"0.001", "0.01", "0.002"}
         line = next(line for line in out.splitlines() if line.startswith("failed: "))
         assert line.startswith("failed: learning_rate=1e_30: step ") and " is nan" in line
-    again = sweep(*words)
-    assert again.returncode == 0 and not commands(again.stdout)
-    (line,) = commands(sweep(*words, "--retry=true").stdout)
+    assert not commands(sweep(*words))
+    (line,) = commands(sweep(*words, "--retry=true"))
     assert "=1e+30 " in line
     assert begun(runs[-1]) == (1, 1) and "1e_30" in runs[-1].name
 
@@ -408,18 +417,18 @@ def test_a_trial_of_several_seeds(tmp_path, module, capsys, metric, times):
 
 
 @pytest.mark.parametrize(
-    ("code", "last", "error", "told"),
+    ("code", "last", "error", "output"),
     [
         (2, "the GPU is out of memory", "TrialFailed", "the GPU is out of memory"),
-        (-9, "step 3", "TrialFailed", "killed by signal 9; where memory runs out"),
+        (-9, "step 3", "TrialFailed", "killed by signal 9; the system does that when memory"),
         (0, "stopped; go on with: python train.py", "TrialStopped", ""),
     ],
 )
-def test_how_a_run_may_end(tmp_path, module, capsys, code, last, error, told):
+def test_how_a_run_may_end(tmp_path, module, capsys, code, last, error, output):
     trainer = trainer_of(module, tmp_path, Scripted({0: 1.0}, code, last))
     with pytest.raises(getattr(module, error)) as caught:
         trainer({"block_size": 32})
-    assert told in str(caught.value)
+    assert output in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -450,7 +459,7 @@ def test_the_picture_shows_every_trial_and_names_the_best():
     assert set(lines) == {f"trial:{rank}:{i}" for rank in range(9) for i in (0, 1)}
     assert lines["trial:3:0"].get_xydata().tolist() == curve
     for rank in range(9):
-        colour = PALETTE[rank] if rank < IN_COLOUR else OTHERS
+        colour = PALETTE[rank] if rank < MOST_COLORED else OTHER_COLOR
         assert lines[f"trial:{rank}:1"].get_color() == colour
     (legend,) = figure.legends
     assert legend.get_title().get_text() == "learning_rate, n_layer:\nbits/char"
@@ -463,9 +472,9 @@ def test_the_picture_shows_every_trial_and_names_the_best():
 
 def test_a_study_over_a_range_by_the_script(tmp_path, sweep):
     words = ["--range", "learning_rate=1e-4,1e-2", "--trials=1", "--metric=val_loss", "--study=r"]
-    told = sweep(*words, "--max_iters=4").stdout
-    ((rate, *_),) = rows_of(told, "learning_rate")
-    assert "study r: 1 trials of learning_rate, 0 of them done" in told
+    output = sweep(*words, "--max_iters=4")
+    ((rate, *_),) = rows_of(output, "learning_rate")
+    assert "study r: 1 trials of learning_rate, 0 of them done" in output
     assert [path.name for path in (tmp_path / "out/sweeps/r").glob("*=*")] == [
         f"learning_rate={rate}"
     ]
