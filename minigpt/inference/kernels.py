@@ -23,8 +23,10 @@ import sysconfig
 from pathlib import Path
 
 from minigpt.common.errors import UserError
+from minigpt.common.locks import locked
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
+BUILD_SECONDS = 300.0  # a build takes half a minute; another process may be building
 FEW = 16  # rows up to which linear() is faster than PyTorch's own; linear_int8() always is
 
 
@@ -46,8 +48,13 @@ def build():
         # PyTorch puts it into the linker's command without quotes; a folder may have blanks.
         folder = cpp_extension.TORCH_LIB_PATH
         cpp_extension.TORCH_LIB_PATH = shlex.quote(folder)
+        built = Path(cpp_extension._get_build_directory(_name(), verbose=False))
         try:
-            return cpp_extension.load(_name(), [str(SOURCE)], extra_cflags=flags)
+            with locked(built / ".lock", built, wait=BUILD_SECONDS):
+                # PyTorch's own lock is a file that a killed build leaves behind, and then every
+                # later one waits forever. Under our lock no other build is running.
+                (built / "lock").unlink(missing_ok=True)
+                return cpp_extension.load(_name(), [str(SOURCE)], extra_cflags=flags)
         finally:
             cpp_extension.TORCH_LIB_PATH = folder
     except Exception as error:  # of PyTorch, of the compiler, or a folder is not writable

@@ -1,11 +1,14 @@
 """int8, kernels and memory layout: numbers worked by hand, neighbours, PyTorch's own products."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from conftest import ROOT
 from tiny_run import save_run
 
 from minigpt.common.errors import UserError
@@ -79,6 +82,17 @@ def test_kernels_equal_torch(kernels, bias):
     linear = nn.Linear(384, 5, bias=False).requires_grad_(False)
     torch.testing.assert_close(KernelLinear(linear, kernels)(x), linear(x), **close)
     assert torch.equal(Int8Linear(linear, kernels)(x), Int8Linear(linear)(x))
+
+
+def test_a_killed_build_blocks_nobody(kernels):
+    """PyTorch waits forever for a lock file that a killed build left behind."""
+    code = (
+        "from pathlib import Path; from torch.utils import cpp_extension\n"
+        "from minigpt.inference.kernels import _name, build\n"
+        "folder = Path(cpp_extension._get_build_directory(_name(), verbose=False))\n"
+        "(folder / 'lock').touch(); build(); assert not (folder / 'lock').exists()"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 
 
 def test_attention_by_kernels_equals_torch(kernels):
