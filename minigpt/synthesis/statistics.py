@@ -20,7 +20,7 @@ from minigpt.synthesis.generator import ROUND
 from minigpt.synthesis.journal import beside, entry_hash
 from minigpt.synthesis.progress import ProgressCounts, rules_table
 
-# What a question asks for, by the last such word in it; words that begin alike are listed longest first.
+# What a question asks for, by its last such word; words that begin alike are listed longest first.
 KINDS = (
     ("为什么 why", "为什么|为何|何故|何以|為什麼|為何"),
     ("怎么 how", "怎么|怎样|怎麼|怎樣|如何"),
