@@ -34,7 +34,8 @@ from minigpt.inference import quantization
 from minigpt.inference.engine import Engine
 from minigpt.inference.scheduler import Host, Limits
 from minigpt.models import checkpoint
-from minigpt.serving.app import Options, Served, Service, make_app
+from minigpt.serving.app import make_app
+from minigpt.serving.service import Options, Served, Service
 from minigpt.serving.wsgi import flush, listen
 from minigpt.tokenizer.tokenizer import load_tokenizer
 
