@@ -30,7 +30,8 @@ from minigpt.models import checkpoint
 from minigpt.openai.request_reader import RequestLimits
 from minigpt.openai.safe_http import lan_address
 from minigpt.serving.allowed_hosts import AllowedHosts
-from minigpt.serving.app import Options, Served, Service, make_app
+from minigpt.serving.app import make_app
+from minigpt.serving.service import Options, Served, Service
 from minigpt.serving.wsgi import flush, listen
 from model import GPT, GPTConfig
 

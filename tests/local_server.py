@@ -7,7 +7,8 @@ from minigpt.inference.engine import Engine
 from minigpt.inference.scheduler import RequestScheduler
 from minigpt.models import checkpoint
 from minigpt.openai.request_reader import RequestLimits
-from minigpt.serving.app import Options, Served, Service, make_app
+from minigpt.serving.app import make_app
+from minigpt.serving.service import Options, Served, Service
 from minigpt.serving.wsgi import flush, listen
 
 

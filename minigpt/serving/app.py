@@ -13,8 +13,7 @@ import json
 import logging
 import re
 import time
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
@@ -24,115 +23,26 @@ from minigpt.data.prompts import TooLong, chat_ids, check_length, prompt_ids, st
 from minigpt.inference.engine import Request
 from minigpt.openai import schemas
 from minigpt.openai.events import END_OF_STREAM, HEARTBEAT, encode_event
-from minigpt.openai.formats import ChatFormat, CompletionFormat, TokenTexts
+from minigpt.openai.formats import ChatFormat, CompletionFormat
 from minigpt.openai.openapi import JSON, SSE, TEXT, Route, describe
 from minigpt.openai.request_reader import (
-    RequestLimits,
     RequestRefused,
     parse,
     parse_strings,
     read_form,
     read_json,
 )
-from minigpt.serving.allowed_hosts import AllowedHosts
 from minigpt.serving.streaming import Generation, Reader
 from minigpt.tokenizer.huggingface import SPECIAL_TEXTS
 
 KEEP_ALIVE_SECONDS = 5.0  # a stream without new text sends a heartbeat this often
 RETRY_SECONDS = 2  # the Retry-After of 429 and 503
-DESCRIPTIONS = {
-    "plain": "continues a text; of a conversation it reads the last user message alone",
-    "qa": "answers a question; of a conversation it reads the last user message alone",
-    "chat": "answers a conversation; it reads all turns",
-}
 SAMPLING = (
     *("temperature", "top_k", "top_p", "min_p"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
 )
 
 log = logging.getLogger("minigpt")
-
-
-@dataclass(frozen=True)
-class Served:
-    """A model as clients see it; its engine in the Host has the same name."""
-
-    name: str
-    tokenizer: object
-    prompt_format: str
-    block_size: int
-    n_params: int
-    step: int
-    created: int  # seconds since 1970
-
-    @cached_property
-    def token_texts(self):
-        """How the answers write its tokens."""
-        special = self.tokenizer.special
-        return TokenTexts(self.tokenizer, {i: SPECIAL_TEXTS[name] for name, i in special.items()})
-
-    def as_dict(self):
-        """The model as /v1/models lists it."""
-        facts = ("created", "prompt_format", "n_params", "step")
-        return dict(
-            {name: getattr(self, name) for name in facts},
-            id=self.name,
-            object="model",
-            owned_by="minigpt",
-            description=DESCRIPTIONS[self.prompt_format],
-            max_model_len=self.block_size,
-        )
-
-
-@dataclass(frozen=True)
-class Options:
-    """The server's settings. defaults: sampling settings that a request does not give."""
-
-    api_key: str | None = None
-    cors_origins: tuple[str, ...] = ()  # "*" for all
-    allowed_hosts: AllowedHosts = field(default_factory=AllowedHosts)
-    log_text: bool = False
-    limits: RequestLimits = field(default_factory=RequestLimits)
-    defaults: dict = field(
-        default_factory=lambda: dict(temperature=0.1, top_k=20, top_p=1.0, repetition_penalty=1.0)
-    )
-
-
-class Service:
-    """What the views need: options from the start, models once they are loaded."""
-
-    def __init__(self, options, models=None, host=None):
-        self.options, self.models, self.host = options, models or {}, host
-
-    def open(self, models, host):
-        """Take requests: models is name → Served, host: a RequestScheduler with these names."""
-        self.models, self.host = dict(models), host
-
-    @property
-    def status(self):
-        """ "loading", "ok" or "draining"."""
-        if self.host is None:
-            return "loading"
-        return "draining" if self.host.draining else "ok"
-
-    def check_loaded(self):
-        """RequestRefused (503) while there are no models yet."""
-        if self.host is None:
-            raise RequestRefused(
-                503, "the models are still being loaded: try again soon", code="loading"
-            )
-
-    def served(self, name):
-        """The model called `name`; None: the only one. RequestRefused where there is none."""
-        self.check_loaded()
-        names = ", ".join(self.models)
-        if name is None and len(self.models) > 1:
-            raise RequestRefused(400, f"model: say which one of {names}", "model")
-        if name is not None and name not in self.models:
-            shown = name if len(name) <= 100 else name[:100] + "…"
-            message = f"model: there is no {shown!r} here; there is {names}"
-            raise RequestRefused(404, message, "model", "model_not_found")
-        return self.models[name or next(iter(self.models))]
 
 
 # -- answers ---------------------------------------------------------------------------------------

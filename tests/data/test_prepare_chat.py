@@ -36,7 +36,8 @@ from minigpt.evaluation.quantization_cost import held_out_passages
 from minigpt.inference.engine import Engine
 from minigpt.inference.scheduler import QueueLimits, RequestScheduler
 from minigpt.models import checkpoint
-from minigpt.serving.app import Options, Served, Service, make_app
+from minigpt.serving.app import make_app
+from minigpt.serving.service import Options, Served, Service
 from minigpt.serving.wsgi import flush, listen
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from minigpt.training import summary

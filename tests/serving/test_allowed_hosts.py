@@ -9,7 +9,8 @@ import pytest
 
 from minigpt.common.errors import UserError
 from minigpt.serving.allowed_hosts import AllowedHosts
-from minigpt.serving.app import Options, Service, make_app
+from minigpt.serving.app import make_app
+from minigpt.serving.service import Options, Service
 from minigpt.serving.wsgi import flush, listen
 
 

@@ -28,7 +28,8 @@ from minigpt.inference.scheduler import QueueLimits, RequestScheduler
 from minigpt.models import checkpoint
 from minigpt.openai import schemas
 from minigpt.openai.request_reader import RequestLimits, parse
-from minigpt.serving.app import Options, Served, Service, make_app
+from minigpt.serving.app import make_app
+from minigpt.serving.service import Options, Served, Service
 from minigpt.serving.wsgi import flush, listen
 
 PATIENCE = 20  # seconds: a generous deadline for what takes a fraction of one

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -395,23 +394,19 @@ def test_two_names_of_one_file(path, tmp_path, kind):
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX's")
 def test_a_full_disk_leaves_the_file_whole(path):
     """A limit on the size of files refuses a write as a full disk does, in the midst of it."""
-    code = f"""
-import resource, sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}, {str(Path(__file__).parent)!r}]
-from test_journal import FACTS, PairsLog, UserError, finished
-log = PairsLog({str(path)!r}, FACTS)
-resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))
-try:
-    for i in range(100):
-        log.add(finished(f"第{{i}}篇"))
-except UserError as error:
-    print(i, error)
-log.close()
-"""
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
-    assert told.stderr == "" and "cannot be written" in told.stdout, told
-    assert told.stdout.count("\n") == 1 and "Make room" in told.stdout
-    n = int(told.stdout.split()[0])
+    import resource
+
+    log, n = PairsLog(path, FACTS), 0
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2500, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot be written .* Make room") as caught:
+            for n in range(100):
+                log.add(finished(f"第{n}篇"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(caught.value)
+    log.close()
     assert 3 < n < 20 and path.read_bytes().endswith(b"\n")
     entries = [finished(f"第{i}篇") for i in range(30)]
     log = PairsLog(path, FACTS)
