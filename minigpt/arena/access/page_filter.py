@@ -73,7 +73,7 @@ class PageFilter:
             refusal = self._refusal(request)
             body = b"" if refusal else await _read_body(request, receive)
             if body is None:
-                refusal = 413, f"a request may have {MAX_BODY_BYTES} bytes", {}
+                refusal = 413, f"a request may have at most {MAX_BODY_BYTES} bytes", {}
             if refusal:
                 await _refuse(send, *refusal)
             else:
@@ -110,7 +110,7 @@ class PageFilter:
         if given:  # a browser's first request has none
             self._passwords.failed(request.address)
             log.warning("wrong password for the page from %s", request.address)
-        return 401, "a name and a password, please", {"WWW-Authenticate": 'Basic realm="MiniGPT"'}
+        return 401, "expected a name and a password", {"WWW-Authenticate": 'Basic realm="MiniGPT"'}
 
     def _is_same_origin(self, request):
         """Whether a request comes from our own page, or from no page at all."""
