@@ -480,10 +480,10 @@ def test_run_lets_other_errors_through():
 
 def test_bad_input_ends_with_exit_code_2_and_no_traceback(run_script, tmp_path):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}  # a console that knows no Chinese
-    words = ["--block_size=很多", "--sead=1"]
+    words = ["--block_size=很多", "--tokeniser=zh"]
     result = run_script("data/prepare.py", *words, cwd=tmp_path, env=environment)
     assert result.returncode == 2
     assert result.stdout == ""
     one, two = result.stderr.splitlines()
     assert "--block_size" in one and "很多" in one and "expected int" in one
-    assert "did you mean seed?" in two
+    assert "did you mean tokenizer?" in two
