@@ -50,7 +50,7 @@ def recipe(tmp_path):
     return write
 
 
-# -- what is resolved ------------------------------------------------------------------------------
+# -- resolving -------------------------------------------------------------------------------------
 
 
 def test_defaults_stand_where_nothing_is_said():
@@ -149,7 +149,7 @@ def test_a_recipe_may_reckon_with_earlier_names(recipe):
     assert settings.block_size == train_config.block_size // 2
     assert (settings.learning_rate, settings.share) == (3e-4, 0.25)
     assert settings.input == "a/b"
-    later = recipe("batch_size = batch_size + 1\n", "later.py")  # goes on from the recipe before
+    later = recipe("batch_size = batch_size + 1\n", "later.py")  # continues from the recipe before
     assert resolve(path, later).batch_size == 25
 
 
