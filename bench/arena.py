@@ -91,21 +91,21 @@ def attend(session, number, arena, questions, settings, until):
     rng = random.Random(number)
     while time.monotonic() < until:
         asked = dict(temperature=1.0, max_tokens=settings.max_tokens, seed=rng.randrange(2**31))
-        battle = arena.begin(f"voter {number}", rng.choice(questions), asked)
-        battle.battle.wait(600)
-        arena.record(battle)
-        states = battle.battle.snapshot()
+        bout = arena.begin(f"voter {number}", rng.choice(questions), asked)
+        bout.battle.wait(600)
+        arena.record(bout)
+        states = bout.battle.snapshot()
         session.firsts += [s.first_token_seconds for s in states if s.first_token_seconds]
         session.totals.append(max(state.elapsed for state in states))
-        if not battle.votable:
+        if not bout.votable:
             session.failed += 1
             continue
         for _ in range(rng.choice((1, 1, 2))):
             try:
-                arena.vote(battle, rng.choice((0, 1, "tie", "none")))
+                arena.vote(bout, rng.choice((0, 1, "tie", "none")))
             except UserError:
                 session.refused += 1
-        session.saved[battle.record_id] = (battle.names, battle.choice)
+        session.saved[bout.record_id] = (bout.names, bout.choice)
 
 
 def show(sessions, settings):

@@ -105,7 +105,7 @@ def show(found):
             [case, f"{rounds[0]['moving'] / 1e6:.2f}M", f"{most[case] * 1000:.0f} ms"]
             + [f"{most[CASES[0]] / most[case]:.2f}", f"{memory:.2f} GB"]
         )
-    print(table(["what learns", "weights", "a step", "times as fast", "memory"], rows))
+    print(table(["trained part", "weights", "time per step", "speed-up", "memory"], rows))
     print(f"float32, {torch.get_num_threads()} threads")
 
 

@@ -61,7 +61,7 @@ def main():
     for number in range(settings.rounds):
         for name, batches in epochs.items():
             seconds[name].append(time_of(model, optimizers, batches, settings.batches))
-            print(f"round {number + 1}: {name}: {seconds[name][-1]:.1f} s an epoch", flush=True)
+            print(f"round {number + 1}: {name}: {seconds[name][-1]:.1f} s per epoch", flush=True)
     length = float(lengths_of(np.array(padded.mask)).mean())
     show(settings, model, length, epochs, losses, seconds)
 
@@ -136,7 +136,7 @@ def show(settings, model, length, epochs, losses, seconds):
             + [f"{medians[name]:.1f}", f"{count / medians[name]:,.0f}", f"{gain:.2f}"]
             + [f"{gain / limit:.2f}", f"{losses[name]:.4f}"]
         )
-    header = ["layout", "blocks", "supervised", "s an epoch", "supervised/s", "÷ pad"]
+    header = ["layout", "blocks", "supervised", "s per epoch", "supervised/s", "÷ pad"]
     print(table([*header, "of the limit", "loss"], rows))
     print(f"{pairs} pairs, {length:.1f} tokens and {s:.1f} supervised ones each; limit {limit:.2f}")
 

@@ -50,7 +50,7 @@ def recipe(tmp_path):
     return write
 
 
-# -- what is resolved ------------------------------------------------------------------------------
+# -- resolving -------------------------------------------------------------------------------------
 
 
 def test_defaults_stand_where_nothing_is_said():
@@ -149,7 +149,7 @@ def test_a_recipe_may_reckon_with_earlier_names(recipe):
     assert settings.block_size == train_config.block_size // 2
     assert (settings.learning_rate, settings.share) == (3e-4, 0.25)
     assert settings.input == "a/b"
-    later = recipe("batch_size = batch_size + 1\n", "later.py")  # goes on from the recipe before
+    later = recipe("batch_size = batch_size + 1\n", "later.py")  # continues from the recipe before
     assert resolve(path, later).batch_size == 25
 
 
@@ -480,10 +480,10 @@ def test_run_lets_other_errors_through():
 
 def test_bad_input_ends_with_exit_code_2_and_no_traceback(run_script, tmp_path):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}  # a console that knows no Chinese
-    words = ["--block_size=很多", "--sead=1"]
+    words = ["--block_size=很多", "--tokeniser=zh"]
     result = run_script("data/prepare.py", *words, cwd=tmp_path, env=environment)
     assert result.returncode == 2
     assert result.stdout == ""
     one, two = result.stderr.splitlines()
     assert "--block_size" in one and "很多" in one and "expected int" in one
-    assert "did you mean seed?" in two
+    assert "did you mean tokenizer?" in two

@@ -71,7 +71,7 @@ class Service:
         self.options, self.models, self.host = options, models or {}, host
 
     def open(self, models, host):
-        """Take requests: models is name → Served, host: a RequestScheduler whose engines have these names."""
+        """Take requests. models: name → Served; host: a RequestScheduler with these engines."""
         self.models, self.host = dict(models), host
 
     @property

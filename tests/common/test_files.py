@@ -57,7 +57,7 @@ def test_a_file_does_not_take_the_place_of_a_folder(tmp_path):
 
 
 def test_a_writer_that_was_killed_between_its_renames(tmp_path):
-    """The old folder stands aside then: it comes back, whether or not the next writer succeeds."""
+    """The old folder was moved aside: it comes back, whether or not the next writer succeeds."""
     target = tmp_path / "it"
     write_folder(target, "a")
     target.rename(set_aside(target))

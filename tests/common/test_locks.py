@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -79,18 +80,43 @@ def test_what_was_made_for_a_lock_goes_with_it(tmp_path):
     assert (tmp_path / "a" / "b" / "file").read_text() == "kept"
 
 
-def test_a_lock_file_that_its_holder_removes_while_it_is_opened(tmp_path, monkeypatch):
-    """A lock on a removed file would lock nobody out."""
-    lock, lock_fd = tmp_path / "lock", locks.lock_fd
+def test_a_folder_that_the_last_holder_removes_meanwhile(tmp_path, monkeypatch):
+    lock, open_lock = tmp_path / "new" / "lock", locks._open
 
-    def remove_first(fd):
+    def remove_first(path):
         monkeypatch.undo()
-        lock.unlink()
-        return lock_fd(fd)
+        path.parent.rmdir()
+        return open_lock(path)
 
-    monkeypatch.setattr(locks, "lock_fd", remove_first)
+    monkeypatch.setattr(locks, "_open", remove_first)
     with locked(lock, "it"):
         assert str(os.getpid()) in lock.read_text()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_thread_that_waits_blocks_no_other(tmp_path):
+    """A wait can be hours; meanwhile other threads take and release their own locks."""
+    other, waits, holders = holder(tmp_path / "theirs"), threading.Event(), []
+
+    def report(text):
+        holders.append(text)
+        waits.set()
+
+    def wait():
+        with locked(tmp_path / "theirs", "it", wait=60, on_wait=report):
+            pass
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    try:
+        assert waits.wait(60) and f"process {other.pid}" in holders[0]
+        with locked(tmp_path / "ours", "it"):
+            assert thread.is_alive() and other.poll() is None
+    finally:
+        other.kill()
+        other.communicate()
+        thread.join(60)
+    assert not thread.is_alive() and len(holders) == 1
 
 
 def test_many_processes_never_hold_it_together(tmp_path):

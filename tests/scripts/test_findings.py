@@ -446,7 +446,7 @@ class Given:
 @pytest.mark.parametrize(
     ("losses", "rebound", "fall", "rise"),
     [
-        # the first stands before any step
+        # the first is before any step
         ([9, 4, 3, 3.5, 3.2, 2, 2.5], 0.5, 1.5, 0.5),
         ([9, 4, 5, 4.5, 3, 2.5, 2], 1.0, 3.0, 0.0),
         ([9, 5, 4, 3, 2, 1], -1.0, 3.0, 0.0),
@@ -528,7 +528,7 @@ def test_a_finding_runs_through(name, lab):
             if "bits" not in measure and measure != "perplexity":
                 assert 0 <= found[0] <= 1, measure
     for check in finding.checks:
-        assert judge(check, values).verdict == UNDECIDED  # one seed tells nothing
+        assert judge(check, values).verdict == UNDECIDED  # one seed gives no interval
 
 
 # -- the picture -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A study: what is planned, that each trial is tried once whoever joins, dies or goes on.
+"""A study: its plan, and that each trial runs once when processes join, die or resume.
 
 python -m pytest tests/scripts/test_study.py        # skips where Optuna is not installed
 """
@@ -33,7 +33,7 @@ def url(tmp_path):
     return f"sqlite:///{(tmp_path / 'study.db').as_posix()}"
 
 
-# -- what is planned -------------------------------------------------------------------------------
+# -- the plan --------------------------------------------------------------------------------------
 
 
 def test_a_grid_is_read_by_the_knobs_own_types():
@@ -109,7 +109,7 @@ def test_trials_of_other_numbers_have_other_names(rows):
     assert not any(set(name) & set(' ,/\\:*?"<>|') for name in names)
 
 
-# -- what is tried ---------------------------------------------------------------------------------
+# -- trials ----------------------------------------------------------------------------------------
 
 GRID = Plan({"n_layer": (1, 2, 3), "bias": (True, False)})
 RANGE = Plan({"bias": (True, False)}, {"learning_rate": (1e-4, 1e-1), "n_layer": (2, 50)}, 8)
