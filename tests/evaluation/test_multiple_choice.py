@@ -140,8 +140,8 @@ def test_the_harness_finds_what_we_find(tmp_path, monkeypatch, run_folder, full_
         log_samples=True,
     )
     for item, sample in zip(items, found["samples"]["endings"], strict=True):
-        told = [float(response[0]) for response in sample["filtered_resps"]]
-        assert told == pytest.approx(list(ending_logprobs(trained, item)), abs=1e-3)
+        theirs = [float(response[0]) for response in sample["filtered_resps"]]
+        assert theirs == pytest.approx(list(ending_logprobs(trained, item)), abs=1e-3)
     found = found["results"]["endings"]
     for name in ("acc", "acc_norm"):
         assert found[f"{name},none"] == pytest.approx(ours[name])
@@ -166,18 +166,18 @@ def test_the_script_writes_task_and_figures(tmp_path, run_folder):
     texts.append({"id": "long", "title": "", "text": f"长文。{'长' * 60}。"})
     source = write_jsonl(tmp_path / "val.jsonl", texts)
     folder = tmp_path / "my_task"
-    code, told, wrong = endings(
+    code, out, wrong = endings(
         f"--out_dir={run_folder}", f"--input={source}", f"--task={folder}", "--seed=2"
     )
     assert code == 0, wrong
     items = [
         json.loads(line) for line in (folder / "my_task.jsonl").read_text("utf-8").splitlines()
     ]
-    assert [item["context"][0] for item in items] and "longer than a block of 128" in told
+    assert [item["context"][0] for item in items] and "longer than a block of 128" in out
     assert all(item["context"] != "长文。" for item in items)
     figures = json.loads((run_folder / "endings.json").read_text(encoding="utf-8"))
     assert figures["items"] == len(items) and 0 <= figures["acc_norm"] <= 1
-    assert "--tasks=my_task" in told and f"--include_path={folder}" in told
+    assert "--tasks=my_task" in out and f"--include_path={folder}" in out
 
 
 @pytest.mark.parametrize(

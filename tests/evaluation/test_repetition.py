@@ -282,14 +282,14 @@ def test_a_run_that_goes_round_and_one_that_ends(tmp_path, byte_tokenizer):
     round_run = save_scripted_run(tmp_path / "a", byte_tokenizer, "黄河", "plain", cycle=True)
     code, out, err = repetition(f"--out_dir={round_run}", *words)
     assert code == 0, err
-    told = json.loads((round_run / "repetition.json").read_text(encoding="utf-8"))
-    (cell,) = told["cells"]
+    found = json.loads((round_run / "repetition.json").read_text(encoding="utf-8"))
+    (cell,) = found["cells"]
     # Thirty tokens of a round of six: of 27 4-grams six are new. Three of the six stand five times,
     # three four times; all of one text is within 50 positions.
     assert cell["repeated_4"] == pytest.approx(1 - 6 / 27)
     assert cell["nearby_4"] == pytest.approx((3 * 5 * 4 + 3 * 4 * 3) / 4 / 27)
     assert (cell["tokens"], cell["ended"], cell["cut"], cell["texts"]) == (30, 0, 1, 6)
-    assert told["questions"] == ["甲。", "乙。"] and told["step"] == 7
+    assert found["questions"] == ["甲。", "乙。"] and found["step"] == 7
     lines = (round_run / "repetition.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["text"] for line in lines] == ["黄河" * 5] * 6
     assert not list(round_run.glob("*.png"))
@@ -348,5 +348,5 @@ def test_a_grid_of_a_random_run_is_drawn(tmp_path, byte_tokenizer, tiny_model):
 def test_mistakes(words, lines):
     code, out, err = repetition(*words)
     assert code == 2 and len(err.splitlines()) == len(lines)
-    for told, line in zip(err.splitlines(), lines, strict=True):
-        assert line in told
+    for found, line in zip(err.splitlines(), lines, strict=True):
+        assert line in found

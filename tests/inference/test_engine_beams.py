@@ -227,7 +227,7 @@ def test_cached_equals_uncached(model, n_prompt):
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, -1.0, 3.0])
-@pytest.mark.parametrize("n_prompt", [3, 11])  # of 11 the third token stands in a new context
+@pytest.mark.parametrize("n_prompt", [3, 11])  # with 11 the third token is in a new context
 def test_with_beams_enough_it_is_the_best_of_all_texts(model, length_penalty, n_prompt):
     """Four ids, the last of which ends a text: of three tokens there are 40 texts."""
     stop, n_new = 3, 3
@@ -301,21 +301,21 @@ def test_requests_join_leave_and_are_cancelled(model, seed):
     """No slot is lost and none is used twice, whatever comes and goes; step() tells every token."""
     dice, left = random.Random(seed), mixed_requests(10)
     dice.shuffle(left)
-    engine, tickets, told = Engine(model, n_slots=6), [], {}
+    engine, tickets, seen = Engine(model, n_slots=6), [], {}
     while left or engine.active or engine.waiting:
         if left and dice.random() < 0.3:
             tickets.append(engine.submit(left.pop()))
         if tickets and dice.random() < 0.05:
             engine.cancel(dice.choice(tickets))
         for ticket, token in engine.step():
-            told.setdefault(ticket, []).append(token)
+            seen.setdefault(ticket, []).append(token)
         assert sum(ticket.request.num_beams for ticket in engine.active) <= 6
         rows = [row for ticket in engine.active for row in ticket.rows]
         assert len(rows) == len(engine.rows) and set(rows) == set(engine.rows)
         for ticket in engine.active:
             assert 1 <= len(ticket.rows) <= ticket.request.num_beams
     for ticket in tickets:
-        assert ticket.ids == told.get(ticket, [])
+        assert ticket.ids == seen.get(ticket, [])
         if ticket.finish_reason != "cancelled":
             assert ticket.ids == write(model, ticket.request).ids
         elif ticket.request.num_beams > 1:
@@ -342,8 +342,8 @@ def test_a_text_comes_whole(model):
     request = beams(3, 9, 3)
     engine = Engine(model, n_slots=3)
     ticket = engine.submit(request)
-    told = [engine.step() for _ in range(9)]
-    assert told[:-1] == [[]] * 8 and [token for _, token in told[-1]] == ticket.ids
+    seen = [engine.step() for _ in range(9)]
+    assert seen[:-1] == [[]] * 8 and [token for _, token in seen[-1]] == ticket.ids
     assert list(engine.stream(request)) == ticket.ids and len(ticket.ids) == 9
     assert engine.generate([request])[0].ids == ticket.ids  # and always the same
 
@@ -369,7 +369,7 @@ def test_logprobs_are_the_models_own(model):
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_a_prompt_is_echoed_once(model, num_beams):
-    """The text outgrows the block; what is read anew was told already."""
+    """The text outgrows the block; the second reading of the prompt adds no tokens."""
     ticket = write(model, beams(10, 12, num_beams, echo=True, logprobs=0))
     assert ticket.rolled
     assert [token.id for token in ticket.prompt_tokens] == ticket.request.ids

@@ -195,7 +195,7 @@ def test_a_nucleus_by_hand():
 
 
 def test_penalties_by_hand():
-    """5 was written twice, 7 once, 2 stands in the prompt only."""
+    """5 was written twice, 7 once, 2 is in the prompt only."""
     request = Request([2], temperature=0, presence_penalty=0.5, frequency_penalty=0.25)
     logits = torch.zeros(8)
     logits[[2, 3, 5, 7]] = torch.tensor([0.1, 0.22, 1.3, 1.0])
@@ -225,11 +225,13 @@ def test_extreme_settings_are_still_a_choice():
 
 
 def test_logprobs_by_hand():
-    logits = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1], [0.5, 0.5, 0.0, 0.0]]).log()
-    requests = [Request([0], logprobs=n) for n in (2, None, 0)]
-    first, second, third = with_logprobs(logits, [0, 3, 1], requests)
+    logits = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1], [0.2, 0.5, 0.3, 0.0]]).log()
+    requests = [Request([0], logprobs=n) for n in (2, None, 1)]
+    first, second, third = with_logprobs(logits, [0, 3, 2], requests)
     assert (first.id, first.logprob) == (0, pytest.approx(math.log(0.1)))
     assert [token for token, _ in first.top] == [3, 2]
     assert [p for _, p in first.top] == pytest.approx([math.log(0.4), math.log(0.3)])
     assert second == (3, None, ())
-    assert third == (1, pytest.approx(math.log(0.5)), ())
+    assert (third.id, third.logprob) == (2, pytest.approx(math.log(0.3)))
+    assert third.top == ((1, pytest.approx(math.log(0.5))),)
+    assert with_logprobs(logits[:1], [3], [Request([0], logprobs=0)])[0].top == ()
