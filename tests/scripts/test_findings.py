@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -39,6 +40,7 @@ from findings.experiments import (
     verdict,
 )
 from findings.figure import finding_figure
+from findings.run import draw
 from findings.runs import BASE, CPU, GPU, SCALES, SFT, TEST, WIKI
 from minigpt.common.errors import UserError
 
@@ -515,7 +517,7 @@ def lab(tmp_path_factory):
     "name",
     ["temperature", "epochs", "tuning_layouts", "other_blocks", "dpo", "classification"],
 )
-def test_a_finding_runs_through(name, lab):
+def test_a_finding_runs_through(name, lab, tmp_path):
     """Every measure gives a number for each of its arms; all shares lie between 0 and 1."""
     finding = BY_NAME[name]
     values = finding.measure(lab, [1337])
@@ -529,6 +531,9 @@ def test_a_finding_runs_through(name, lab):
                 assert 0 <= found[0] <= 1, measure
     for check in finding.checks:
         assert judge(check, values).verdict == UNDECIDED  # one seed gives no interval
+    if finding.curve:
+        draw(finding, lab, [1337], dict(values=values, verdict=UNDECIDED), tmp_path)
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 # -- the picture -----------------------------------------------------------------------------------
@@ -575,9 +580,9 @@ def test_a_mistake_is_one_line(words, message, tmp_path):
 
 
 def test_a_finding_is_run_once_and_its_row_says_what_was_measured(tmp_path, run_script):
-    """in_order, in processes of its own, after one that cannot be run; then the same again, which
+    """numbers, in processes of its own, after one that cannot be run; then the same again, which
     runs nothing."""
-    words = ["in_order", "--scale=test", "--seeds=1", f"--out_dir={tmp_path}"]
+    words = ["numbers", "--scale=test", "--seeds=1", f"--out_dir={tmp_path}"]
     (tmp_path / "README.md").write_text(
         "# Mine\n<!-- written by findings/run.py -->\nold\n<!-- end -->\nkept\n", encoding="utf-8"
     )
@@ -586,25 +591,27 @@ def test_a_finding_is_run_once_and_its_row_says_what_was_measured(tmp_path, run_
     assert first.stderr.count("\n") == 1 and "more_text needs more texts" in first.stderr
     assert "$ python train.py config/cpu_small.py" in first.stdout
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    values = results["test"]["in_order"]["values"]["bits/char"]
+    values = results["test"]["numbers"]["values"]["share of wrong tokens"]
     readme = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert readme.startswith("# Mine\n") and readme.endswith("-->\nkept\n") and "old" not in readme
     (row,) = [
-        line for line in readme.splitlines() if line.startswith("| 2 `in_order` | ") if "**" in line
+        line for line in readme.splitlines() if line.startswith("| 9 `numbers` | ") if "**" in line
     ]
     for arm, (value,) in values.items():
         assert f"{arm} → {value:.3g}" in row
     assert "**too small to tell** |" in row and "wiki (bundled)" in row
-    assert (tmp_path / "in_order.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "numbers.png").read_bytes().startswith(b"\x89PNG")
 
+    handler = signal.getsignal(signal.SIGTERM)
     code, again, _ = run_here("findings/run.py", *words)
+    signal.signal(signal.SIGTERM, handler)
     assert code == 0 and "$ python" not in again
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == readme
 
-    results["test"]["in_order"]["checks"][0]["says"] = "bits/char: as it was once tested"
+    results["test"]["numbers"]["checks"][0]["says"] = "an older check"
     (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
     _, output, _ = run_here("findings/run.py", "--scale=test", f"--report={tmp_path}")
-    assert re.search(r"in_order +too small to tell, but the experiment has changed since", output)
+    assert re.search(r"numbers +too small to tell, but the experiment has changed since", output)
 
 
 def test_a_readme_without_its_marks_is_left_alone(tmp_path):
