@@ -36,6 +36,13 @@ settings.register_profile("project", deadline=None)  # a busy machine is no mist
 settings.load_profile("project")
 
 
+@pytest.fixture(autouse=True)
+def subnormal_floats():
+    """train.py turns them off in its process, and hypothesis needs them."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def root():
     """The project's folder."""

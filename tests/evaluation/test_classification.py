@@ -443,7 +443,7 @@ def test_one_label_is_none(tmp_path):
     table.write_text("category,content\n" + "".join(f"art,text {i}\n" for i in range(9)))
     words = [f"--input={table}", f"--output={tmp_path / 'made'}"]
     code, _, err = run_here("data/prepare_classes.py", *words)
-    assert code == 2 and "expected two labels or more" in err and err.count("\n") == 1
+    assert code == 2 and "expected two or more" in err and err.count("\n") == 1
     table.write_text("category,content\nart,the same\nsport,the same\n")
     code, _, err = run_here("data/prepare_classes.py", *words)
     assert code == 2 and "no text is left to learn from" in err and err.count("\n") == 1

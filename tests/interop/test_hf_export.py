@@ -474,7 +474,7 @@ def test_the_run_itself_is_not_replaced(run_folder):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--dtype=q8_0"], "--dtype=q8_0: for --format=gguf alone"),
+        (["--dtype=q8_0"], "--dtype=q8_0: only for --format=gguf"),
         (["--output=x.gguf"], "--format=hf writes a folder"),
         (["--format=gguf", "--output=x"], "--format=gguf writes a file, NAME.gguf"),
         (["--out_dir=nowhere"], "nowhere: no trained run here"),

@@ -430,7 +430,9 @@ def test_requirements_are_pinned_once_for_every_python():
         for line in pins(name):
             if not line.startswith("-r "):
                 match = re.fullmatch(
-                    r"([\w-]+(?:\[\w+\])?)==[\d.]+(?:; python_version (>=|<) \"3\.11\")?", line
+                    r"([\w-]+(?:\[\w+\])?)==[\d.]+(?:post\d+)?"
+                    r"(?:; python_version (>=|<) \"3\.11\")?",
+                    line,
                 )
                 assert match, line
                 found.setdefault(match.group(1), []).append(match.group(2))
