@@ -279,7 +279,7 @@ def test_flags_and_settings_that_the_text_names_exist(document):
     unknown = flags - all_settings() - OTHERS_FLAGS
     # Tables of settings: the first column of those whose header says so.
     for head, rows in re.findall(r"^(\|.*\|)\n\|[-|: ]+\|\n((?:\|.*\n)+)", read(document), re.M):
-        if head.split("|")[1].strip() in ("knob", "参数"):
+        if head.split("|")[1].strip() in ("setting", "参数"):
             named = {name for row in rows.splitlines() for name in spans(row.split("|")[1])}
             unknown |= named - all_settings()
     if document.startswith(("docs/", "README")):
@@ -361,7 +361,7 @@ def test_everything_has_its_place_in_the_documents():
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize(
-    "script, knob, page",
+    "script, setting, page",
     [
         ("data/prepare_sft.py", "format", "fine-tuning.md"),
         ("train.py", "layout", "your-data.md"),
@@ -371,12 +371,12 @@ def test_everything_has_its_place_in_the_documents():
         ("data/train_tokenizer.py", "pattern", "tokenizers.md"),
     ],
 )
-def test_a_page_names_all_choices_of_a_setting(language, script, knob, page, load_settings):
+def test_a_page_names_all_choices_of_a_setting(language, script, setting, page, load_settings):
     own, _ = load_settings(script)
-    choices = typing.get_args(typing.get_type_hints(own or train_config)[knob])
+    choices = typing.get_args(typing.get_type_hints(own or train_config)[setting])
     assert len(choices) > 1
     missing = [choice for choice in choices if f"`{choice}`" not in read(f"docs/{language}/{page}")]
-    assert not missing, f"docs/{language}/{page} does not name --{knob}={missing}"
+    assert not missing, f"docs/{language}/{page} does not name --{setting}={missing}"
 
 
 # -- two languages ---------------------------------------------------------------------------------
