@@ -40,34 +40,6 @@ RECIPES = sorted(
     if path.stem not in ("__init__", "configurator")
 )
 
-# What the documents describe and other branches bring. Remove an entry when it is merged; an entry
-# that exists already changes nothing.
-PENDING_SETTINGS = {
-    "train.py": {"shuffle"},
-    "server.py": {"allowed_hosts"},
-    "sample_gradio.py": {
-        "allowed_hosts",
-        "address_limit",
-        "auth_file",
-        "admin_password_file",
-    },
-}
-PENDING_PATHS = {
-    "docs/en/security.md",
-    "docs/zh/security.md",
-    "minigpt/arena/ui/",
-    "minigpt/data/encoders.py",
-    "minigpt/data/formats.py",
-    "minigpt/data/readers/",
-    "minigpt/data/writer.py",
-    "minigpt/inference/sampling.py",
-    "minigpt/training/distributed.py",
-    "minigpt/training/objectives.py",
-    "minigpt/training/setup.py",
-    "minigpt/training/state.py",
-    "minigpt/training/trainer.py",
-}
-
 # Programs of others that code blocks run, and flags of others that the text names.
 PROGRAMS = {"curl", "lm_eval", "ollama", "pip", "source"}
 OTHERS_FLAGS = {"json", "node_rank", "model", "model_args", "setup", "test", "help"}
@@ -223,7 +195,7 @@ def all_settings():
         for node in ast.walk(ast.parse((ROOT / script).read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef) and node.name == "Settings":
                 names |= {s.target.id for s in node.body if isinstance(s, ast.AnnAssign)}
-    return names.union({"if_trav"}, *PENDING_SETTINGS.values())
+    return names | {"if_trav"}
 
 
 def problem_of(script, words, load_settings):
@@ -234,8 +206,7 @@ def problem_of(script, words, load_settings):
         source = (ROOT / script).read_text(encoding="utf-8")
         return next((word for word in words if f'"{word}"' not in source), None)
     own, shared = load_settings(script)
-    pending = PENDING_SETTINGS.get(script, set())
-    words = [w for w in words if w.lstrip("-").partition("=")[0] not in pending | {"help"}]
+    words = [word for word in words if word != "--help"]
     if script == "sft/sft_report.py":  # takes one file by its place
         words = [word for word in words if not word.endswith(".jsonl")]
     if script == "findings/run.py":  # takes names of findings
@@ -308,7 +279,7 @@ def test_flags_and_settings_that_the_text_names_exist(document):
     unknown = flags - all_settings() - OTHERS_FLAGS
     # Tables of settings: the first column of those whose header says so.
     for head, rows in re.findall(r"^(\|.*\|)\n\|[-|: ]+\|\n((?:\|.*\n)+)", read(document), re.M):
-        if head.split("|")[1].strip() in ("knob", "参数"):
+        if head.split("|")[1].strip() in ("setting", "参数"):
             named = {name for row in rows.splitlines() for name in spans(row.split("|")[1])}
             unknown |= named - all_settings()
     if document.startswith(("docs/", "README")):
@@ -328,12 +299,6 @@ def anchors(document):
     return found
 
 
-def is_pending(path):
-    return any(
-        path == each or (each.endswith("/") and path.startswith(each)) for each in PENDING_PATHS
-    )
-
-
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_resolve(document):
     folder = (ROOT / document).parent
@@ -343,8 +308,6 @@ def test_links_resolve(document):
         name, _, anchor = link.partition("#")
         target = (folder / name).resolve() if name else ROOT / document
         path = target.relative_to(ROOT).as_posix()
-        if not target.exists() and is_pending(path):
-            continue
         assert target.exists(), f"{document}: {link}"
         if anchor:
             assert anchor in anchors(path), f"{document}: {link}"
@@ -357,7 +320,7 @@ def test_files_that_the_text_names_exist(document):
         path = span.split()[0].partition("#")[0]
         whole = re.fullmatch(rf"({'|'.join(folders)})/[\w./-]*", path) and "*" not in path
         written = re.fullmatch(r"(data|sft)/\w+(/|\.jsonl|/.*\.jsonl)?", path)  # a user's own
-        if whole and not written and not is_pending(path):
+        if whole and not written:
             assert (ROOT / path).exists(), f"{document}: {path}"
     if document.startswith("docs/"):
         for span in spans(read(document)):
@@ -375,8 +338,6 @@ def test_the_walk_names_what_the_files_define(document):
     assert len(rows) > 25
     for file, names in rows:
         path = file.strip("`")
-        if not (ROOT / path).exists() and is_pending(path):
-            continue
         tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
         defined = {getattr(node, "name", None) for node in tree.body}
         defined |= {
@@ -400,7 +361,7 @@ def test_everything_has_its_place_in_the_documents():
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize(
-    "script, knob, page",
+    "script, setting, page",
     [
         ("data/prepare_sft.py", "format", "fine-tuning.md"),
         ("train.py", "layout", "your-data.md"),
@@ -410,12 +371,12 @@ def test_everything_has_its_place_in_the_documents():
         ("data/train_tokenizer.py", "pattern", "tokenizers.md"),
     ],
 )
-def test_a_page_names_all_choices_of_a_setting(language, script, knob, page, load_settings):
+def test_a_page_names_all_choices_of_a_setting(language, script, setting, page, load_settings):
     own, _ = load_settings(script)
-    choices = typing.get_args(typing.get_type_hints(own or train_config)[knob])
+    choices = typing.get_args(typing.get_type_hints(own or train_config)[setting])
     assert len(choices) > 1
     missing = [choice for choice in choices if f"`{choice}`" not in read(f"docs/{language}/{page}")]
-    assert not missing, f"docs/{language}/{page} does not name --{knob}={missing}"
+    assert not missing, f"docs/{language}/{page} does not name --{setting}={missing}"
 
 
 # -- two languages ---------------------------------------------------------------------------------
@@ -424,8 +385,7 @@ def test_a_page_names_all_choices_of_a_setting(language, script, knob, page, loa
 def test_both_languages_have_the_same_pages():
     for page in PAGES:
         for language in ("en", "zh"):
-            path = f"docs/{language}/{page}"
-            assert (ROOT / path).is_file() or is_pending(path), path
+            assert (ROOT / f"docs/{language}/{page}").is_file(), f"{language}/{page}"
 
 
 @pytest.mark.parametrize("page", ["README.md", *PAGES])
@@ -435,8 +395,6 @@ def test_both_languages_have_the_same_commands_pictures_and_structure(page):
         if page == "README.md"
         else (f"docs/en/{page}", f"docs/zh/{page}")
     )
-    if is_pending(chinese) and not ((ROOT / english).exists() and (ROOT / chinese).exists()):
-        return
     english, chinese = read(english), read(chinese)
 
     def outline(text):
