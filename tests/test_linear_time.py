@@ -194,7 +194,7 @@ def ratio_of_doubling(call, make, n=500):
     while n < 2**18 and (once := seconds(call, make(n))) < LEAST_SECONDS:
         n *= 2
         assert once < MOST_SECONDS
-    # One jump (a cache that is full, memory that is mapped) is not a square: that shows at any size.
+    # A jump at one size (a full cache, mapped memory) is not a square, which shows at every size.
     for size in (n, 2 * n, 4 * n):
         ratio = _ratio(call, make(size), make(2 * size))
         if ratio < LINEAR:
