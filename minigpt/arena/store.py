@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
 
-from minigpt.arena.ratings import Decided
+from minigpt.arena.ratings import Decided, vote_choices
 from minigpt.common.errors import UserError
 
 VERSION = 1  # of the schema, in the file's user_version
@@ -172,8 +172,7 @@ class Ledger:
             return "this battle is not yours to vote on"
         if not battle.votable:
             return "a side of this battle failed: there is nothing to vote on"
-        n = len(battle.sides)
-        choices = [*range(n), "none"] + ["tie"] * (n == 2)
+        choices = vote_choices(len(battle.sides))
         if type(choice) not in (int, str) or choice not in choices:
             return f"vote: {choice!r}: expected one of {', '.join(map(str, choices))}"
         later = "SELECT 1 FROM battle WHERE voter = ? AND id > ?"

@@ -44,7 +44,7 @@ from minigpt.data.hashing import below, hash_all
 from minigpt.data.packing import Segments, replacing, token_dtype
 from minigpt.data.parallel import core_count, ordered_map
 from minigpt.data.readers.encodings import to_utf8
-from minigpt.data.readers.files import BLOCK, SourceFile, find_files
+from minigpt.data.readers.files import READ_SIZE, SourceFile, find_files
 from minigpt.data.readers.records import Reject, cut_into_chunks, records_in
 from minigpt.data.sentences import SMALLEST_BLOCK, Cutter
 from minigpt.data.writer import Batch, DatasetWriter
@@ -99,7 +99,7 @@ def read_chunks(source):
     """SourceFile → its Chunks: opened, decoded, cut between records. UserError where it cannot be
     read or unpacked."""
     blocks, counted = source.blocks(), 0
-    for chunk in cut_into_chunks(to_utf8(blocks), source.name, source.type):
+    for chunk in cut_into_chunks(to_utf8(blocks), source.name, source.kind):
         yield chunk._replace(size=source.size - counted)
         counted = source.size
     for _ in blocks:  # if cutting stopped early: the hash is of the whole file
@@ -217,7 +217,7 @@ def prepare(options):
 def _write_dataset(folder, sources, tokenizer, options):
     """Read the sources and write all files but meta.json; returns the counts."""
     total = sum(source.path.stat().st_size for source in sources)
-    processes = min(options.workers or core_count(), max(1, total // BLOCK))
+    processes = min(options.workers or core_count(), max(1, total // READ_SIZE))
     print(
         f"{len(sources)} file{'s' * (len(sources) > 1)}, {total / 1e6:.1f} MB, {processes} "
         f"process{'es' * (processes > 1)}; held out for val: {options.val_fraction:.2%} of the "
