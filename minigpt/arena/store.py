@@ -21,6 +21,7 @@ from pathlib import Path
 
 from minigpt.arena.ratings import Decided, vote_choices
 from minigpt.common.errors import UserError
+from minigpt.common.text import replace_lone_surrogates
 
 VERSION = 1  # of the schema, in the file's user_version
 BUSY_SECONDS = 30.0  # how long another process may hold the file
@@ -321,5 +322,4 @@ def _valid_utf8(value):
     SQLite would end the text. Other values are returned unchanged."""
     if not isinstance(value, str):
         return value
-    text = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text.replace("\0", "\ufffd")
+    return replace_lone_surrogates(value).replace("\0", "\ufffd")

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from minigpt.common.errors import UserError
 from minigpt.common.json_text import MOST_DEPTH, is_deep, parse_json
+from minigpt.common.text import replace_lone_surrogates
 from minigpt.data.readers.encodings import Undecodable
 from minigpt.data.readers.files import READ_SIZE, without_gz
 from minigpt.data.readers.prose import ENTRY, last_break, split_prose
@@ -253,7 +254,7 @@ def _writable(value):
     """Return a value of JSON with U+FFFD in place of lone surrogates (a \\ud83d without its
     partner)."""
     if isinstance(value, str):
-        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return replace_lone_surrogates(value)
     if isinstance(value, list):
         return [_writable(item) for item in value]
     if isinstance(value, dict):
