@@ -17,7 +17,7 @@
     print(table(meta))
 
 This process reads the files and writes the blocks. Worker processes do what takes time: they turn a
-chunk into a Batch (parse_records to tokenize).
+chunk into an EncodedChunk (parse_records to tokenize).
 """
 
 import gc
@@ -47,7 +47,7 @@ from minigpt.data.readers.encodings import to_utf8
 from minigpt.data.readers.files import READ_SIZE, SourceFile, find_files
 from minigpt.data.readers.records import Reject, cut_into_chunks, records_in
 from minigpt.data.sentences import SMALLEST_BLOCK, Cutter
-from minigpt.data.writer import Batch, DatasetWriter
+from minigpt.data.writer import DatasetWriter, EncodedChunk
 from minigpt.tokenizer.tokenizer import load_tokenizer
 
 LARGEST_FRACTION = 0.1  # of the samples: the largest automatic val_fraction
@@ -118,7 +118,7 @@ def parse_records(chunk, options):
 
 
 def clean_samples(samples, options):
-    """Returns one sample per input. Texts are cleaned, or "" where nothing is left; others are not
+    """Return one sample per input. Texts are cleaned, or "" where nothing is left; others are not
     changed."""
     if options.format.sample_type is not Entry:
         return samples
@@ -159,7 +159,7 @@ def _cleaned(entries):
 
 
 class ChunkWorker:
-    """Chunk → Batch. options: with a val_fraction."""
+    """Chunk → EncodedChunk. options: with a val_fraction."""
 
     def __init__(self, options):
         self.options = options
@@ -177,19 +177,19 @@ class ChunkWorker:
         hashes, split_hashes = hash_samples(samples, options)
         encoded = tokenize(samples, options, self.cutter)
 
-        batch = Batch(chunk.size, rejects)
-        batch.dropped.update(reason for reason in encoded if isinstance(reason, str))
+        result = EncodedChunk(chunk.size, rejects)
+        result.dropped.update(reason for reason in encoded if isinstance(reason, str))
         kept = [i for i, found in enumerate(encoded) if not isinstance(found, str)]
         segments = [segment for i in kept for segment in encoded[i].segments]
         numbers = [
             (len(encoded[i].segments), encoded[i].characters, encoded[i].left_out) for i in kept
         ]
-        batch.segments = Segments.of(segments, self.dtype)
-        batch.numbers = np.array(numbers, np.int64).reshape(-1, 3)
-        batch.hashes = hashes[kept]
+        result.segments = Segments.of(segments, self.dtype)
+        result.numbers = np.array(numbers, np.int64).reshape(-1, 3)
+        result.hashes = hashes[kept]
         in_val = np.flatnonzero(below(split_hashes[kept], options.val_fraction)).tolist()
-        batch.val = {n: options.encoder.to_json(samples[kept[n]]) for n in in_val}
-        return batch
+        result.val = {n: options.encoder.to_json(samples[kept[n]]) for n in in_val}
+        return result
 
 
 # -- the whole -------------------------------------------------------------------------------------
@@ -230,9 +230,9 @@ def _write_dataset(folder, sources, tokenizer, options):
     chunks = (chunk for source in sources for chunk in read_chunks(source))
     try:
         with tqdm(total=total, unit="B", unit_scale=True, desc="preparing") as bar:
-            for batch in ordered_map(ChunkWorker, options, chunks, processes):
-                writer.add(batch)
-                bar.update(batch.size)
+            for encoded in ordered_map(ChunkWorker, options, chunks, processes):
+                writer.add(encoded)
+                bar.update(encoded.size)
         return writer.finish()
     except BaseException:
         writer.abandon()

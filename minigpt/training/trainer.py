@@ -98,12 +98,12 @@ class Trainer:
         self.model.train()
         self._is_compiling = self.settings.compile  # in the first step
         self._read_batches()
-        self._synchronize(loss=0.0, seconds=0.0)  # there is no loss before the first step
+        self._synchronize(loss=0.0, seconds=0.0)  # for the target count of the first step
 
     def train_step(self):
-        """One update of the parameters; a StepResult. UserError where the loss is not
-        finite, or the gradient: then nothing was updated. With float16 a gradient that is not
-        finite is no error: the scaler skips the step and lowers its scale."""
+        """One update of the parameters; a StepResult. UserError where the loss or the gradient is
+        not finite: then nothing was updated. With float16 a gradient that is not finite is no
+        error: the scaler skips the step and lowers its scale."""
         start = time.perf_counter()
         scale = lr_scale(self.state.step, self.progress, self.settings)
         set_lr(self.optimizers, scale)
@@ -163,7 +163,7 @@ class Trainer:
         minutes = self.state.minutes + seconds / 60 if self.distributed.is_main else 0.0
         values = torch.tensor([loss, count, self.stop.requested, minutes], dtype=torch.float64)
         values = self.distributed.sum(torch.cat([values, self.objective.metric_sums()]))
-        loss, self._count, stop, self.state.minutes, *sums = values.tolist()
+        _, self._count, stop, self.state.minutes, *sums = values.tolist()
         self.stop_requested = bool(stop)
         # Losses are float32; more digits of their sum would mean nothing.
         return values[0].float().item(), self.objective.metrics(sums)

@@ -90,7 +90,7 @@ class ArenaTab:
     # -- events: values and updates are {component: value} --
 
     def show_mode(self, mode):
-        """Show the controls for blind or to open battles."""
+        """Show the controls for blind or open battles."""
         return {
             self.pairing: gr.update(visible=mode == "blind"),
             self.models: gr.update(visible=mode == "open"),
