@@ -20,10 +20,10 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
 # Activation checkpointing: an MLP with this many hidden values or more recomputes its activations
-# in the backward pass. That takes no longer than reading them back from memory; fewer values are
-# still in the cache, where storing them is faster.
+# in the backward pass. That takes no longer than reading them back from memory; smaller activations
+# fit in cache, where storing them is faster.
 ACTIVATION_CHECKPOINTING_FROM = 2**23
-LONGEST_BLOCK = 2**18  # tokens; the tables of rotary positions then have 134 MB at head_dim=64
+LONGEST_BLOCK = 2**18  # tokens; the two tables of rotary positions then take 67 MB at head_dim=64
 
 
 @dataclass
@@ -58,7 +58,7 @@ class GPTConfig:
             self.n_hidden = 4 * self.n_embd if self.mlp == "gelu" else swiglu
 
     def problems(self):
-        """Why no such model can be built: a list of messages, empty if it can."""
+        """List of config errors: messages; empty if the model can be built."""
         found = []
         sizes = ("padded_vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "head_dim")
         sizes += ("n_hidden", "block_size")
@@ -158,7 +158,7 @@ class FusedLinear(nn.Linear):
     """Several linear layers with the same input as one: `sizes` are their output widths.
 
     Their weights are the rows of one matrix (sum of sizes, n_in), so one product computes them all.
-    Muon, LoRA and the exports read `sizes` to treat each as a matrix of its own.
+    Muon, LoRA and the exports read `sizes` to treat them as separate matrices.
     """
 
     def __init__(self, n_in, sizes, bias=True, device=None):
@@ -193,27 +193,27 @@ def varlen_attention(q, k, v, cu_seqlens):
 
 def has_varlen_attention(device, dtype, head_dim):
     """Whether varlen_attention() runs on this device. It is tried, forward and backward: PyTorch
-    has no function that tells."""
+    has no API to query this."""
     half = dtype in (torch.bfloat16, torch.float16)
     return device.startswith("cuda") and half and varlen_attention_agrees(device, dtype, head_dim)
 
 
 def varlen_attention_agrees(device, dtype, head_dim):
     """Whether varlen_attention() and masked attention give the same values and gradients."""
-    generator = torch.Generator(device).manual_seed(0)  # leaves the run's own randomness alone
+    generator = torch.Generator(device).manual_seed(0)  # does not touch the global RNG
     options = dict(device=device, dtype=dtype, generator=generator)
     q, k, v = (torch.randn(1, 2, 64, head_dim, **options, requires_grad=True) for _ in range(3))
     cu_seqlens = torch.tensor([0, 20, 64, 64], dtype=torch.int32, device=device)
     mask = segment_mask(torch.arange(64, device=device).ge(20).unsqueeze(0))
-    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-    grad = torch.randn(expected.shape, **options)
+    masked = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    grad = torch.randn(masked.shape, **options)
     try:
         y = varlen_attention(q, k, v, cu_seqlens)
-        found = y, *torch.autograd.grad(y, (q, k, v), grad)
+        actual = y, *torch.autograd.grad(y, (q, k, v), grad)
     except (RuntimeError, NotImplementedError, ValueError):
         return False  # this PyTorch or this GPU has no such kernel
-    wanted = expected, *torch.autograd.grad(expected, (q, k, v), grad)
-    pairs = zip(found, wanted, strict=True)
+    expected = masked, *torch.autograd.grad(masked, (q, k, v), grad)
+    pairs = zip(actual, expected, strict=True)
     return all(torch.allclose(a.float(), b.float(), rtol=0.02, atol=0.05) for a, b in pairs)
 
 
@@ -231,7 +231,7 @@ class Attention(nn.Module):
         self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
 
     def forward(self, x, rotary, positions, mask=None, cu_seqlens=None, cache=None):
-        B, T, C = x.size()
+        B, T, _ = x.size()
         nh, n_kv, hs = self.config.n_head, self.config.n_kv_head, self.config.head_dim
         q, k, v = self.qkv(x).split(self.sizes, dim=-1)
         q = self.q_norm(q.view(B, T, nh, hs))  # (B, T, nh, hs)
@@ -339,15 +339,15 @@ class GPT(nn.Module):
         positions (B, T): positions within the segment, or in the cache; None: 0 … T - 1.
         cu_seqlens (n + 1,) int32: the same segments, as cumulative lengths over all B · T tokens;
             read in place of segment_ids if self.use_varlen_attention is set.
-        cache: a LayerCache per layer (minigpt/inference/kv_cache.py), to whose tokens before
-            `positions` the new ones attend, too.
+        cache: a LayerCache per layer (minigpt/inference/kv_cache.py); new tokens also attend to
+            cached tokens before `positions`.
         """
         B, T = x.size()
         if positions is None:
             positions = torch.arange(T, device=x.device).unsqueeze(0)  # (1, T)
         dropout = self.config.dropout if self.training else 0.0
         if cache is not None or dropout or not self.use_varlen_attention:
-            cu_seqlens = None  # the kernel has neither dropout nor our cache
+            cu_seqlens = None  # the kernel has neither dropout nor the KV cache
         mask = None  # plain causal attention
         if cache is not None:
             mask = cache_mask(positions, cache[0].length, self.wte.weight.dtype)  # (B, 1, T, L)
@@ -369,7 +369,7 @@ class GPT(nn.Module):
         """Hidden states (…, C) → logits (…, padded_vocab_size).
 
         A half-precision model's logits are float32: bfloat16 rounds a logit near 16 to a multiple
-        of 1/8, so that the most likely tokens would tie.
+        of 1/8, so that the most likely tokens could become equal.
         """
         if h.dtype in (torch.bfloat16, torch.float16):
             return F.linear(h.float(), self.lm_head.weight.float())

@@ -90,8 +90,12 @@ def train(settings, distributed):
         trainer.load(state)
 
     # -- loop ----------------------------------------------------------------------------------
-    log = start_log(out_dir, trainer, resumed) if is_main else None
+    log = None
     if is_main:
+        check_writable(out_dir / "log.jsonl")
+        if not resumed:
+            checkpoint.discard(out_dir)  # deletes the old run (--overwrite)
+        log = make_log(out_dir, trainer, resumed)
         print_summary(model, settings, data, parent, resumed)
         steps = settings.max_iters - trainer.state.step
         tokens = steps * trainer.tokens_per_step / distributed.world_size  # of this device
@@ -116,10 +120,10 @@ def loop(trainer, log, out_dir):
                 log.evaluation(state, metrics, is_best)
                 log.sample(state.step, write_sample(trainer))
         reason = trainer.early_stop()
-        ends = is_done or reason or trainer.stop_requested
-        if is_due or ends:
+        should_stop = is_done or reason or trainer.stop_requested
+        if is_due or should_stop:
             trainer.save(out_dir)
-        if ends:
+        if should_stop:
             break
         result = trainer.train_step()
         if log:
@@ -129,11 +133,8 @@ def loop(trainer, log, out_dir):
         print_end(state, out_dir, reason, trainer.stop_requested)
 
 
-def start_log(out_dir, trainer, resumed):
-    """The run's Log. In a new run's folder it removes the run that --overwrite=true gave up."""
-    check_writable(out_dir / "log.jsonl")
-    if not resumed:
-        checkpoint.discard(out_dir)
+def make_log(out_dir, trainer, resumed):
+    """The run's Log; that of a resumed run continues after its last step."""
     peak = peak_flops(trainer.device)
     flops = trainer.model.flops_per_token(trainer.data.train.target_fraction)
     peak_rate = peak * trainer.distributed.world_size / flops if peak else None
@@ -154,7 +155,7 @@ def write_sample(trainer):
         settings.sample_tokens,
         temperature=0.7,
         top_k=50,
-        seed=settings.seed,  # a generator of its own: the run's randomness does not change
+        seed=settings.seed,  # separate generator: does not affect the training RNG
         stop_ids=stop_ids(tokenizer),
     )
     (ticket,) = Engine(trainer.model, tokenizer.n_vocab, n_slots=1).generate([request])
@@ -163,7 +164,7 @@ def write_sample(trainer):
 
 
 def print_end(state, out_dir, reason, stopped):
-    """The last lines: why the run ended, what it reached, and how to go on."""
+    """Print the reason for stopping, the val loss, and how to resume."""
     if reason:
         print(reason)
     if state.val_loss is not None:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
-from minigpt.common.locks import beside, locked
+from minigpt.common.locks import lock_path, locked
 from minigpt.common.report import check_writable
 from minigpt.data.formats import describe, summary
 from minigpt.data.pipeline import LARGEST_FRACTION
@@ -58,7 +58,7 @@ def main():
     settings = configure(Settings, doc=__doc__.replace("{formats}", describe(TRAINED_ON.values())))
     check(settings)
     check_writable(f"{settings.output}.tiktoken")
-    with locked(beside(settings.output.removesuffix(".tiktoken")), settings.output, "--output"):
+    with locked(lock_path(settings.output.removesuffix(".tiktoken")), settings.output, "--output"):
         train(settings)
 
 

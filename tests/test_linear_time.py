@@ -223,7 +223,7 @@ def test_the_measure_knows_what_is_quadratic():
 
 
 def test_a_long_item_of_a_list_is_not_read_again_for_each_block(tmp_path, monkeypatch):
-    monkeypatch.setattr("minigpt.data.readers.files.BLOCK", 2**12)
+    monkeypatch.setattr("minigpt.data.readers.files.READ_SIZE", 2**12)
 
     def read(n):
         file_records(tmp_path, "a.json", b'[{"text": "' + b"a" * n + b'"}]')

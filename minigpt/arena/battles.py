@@ -19,7 +19,6 @@ A side may fail, wait, write or block for ever: no other side is affected. This 
 the network nor the page.
 """
 
-import codecs
 import logging
 import re
 import threading
@@ -28,6 +27,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from minigpt.common.errors import UserError
+from minigpt.common.text import SurrogateJoiner
 
 # Public messages by end reason, for a side that did not end by itself. They do not reveal who the
 # side is.
@@ -135,7 +135,7 @@ class DisplayText:
     def __init__(self, max_chars):
         self.max_chars, self._parts, self._length = max_chars, [], 0
         self.overflowed = False  # there were more than `max_chars`
-        self._decoder = codecs.getincrementaldecoder("utf-16-le")("replace")
+        self._joiner = SurrogateJoiner()
 
     def __bool__(self):
         """Whether there is any text."""
@@ -148,8 +148,7 @@ class DisplayText:
 
     def push(self, chunk, final=False):
         """Add a chunk; final: it is the last one."""
-        decoded = self._decoder.decode(chunk.encode("utf-16-le", "surrogatepass"), final)
-        text = _CONTROL.sub("", decoded)
+        text = _CONTROL.sub("", self._joiner.push(chunk, final))
         room = self.max_chars - self._length
         self.overflowed |= len(text) > room
         self._parts.append(text[:room])

@@ -203,16 +203,19 @@ def _truncated(text):
 
 def _summary(strings, battle):
     """The id and kind of a battle, and the vote if it was for no side."""
-    vote = {
-        "tie": strings["vote_tie"],
-        "none": none_label(strings, len(battle.sides)),
-    }.get(battle.choice, "")
+    vote = ""
+    if battle.choice in ("tie", "none"):
+        vote = vote_label(strings, battle.choice, len(battle.sides))
     return " · ".join(filter(None, [f"#{battle.id}", strings[f"kind_{battle.kind}"], vote]))
 
 
-def none_label(strings, n_sides):
-    """The label of the vote for no side."""
-    return strings["vote_none_of_2" if n_sides == 2 else "vote_none"]
+def vote_label(strings, choice, n_sides):
+    """The label of a vote, one of ratings.vote_choices(n_sides)."""
+    if choice == "tie":
+        return strings["vote_tie"]
+    if choice == "none":
+        return strings["vote_none_of_2" if n_sides == 2 else "vote_none"]
+    return strings["vote_side"].format(side=SIDE_LETTERS[choice])
 
 
 def endpoints(strings, rows):

@@ -27,6 +27,12 @@ class Decided(NamedTuple):
     choice: int | str
 
 
+def vote_choices(n_sides):
+    """The possible votes on a battle: the index of the best side, "tie" (of two sides), "none"."""
+    tie = ["tie"] if n_sides == 2 else []
+    return [*range(n_sides), *tie, "none"]
+
+
 class Rating(NamedTuple):
     """A model's rating, its 95 % interval from `low` to `high`, and its number of battles."""
 
@@ -90,9 +96,11 @@ def _comparisons(battle):
         return ()
     if choice == "tie":
         pairs = [(a, b, 0.5) for pair in combinations(names, 2) for a, b in (pair, pair[::-1])]
-    else:
+    elif choice in range(len(names)):
         others = (name for side, name in enumerate(names) if side != choice)
         pairs = [(names[choice], name, 1.0) for name in others]
+    else:
+        raise ValueError(f"choice={choice!r}: expected the index of a side, 'tie' or 'none'")
     return tuple(sorted(pair for pair in pairs if pair[0] != pair[1]))
 
 

@@ -19,8 +19,9 @@ from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
 
-from minigpt.arena.ratings import Decided
+from minigpt.arena.ratings import Decided, vote_choices
 from minigpt.common.errors import UserError
+from minigpt.common.text import replace_lone_surrogates
 
 VERSION = 1  # of the schema, in the file's user_version
 BUSY_SECONDS = 30.0  # how long another process may hold the file
@@ -172,8 +173,7 @@ class Ledger:
             return "this battle is not yours to vote on"
         if not battle.votable:
             return "a side of this battle failed: there is nothing to vote on"
-        n = len(battle.sides)
-        choices = [*range(n), "none"] + ["tie"] * (n == 2)
+        choices = vote_choices(len(battle.sides))
         if type(choice) not in (int, str) or choice not in choices:
             return f"vote: {choice!r}: expected one of {', '.join(map(str, choices))}"
         later = "SELECT 1 FROM battle WHERE voter = ? AND id > ?"
@@ -322,5 +322,4 @@ def _valid_utf8(value):
     SQLite would end the text. Other values are returned unchanged."""
     if not isinstance(value, str):
         return value
-    text = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text.replace("\0", "\ufffd")
+    return replace_lone_surrogates(value).replace("\0", "\ufffd")

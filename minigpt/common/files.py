@@ -46,7 +46,7 @@ def written_whole(path):
         return
     path = Path(os.path.realpath(path))  # of a link: its target is replaced
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    with locks.locked(locks.beside(path), path, wait=PATIENCE) as alone:
+    with locks.locked(locks.lock_path(path), path, wait=PATIENCE) as alone:
         if alone:
             _clear(path)
         _partials.add(partial)

@@ -1,6 +1,6 @@
 """Locks between processes: one writer of a file or folder at a time.
 
-    with locked(beside("data/processed"), "data/processed", "--dataset"):
+    with locked(lock_path("data/processed"), "data/processed", "--dataset"):
         …                           # a second process gets a UserError that names the first
 
 The operating system holds the lock (flock; on Windows a locked byte), so it ends with its process,
@@ -28,11 +28,11 @@ _HELD_ELSEWHERE = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 _HOLDER = re.compile(r"(\d{1,10}) (\S{1,64}) (\S{1,64})\n")
 _INTERVAL = 0.02  # seconds between two attempts
-_noted = []  # not empty: the note about missing locks was printed
+_warned = False  # whether the note about missing locks was printed
 
 
 @dataclass
-class _Held:
+class _Lock:
     """A lock that this process holds."""
 
     fd: int | None  # None: the file system has no locks
@@ -40,34 +40,35 @@ class _Held:
     blocks: int = 0  # locked() blocks that share it
 
 
-_held = {}  # lock file → _Held
-_mutex = threading.Lock()  # guards _held
+_locks = {}  # lock file → _Lock
+_mutex = threading.Lock()  # guards _locks
 
 
-def beside(path):
-    """The lock file of `path`, in the same folder: what is replaced cannot hold its own lock."""
+def lock_path(path):
+    """The lock file of `path`, in the same folder; not inside it, because the folder may be
+    replaced."""
     path = Path(os.path.realpath(path))
     return path.with_name(f".{path.name}.lock")
 
 
 @contextlib.contextmanager
 def locked(lock, target, option="", wait=0.0, on_wait=None):
-    """Hold the lock file `lock` while the block writes `target`. Yield whether the lock is real: on
-    a file system without locks this prints a note to stderr, and yields False.
+    """Hold the lock file `lock` while the block writes `target`. Yield whether a lock was
+    obtained: on a file system without locks this prints a note to stderr, and yields False.
 
     A process that holds the lock can take it again. If another process holds it, on_wait(holder)
     is called once with its description; after `wait` seconds UserError is raised. The message
     names `option`, the flag that chooses the target. OSError if the lock file cannot be written.
     """
     lock = Path(os.path.realpath(lock))
-    held = _wait_for(lock, target, option, time.monotonic() + wait, on_wait)
+    entry = _wait_for(lock, target, option, time.monotonic() + wait, on_wait)
     try:
-        yield held.fd is not None
+        yield entry.fd is not None
     finally:
         with _mutex:
-            held.blocks -= 1
-            if not held.blocks:
-                _release(lock, _held.pop(lock))
+            entry.blocks -= 1
+            if not entry.blocks:
+                _release(lock, _locks.pop(lock))
 
 
 def lock_fd(fd):
@@ -92,32 +93,36 @@ def lock_fd(fd):
 
 def lock_if_possible(fd, target):
     """lock_fd(), but None and a note on stderr if the file system has no locks."""
+    global _warned
     try:
         return lock_fd(fd)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        if not _noted:
+        if not _warned:
             print(
                 f"note: {target}: this file system has no locks ({error.strerror}); do not start "
                 "two runs that write there at the same time",
                 file=sys.stderr,
             )
-        _noted.append(target)
+        _warned = True
         return None
 
 
 def _wait_for(lock, target, option, deadline, on_wait):
-    """The _Held of `lock`. Other threads can take and release locks meanwhile."""
+    """The _Lock of `lock`. Other threads can take and release locks meanwhile."""
     while True:
         with _mutex:
-            holder = None if lock in _held else _acquire(lock, target)
-            if holder is None:
-                _held[lock].blocks += 1
-                return _held[lock]
+            entry, holder = _locks.get(lock), None
+            if entry is None:
+                entry, holder = _acquire(lock, target)
+            if entry is not None:
+                _locks[lock] = entry
+                entry.blocks += 1
+                return entry
         if time.monotonic() >= deadline:
-            other = f", or give another {option}" if option else ""
-            raise UserError(f"{target}: {holder} is writing it; wait until it ends{other}")
+            other = f", or use a different {option}" if option else ""
+            raise UserError(f"{target}: {holder} is writing it; wait{other}")
         if on_wait:
             on_wait(holder)
             on_wait = None
@@ -125,7 +130,7 @@ def _wait_for(lock, target, option, deadline, on_wait):
 
 
 def _acquire(lock, target):
-    """Try to lock: None and an entry of _held, or the description of the process that holds it."""
+    """Try to lock: (_Lock, None), or (None, description of the process that holds it)."""
     while True:
         made = _make_parents(lock)
         try:
@@ -136,16 +141,14 @@ def _acquire(lock, target):
         try:
             got = lock_if_possible(fd, target)
             if got is False:
-                return _read_holder(fd)
+                return None, _read_holder(fd)
             if got is None:
                 _remove(lock, made)
-                _held[lock] = _Held(None, [])
-                return None
+                return _Lock(None, []), None
             if _is_same_file(fd, lock):  # else its last holder removed it: try again
                 _write_holder(fd)
-                _held[lock] = _Held(fd, made)
                 keep = True
-                return None
+                return _Lock(fd, made), None
         finally:
             if not keep:
                 os.close(fd)
@@ -163,7 +166,7 @@ def _open(lock):
     try:
         return os.open(lock, os.O_RDWR | os.O_CREAT | no_links, 0o666)
     except PermissionError:
-        # A killed run of another user left its file. A file open for reading can be locked, too.
+        # Stale file owned by another user. A file open for reading can be locked, too.
         return os.open(lock, os.O_RDONLY | no_links)
 
 
@@ -197,16 +200,16 @@ def _read_holder(fd):
     return "another process"
 
 
-def _release(lock, held):
-    if held.fd is None:
+def _release(lock, entry):
+    if entry.fd is None:
         return
     if os.name == "nt":
-        os.close(held.fd)  # Windows cannot remove an open file
-        _remove(lock, held.made)
+        os.close(entry.fd)  # Windows cannot remove an open file
+        _remove(lock, entry.made)
     else:
-        if _is_same_file(held.fd, lock):  # else the file at the path is another process's lock
-            _remove(lock, held.made)
-        os.close(held.fd)
+        if _is_same_file(entry.fd, lock):  # else the file at the path is another process's lock
+            _remove(lock, entry.made)
+        os.close(entry.fd)
 
 
 def _remove(lock, made):

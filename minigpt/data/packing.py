@@ -19,7 +19,7 @@ import numpy as np
 
 from minigpt.common.errors import UserError
 from minigpt.common.files import leftovers, written_whole
-from minigpt.common.locks import beside, locked
+from minigpt.common.locks import lock_path, locked
 from minigpt.data.block_format import IS_START, TARGET
 
 FILES = (
@@ -211,7 +211,7 @@ def replacing(folder):
     folder = Path(folder).resolve()  # through a link: the folder itself is replaced
     try:
         # Held from the start, without waiting: a preparation may take hours.
-        with locked(beside(folder), folder, "--dataset"):
+        with locked(lock_path(folder), folder, "--dataset"):
             for place in (folder, *leftovers(folder)):
                 _check_only_ours(place)
             with written_whole(folder) as partial:

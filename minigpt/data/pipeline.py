@@ -1,4 +1,4 @@
-"""The way of a file through preparation, one function a step:
+"""The preparation pipeline, one function per step:
 
     find_files      paths → files                             readers/files.py
     read_chunks     file → chunks, cut between records, by
@@ -9,7 +9,7 @@
         records_in      chunk → records, dicts                readers/records.py
         read_record     record → sample of a format           formats.py
     clean_samples   samples → cleaned samples                 cleaning.py
-    hold_out        samples → train or val                    hashing.py
+    hash_samples    samples → hashes, for duplicates and val  hashing.py
     tokenize        samples → tokens and targets              encoders.py
     DatasetWriter   tokens → blocks on the disk               writer.py, packing.py
 
@@ -17,7 +17,7 @@
     print(table(meta))
 
 This process reads the files and writes the blocks. Worker processes do what takes time: they turn a
-chunk into a Batch (parse_records to tokenize).
+chunk into an EncodedChunk (parse_records to tokenize).
 """
 
 import gc
@@ -44,10 +44,10 @@ from minigpt.data.hashing import below, hash_all
 from minigpt.data.packing import Segments, replacing, token_dtype
 from minigpt.data.parallel import core_count, ordered_map
 from minigpt.data.readers.encodings import to_utf8
-from minigpt.data.readers.files import BLOCK, SourceFile, find_files
+from minigpt.data.readers.files import READ_SIZE, SourceFile, find_files
 from minigpt.data.readers.records import Reject, cut_into_chunks, records_in
 from minigpt.data.sentences import SMALLEST_BLOCK, Cutter
-from minigpt.data.writer import Batch, DatasetWriter
+from minigpt.data.writer import DatasetWriter, EncodedChunk
 from minigpt.tokenizer.tokenizer import load_tokenizer
 
 LARGEST_FRACTION = 0.1  # of the samples: the largest automatic val_fraction
@@ -61,7 +61,7 @@ class PrepareOptions:
     input: object  # paths, as find_files() takes them
     dataset: str | Path  # the folder to write
     format: Format  # of the records
-    encoder: SampleEncoder | None = None  # None: that of the format's samples
+    encoder: SampleEncoder | None = None  # None: the default for the format
     tokenizer: str = "zh"
     block_size: int = 512
     layout: str = "concat"  # pad, split, concat or packed
@@ -99,7 +99,7 @@ def read_chunks(source):
     """SourceFile → its Chunks: opened, decoded, cut between records. UserError where it cannot be
     read or unpacked."""
     blocks, counted = source.blocks(), 0
-    for chunk in cut_into_chunks(to_utf8(blocks), source.name, source.type):
+    for chunk in cut_into_chunks(to_utf8(blocks), source.name, source.kind):
         yield chunk._replace(size=source.size - counted)
         counted = source.size
     for _ in blocks:  # if cutting stopped early: the hash is of the whole file
@@ -109,16 +109,16 @@ def read_chunks(source):
 def parse_records(chunk, options):
     """Chunk → (samples, rejects)."""
     samples, rejects = [], []
-    parse, check = options.format.parse, options.encoder.check
+    parse, validate = options.format.parse, options.encoder.check
     for line, record in records_in(chunk):
         if not isinstance(record, Reject):
-            record = read_record(record, parse, chunk.source, line, check)
+            record = read_record(record, parse, chunk.source, line, validate)
         (rejects if isinstance(record, Reject) else samples).append(record)
     return samples, rejects
 
 
 def clean_samples(samples, options):
-    """Samples → as many samples. Texts are cleaned, or "" where nothing is left; others are not
+    """Return one sample per input. Texts are cleaned, or "" where nothing is left; others are not
     changed."""
     if options.format.sample_type is not Entry:
         return samples
@@ -129,9 +129,9 @@ def clean_samples(samples, options):
     return [Entry(entry.id, entry.title, text) for entry, text in zip(samples, texts, strict=True)]
 
 
-def hold_out(samples, options):
-    """Samples → (hashes (n,) uint64 by which duplicates are found, hashes (n,) uint64 of which the
-    lowest are val)."""
+def hash_samples(samples, options):
+    """Samples → (hashes (n,) uint64 that find duplicates, hashes (n,) uint64 of which the lowest
+    are val)."""
     contents = list(map(options.encoder.content, samples))
     if options.format.sample_type is Entry and not options.clean:
         # By the cleaned text: cleaned and raw data of the same files hold out the same entries.
@@ -159,37 +159,37 @@ def _cleaned(entries):
 
 
 class ChunkWorker:
-    """Chunk → Batch. options: with a val_fraction."""
+    """Chunk → EncodedChunk. options: with a val_fraction."""
 
     def __init__(self, options):
         self.options = options
-        # The workers are the threads: fastokens must start none of its own.
+        # Parallelism is by process; disable fastokens' threads.
         os.environ.update(FASTOKENS_BPE_THREADS="1", RAYON_NUM_THREADS="1")
         tokenizer = load_tokenizer(options.tokenizer)
         self.cutter = Cutter(tokenizer, options.block_size)
         self.dtype = token_dtype(tokenizer.n_vocab)
-        gc.freeze()  # the vocabulary stays: the garbage collector need not look at it again
+        gc.freeze()  # exclude the vocabulary from GC
 
     def __call__(self, chunk):
         options = self.options
         samples, rejects = parse_records(chunk, options)
         samples = clean_samples(samples, options)
-        hashes, split_hashes = hold_out(samples, options)
+        hashes, split_hashes = hash_samples(samples, options)
         encoded = tokenize(samples, options, self.cutter)
 
-        batch = Batch(chunk.size, rejects)
-        batch.dropped.update(reason for reason in encoded if isinstance(reason, str))
+        result = EncodedChunk(chunk.size, rejects)
+        result.dropped.update(reason for reason in encoded if isinstance(reason, str))
         kept = [i for i, found in enumerate(encoded) if not isinstance(found, str)]
         segments = [segment for i in kept for segment in encoded[i].segments]
         numbers = [
             (len(encoded[i].segments), encoded[i].characters, encoded[i].left_out) for i in kept
         ]
-        batch.segments = Segments.of(segments, self.dtype)
-        batch.numbers = np.array(numbers, np.int64).reshape(-1, 3)
-        batch.hashes = hashes[kept]
+        result.segments = Segments.of(segments, self.dtype)
+        result.numbers = np.array(numbers, np.int64).reshape(-1, 3)
+        result.hashes = hashes[kept]
         in_val = np.flatnonzero(below(split_hashes[kept], options.val_fraction)).tolist()
-        batch.val = {n: options.encoder.to_json(samples[kept[n]]) for n in in_val}
-        return batch
+        result.val = {n: options.encoder.to_json(samples[kept[n]]) for n in in_val}
+        return result
 
 
 # -- the whole -------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def prepare(options):
 def _write_dataset(folder, sources, tokenizer, options):
     """Read the sources and write all files but meta.json; returns the counts."""
     total = sum(source.path.stat().st_size for source in sources)
-    processes = min(options.workers or core_count(), max(1, total // BLOCK))
+    processes = min(options.workers or core_count(), max(1, total // READ_SIZE))
     print(
         f"{len(sources)} file{'s' * (len(sources) > 1)}, {total / 1e6:.1f} MB, {processes} "
         f"process{'es' * (processes > 1)}; held out for val: {options.val_fraction:.2%} of the "
@@ -230,9 +230,9 @@ def _write_dataset(folder, sources, tokenizer, options):
     chunks = (chunk for source in sources for chunk in read_chunks(source))
     try:
         with tqdm(total=total, unit="B", unit_scale=True, desc="preparing") as bar:
-            for batch in ordered_map(ChunkWorker, options, chunks, processes):
-                writer.add(batch)
-                bar.update(batch.size)
+            for encoded in ordered_map(ChunkWorker, options, chunks, processes):
+                writer.add(encoded)
+                bar.update(encoded.size)
         return writer.finish()
     except BaseException:
         writer.abandon()
@@ -274,8 +274,7 @@ def _check_splits(counts, fraction):
 
 
 def automatic_fraction(files, options):
-    """Return the share to hold out: as much as gives val encoder.held_out, at most
-    LARGEST_FRACTION.
+    """Return the fraction that gives val about encoder.held_out, at most LARGEST_FRACTION.
 
     How much the files hold is estimated from their sizes and a sample. From an input that is small
     enough to be read as a whole, val gets one entry at least.
@@ -289,7 +288,7 @@ def automatic_fraction(files, options):
             samples = clean_samples(parse_records(chunk, options)[0], options)
             samples = [sample for sample in samples if encoder.size(sample)]
             amount += sum(map(encoder.size, samples))
-            hashes.update(hold_out(samples, options)[1].tolist())
+            hashes.update(hash_samples(samples, options)[1].tolist())
             n_bytes += chunk.size
             if not is_small:
                 break
@@ -301,7 +300,7 @@ def automatic_fraction(files, options):
     return fraction
 
 
-# -- the first half alone: files → samples, in this process ----------------------------------------
+# -- reading without encoding: files → samples, in this process ------------------------------------
 
 
 def read_records(paths, parse):
@@ -331,7 +330,7 @@ def read_entries(paths, clean=True):
             yield entry._replace(text=text)
 
 
-# -- what a script prints --------------------------------------------------------------------------
+# -- reports ---------------------------------------------------------------------------------------
 
 
 def command_line(script):

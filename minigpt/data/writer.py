@@ -1,7 +1,7 @@
-"""Batches → the files of a dataset: duplicates are dropped, and segments are packed and written.
+"""Encoded chunks → a dataset: duplicates are dropped, and segments are packed and written.
 
 writer = DatasetWriter(folder, "concat", 512, tokenizer.pad, dtype, skip_bad=False)
-writer.add(batch)             # in the order of the input
+writer.add(encoded)           # in the order of the input
 counts = writer.finish()      # for meta.json
 """
 
@@ -20,7 +20,7 @@ SPLITS = ("train", "val")
 
 
 @dataclass
-class Batch:
+class EncodedChunk:
     """The samples of one chunk, in tokens.
 
     size: bytes of the file.  rejects: [Reject, …].  dropped: reason → samples.
@@ -51,30 +51,30 @@ class DatasetWriter:
         }
         self._val_text = open(folder / "val.jsonl", "w", encoding="utf-8", newline="\n")
 
-    def add(self, batch):
-        """Take a Batch. UserError for its first bad record, unless bad records are skipped."""
+    def add(self, encoded):
+        """Add an EncodedChunk. UserError for its first bad record, unless those are skipped."""
         dropped = self.counts["dropped"]
-        self._add_rejects(batch.rejects)
-        dropped.update(batch.dropped)
-        fresh = self._seen.first_time(batch.hashes)
+        self._add_rejects(encoded.rejects)
+        dropped.update(encoded.dropped)
+        fresh = self._seen.first_time(encoded.hashes)
         held_out = np.zeros(len(fresh), bool)
-        held_out[list(batch.val)] = True
+        held_out[list(encoded.val)] = True
         for split, chosen in (("train", fresh & ~held_out), ("val", fresh & held_out)):
             if chosen.any():
-                self._add_to(split, batch, chosen)
-        for index, line in batch.val.items():
+                self._add_to(split, encoded, chosen)
+        for index, line in encoded.val.items():
             if fresh[index]:
                 self._val_text.write(json.dumps(line, ensure_ascii=False) + "\n")
         kept = int(fresh.sum())
         if kept < len(fresh):
             dropped["duplicate"] += len(fresh) - kept
         self.counts["kept"] += kept
-        self.counts["read"] += len(fresh) + batch.dropped.total() + len(batch.rejects)
+        self.counts["read"] += len(fresh) + encoded.dropped.total() + len(encoded.rejects)
 
-    def _add_to(self, split, batch, chosen):
-        """Add those samples of a batch to a split where `chosen` ((n,) bool) is true."""
-        n_segments, characters, left_out = batch.numbers.T
-        self._writers[split].add(batch.segments.chosen(np.repeat(chosen, n_segments)))
+    def _add_to(self, split, encoded, chosen):
+        """Add those samples of a chunk to a split where `chosen` ((n,) bool) is true."""
+        n_segments, characters, left_out = encoded.numbers.T
+        self._writers[split].add(encoded.segments.chosen(np.repeat(chosen, n_segments)))
         self._numbers[split]["entries"] += int(chosen.sum())
         self._numbers[split]["characters"] += int(characters[chosen].sum())
         self.counts["cut"] += int(np.count_nonzero(left_out[chosen]))

@@ -23,7 +23,7 @@ import torch
 
 from minigpt.common.errors import UserError
 from minigpt.common.json_text import parse_json
-from minigpt.common.locks import beside, locked
+from minigpt.common.locks import lock_path, locked
 from minigpt.common.presets import read_text
 from minigpt.common.report import check_writable, write_json, write_jsonl
 from minigpt.data.formats import BadRecord, parse_text
@@ -162,7 +162,7 @@ def write_task(folder, task, train, test, n_excerpts, made_by):
         for part in excerpts(row.text, task.length)[:n_excerpts]
     ]
     check_writable(folder / "task.json")
-    with locked(beside(folder), folder, "--output"):
+    with locked(lock_path(folder), folder, "--output"):
         write_jsonl(folder / "train.jsonl", [row._asdict() for row in train])
         write_jsonl(folder / "pairs.jsonl", pairs)
         write_jsonl(folder / "test.jsonl", [row._asdict() for row in test])

@@ -15,7 +15,7 @@ import torch
 
 from minigpt.common.errors import UserError
 from minigpt.common.files import written_whole
-from minigpt.common.locks import beside, locked
+from minigpt.common.locks import lock_path, locked
 
 NAME = "MiniGPT"  # written into an export, to recognise it
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -42,7 +42,7 @@ def exported(target):
     """files.written_whole(), with a UserError if `target` cannot be written or another process
     writes there."""
     try:
-        with locked(beside(target), target, "--output"), written_whole(target) as partial:
+        with locked(lock_path(target), target, "--output"), written_whole(target) as partial:
             yield partial
     except OSError as error:
         if error.errno == errno.ENOSPC:

@@ -1,22 +1,22 @@
-"""Answers of servers that speak OpenAI's API: the one place that reads chunks and whole answers.
+"""Answers of OpenAI-compatible servers: the one place that reads chunks and whole answers.
 
     for part in read_parts(response, streamed=True):
         part.text, part.finish_reason, part.usage
     whole = joined(read_parts(response, streamed=False))
 
-A server sends anything at all: whatever is not an answer is an ApiError.
+Server output is untrusted; anything malformed raises ApiError.
 """
 
-import codecs
 from typing import NamedTuple
 
 from minigpt.common.json_text import parse_json
 from minigpt.common.report import one_line
+from minigpt.common.text import SurrogateJoiner, replace_lone_surrogates
 from minigpt.openai.errors import ApiError, error_in
 from minigpt.openai.events import DONE, EventReader
 
 USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
-CUT_REASONS = ("length", "max_tokens")  # the server had no tokens left
+CUT_REASONS = ("length", "max_tokens")  # the answer hit the token limit
 
 
 class AnswerPart(NamedTuple):
@@ -31,23 +31,23 @@ class AnswerPart(NamedTuple):
 
     @property
     def is_cut(self):
-        """Whether the text ended because the server had no tokens left."""
+        """Whether the text ended because it hit the token limit."""
         return self.finish_reason in CUT_REASONS
 
 
 def read_parts(response, streamed):
     """Yield the AnswerParts of a transport.Response, streamed or whole as its Content-Type says.
-    streamed: what was asked for, which decides where the type says neither. No text holds half a
-    surrogate pair. Raises ApiError."""
+    streamed: what was asked for, the fallback if Content-Type is inconclusive. No text holds half
+    a surrogate pair. Raises ApiError."""
     kind = response.content_type
     if kind == "text/event-stream" or (streamed and "json" not in kind):
         parts = _stream_parts(response.chunks())
     else:
         parts = [read_part(decode(response.read()), "message")]
-    pairs = SurrogateJoiner()
+    joiner = SurrogateJoiner()
     for part in parts:
-        yield part._replace(text=pairs.push(part.text))
-    rest = pairs.flush()
+        yield part._replace(text=joiner.push(part.text))
+    rest = joiner.push("", final=True)
     if rest:
         yield AnswerPart(rest)
 
@@ -86,14 +86,14 @@ def read_part(data, field):
     try:
         choices = answer["choices"]
         choice = choices[0] if choices or field == "message" else {}
-        said = choice[field] if field == "message" else choice.get(field) or {}
-        reasoning = said.get("reasoning_content") or said.get("reasoning")
+        message = choice[field] if field == "message" else choice.get(field) or {}
+        reasoning = message.get("reasoning_content") or message.get("reasoning")
         reason = choice.get("finish_reason")
         if not isinstance(reason, str | None):
             raise TypeError
         return AnswerPart(
-            _text_of(said.get("content")),
-            whole_pairs(_text_of(reasoning)),
+            _text_of(message.get("content")),
+            replace_lone_surrogates(_text_of(reasoning)),
             reason and one_line(reason, 40),
             _counts(answer.get("usage")),
         )
@@ -129,24 +129,3 @@ def _counts(usage):
         return None
     counts = {name: usage.get(name) for name in USAGE}
     return {name: n for name, n in counts.items() if type(n) is int and 0 <= n < 2**31}
-
-
-class SurrogateJoiner:
-    """Joins halves of surrogate pairs that come in two strings, as JSON can spell them; a half that
-    stays alone becomes U+FFFD."""
-
-    def __init__(self):
-        self._decoder = codecs.getincrementaldecoder("utf-16-le")("replace")
-
-    def push(self, text):
-        """The text that is complete."""
-        return self._decoder.decode(text.encode("utf-16-le", "surrogatepass"))
-
-    def flush(self):
-        """U+FFFD where the last text ended with half a pair, else ""."""
-        return "\ufffd" if self._decoder.decode(b"", True) else ""
-
-
-def whole_pairs(text):
-    """`text` without halves of surrogate pairs."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

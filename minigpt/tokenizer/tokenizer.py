@@ -36,7 +36,7 @@ import tiktoken.load
 
 from minigpt.common.errors import UserError
 from minigpt.common.files import PATIENCE, read_json, read_unchanged, written_whole
-from minigpt.common.locks import beside, locked
+from minigpt.common.locks import lock_path, locked
 from minigpt.tokenizer.huggingface import (
     PREFIX,
     TOKENIZER_FILES,
@@ -385,7 +385,7 @@ def _write_pair(stem, ranks, facts, tokenizer_hash, n_vocab):
     facts = {"format": FORMAT, "hash": tokenizer_hash, "n_vocab": n_vocab, **facts}
     ranks_file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(facts, ensure_ascii=False, indent=2) + "\n"
-    with locked(beside(Path(stem)), stem, "--output", wait=PATIENCE):
+    with locked(lock_path(Path(stem)), stem, "--output", wait=PATIENCE):
         for file, data in ((about_file, text.encode()), (ranks_file, _ranks_lines(ranks))):
             with written_whole(file) as partial:
                 partial.write_bytes(data)

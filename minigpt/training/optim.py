@@ -80,14 +80,18 @@ def make_optimizers(model, settings, device):
         dict(params=groups["vectors"], weight_decay=0.0),
     ]
     optimizers = []
-    if settings.optimizer == "muon" and groups["matrices"]:
-        optimizers.append(_make_muon(model, groups["matrices"], settings, device))
-    else:
+    if settings.optimizer == "muon":
+        if groups["matrices"]:
+            optimizers.append(_make_muon(model, groups["matrices"], settings, device))
+    elif settings.optimizer == "adamw":
         adamw.append(dict(params=groups["matrices"]))
-    if adamw := [group for group in adamw if group["params"]]:
+    else:
+        raise ValueError(f"optimizer={settings.optimizer!r}: make_optimizers() does not know it")
+    adamw_groups = [group for group in adamw if group["params"]]
+    if adamw_groups:
         optimizers.append(
             torch.optim.AdamW(
-                adamw,
+                adamw_groups,
                 lr=settings.learning_rate,
                 betas=(settings.beta1, settings.beta2),
                 weight_decay=settings.weight_decay,
@@ -145,8 +149,10 @@ def lr_scale(step, progress, settings):
     elif settings.schedule == "wsd":  # warmup, stable, decay
         left = (1 - min(1.0, progress)) / max(settings.decay_fraction, 1e-9)
         scale = low + (1 - low) * min(1.0, left)
-    else:
+    elif settings.schedule == "constant":
         scale = 1.0
+    else:
+        raise ValueError(f"schedule={settings.schedule!r}: lr_scale() has no branch for it")
     return warmup * scale
 
 

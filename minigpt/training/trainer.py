@@ -7,7 +7,7 @@
     metrics, is_best = trainer.evaluate()
     trainer.save("out/run")
 
-The trainer does not know what it trains: pretraining, fine-tuning, LoRA, frozen layers and DPO
+The trainer is independent of the task: pretraining, fine-tuning, LoRA, frozen layers and DPO
 differ in the data, the objective and the parameters that require a gradient. The loop is in
 train.py.
 """
@@ -33,7 +33,7 @@ from minigpt.training.state import TrainState
 @dataclass
 class StepResult:
     """One step of all processes. loss: the objective's mean over the step's targets (or pairs),
-    before the update. lr: learning rate. tokens: that the network read. metrics: the objective's
+    before the update. lr: learning rate. tokens: tokens processed. metrics: the objective's
     own, by name."""
 
     loss: float
@@ -76,7 +76,8 @@ class Trainer:
         self.stop_requested = False
         n_batches = settings.gradient_accumulation_steps * distributed.world_size
         self.tokens_per_step = settings.batch_size * data.train.tokens_per_block * n_batches
-        self._batches, self._count = [], 0  # the next step's: of this process; targets of all
+        self._batches = []  # micro-batches of the next step on this process
+        self._count = 0  # total target count of the next step over all processes
         self._is_compiling = False
 
     @property
@@ -93,15 +94,16 @@ class Trainer:
     # -- steps -------------------------------------------------------------------------------------
 
     def begin(self):
-        """Get ready for the first step; once, after load()."""
+        """Call once before the first step, after load()."""
         self.model.train()
         self._is_compiling = self.settings.compile  # in the first step
         self._read_batches()
-        self._synchronize(loss=0.0, seconds=0.0)
+        self._synchronize(loss=0.0, seconds=0.0)  # for the target count of the first step
 
     def train_step(self):
         """One update of the parameters; a StepResult. UserError where the loss or the gradient is
-        not finite: then nothing was updated."""
+        not finite: then nothing was updated. With float16 a gradient that is not finite is no
+        error: the scaler skips the step and lowers its scale."""
         start = time.perf_counter()
         scale = lr_scale(self.state.step, self.progress, self.settings)
         set_lr(self.optimizers, scale)
@@ -111,30 +113,30 @@ class Trainer:
         self.state.tokens += self.tokens_per_step
         self._read_batches()
         seconds = time.perf_counter() - start
-        # Compiling is no training time.
+        # Exclude compile time.
         loss, metrics = self._synchronize(loss, 0.0 if self._is_compiling else seconds)
         self._is_compiling = False
         lr = self.settings.learning_rate * scale
         return StepResult(loss, lr, self.tokens_per_step, seconds, metrics)
 
     def _backward(self):
-        """Accumulate the gradients of the step's micro-batches; this process's part of the loss."""
+        """Accumulate the gradients of the step's micro-batches; return the local loss sum."""
         losses = []
         for batch in self._batches:
             with autocast(self.device, self.dtype):
                 loss, _ = self.objective(self.compiled, batch)
-                # The part of the mean over all targets of the step, whatever the micro-batch has.
+                # Normalise by the targets of the whole step, not of the micro-batch.
                 loss = loss / max(self._count, 1)
             self.scaler.scale(loss).backward()
             losses.append(loss.detach())
-        losses = torch.stack(losses).tolist()  # read once all are under way: it waits for the GPU
+        losses = torch.stack(losses).tolist()  # sync with the GPU once
         for batch, loss in zip(self._batches, losses, strict=True):
             rows = f"blocks {batch.rows.tolist()} of {self.settings.dataset}/train.bin"
             self._check_finite(loss, "the loss", f", in {rows}")
         return sum(losses)
 
     def _update(self):
-        """Move the parameters by their gradients, summed over all processes."""
+        """All-reduce the gradients, clip them and step."""
         self.distributed.sum_gradients(self.model.parameters())
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
@@ -156,12 +158,12 @@ class Trainer:
 
     def _synchronize(self, loss, seconds):
         """One all-reduce a step: (loss, metrics) of the step over all processes, and what they need
-        for the next one: its target count, whether to stop, and one clock."""
+        for the next one: its target count, whether to stop, and a shared elapsed time."""
         count = sum(batch.count for batch in self._batches)
         minutes = self.state.minutes + seconds / 60 if self.distributed.is_main else 0.0
         values = torch.tensor([loss, count, self.stop.requested, minutes], dtype=torch.float64)
         values = self.distributed.sum(torch.cat([values, self.objective.metric_sums()]))
-        loss, self._count, stop, self.state.minutes, *sums = values.tolist()
+        _, self._count, stop, self.state.minutes, *sums = values.tolist()
         self.stop_requested = bool(stop)
         # Losses are float32; more digits of their sum would mean nothing.
         return values[0].float().item(), self.objective.metrics(sums)
@@ -186,7 +188,7 @@ class Trainer:
         return metrics, is_best
 
     def mean_loss(self, blocks, objective):
-        """(mean, metrics) of an objective over the same batches each time, without dropout."""
+        """(mean, metrics) of an objective over a fixed set of batches, without dropout."""
         settings, distributed = self.settings, self.distributed
         batches = evaluation_batches(
             blocks,
@@ -217,7 +219,7 @@ class Trainer:
         return self.state.forgetting > (self.settings.dpo_max_forgetting or math.inf)
 
     def early_stop(self):
-        """Why the run ends before its last step, a line for the screen; None if it goes on."""
+        """The reason for stopping before the last step, a message to print; None to continue."""
         if self._forgets_too_much:
             return (
                 f"perplexity over {self.settings.dpo_guard_dataset} is {self.state.forgetting:.3f} "
@@ -281,7 +283,7 @@ class Trainer:
 
 
 class StopOnSignal:
-    """SIGINT (Ctrl-C) or SIGTERM ends the run after the present step, with a checkpoint; a second
+    """SIGINT (Ctrl-C) or SIGTERM ends the run after the current step, with a checkpoint; a second
     signal ends it at once. requested: whether this process got one."""
 
     def __init__(self):
@@ -298,7 +300,7 @@ class StopOnSignal:
 
 @contextlib.contextmanager
 def out_of_memory_advice():
-    """Within it, running out of GPU memory becomes a UserError with the knobs to turn."""
+    """Within it, running out of GPU memory becomes a UserError with the settings to reduce."""
     try:
         yield
     except torch.cuda.OutOfMemoryError:

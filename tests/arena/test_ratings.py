@@ -50,6 +50,12 @@ def test_three_wins_in_four_approach_odds_of_three():
     assert found["a"] - found["b"] == pytest.approx(190.8485, abs=0.05)
 
 
+def test_an_unknown_choice_is_no_vote():
+    for choice in ("best", None, 2, -1):
+        with pytest.raises(ValueError, match="expected the index of a side"):
+            points([Decided(("a", "b"), choice)])
+
+
 def test_a_tie_is_half_a_win_for_each():
     halves = [Decided(("a", "b"), "tie")] * 2
     wins = [Decided(("a", "b"), 0), Decided(("a", "b"), 1)]

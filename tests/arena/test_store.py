@@ -167,7 +167,7 @@ def test_votes_that_are_refused(ledger):
     with pytest.raises(UserError, match="failed"):
         ledger.vote(failed, "v1", 0)
     for choice in (2, -1, True, None, "0", "best", 0.0):
-        with pytest.raises(UserError, match="expected one of 0, 1, none, tie"):
+        with pytest.raises(UserError, match="expected one of 0, 1, tie, none"):
             ledger.vote(number, "v1", choice)
     with pytest.raises(UserError, match="expected one of 0, 1, 2, none"):
         ledger.vote(three, "v1", "tie")  # of three, only the best or none

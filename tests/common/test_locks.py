@@ -57,7 +57,7 @@ def test_one_process_at_a_time_and_a_kill_frees_it(tmp_path):
             pass
         message = str(caught.value)
         assert message.startswith("out/run: ") and f"process {other.pid}" in message
-        assert message.endswith("wait until it ends, or give another --out_dir")
+        assert message.endswith("wait, or use a different --out_dir")
         assert "\n" not in message
     finally:
         other.kill()
@@ -140,7 +140,7 @@ def test_a_disk_without_locks_gives_a_note(tmp_path, monkeypatch, capsys, number
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(locks, "lock_fd", refuse)
-    monkeypatch.setattr(locks, "_noted", [])
+    monkeypatch.setattr(locks, "_warned", False)
     for text in ("one", "two"):
         with written_whole(tmp_path / "it") as partial:
             partial.write_text(text)
@@ -174,7 +174,7 @@ def test_two_preparations_into_one_folder(tmp_path, run_script, texts, byte_toke
     os.kill(first.pid, signal.SIGCONT)
     assert second.returncode == 2 and second.stderr.count("\n") == 1, second.stderr
     assert f"{data}: prepare.py (process {first.pid} on" in second.stderr
-    assert "is writing it; wait until it ends, or give another --dataset" in second.stderr
+    assert "is writing it; wait, or use a different --dataset" in second.stderr
     assert first.wait(60) == 0, first.stderr.read()
     assert Blocks(data, "train").block_size == Blocks(data, "val").block_size == 64
     assert not list(tmp_path.glob(".data*"))

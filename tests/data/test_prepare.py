@@ -188,7 +188,7 @@ def test_any_number_of_workers_gives_the_same_blocks(
     make, texts_file, tmp_path, monkeypatch, layout
 ):
     for module in (files, records, pipeline):
-        monkeypatch.setattr(module, "BLOCK", 600)
+        monkeypatch.setattr(module, "READ_SIZE", 600)
     made = []
     for workers in (1, 3) if layout == "concat" else (1, 2):
         _, _, folder = make("text", texts_file, layout, workers=workers, val_fraction=0.2)

@@ -40,7 +40,7 @@ def read(path, **keywords):
 
 def set_block(monkeypatch, size):
     for module in (files, records):
-        monkeypatch.setattr(module, "BLOCK", size)
+        monkeypatch.setattr(module, "READ_SIZE", size)
 
 
 def all_records(path):
@@ -95,6 +95,12 @@ def test_prose(tmp_path, monkeypatch, encoding, size):
         name, _, line = entry.id.rpartition(":")
         assert name == "书" and entry.text.startswith(lines[int(line) - 1])
     assert all(re.fullmatch(r"第\d+段。.*。", entry.text) for entry in read_entries(path))
+
+
+@pytest.mark.parametrize("name", ["A.txt.gz", "A.TXT.GZ"])
+def test_the_title_has_no_suffix(tmp_path, name):
+    (tmp_path / name).write_bytes(gzip.compress("天下大势。\n".encode()))
+    assert [entry.title for entry in read_entries(tmp_path / name)] == ["A"]
 
 
 def test_ascii_until_late(tmp_path, monkeypatch):

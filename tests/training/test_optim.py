@@ -172,6 +172,17 @@ def test_wsd_without_a_decay_never_divides_by_zero():
     assert lr_scale(5, 0.999, schedule(schedule="wsd", decay_fraction=0.0)) == 1
 
 
+def test_an_unknown_name_is_no_default(tiny_model):
+    with pytest.raises(ValueError, match="linear"):
+        lr_scale(0, 0.5, schedule(schedule="linear"))
+    with pytest.raises(ValueError, match="sgd"):
+        make_optimizers(
+            tiny_model(),
+            SimpleNamespace(optimizer="sgd", learning_rate=0.1, embedding_lr_ratio=1.0),
+            "cpu",
+        )
+
+
 # -- parameter groups ------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import gradio as gr
 
 from minigpt.arena import html
 from minigpt.arena.arena import MAX_PROMPT_CHARS, MAX_SIDES, check_prompt
+from minigpt.arena.ratings import vote_choices
 from minigpt.arena.ui.context import REFRESH_SECONDS, strings_of, use_preset
 from minigpt.arena.ui.sampling import SamplingControls
 from minigpt.common.errors import UserError
@@ -89,7 +90,7 @@ class ArenaTab:
     # -- events: values and updates are {component: value} --
 
     def show_mode(self, mode):
-        """Show the choices that belong to blind or to open battles."""
+        """Show the controls for blind or open battles."""
         return {
             self.pairing: gr.update(visible=mode == "blind"),
             self.models: gr.update(visible=mode == "open"),
@@ -122,7 +123,7 @@ class ArenaTab:
         if voter is None:
             raise UserError(strings["no_cookie"])
         settings = self.sampling.read(values, strings)
-        check_prompt(values[self.question])  # before it counts for the limits
+        check_prompt(values[self.question])  # before rate limiting
         self.context.check_rate("ask", request)
         names = values[self.models] if values[self.mode] == "open" else None
         return self.context.arena.begin(
@@ -130,7 +131,7 @@ class ArenaTab:
         )
 
     def stop_battle(self, request: gr.Request):
-        """Stop all sides where they are."""
+        """Stop generation on all sides."""
         self.context.session(request).stop_battle()
 
     def _vote_event(self, choice):
@@ -152,7 +153,7 @@ class ArenaTab:
 
     def _updates(self, strings, arena_battle, problem=None):
         """The updates of the whole tab. problem: shown in place of the usual status."""
-        is_recorded = arena_battle.record_id is not None  # read once: it may change
+        is_recorded = arena_battle.record_id is not None  # read once: another thread may set it
         status = problem or self._status(strings, arena_battle, is_recorded)
         return {
             **self._card_updates(strings, arena_battle, is_recorded),
@@ -179,18 +180,10 @@ class ArenaTab:
     def _vote_updates(self, strings, arena_battle, is_recorded):
         n_sides = len(arena_battle.names)
         votable = is_recorded and arena_battle.votable
-        labels = {
-            **{
-                index: strings["vote_side"].format(side=html.SIDE_LETTERS[index])
-                for index in range(n_sides)
-            },
-            **({"tie": strings["vote_tie"]} if n_sides == 2 else {}),
-            "none": html.none_label(strings, n_sides),
-        }
         updates = {button: gr.update(visible=False) for button in self.vote_buttons.values()}
-        for vote, label in labels.items():
+        for vote in vote_choices(n_sides):
             updates[self.vote_buttons[vote]] = gr.update(
-                value=label,
+                value=html.vote_label(strings, vote, n_sides),
                 visible=votable,
                 variant="primary" if arena_battle.choice == vote else "secondary",
                 interactive=not arena_battle.vote_is_final,

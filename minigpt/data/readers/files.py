@@ -2,7 +2,7 @@
 
 for path in find_files("wiki,novel.txt.gz"):
     source = SourceFile(path)
-    for block in source.blocks():      # unpacked bytes, about BLOCK at a time
+    for block in source.blocks():      # unpacked bytes, about READ_SIZE at a time
         …
     print(source.size, source.sha256)  # of the file on the disk
 """
@@ -16,9 +16,10 @@ from pathlib import Path
 
 from minigpt.common.errors import UserError
 
-SUFFIXES = (".jsonl", ".json", ".txt")
+# How a file is read, by its suffix: "json" (a list or an object a line) or "prose".
+KINDS = {".jsonl": "json", ".json": "json", ".txt": "prose"}
 _WIKI_EXTRACTOR = re.compile(r"wiki_\d+")  # WikiExtractor --json: an object a line, no suffix
-BLOCK = 2**18  # bytes that are read at once: some 60 ms of work for the process that encodes them
+READ_SIZE = 2**18  # bytes per read: some 60 ms of work for the process that encodes them
 
 
 # -- find ------------------------------------------------------------------------------------------
@@ -35,18 +36,18 @@ def find_files(paths):
         paths = [part.strip() for part in paths.split(",") if part.strip()]
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
-    suffixes = ", ".join(SUFFIXES) + " (each also .gz)"
+    suffixes = ", ".join(KINDS) + " (each also .gz)"
     if not [path for path in paths if str(path)]:
         raise UserError(f"no input: give --input=PATH[,PATH…], files or folders with {suffixes}")
     files = {}
     for path in map(Path, paths):
         if path.is_dir():
-            found = [file for file in _walk(path) if file_type(file)]
+            found = [file for file in _walk(path) if file_kind(file)]
             if not found:
                 raise UserError(f"{path}: no file in this folder ends in {suffixes}")
         elif not path.exists():
             raise UserError(f"{path}: no such file or folder; expected either, with {suffixes}")
-        elif not file_type(path):
+        elif not file_kind(path):
             raise UserError(f"{path}: expected a name that ends in {suffixes}; rename the file")
         else:
             found = [path]
@@ -64,12 +65,21 @@ def _walk(folder):
         yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
 
 
-def file_type(path):
-    """Return "jsonl", "json" or "txt" by the file's name, or None."""
+def file_kind(path):
+    """Return the kind of a file (see KINDS) by its name, or None."""
     if _WIKI_EXTRACTOR.fullmatch(path.name):
-        return "jsonl"
-    suffix = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
-    return suffix.lower()[1:] if suffix.lower() in SUFFIXES else None
+        return "json"
+    return KINDS.get(without_gz(path).suffix.lower())
+
+
+def is_gzip(path):
+    """Return whether the name of a file ends in .gz, in upper or lower case."""
+    return path.suffix.lower() == ".gz"
+
+
+def without_gz(path):
+    """Return a path without the suffix .gz."""
+    return path.with_suffix("") if is_gzip(path) else path
 
 
 # -- open ------------------------------------------------------------------------------------------
@@ -89,9 +99,9 @@ class SourceFile:
         return self.path.as_posix()
 
     @property
-    def type(self):
-        """See file_type()."""
-        return file_type(self.path)
+    def kind(self):
+        """See file_kind()."""
+        return file_kind(self.path)
 
     @property
     def sha256(self):
@@ -106,13 +116,12 @@ class SourceFile:
         return data
 
     def blocks(self):
-        """Yield the unpacked bytes, about BLOCK at a time. UserError where the file cannot be read
-        or unpacked."""
-        packed = self.path.suffix.lower() == ".gz"
+        """Yield the unpacked bytes, about READ_SIZE at a time. UserError where the file cannot be
+        read or unpacked."""
         try:
             with open(self.path, "rb") as self._file:
-                file = gzip.GzipFile(fileobj=self, mode="rb") if packed else self
-                while block := file.read(BLOCK):
+                file = gzip.GzipFile(fileobj=self, mode="rb") if is_gzip(self.path) else self
+                while block := file.read(READ_SIZE):
                     yield block
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UserError(f"{self.name}: cannot be unpacked ({error}): copy it again") from None

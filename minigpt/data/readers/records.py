@@ -1,6 +1,6 @@
 """Text → records: UTF-8 bytes are cut into chunks, and chunks become records.
 
-    for chunk in cut_into_chunks(to_utf8(source.blocks()), source.name, source.type):
+    for chunk in cut_into_chunks(to_utf8(source.blocks()), source.name, source.kind):
         for line, record in records_in(chunk):   # record: a dict, or a Reject
             …
 
@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 from minigpt.common.errors import UserError
 from minigpt.common.json_text import MOST_DEPTH, is_deep, parse_json
+from minigpt.common.text import replace_lone_surrogates
 from minigpt.data.readers.encodings import Undecodable
-from minigpt.data.readers.files import BLOCK
+from minigpt.data.readers.files import READ_SIZE, without_gz
 from minigpt.data.readers.prose import ENTRY, last_break, split_prose
 
 LONGEST = 2**26  # bytes in a line or an item of a list; a longer one is no record but an error
@@ -56,16 +57,18 @@ class Chunk(NamedTuple):
 # -- a file as chunks ------------------------------------------------------------------------------
 
 
-def cut_into_chunks(text, name, type):
-    """Blocks of UTF-8 bytes of a file, as to_utf8() yields them → Chunks. type: see file_type()."""
+def cut_into_chunks(text, name, kind):
+    """Blocks of UTF-8 bytes of a file, as to_utf8() yields them → Chunks. kind: see file_kind()."""
     try:
         first = next(text, b"")
     except Undecodable as error:
         yield Chunk(name, "reject", 1, Reject(name, 1, str(error), error.beginning))
         return
     text = itertools.chain([first], text)
-    if type == "txt":
+    if kind == "prose":
         yield from _prose(name, text)
+    elif kind != "json":
+        raise ValueError(f"{name}: unknown kind {kind!r}")
     elif first.lstrip().startswith(b"["):  # a list, whatever the file's name is
         yield from _list_items(name, text)
     else:
@@ -125,7 +128,7 @@ def _list_items(name, blocks):
             size += end - at
             line += buffer.count("\n", at, end)
             at = end
-            if size >= BLOCK // 2:
+            if size >= READ_SIZE // 2:
                 yield Chunk(name, "items", items[0][0], items)
                 items, size = [], 0
         else:
@@ -159,7 +162,7 @@ def _prose(name, blocks):
     number, buffer = 1, b""
     for block in blocks:
         buffer += block
-        if len(buffer) < BLOCK:
+        if len(buffer) < READ_SIZE:
             continue
         start = max(0, len(buffer) - 8 * ENTRY)  # at least 2 × ENTRY characters
         while start < len(buffer) - 4 * ENTRY and buffer[start] & 0xC0 == 0x80:  # in a character
@@ -251,7 +254,7 @@ def _writable(value):
     """Return a value of JSON with U+FFFD in place of lone surrogates (a \\ud83d without its
     partner)."""
     if isinstance(value, str):
-        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return replace_lone_surrogates(value)
     if isinstance(value, list):
         return [_writable(item) for item in value]
     if isinstance(value, dict):
@@ -273,7 +276,7 @@ def _prose_records(chunk):
                 line = ""  # its line break stays, so that the numbers of other lines are right
             good.append(line)
         text = "\n".join(good)
-    title = Path(chunk.source.removesuffix(".gz")).stem
+    title = without_gz(Path(chunk.source)).stem
     line = chunk.line
     for start, end in split_prose(text):
         yield line, {"text": text[start:end], "title": title, "id": f"{title}:{line}"}
