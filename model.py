@@ -16,7 +16,6 @@ import torch
 import torch.nn as nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
 # Activation checkpointing: an MLP with this many hidden values or more recomputes its activations
@@ -185,10 +184,12 @@ def varlen_attention(q, k, v, cu_seqlens):
 
     q (B, nh, T, hs), k and v (B, n_kv, T, hs), cu_seqlens (n + 1,) int32 → (B, T, nh · hs).
     """
+    from torch.nn.attention import varlen  # here: it takes a second that no CPU run needs
+
     B, nh, T, hs = q.shape
     flat = [x.transpose(1, 2).flatten(0, 1).to(v.dtype) for x in (q, k, v)]  # (B · T, heads, hs)
     causal = dict(window_size=(-1, 0), enable_gqa=k.size(1) != nh)  # all earlier tokens, no later
-    return varlen_attn(*flat, cu_seqlens, cu_seqlens, T, T, **causal).reshape(B, T, nh * hs)
+    return varlen.varlen_attn(*flat, cu_seqlens, cu_seqlens, T, T, **causal).reshape(B, T, nh * hs)
 
 
 def has_varlen_attention(device, dtype, head_dim):

@@ -226,7 +226,7 @@ def test_varlen_attention_equals_masked_attention(model, is_start, seed):
     batch = Batch.of(x.numpy(), mask, isolated=True).padded(8, 8)
     masked = read_out(model, x, batch.segment_ids, batch.positions)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_module, "varlen_attn", varlen_reference)
+        patch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_reference)
         patch.setattr(model, "use_varlen_attention", True)
         # segment_ids are not read: here they would hide what the kernel does.
         fast = read_out(model, x, 0 * batch.segment_ids, batch.positions, batch.cu_seqlens)
@@ -235,7 +235,7 @@ def test_varlen_attention_equals_masked_attention(model, is_start, seed):
 
 def test_varlen_attention_is_not_used_where_it_cannot_be(tiny_model, monkeypatch):
     """The kernel has no dropout, and cannot read a cache; on this machine it does not run."""
-    monkeypatch.setattr(model_module, "varlen_attn", None)  # a call fails
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", None)  # a call fails
     model = tiny_model(dropout=0.5).train()
     model.use_varlen_attention = True
     x, cu_seqlens = torch.zeros(1, 16, dtype=torch.int64), torch.tensor([0, 16])
@@ -265,7 +265,7 @@ def missing(*words, **rest):
     [(varlen_reference, True), (not_causal, False), (loses_a_gradient, False), (missing, False)],
 )
 def test_the_self_test_of_varlen_attention(monkeypatch, kernel, agrees):
-    monkeypatch.setattr(model_module, "varlen_attn", kernel)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     assert varlen_attention_agrees("cpu", torch.float32, 8) == agrees
 
 
