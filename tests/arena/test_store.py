@@ -129,8 +129,8 @@ def test_a_vote_and_its_change(ledger):
     number = ledger.add_battle(battle(kind="open"))
     assert ledger.decided() == []
     for choice in (0, 1, "tie", "none", "none"):
-        told = ledger.vote(number, "v1", choice)
-        assert told.choice == choice and [each.model for each in told.sides] == ["a", "b"]
+        voted = ledger.vote(number, "v1", choice)
+        assert voted.choice == choice and [each.model for each in voted.sides] == ["a", "b"]
         assert ledger.decided() == [Decided(("a", "b"), choice)]
     ledger.add_battle(battle(voter="v2"))  # someone else's
     ledger.vote(number, "v1", 1)

@@ -141,7 +141,7 @@ def test_a_question_shows_the_beginning_of_a_text():
     assert TASK.question("one two three four five six") == "one two three four\nKind:"
 
 
-def test_an_answer_stands_behind_a_blank_only_in_running_text_that_has_blanks():
+def test_an_answer_follows_a_space_only_in_text_with_spaces():
     assert TASK.answer("art", "plain") == " art" and TASK.answer("art", "qa") == "art"
     assert TASK._replace(ask="类别：").answer("艺术", "plain") == "艺术"
 
