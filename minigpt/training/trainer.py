@@ -217,7 +217,7 @@ class Trainer:
         return self.state.forgetting > (self.settings.dpo_max_forgetting or math.inf)
 
     def early_stop(self):
-        """Why the run ends before its last step, a line for the screen; None if it goes on."""
+        """Why the run stops before its last step, one line to print; None if it continues."""
         if self._forgets_too_much:
             return (
                 f"perplexity over {self.settings.dpo_guard_dataset} is {self.state.forgetting:.3f} "

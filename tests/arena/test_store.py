@@ -54,7 +54,7 @@ def ledger(path):
 def test_a_saved_battle_is_read_back(ledger, path):
     saved = battle(side("a", "甲"), side("b", "乙", "timed out", "deadline"), side("a", ""))
     number = ledger.add_battle(saved)
-    other = Ledger(path)  # another connection: it stands in the file
+    other = Ledger(path)  # another connection: the vote is in the file
     (found,) = other.battles()
     other.close()
     assert found.id == number and found.time > 1.7e9 and found.choice is None

@@ -1,4 +1,4 @@
-"""Examples: read from files, drawn, answered, told apart."""
+"""Examples: read from files, drawn, answered, split into seen and held out."""
 
 import pytest
 from hypothesis import given

@@ -110,7 +110,7 @@ def test_a_run_may_be_writing_its_progress(written):
         ("火药如何制成？", "怎么 how"),
         ("长江有多长？", "多少 how many"),
         ("北京有多少人？", "多少 how many"),
-        ("《谁是最可爱的人》写于哪一年？", "何时 when"),  # 谁 stands in a name
+        ("《谁是最可爱的人》写于哪一年？", "何时 when"),  # 谁 is part of a name
         ("清朝何时灭亡？", "何时 when"),
         ("他出生在什么地方？", "哪里 where"),
         ("《红楼梦》作者是哪位？", "谁 who"),

@@ -224,7 +224,7 @@ def test_stopped_and_resumed_is_the_run_that_was_not(
 
 
 def test_stopped_before_the_first_step(tmp_path, train, monkeypatch, tiny, uninterrupted):
-    """A resume at step 0 goes on with the run; it does not throw it away."""
+    """A resume at step 0 continues the run; it does not discard it."""
     folder = tmp_path / "run"
     begin = Trainer.begin
 

@@ -57,7 +57,7 @@ def write(path, entries, facts=FACTS):
 
 
 def questions(path):
-    """Every question in the file, with how often it stands there."""
+    """Every question in the file, with the number of its occurrences."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return Counter(json.loads(line)["question"] for line in text.split("\n") if line)
 
@@ -118,7 +118,7 @@ def test_hashes_tell_apart():
     assert generation_hash({"a": 1}) != generation_hash({"a": 2})
 
 
-# -- going on --------------------------------------------------------------------------------------
+# -- resuming --------------------------------------------------------------------------------------
 
 
 def test_what_is_finished_is_known_again(path):
@@ -152,7 +152,7 @@ def test_the_first_generation_resumes(path):
     assert write(path, ENTRIES).earlier == 0
     assert questions(path) == wanted([*ENTRIES, ENTRIES[0]])
     progress = lines(beside(path)[0])
-    assert sum("entry" not in line for line in progress) == 2  # each generation is told once
+    assert sum("entry" not in line for line in progress) == 2  # one line per generation
 
 
 def steps(path, entries):
@@ -386,7 +386,7 @@ def test_two_names_of_one_file(path, tmp_path, kind):
     assert second.returncode == 1 and "another run is writing it" in second.stderr
     log.close()
     assert list(other.parent.iterdir()) == [other]
-    if kind == "symbolic link":  # goes on where the other name stopped
+    if kind == "symbolic link":  # resumes the file of the other name
         assert len(PairsLog(other, FACTS)) == 1
         assert beside(other) == beside(path)
 
