@@ -459,7 +459,7 @@ def test_grounding_is_a_knob():
     assert broken("怎样？", INVENTED.splitlines()[0], rules=Rules(n_min=1, grounding=0.1)) == []
 
 
-# -- feedback to the model ------------------------------------------------------------------------
+# -- feedback to the model -------------------------------------------------------------------------
 
 
 def test_feedback_says_what_was_wrong():
