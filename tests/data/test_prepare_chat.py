@@ -563,5 +563,5 @@ def test_a_different_block_size_for_evaluation_is_reported(make, tmp_path, byte_
     path = write_jsonl(tmp_path / "chat.jsonl", TALKS)
     short, long = make(CHAT, path, "pad")[2], make(CHAT, path, "concat", 128)[2]
     words = [f"--tokenizer={byte_tokenizer.name}", f"--out_dir={tmp_path / 'run'}"]
-    with pytest.raises(UserError, match=r"val\.bin: blocks of 128 tokens, the run wants 64"):
+    with pytest.raises(UserError, match=r"val\.bin: blocks of 128 tokens, the run expects 64"):
         train(*words, f"--dataset={short}", f"--val_dataset={long}")

@@ -569,7 +569,7 @@ def test_without_a_limit_it_only_measures(tmp_path, train, flags, guard_folder):
     ("words", "message"),
     [
         (["--init_from=scratch"], "init_from=scratch: expected the folder of a run that answers"),
-        (["--stage=lm"], "holds preferences, for --stage=dpo"),
+        (["--stage=lm"], "holds preferences, only for --stage=dpo"),
         (["--dpo_beta=0"], "expected more than 0"),
         (["--dpo_max_forgetting=1"], "expected more than 1, or none"),
     ],
