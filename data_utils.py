@@ -21,7 +21,7 @@ from minigpt.common.files import read_json, read_unchanged, set_aside
 from minigpt.common.types import typed
 from minigpt.data.block_format import FORMAT, IS_START, TARGET
 
-# What meta.json must hold for the blocks to be read.
+# The required fields of meta.json.
 FACTS = dict(
     tokenizer=str,
     tokenizer_hash=str,
@@ -33,18 +33,19 @@ FACTS = dict(
     counts=dict,
 )
 MORE_FACTS = dict(kind=str, command=str)
-COUNTS = dict(blocks=int, targets=int)  # of each split
+COUNTS = dict(blocks=int, targets=int)  # per split
 
 
 def read_meta(folder, make="python data/prepare.py --input=PATH"):
-    """meta.json of a dataset folder as a dict; UserError that says how to make it (`make`)."""
+    """meta.json of a dataset folder as a dict. UserError if it is missing or wrong; `make` is the
+    command that writes it."""
     path = Path(folder) / "meta.json"
     read = lambda: _read_meta(path, folder, make)  # noqa: E731
     return read_unchanged(read, [path], lambda: _pending(Path(folder), make))
 
 
 def _pending(folder, make):
-    """Why `folder` is missing at the moment, where a new one is taking its place; else None."""
+    """An error line if `folder` is missing because its replacement was interrupted; else None."""
     old = set_aside(folder.resolve())
     if folder.exists() or not old.exists():
         return None
@@ -76,7 +77,7 @@ def _read_meta(path, folder, make):
 
 
 def _meta_problems(meta, path):
-    """What is wrong with the values of meta.json, a line each."""
+    """An error line for each bad value in meta.json."""
     _, problems = typed(meta, FACTS | MORE_FACTS, path)
     for split in ("train", "val") if not problems else ():
         counts = meta["counts"].get(split)
@@ -99,13 +100,13 @@ class Blocks:
     """One split of a dataset, memory-mapped and checked.
 
     tokens: (n_blocks, block_size) token ids;  mask: the same shape, bits TARGET and IS_START.
-    isolate: keep the segments of a block apart in the layout concat; false: a row is one segment.
-    Raises UserError where the files contradict meta.json, the tokenizer or the block size wanted,
-    where they hold another kind of data, and for isolate=False where nothing is to be kept apart.
+    isolate: separate the segments of a block in the layout concat; false: a row is one segment.
+    UserError if the files contradict meta.json, the tokenizer or the requested block size, if they
+    hold another kind of data, or if isolate=False and the layout has no segments to separate.
     """
 
-    kind = "blocks"  # as meta.json has it; where it names none, this
-    unit = "blocks"  # what train.py calls what it draws
+    kind = "blocks"  # the field of meta.json, and its default
+    unit = "blocks"  # the name of the examples in train.py's messages
 
     def __init__(self, folder, split, tokenizer=None, block_size=None, isolate=True):
         self.folder, self.split = Path(folder), split
@@ -114,7 +115,7 @@ class Blocks:
         self._check(tokenizer, block_size, isolate)
 
     def _open(self):
-        """(meta, tokens, mask) as the folder has them."""
+        """(meta, tokens, mask) of the folder."""
         meta = read_meta(self.folder)
         if meta.get("kind", Blocks.kind) != self.kind:
             raise self.of_another_kind(meta)
@@ -134,15 +135,15 @@ class Blocks:
             )
         if block_size is not None and meta["block_size"] != block_size:
             raise UserError(
-                f"{name}: blocks of {meta['block_size']} tokens, the run wants {block_size}; "
-                f"prepare the data with --block_size={block_size}, or, where the run starts from "
-                f"no other, train with --block_size={meta['block_size']}"
+                f"{name}: blocks of {meta['block_size']} tokens, the run expects {block_size}; "
+                f"prepare the data with --block_size={block_size}, or, if the run starts from "
+                f"scratch, train with --block_size={meta['block_size']}"
             )
         self.block_size = meta["block_size"]
         if not isolate and meta["layout"] != "concat":
             raise UserError(
-                f"isolate=false: {name} has the layout {meta['layout']}, which keeps nothing "
-                f"apart; prepare the data with --layout=concat, or leave isolate at true"
+                f"isolate=false: {name} has the layout {meta['layout']}, which has no "
+                f"segments; prepare the data with --layout=concat, or leave isolate at true"
             )
         self.isolated = isolate and meta["layout"] == "concat"  # several segments in a block
         highest = max(int(part.max()) for part in np.array_split(self.tokens, _parts(self.tokens)))
@@ -162,24 +163,24 @@ class Blocks:
         size, block = path.stat().st_size, meta["block_size"] * dtype.itemsize
         if size % block:
             raise UserError(
-                f"{path}: {size} bytes is no multiple of {block} (block_size {meta['block_size']}, "
-                f"{dtype.name}): torn or of another block_size; {again}"
+                f"{path}: {size} bytes is not a multiple of {block} (block_size "
+                f"{meta['block_size']}, {dtype.name}): truncated or another block_size; {again}"
             )
         if size == 0:
             raise UserError(f"{path}: no blocks; {again}")
         n_blocks = meta["counts"][self.split]["blocks"]
         if size != n_blocks * block:
             raise UserError(
-                f"{path}: {size // block} blocks, but meta.json counts {n_blocks}: of two runs, or "
-                f"torn; {again}"
+                f"{path}: {size // block} blocks, but meta.json has {n_blocks}: truncated, or "
+                f"files of two runs; {again}"
             )
         return np.memmap(path, dtype, "r").reshape(-1, meta["block_size"])
 
     def of_another_kind(self, meta):
-        """The UserError for a folder that holds other data than these."""
+        """The UserError for a folder with another kind of data."""
         return UserError(
-            f"{self.folder}: holds {meta.get('kind', Blocks.kind)}, for --stage=dpo of train.py "
-            f"alone; give --dataset= a folder of data/prepare.py or data/prepare_sft.py"
+            f"{self.folder}: holds {meta.get('kind', Blocks.kind)}, only for --stage=dpo of "
+            f"train.py; give --dataset= a folder of data/prepare.py or data/prepare_sft.py"
         )
 
     def __len__(self):
@@ -187,7 +188,7 @@ class Blocks:
 
     @property
     def tokens_per_block(self):
-        """How many tokens the model reads for one of them."""
+        """The number of tokens of a block that the model reads."""
         return self.block_size
 
     def batch(self, rows):

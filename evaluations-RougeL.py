@@ -69,7 +69,7 @@ def main():
     try:
         known = membership(examples, trained.meta["dataset"], tokenizer, prompt_format)
     except UserError as error:
-        print(f"training and held-out examples cannot be told apart: {error}")
+        print(f"training and held-out examples cannot be distinguished: {error}")
         known = [OTHER] * len(examples)
 
     engine = Engine(trained.model, tokenizer.n_vocab, settings.batch_size)

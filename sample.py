@@ -150,7 +150,7 @@ class Writer:
             self.warned = True
             print(
                 f"note: the text outgrew the {size} tokens that this model sees: whenever they are "
-                f"full, it goes on with the last {size // 2} in view",
+                f"full, only the last {size // 2} are kept",
                 file=sys.stderr,
             )
 

@@ -148,7 +148,7 @@ def run_script():
 
 @pytest.fixture
 def no_proxy(monkeypatch):
-    """No proxy stands between a test's client and its server."""
+    """No proxy between a test's client and its server."""
     for name in list(os.environ):
         if name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)

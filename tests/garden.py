@@ -34,7 +34,7 @@ def title_in(messages):
 
 
 def pairs_in(messages):
-    """Three good pairs about the entry whose text stands in a conversation."""
+    """Three good pairs about the entry whose text is in the conversation."""
     text = "".join(message["content"] for message in messages)
     name, place, goods, person = _TEXT.search(text).groups()
     return [

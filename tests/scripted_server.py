@@ -1,4 +1,4 @@
-"""A server of OpenAI's API that answers as it is told, on a real socket, for tests of its clients.
+"""A server of OpenAI's API that answers by a script, on a real socket, for tests of its clients.
 
     def answer(asked):                        # an Asked: what came, and the how-manieth it is
         if asked.number % 5 == 0:

@@ -182,7 +182,7 @@ def test_commas_and_repeated_flags_are_alike(groups):
     assert several(*(f"--servers={','.join(group)}" for group in groups)) == together
 
 
-def test_a_knob_with_several_values_is_told_and_checked(recipe, capsys):
+def test_a_setting_with_several_values_is_printed_and_checked(recipe, capsys):
     settings = resolve("--servers=a", "--servers=b", own=Several)
     assert "servers = 'a,b'" in settings.describe() and "(--servers)" in settings.describe()
     (line,) = mistakes(recipe("servers = 3\n"), own=Several)
@@ -260,7 +260,7 @@ def test_every_setting_of_every_script_has_a_comment():
 # -- mistakes --------------------------------------------------------------------------------------
 
 
-def test_values_that_are_too_small_are_told_together():
+def test_values_that_are_too_small_are_reported_together():
     class Bounds:
         limit: int | None = None  # of them
         size: int = 3  # of one

@@ -172,7 +172,7 @@ def dataset(tmp_path, write_blocks, byte_tokenizer):
     return write_blocks(tmp_path / "blocks", byte_tokenizer, (tokens, mask), one)
 
 
-def complaint(dataset, split="train", tokenizer=None, block_size=None):
+def error_of(dataset, split="train", tokenizer=None, block_size=None):
     with pytest.raises(UserError) as caught:
         Blocks(dataset, split, tokenizer, block_size)
     assert "\n" not in str(caught.value)
@@ -219,7 +219,7 @@ def test_wider_ids(dataset):
 
 
 def test_nothing_there_says_what_to_run(tmp_path):
-    text = complaint(tmp_path / "nowhere")
+    text = error_of(tmp_path / "nowhere")
     assert "nowhere" in text and "data/prepare.py" in text and "--dataset=" in text
     with pytest.raises(UserError, match=r"python data/prepare_sft\.py --dataset="):
         read_meta(tmp_path, "python data/prepare_sft.py")
@@ -228,58 +228,58 @@ def test_nothing_there_says_what_to_run(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", '"x"', "{}", '{"format": 1}', "\ufeff"])
 def test_a_broken_meta_json(dataset, text):
     (dataset / "meta.json").write_text(text, encoding="utf-8")
-    assert "meta.json" in complaint(dataset) and "run again" in complaint(dataset)
+    assert "meta.json" in error_of(dataset) and "run again" in error_of(dataset)
 
 
 def test_another_format(dataset):
     change_meta(dataset, format=99)
-    text = complaint(dataset)
+    text = error_of(dataset)
     assert "format 99" in text and "reads 1" in text and MAKE in text
 
 
 def test_another_tokenizer(dataset, byte_tokenizer):
     change_meta(dataset, tokenizer="other", tokenizer_hash="0123456789abcdef")
-    text = complaint(dataset, tokenizer=byte_tokenizer)
+    text = error_of(dataset, tokenizer=byte_tokenizer)
     for words in ("other", "0123456789abcdef", byte_tokenizer.hash, "--tokenizer=other"):
         assert words in text
     assert f"--tokenizer={byte_tokenizer.name}" in text
 
 
 def test_another_block_size(dataset):
-    text = complaint(dataset, block_size=16)
+    text = error_of(dataset, block_size=16)
     assert "8" in text and "--block_size=16" in text and "--block_size=8" in text
 
 
 @pytest.mark.parametrize("name", ["train.bin", "train.mask"])
 def test_a_missing_file(dataset, name):
     (dataset / name).unlink()
-    text = complaint(dataset)
+    text = error_of(dataset)
     assert name in text and "missing" in text and MAKE in text
-    Blocks(dataset, "val")  # the other split is whole
+    Blocks(dataset, "val")  # the other split is complete
 
 
 @pytest.mark.parametrize(("name", "row"), [("train.bin", 16), ("train.mask", 8)])
-def test_a_torn_file(dataset, name, row):
+def test_a_truncated_file(dataset, name, row):
     data = (dataset / name).read_bytes()
     (dataset / name).write_bytes(data[:-3])
-    text = complaint(dataset)
+    text = error_of(dataset)
     assert name in text and f"{len(data) - 3} bytes" in text and f"multiple of {row}" in text
     assert MAKE in text
-    (dataset / name).write_bytes(data[:-row])  # a row short: whole rows, but not as many
-    text = complaint(dataset)
-    assert name in text and "2 blocks" in text and "counts 3" in text and MAKE in text
+    (dataset / name).write_bytes(data[:-row])  # one row fewer than meta.json has
+    text = error_of(dataset)
+    assert name in text and "2 blocks" in text and "meta.json has 3" in text and MAKE in text
 
 
 def test_no_blocks(dataset):
     for name in ("val.bin", "val.mask"):
         (dataset / name).write_bytes(b"")
-    text = complaint(dataset, "val")
+    text = error_of(dataset, "val")
     assert "val.bin" in text and "no blocks" in text and MAKE in text
 
 
 def test_ids_outside_the_vocabulary(dataset):
     change_meta(dataset, n_vocab=23)
-    text = complaint(dataset)
+    text = error_of(dataset)
     assert "token id 23" in text and "ends at 22" in text and MAKE in text
     change_meta(dataset, n_vocab=24)
     Blocks(dataset, "train")

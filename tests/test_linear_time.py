@@ -50,7 +50,7 @@ from minigpt.tokenizer.normalization import normalize
 from minigpt.tokenizer.tokenizer import PATTERNS, SPECIAL_NAMES, Tokenizer, load_tokenizer
 
 LINEAR = 3.2  # the most by which twice the input may take longer
-LEAST_SECONDS = 0.004  # a shorter time is not told from the clock's noise …
+LEAST_SECONDS = 0.004  # a shorter time is within the clock's noise …
 MOST_SECONDS = 1.0  # … and an input that takes longer is not made longer
 
 

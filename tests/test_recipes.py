@@ -117,7 +117,7 @@ def test_the_novels_pairs_are_whole_and_different():
     assert all(list(record) == ["question", "answer", "id"] for record in records)
 
 
-def test_what_the_novels_pairs_quote_stands_in_the_novel(shared_data):
+def test_the_quotes_in_the_novels_pairs_are_in_the_novel(shared_data):
     def bare(text):
         return re.sub(r"[\W_]", "", text)
 

@@ -1,15 +1,15 @@
-"""Cleaning: what Chinese wiki dumps leave in a text that nobody should learn to write.
+"""Text cleaning: removes the leftovers of markup and templates in Chinese wiki dumps.
 
     clean("战国无双3\\n\\n《战国无双3》（）是由光荣开发的\\n第三续作。", title="战国无双3")
     → "《战国无双3》是由光荣开发的第三续作。"
 
-A rule a line, each with the example it exists for (the tests hold every rule to its example). The
-rules run over and over until none changes anything, for what one removes may leave work for
-another: `（《》）` → `（）` → nothing. So cleaning what is clean changes nothing.
+One rule per line, each with its example (the tests check every rule against its example). The
+rules run repeatedly until none changes the text, because one rule can enable another:
+`（《》）` → `（）` → nothing. So cleaning is idempotent.
 
-The time is linear in the text: each rule is, and they run a bounded number of times. What is nested
-so deeply that this is not enough is no page but vandalism: brackets, comments and entities are then
-resolved at any depth in one go, and of what is left the marks are dropped.
+The time is linear in the text: each rule is linear, and the number of passes is bounded. Deeper
+nesting is vandalism, not an article. Then brackets, comments and entities are resolved at any depth
+in one pass, and the remaining marks are dropped.
 """
 
 import html
@@ -19,11 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-# What stands between words that are gone, and what more makes a bracket empty. Quotes are empty
-# with separators only, for speech may be a mark alone: “……”, 「？！」.
+# Separators between removed words, and further punctuation of an empty bracket. A quote is empty
+# with separators only, because speech can be punctuation alone: “……”, 「？！」.
 S = r"\s，、；：。．·,;:.\-–/"
 P = S + r"—…～~！？!?|*_=+"
-# Names and attributes are spelled out: `vector<int>`, `a<b and c>d` and `“<cls>”` are text.
+# Only known tag names and valid attributes: `vector<int>`, `a<b and c>d` and `“<cls>”` are text.
 BLOCK = "br|p|div|li|tr|hr|h[1-6]|table|ul|ol|dl|dd|dt|blockquote|center|gallery|poem|timeline"
 INLINE = (
     "span|ref|references|small|big|sub|sup|b|i|u|s|a|q|em|strong|del|ins|tt|code|pre|math|font|"
@@ -37,17 +37,17 @@ BREAK = r"\r\v\f\x1c-\x1e\x85\u2028\u2029"  # line breaks other than \n
 BLANK = r" \t\xa0\u3000"
 LABEL = "[\u4e00-\u9fff]{1,6}[语語文名音写寫称稱][：:]"
 
-# -- replacements that are more than a string ------------------------------------------------------
+# -- replacement functions -------------------------------------------------------------------------
 
-_SIMPLIFIED = ("zh-hans", "zh-cn", "zh-sg", "zh-my", "zh")  # the first of these that is there
+_SIMPLIFIED = ("zh-hans", "zh-cn", "zh-sg", "zh-my", "zh")  # the first available one is used
 _NEXT_FORM = re.compile(r"[;；](?=(?:[^;；:：]*=>)?\s*zh(?:-\w+)?\s*[:：])", re.IGNORECASE)
 _FORM = re.compile(r"(?:[^;；:：]*=>)?\s*(zh(?:-\w+)?)\s*[:：](.*)", re.IGNORECASE | re.DOTALL)
 _FLAGS = re.compile(r"([A-Za-z;\s-]{0,40})\|(.*)", re.DOTALL)
-_SILENT = {"H", "T", "-"}  # a rule for the rest of the page, its title: nothing is shown here
+_SILENT = {"H", "T", "-"}  # a rule for the rest of the page, or its title: shows nothing here
 
 
 def _simplified(match):
-    """What a reader of simplified Chinese sees of -{ … }-."""
+    """The simplified Chinese form of -{ … }-."""
     body = match[1]
     if flags := _FLAGS.fullmatch(body.lstrip()):
         if _SILENT & {flag.strip().upper() for flag in flags[1].split(";")}:
@@ -69,7 +69,7 @@ _BEGINS_WORD = re.compile(r"[0-9A-Za-z\u00c0-\u04ff(\[$]")
 
 
 def _joint(match):
-    """What a line break was: a space between words of a script that has spaces, else nothing."""
+    """The replacement of a line break: a space between words of a script with spaces, else ""."""
     text, start, end = match.string, match.start(), match.end()
     spaced = start and _ENDS_WORD.match(text, start - 1) and _BEGINS_WORD.match(text, end)
     return " " if spaced else ""
@@ -79,10 +79,10 @@ def _joint(match):
 
 
 class Rule(NamedTuple):
-    """`example` ("before → after") says why; `pattern` is replaced by `replacement`.
+    """`pattern` is replaced by `replacement`; `example` ("before → after") shows the reason.
 
-    needs: strings of which one stands in every text to which the rule can apply, HIDDEN for any
-    character but \\n that does not print. Looking for them is many times faster than a pattern.
+    needs: substrings, one of which is in every text that the rule can match; HIDDEN: any
+    non-printable character except \\n. A substring search is many times faster than a pattern.
     """
 
     example: str
@@ -96,19 +96,19 @@ INDENTED = (" \n", "\t\n", "\xa0\n", "\u3000\n")
 DANGLING = ("，）", "、）", "；）", "：）")
 
 RULES = (
-    # entities first: what they hide may be a tag
+    # entities first: they may encode a tag
     Rule("列夫&middot;托尔斯泰 → 列夫·托尔斯泰", rf"&(?:{ENTITY});", ("&",), _character),
     Rule("-{zh-hant:吋;zh-hans:寸}- → 寸", r"-\{((?:(?!-\{|\}-).)*)\}-", ("-{",), _simplified),
     Rule("人口<!-- 2010 -->五万 → 人口五万", r"<!--(?:(?!<!--).)*?-->", ("<!--",)),
     Rule("甲<br />乙<div class=x> → 甲乙", rf"</?(?:{BLOCK}){ATTRIBUTES}>", ("<",), "\n"),
     Rule("H<sub>2</sub>O<ref name=x> → H2O", rf"</?(?:{INLINE}){ATTRIBUTES}>", ("<",)),
-    # characters that nobody sees, line breaks, blanks
+    # invisible characters, line breaks, spaces
     Rule("非石油及\u200b\u200b天然气 → 非石油及天然气", f"[{INVISIBLE}]+", (HIDDEN,)),
     Rule("甲\u2028乙\r丙 → 甲乙丙", f"[{BREAK}]+", (HIDDEN,), "\n"),
     Rule("位于 \u3000埼玉县 → 位于 埼玉县", f"[{BLANK}]{{2,}}", ("  ", HIDDEN), " "),
     Rule("甲\u3000\n乙 → 甲乙", rf"[{BLANK}]\n", INDENTED, "\n"),
     Rule("to be\nor\n\n甲。\n　　乙 → to be or甲。乙", r"\n\s*", ("\n",), _joint),
-    # the label of a foreign name that was a template
+    # the label of a foreign name whose template was removed
     Rule("谢尔（法语：） → 谢尔", f"（{LABEL}(?=[，；、）)])", ("（",), "（"),
     Rule("谢尔（Aa，法语：） → 谢尔（Aa）", f"[，；、]{LABEL}(?=[）)])", ("：）",)),
     # brackets that hold only punctuation or spaces
@@ -125,7 +125,7 @@ RULES = (
     Rule("又称‘’ → 又称", f"‘[{S}]*’", ("‘",)),
     Rule("参见「」條目，說「？」 → 参见條目，說「？」", f"「[{S}]*」", ("「",)),
     Rule("參見『 』 → 參見", f"『[{S}]*』", ("『",)),
-    # what such a template leaves in a bracket that is not empty
+    # leftovers of such a template in a bracket that is not empty
     Rule("十一管（，简称XI） → 十一管（简称XI）", r"（[，、；：]+\s*", ("（",), "（"),
     Rule("十一管(，简称XI) → 十一管(简称XI)", r"\([，、；：]+\s*", ("(",), "("),
     Rule("尚恩（Shane，） → 尚恩（Shane）", "(?<![，、；：])[，、；：]+）", DANGLING, "）"),
@@ -133,13 +133,13 @@ RULES = (
 _STEPS = [(r.needs, re.compile(r.pattern, re.DOTALL).sub, r.replacement) for r in RULES]
 
 
-PASSES = 16  # of all rules; a page needs three or four
+PASSES = 16  # over all rules; an article needs three or four
 
 
 def clean(text, title=""):
-    """`text` without title line, line breaks and leftovers; "" when nothing is left.
+    """`text` without title line, line breaks and leftovers; may be "".
 
-    The title line is the first line, where it equals `title` and a blank line follows.
+    The title line is the first line, if it equals `title` and a blank line follows.
     """
     text = _without_title(text, title)
     for flatten in (None, _without_nesting, _without_marks):
@@ -153,7 +153,7 @@ def clean(text, title=""):
 
 
 def _pass(text):
-    """Every rule once."""
+    """One pass over all rules."""
     hidden = not text.replace("\n", "").isprintable()
     for needs, substitute, replacement in _STEPS:
         for part in needs:
@@ -163,7 +163,7 @@ def _pass(text):
     return text.strip()
 
 
-# -- what is nested too deeply for the rules -------------------------------------------------------
+# -- nesting too deep for the rules ----------------------------------------------------------------
 
 _CLOSES = {
     **{"（": "）)", "(": "）)", "《": "》", "〈": "〉", "【": "】", "〔": "〕", "［": "］"},
@@ -178,14 +178,13 @@ _ESCAPED = re.compile(rf"&(?:(?:amp|#0{{0,5}}38|#[xX]0{{0,4}}26);)+(?=(?:{ENTITY
 
 
 def _without_nesting(text):
-    """`text` without comments and without brackets that hold nothing but brackets, punctuation and
-    blanks, however deeply they are nested; entities that were escaped again and again are escaped
-    once."""
+    """`text` without comments, and without brackets that hold only brackets, punctuation and
+    spaces, at any depth. Entities that were escaped several times become escaped once."""
     return _without_empty_brackets(_without_comments(_ESCAPED.sub("&", text)))
 
 
 def _without_comments(text):
-    kept, opened = [], []  # opened: where in `kept` a comment begins
+    kept, opened = [], []  # opened: the indices in `kept` of open comments
     for part in _COMMENT.split(text):
         kept.append(part)
         if part == "<!--":
@@ -197,8 +196,8 @@ def _without_comments(text):
 
 def _without_empty_brackets(text):
     kept = []
-    opened = []  # where in `kept` each bracket begins that is empty so far
-    quotes = []  # where in `opened` those of them are that are quotes
+    opened = []  # the indices in `kept` of open brackets that are empty so far
+    quotes = []  # the indices in `opened` of the quotes among them
     for part in _PARTS.findall(text):
         if part in _CLOSES:
             if part in _QUOTES:
@@ -214,7 +213,7 @@ def _without_empty_brackets(text):
                 opened.clear()
                 quotes.clear()
             elif quotes and not _SEPARATORS.match(part):
-                # Such a quote is not empty, nor is what holds it.
+                # This quote is not empty, nor are the brackets around it.
                 del opened[: quotes[-1] + 1]
                 quotes.clear()
             kept.append(part)
@@ -222,7 +221,7 @@ def _without_empty_brackets(text):
 
 
 def _without_marks(text):
-    """`text` without all characters with which a leftover that can hold another one begins."""
+    """`text` without the opening characters of all leftovers that can be nested."""
     return re.sub(rf"-\{{|\}}-|[&<>{_MARKS}]", "", text)
 
 
@@ -237,16 +236,16 @@ def _without_title(text, title):
 
 # -- many texts at once ----------------------------------------------------------------------------
 
-# Most texts of a good corpus need no cleaning, and to try every rule on each text takes half as
-# long as its encoding. So all texts are searched at once, as one array of UTF-16 codes: a text is
-# passed to clean() only if it has a character with which a rule may begin.
-_EDGE = "\uffff"  # no character: separates the texts
-_ALONE, _OPEN, _LEFT, _SPACE = 1, 2, 8, 32  # what may begin a leftover …
-_SECOND = 1  # … but the last three only with their second character: the bit above theirs
+# Most texts of a good corpus need no cleaning, but running every rule on each text takes half as
+# long as tokenizing it. So one array of UTF-16 codes holds all texts for one search: only texts
+# with a character at which a match can start are passed to clean().
+_EDGE = "\uffff"  # a noncharacter: separates the texts
+_ALONE, _OPEN, _LEFT, _SPACE = 1, 2, 8, 32  # a possible start of a leftover …
+_SECOND = 1  # … the last three only before their second character, which has the next bit
 
 
 def _classes():
-    """(65536,) uint8: the bits of every UTF-16 code."""
+    """(65536,) uint8: the bits of each UTF-16 code."""
     table = np.zeros(2**16, np.uint8)
     every = "".join(map(chr, range(0xD800))) + "".join(map(chr, range(0xE000, 2**16)))
     for pattern, bits in (
@@ -265,7 +264,7 @@ _CLASSES = _classes()
 
 
 def clean_all(texts, titles):
-    """[clean(text, title) for …], several times as fast where little is to be done."""
+    """[clean(text, title) for …], several times faster if few texts need cleaning."""
     texts = [_without_title(*pair) for pair in zip(texts, titles, strict=True)]
     joined = _EDGE + "".join([text + _EDGE for text in texts])
     codes = np.frombuffer(joined.encode("utf-16-le", "surrogatepass"), "<u2")
@@ -275,7 +274,7 @@ def clean_all(texts, titles):
     bits = _CLASSES[codes]
     first, second = bits[:-1], bits[1:]
     begins = first & _ALONE | (first & (_OPEN | _LEFT | _SPACE)) << _SECOND & second
-    places = np.flatnonzero(begins != 0)  # of bools, which is several times as fast
+    places = np.flatnonzero(begins != 0)  # bools: several times faster
     for i in set((edges.searchsorted(places, side="right") - 1).tolist()):
         texts[i] = clean(texts[i])
     return texts

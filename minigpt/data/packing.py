@@ -190,7 +190,7 @@ class SplitWriter:
         whole = len(tokens) // self.block_size * self.block_size
         self._rest = tokens[whole:], mask[whole:]
         mask = mask[:whole].reshape(-1, self.block_size)
-        mask[:, 0] = IS_START  # nothing stands before it in its row: it cannot be learned
+        mask[:, 0] = IS_START  # the first token of a row has no context: no target
         self._write(tokens[:whole].reshape(-1, self.block_size), mask)
 
     def _write(self, tokens, mask):

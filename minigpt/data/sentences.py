@@ -160,8 +160,8 @@ class _LongText:
             return array("I"), 0
         if count := self._tokens_before_seam(start):
             return array("I"), count
-        # A seam behind the longest stretch is of no use, and seeking it would take as long as the
-        # text. One character more, for what a seam stands before.
+        # A seam after the longest stretch is of no use, and a search for it would scan the whole
+        # text. One more character, because a seam's pattern may look ahead.
         end = self._reach(start, self._most) + 1
         for match in self._seam.finditer(self._text, start, end):
             count = self._tokens_before(match.end())

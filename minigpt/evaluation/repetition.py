@@ -155,8 +155,8 @@ class Cell(NamedTuple):
         return self.temperature > 0
 
     def canonical(self):
-        """The Cell that stands for all cells with the same texts: beam search and temperature 0 do
-        not use top_p and top_k."""
+        """The representative of all cells with the same texts: beam search and temperature 0 ignore
+        top_p and top_k."""
         if self.num_beams > 1 or self.temperature == 0:
             return self._replace(temperature=0.0, top_p=1.0, top_k=0)
         return self

@@ -8,7 +8,7 @@ tokenizer. Requests join and leave between steps (continuous batching).
     tickets = engine.generate([Request(…), Request(…)])     # .ids, .finish_reason of each
 
 A text may outgrow block_size: then the last half block is prefilled again as the new context, and
-generation goes on. The rule is the same with and without a cache (window_start). A request with
+generation continues. The rule is the same with and without a cache (window_start). A request with
 num_beams above 1 is a beam search: it takes num_beams slots, and its text is complete at once, when
 the search ends.
 """

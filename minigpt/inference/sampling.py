@@ -74,8 +74,8 @@ def _draw(logits, requests, generators, top_k, has_top_p):
     if any(request.min_p > 0 for request in requests):
         lowest = _column([r.min_p for r in requests], logits) * probs.amax(-1, keepdim=True)
         probs = probs * (probs >= lowest)
-    # The largest of p / Exponential(1) is a draw from p; torch.multinomial does the same. The noise
-    # comes from each row's own generator, on the CPU: the same seed draws the same on any device.
+    # The largest of p / Exponential(1) is a draw from p; torch.multinomial does the same. Each
+    # row draws its noise with its own CPU generator: a seed gives the same tokens on any device.
     noise = [torch.empty(probs.size(1)).exponential_(1, generator=g) for g in generators]
     drawn = (probs / torch.stack(noise).to(probs.device)).argmax(-1, keepdim=True)  # (R, 1)
     return (drawn if ids is None else ids.gather(1, drawn)).squeeze(1)

@@ -1,12 +1,12 @@
-"""Models of Hugging Face as ours: GPT-2 of any size, and Qwen3 (dense).
+"""Import of Hugging Face models: GPT-2 of any size, and Qwen3 (dense).
 
     parent = load("hf:gpt2")                      # or "hf:FOLDER": what train.py starts from
     model = from_hf(config, tensors)              # config.json as a dict, {tensor name: tensor}
-    config, tensors = to_hf(model)                # and back
+    config, tensors = to_hf(model)                # the reverse
 
 Weights are safetensors, in one file or several with an index; bfloat16 and float16 become float32.
-The vocabulary is the source's own (minigpt/tokenizer/huggingface.py). Special ids that it lacks
-(padding, the answer mark, perhaps the chat marks) get ids behind its last one, and a row each.
+The vocabulary is the source's own (minigpt/tokenizer/huggingface.py). Missing special
+tokens (padding, the answer mark, chat marks) get ids after its last one, and an embedding row each.
 """
 
 import re
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from minigpt.common.errors import UserError
 from minigpt.interop.hf_weights import GPT2_NAMES, QWEN3_NAMES, SHAPES, to_hf
 from minigpt.models.checkpoint import Checkpoint
-from minigpt.models.shapes import few, model_config, of_model, read_shapes, size_problems
+from minigpt.models.shapes import few, model_config, model_shapes, read_shapes, size_problems
 from minigpt.tokenizer.huggingface import (
     PREFIX,
     TOKENIZER_FILES,
@@ -36,22 +36,22 @@ __all__ = ["PREFIX", "from_hf", "load", "to_hf"]
 
 INDEX = "model.safetensors.index.json"
 WEIGHT_FILES = ("config.json", INDEX, "model.safetensors", "model-*-of-*.safetensors")
-# In a file beside the weights, and no weights: causal masks, rotary frequencies.
+# Tensors in the files that are not weights: causal masks, rotary frequencies.
 _BUFFERS = re.compile(r"(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)$")
 
 
 def load(source, block_size=None):
-    """The model that `source` ("hf:FOLDER" or "hf:NAME") names, as a Checkpoint of step 0 whose
-    name for the tokenizer is `source`.
+    """The model `source` ("hf:FOLDER" or "hf:NAME") as a Checkpoint of step 0, with `source` as the
+    name of its tokenizer.
 
-    block_size: the longest context that it is to have; None: 512, or the source's where that is
-    shorter. UserError for what is missing, damaged, or of another architecture.
+    block_size: the context length; None: 512, or the source's if that is shorter. UserError if
+    files are missing or damaged, or if the architecture is not supported.
     """
     folder = source_folder(source, (*TOKENIZER_FILES, *WEIGHT_FILES))
     config = read_json(folder / "config.json")
     if block_size is None:
         longest = config.get("n_positions", config.get("max_position_embeddings"))
-        good = type(longest) is int and longest > 0  # else _plan() says what is wrong
+        good = type(longest) is int and longest > 0  # else _plan() reports the error
         block_size = min(GPTConfig.block_size, longest) if good else GPTConfig.block_size
     try:
         _plan(config, _read_shapes(folder), block_size)  # from headers, before tensors are read
@@ -69,12 +69,12 @@ def load(source, block_size=None):
 
 
 def from_hf(config, tensors, block_size=None):
-    """Our GPT of theirs, float32, in eval mode; its rows are the source's.
+    """Their model as our GPT, float32, in eval mode, with the embedding rows of the source.
 
     config: config.json as a dict; tensors: {their name: tensor}. block_size: None takes the
-    source's; learned positions beyond it are left out, and there are no more of them than the
-    source has. UserError names an architecture or a setting that we do not have, and tensors that
-    are missing, too many, or of another size.
+    source's. Learned positions beyond block_size are dropped, and block_size may not exceed their
+    number. UserError names an unsupported architecture or setting, and tensors that are missing,
+    unexpected, or of the wrong shape.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     ours, theirs = _plan(config, shapes, block_size)
@@ -87,14 +87,14 @@ def from_hf(config, tensors, block_size=None):
                 tensors[at].t() if ".c_" in at and tensors[at].dim() == 2 else tensors[at]
                 for at in theirs[key]
             ]
-            weight.copy_(torch.cat(parts)[: len(weight)])  # of learned positions the first
+            weight.copy_(torch.cat(parts)[: len(weight)])  # learned positions: the first block_size
     return model
 
 
 def _plan(config, shapes, block_size):
     """(GPTConfig, our tensors' names → [theirs]) for from_hf(); nothing is allocated.
 
-    shapes: {their name: shape}. UserError as from_hf() has it.
+    shapes: {their name: shape}. UserError as in from_hf().
     """
     ours, longest = _config(config, block_size)
     shapes = {_short(name): shape for name, shape in shapes.items()}
@@ -113,10 +113,10 @@ def _plan(config, shapes, block_size):
     also = set(shapes) - {part for parts in theirs.values() for part in parts}
     also = sorted(key for key in also if not _BUFFERS.search(key))
     if ours.tie_embeddings and "lm_head.weight" in also:
-        also.remove("lm_head.weight")  # the same once more
+        also.remove("lm_head.weight")  # a copy of wte.weight
     if lacks or also:
-        raise UserError(f"its weights lack {few(lacks)}, and have besides: {few(also)}")
-    for key, expected in of_model(ours).items():
+        raise UserError(f"its weights lack {few(lacks)}; unexpected: {few(also)}")
+    for key, expected in model_shapes(ours).items():
         found = _joined_shape(theirs[key], shapes)
         if key == "wpe.weight" and len(found) == 2:
             found = min(found[0], ours.block_size), found[1]
@@ -128,12 +128,12 @@ def _plan(config, shapes, block_size):
 
 
 def _short(name):
-    """A tensor's name without the first part, which not every file has."""
+    """A tensor's name without the prefix, which not every file has."""
     return re.sub(r"^(transformer|model)\.", "", name)
 
 
 def _joined_shape(names, shapes):
-    """The shape of the tensors `names`, one below the other; () where they do not fit together."""
+    """The shape of the tensors `names` concatenated along dim 0; () if they do not match."""
     parts = [
         shapes[name][::-1] if ".c_" in name and len(shapes[name]) == 2 else shapes[name]
         for name in names
@@ -144,7 +144,7 @@ def _joined_shape(names, shapes):
 
 
 def _config(config, block_size):
-    """(GPTConfig, the source's longest context) of a config.json of theirs."""
+    """(GPTConfig, the source's context length) of their config.json."""
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else names or "none"
     known = {"gpt2": "GPT2LMHeadModel", "qwen3": "Qwen3ForCausalLM"}
@@ -152,15 +152,12 @@ def _config(config, block_size):
         kind = str(config.get("model_type"))
         name = known.get(kind, f"model_type={kind[:60]}")
     if not isinstance(name, str) or name not in SHAPES:
-        raise UserError(
-            f"its architecture is {str(name)[:60]}; those that can be taken over: "
-            f"{', '.join(SHAPES)}"
-        )
+        raise UserError(f"its architecture is {str(name)[:60]}; supported: {', '.join(SHAPES)}")
     try:
         shape = _gpt2_shape(config) if name == "GPT2LMHeadModel" else _qwen3_shape(config)
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"config.json: {type(error).__name__}: {error}; copy it again") from None
-    # In its file the names of these values are others; the values tell them apart.
+    # The two architectures have different names for the context length in config.json.
     longest = shape["block_size"]
     if type(longest) is not int:
         raise UserError(
@@ -171,18 +168,18 @@ def _config(config, block_size):
 
 
 def _demand(config, **wanted):
-    """UserError for a setting of theirs by which their model computes what ours does not."""
+    """UserError if a setting of theirs has a value that our model does not support."""
     wrong = [
         f"{name}={config[name]}"
         for name, values in wanted.items()
         if name in config and config[name] not in values
     ]
     if wrong:
-        raise UserError(f"config.json: {', '.join(wrong)}: our network has no such thing")
+        raise UserError(f"config.json: {', '.join(wrong)}: our model does not support it")
 
 
 def _gpt2_shape(config):
-    """The sizes of a GPTConfig; what config.json leaves out has transformers' default."""
+    """The sizes of a GPTConfig; missing fields get the default of transformers."""
     _demand(
         config,
         activation_function=("gelu_new", "gelu_pytorch_tanh"),
@@ -214,7 +211,7 @@ def _qwen3_shape(config):
     )
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default" or rope.get("partial_rotary_factor", 1) != 1:
-        raise UserError(f"config.json: rope_type={kind}: our network has plain rotary positions")
+        raise UserError(f"config.json: rope_type={kind}: our model has plain rotary positions")
     return dict(
         padded_vocab_size=config["vocab_size"],
         block_size=config["max_position_embeddings"],
@@ -231,7 +228,7 @@ def _qwen3_shape(config):
 
 
 def _gpt2_names(config):
-    """Our tensors' names → [theirs], without the first part ("transformer.")."""
+    """Our tensors' names → [theirs], without the prefix ("transformer.")."""
     names = {"wte.weight": ["wte.weight"], "wpe.weight": ["wpe.weight"]}
     parts = {"norm": "ln_f"}
     for i in range(config.n_layer):
@@ -304,15 +301,15 @@ def _read_tensors(folder):
 
 
 def _add_rows(model, n_source, tokenizer):
-    """Give `model` a row for every id of the tokenizer, in a table of a multiple of 64 rows.
+    """Add embedding rows to `model` for every id of the tokenizer, padded to a multiple of 64.
 
-    A new id starts as the mean of the source's rows: its logit is then an average one, so that the
-    softmax over the old ids stays what it was but for a hair, where a row of any other size could
-    take their probability. A little noise makes the new rows differ, so that they can learn apart.
+    A new row starts as the mean of the source's rows. Its logit is then an average one, so the
+    probabilities of the old ids hardly change; a row of another norm could take most of the
+    probability. A little noise makes the new rows differ, so that they get different gradients.
     """
     old = model.config.padded_vocab_size
     size = -(-max(old, tokenizer.n_vocab) // 64) * 64
-    # An id behind the source's last is new even where its table has a row, which was never trained.
+    # An id after the source's last is new even if its table has a row: that row was never trained.
     fresh = [i for i in range(size) if i >= old or n_source <= i < tokenizer.n_vocab]
     with torch.no_grad():
         tables = [model.wte] if model.config.tie_embeddings else [model.wte, model.lm_head]
@@ -320,7 +317,7 @@ def _add_rows(model, n_source, tokenizer):
             rows = table.weight[: min(old, n_source)]
             whole = torch.empty(size, rows.size(1))
             whole[:old] = table.weight
-            generator = torch.Generator().manual_seed(seed)  # in every process the same
+            generator = torch.Generator().manual_seed(seed)  # the same in every process
             noise = torch.randn(len(fresh), rows.size(1), generator=generator)
             whole[fresh] = rows.mean(0) + 0.01 * rows.std(0) * noise
             table.weight = nn.Parameter(whole)

@@ -1,11 +1,11 @@
-"""Adapters to and from peft: what PeftModel.from_pretrained loads beside an exported base.
+"""Import and export of peft adapters, which PeftModel.from_pretrained adds to an exported base.
 
     write_peft("out/lora/peft", checkpoint.load("out/lora", merged=False).model)
-    load_peft("some/folder", model)      # its adapters beside the weights of a plain GPT
+    load_peft("some/folder", model)      # adds the adapters to a plain GPT
 
-Values are carried over exactly. GPT-2's q, k and v are one matrix there, with one pair of adapters:
-ours become its blocks on a diagonal, of a rank three times as high. What peft holds at several
-ranks and scales takes the highest rank here, B filled up with zeros, and one scale.
+Values are converted exactly. In Hugging Face's GPT-2, q, k and v are one matrix with one pair of
+adapters: ours are exported as a block-diagonal B with three times the rank. Adapters with several
+ranks and scales are imported with the highest rank, B padded with zeros, and one scale.
 """
 
 import errno
@@ -27,7 +27,7 @@ from minigpt.models.lora import PARTS, LoRA, LoRALinear, attach, part_sizes
 from minigpt.models.shapes import LARGEST_ALPHA, read_shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# The matrices of a block, by the names that Hugging Face's classes give them.
+# The matrices of a block, by their names in Hugging Face's classes.
 QWEN3 = {part: f"self_attn.{part}_proj" for part in "qkvo"}
 QWEN3 |= {part: f"mlp.{part}_proj" for part in ("gate", "up", "down")}
 GPT2 = dict.fromkeys("qkv", "attn.c_attn") | {"o": "attn.c_proj"}
@@ -36,23 +36,23 @@ NAMES = {
     "Qwen3ForCausalLM": ("model.layers", QWEN3),
     "GPT2LMHeadModel": ("transformer.h", GPT2),
 }
-# What adapter_config.json must hold, and what of the rest is read.
+# The required fields of adapter_config.json, and the optional ones that are read.
 ABOUT = dict(peft_type=str, r=int, lora_alpha=float)
 MORE_ABOUT = dict(lora_dropout=float | None, alpha_pattern=dict | None, bias=str)
 REPEATS, LONGEST_PATTERN = 3, 1000  # limits of a regular expression of alpha_pattern
-# What peft may put into adapters beside W + s · B A.
-STRANGE = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "use_qalora")
-STRANGE += ("layer_replication", "target_parameters", "alora_invocation_tokens", "use_bdlora")
-STRANGE += ("velora_config", "monteclora_config", "arrow_config", "kasa_config")
+# Variants of peft that are more than W + s · B A: not supported.
+UNSUPPORTED = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "use_qalora")
+UNSUPPORTED += ("layer_replication", "target_parameters", "alora_invocation_tokens", "use_bdlora")
+UNSUPPORTED += ("velora_config", "monteclora_config", "arrow_config", "kasa_config")
 
 
-# -- out -------------------------------------------------------------------------------------------
+# -- export ----------------------------------------------------------------------------------------
 
 
 def write_peft(folder, model):
-    """Write the adapters of `model` as a peft folder, for the base that tools/export.py exports.
+    """Write the adapters of `model` as a peft folder for the base that tools/export.py writes.
 
-    UserError if no architecture of Hugging Face fits the model, and if `folder` has anything but an
+    UserError if the model has no Hugging Face architecture, or if `folder` has files other than an
     earlier export.
     """
     check_target(folder, stranger)
@@ -91,19 +91,19 @@ def write_peft(folder, model):
         (partial / CONFIG).write_text(text, encoding="utf-8")
         try:
             save_file(tensors, partial / WEIGHTS, {"format": "pt", "exported_by": NAME})
-        except SafetensorError as error:  # this is how it says that a write failed
+        except SafetensorError as error:  # raised when a write fails
             raise OSError(errno.EIO, f"is the disk full? {error}") from None
 
 
 def stranger(folder):
-    """What in `folder` is no adapters of peft, in words; None where all of it is."""
+    """Why `folder` is not an earlier export, in words; None if it is one."""
     folder = Path(folder)
     if not folder.is_dir():
-        return "is a file, and adapters of peft are a folder"
+        return "is a file, and peft adapters are a folder"
     there = {path.name for path in folder.iterdir()}
     if others := sorted(there - {CONFIG, WEIGHTS}):
         return f"holds {others[0]}"
-    return "holds adapters from elsewhere" if there and not _is_ours(folder / WEIGHTS) else None
+    return "holds adapters of another program" if there and not _is_ours(folder / WEIGHTS) else None
 
 
 def _is_ours(path):
@@ -125,14 +125,14 @@ def _pairs(linear, path, names):
             yield names[part], a, b
 
 
-# -- in --------------------------------------------------------------------------------------------
+# -- import ----------------------------------------------------------------------------------------
 
 
 def load_peft(folder, model):
-    """Give `model`, a plain GPT, the adapters in a folder of peft's; they have no base yet.
+    """Add the adapters in a peft folder to `model`, a plain GPT; its LoRA has no base yet.
 
-    UserError for a folder that holds none, for adapters that do not fit the model, and for those
-    that are more than W + s · B A on the matrices of its blocks.
+    UserError if the folder has no adapters, if they do not fit the model, or if they are more than
+    W + s · B A on the matrices of its blocks.
     """
     folder = Path(folder)
     about, weights = _read(folder)
@@ -143,9 +143,7 @@ def load_peft(folder, model):
         match = re.fullmatch(rf"base_model\.model\.({re.escape(where)}\.(\d+)\.(.+))", key)
         parts = [part for part, name in names.items() if match and name == match[3]]
         if not parts or int(match[2]) >= len(model.blocks):
-            raise UserError(
-                f"{folder}: adapters of {key}, which is no matrix of this model's blocks"
-            )
+            raise UserError(f"{folder}: adapters of {key}: this model's blocks have no such matrix")
         try:
             a, b = (weights[f"{key}.lora_{half}.weight"].float() for half in "AB")
         except KeyError as error:
@@ -162,7 +160,7 @@ def load_peft(folder, model):
         except (ValueError, re.error) as error:
             raise UserError(f"{folder}/{CONFIG}: alpha_pattern: {error}") from None
         for part, rows in zip(parts, b.split(list(sizes)), strict=True):
-            # Of blocks on a diagonal each part takes its own: columns of zeros add nothing.
+            # Block-diagonal B: each part takes the columns that are not all zero.
             used = rows.any(dim=0) if len(parts) > 1 and rows.any() else slice(None)
             found[int(match[2]), part] = a[used], rows[:, used]
     if not found:
@@ -171,7 +169,7 @@ def load_peft(folder, model):
 
 
 def _attach(model, found, about):
-    """Give the model adapters of one rank and scale that are those `found`."""
+    """Attach the adapters `found` to the model, with one rank and one scale."""
     rank = max(len(a) for a, _ in found.values())
     scale = about["lora_alpha"] / about["r"] or 1.0
     targets = [part for part in PARTS if any(part == other for _, other in found)]
@@ -182,14 +180,14 @@ def _attach(model, found, about):
         for i, block in enumerate(model.blocks):
             linears = [m for m in block.modules() if isinstance(m, LoRALinear)]
             for part, (a, b) in (pair for m in linears for pair in m.parts().items()):
-                if (i, part) in found:  # elsewhere B is 0
+                if (i, part) in found:  # B of the others stays 0
                     their_a, their_b = found[i, part]
                     a[: len(their_a)] = their_a
                     b[:, : len(their_a)] = their_b / scale
 
 
 def _scale(about, name, rank):
-    """By which B A of the matrix `name`, of this rank, is multiplied: as peft looks it up."""
+    """The factor of B A for the matrix `name` with adapters of this rank, looked up as in peft."""
 
     def value(patterns, default):
         fits = (key for key in patterns or {} if re.match(rf"(.*\.)?({key})$", name))
@@ -200,7 +198,7 @@ def _scale(about, name, rank):
 
 
 def _about_problems(about, where):
-    """What is wrong with the values in adapter_config.json, a line each, which `where` begins."""
+    """An error line, which starts with `where`, for each bad value in adapter_config.json."""
     problems = [] if about["r"] > 0 else [f"{where}: r={about['r']}: expected more than 0"]
     if abs(about["lora_alpha"]) > LARGEST_ALPHA:
         problems.append(
@@ -220,8 +218,8 @@ def _about_problems(about, where):
 
 
 def _is_simple(pattern):
-    """Whether an untrusted regular expression is valid, short, and takes at most polynomial time:
-    it has few repetitions, of single characters only. Names of matrices are short."""
+    """Whether an untrusted regular expression is valid, short, and at most polynomial in time: it
+    has few repetitions, of single characters only. Names of matrices are short."""
     if len(pattern) > LONGEST_PATTERN:
         return False
     try:
@@ -233,26 +231,28 @@ def _is_simple(pattern):
 
 
 def _read(folder):
-    """(adapter_config.json as a dict, the tensors); UserError for what cannot be taken over."""
+    """(adapter_config.json as a dict, the tensors); UserError for unsupported adapters."""
     path = folder / CONFIG
     try:
         about = read_json(path, "export the adapters again")
     except FileNotFoundError:
-        raise UserError(f"{folder}: no adapters of peft: {CONFIG} is not there") from None
+        raise UserError(f"{folder}: no peft adapters: {CONFIG} is missing") from None
     if not ABOUT.keys() <= about.keys():
-        raise UserError(f"{path}: no settings of peft: expected peft_type, r …")
-    where = f"{path}: no settings of peft"
+        raise UserError(f"{path}: not a peft config: expected peft_type, r …")
+    where = f"{path}: not a peft config"
     about, problems = typed(about, ABOUT | MORE_ABOUT, where)
     problems = problems or _about_problems(about, where)
     if problems:
         raise UserError("\n".join(problems))
     kind = about["peft_type"]
-    strange = [name for name in STRANGE if about.get(name)]
-    strange += ["bias"] if about.get("bias", "none") != "none" else []
-    if kind != "LORA" or strange:
-        what = f"{strange[0]}={about[strange[0]]}" if kind == "LORA" else f"peft_type={kind}"
-        raise UserError(f"{folder}: adapters with {what}; here they are plain LoRA's W + s · B A")
-    read_shapes(folder / WEIGHTS, "export the adapters again")  # whole, and floating-point numbers
+    unsupported = [name for name in UNSUPPORTED if about.get(name)]
+    unsupported += ["bias"] if about.get("bias", "none") != "none" else []
+    if kind != "LORA" or unsupported:
+        what = (
+            f"{unsupported[0]}={about[unsupported[0]]}" if kind == "LORA" else f"peft_type={kind}"
+        )
+        raise UserError(f"{folder}: adapters with {what}: expected plain LoRA, W + s · B A")
+    read_shapes(folder / WEIGHTS, "export the adapters again")  # complete, and floating-point
     try:
         return about, load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:

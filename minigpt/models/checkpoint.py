@@ -1,18 +1,18 @@
 """Checkpoints: the only code that reads or writes a run's folder.
 
     out/<run>/config.json          shape, tokenizer, prompt format, step, val loss, settings
-    out/<run>/model.safetensors    weights, float32; or, of a run with adapters (models/lora.py) …
-    out/<run>/adapter.safetensors  … these alone: config.json names their base and its hash
-    out/<run>/state.pt             optimizers, RNG, position: what resuming needs
-    out/<run>/tokenizer.*          a copy of the vocabulary: the folder stands alone
+    out/<run>/model.safetensors    weights, float32; a run with LoRA adapters (models/lora.py) has …
+    out/<run>/adapter.safetensors  … only these: config.json names their base model and its hash
+    out/<run>/state.pt             optimizers, RNG, position in the data: needed to resume
+    out/<run>/tokenizer.*          a copy of the vocabulary: the folder is self-contained
     out/<run>/best/                the same without state.pt, from the best evaluation
 
-A save is whole or absent: all files are staged in `.staged`, and one rename of that folder is the
-moment at which the save has happened. The next process that opens the folder finishes moving them.
-One process writes at a time: it holds the lock `.lock`. Readers take none; where a save moves files
-while they read, they read again.
+A save is atomic: one rename commits all files as the folder `.staged`. They are then moved to their
+places; after an interruption the next process that opens the folder moves them. Only one process
+writes at a time: it holds the lock `.lock`. Readers take no lock: they read again if a save moved
+files in the meantime.
 
-A folder may be from anywhere: types, ranges and shapes are checked before anything is built
+A checkpoint is untrusted input: types, ranges and shapes are checked before a model is built
 (minigpt/models/shapes.py).
 """
 
@@ -43,16 +43,16 @@ from model import GPT
 
 FORMAT = 1
 WRITING, STAGED, LOCK = ".writing", ".staged", ".lock"
-# What a save may write, in the order in which it is moved to its place.
+# The files of a save, in the order in which they are moved to their places.
 FILES = ("model.safetensors", "state.pt", "adapter.safetensors")
 FILES += ("tokenizer.tiktoken", "tokenizer.json", "config.json")
-# What config.json must hold, and what it may hold.
-FACTS = dict(model=dict, tokenizer=str, tokenizer_hash=str, n_vocab=int)
-FACTS |= dict(prompt_format=Literal["plain", "qa", "chat"], step=int, settings=dict)
-MORE_FACTS = dict(lora=dict, dataset=str, init_from=str, reference=str, reference_hash=str)
-LORA_FACTS = dict(rank=int, alpha=float, dropout=float, targets=list[str], first_block=int)
-LORA_FACTS |= dict(base_hash=str)
-LORA_BASE = dict(base=str, base_from_here=str)
+# Required and optional fields of config.json, with their types.
+REQUIRED_FIELDS = dict(model=dict, tokenizer=str, tokenizer_hash=str, n_vocab=int)
+REQUIRED_FIELDS |= dict(prompt_format=Literal["plain", "qa", "chat"], step=int, settings=dict)
+OPTIONAL_FIELDS = dict(lora=dict, dataset=str, init_from=str, reference=str, reference_hash=str)
+LORA_FIELDS = dict(rank=int, alpha=float, dropout=float, targets=list[str], first_block=int)
+LORA_FIELDS |= dict(base_hash=str)
+LORA_BASE_FIELDS = dict(base=str, base_from_here=str)
 
 
 @dataclass
@@ -70,9 +70,9 @@ class Checkpoint:
 
 
 def save(folder, model, tokenizer, meta, state=None):
-    """Write a checkpoint: `meta` to config.json, the weights (where the model has adapters, those
-    alone), and `state` (tensors and plain values) if there is one. OSError where the disk is full;
-    the last checkpoint then stays. UserError where another process writes there."""
+    """Write a checkpoint: `meta` to config.json, the weights (of a model with adapters only the
+    adapters), and `state` (tensors and plain values) if it is given. OSError if the disk is full;
+    the previous checkpoint is then kept. UserError if another process writes to `folder`."""
     folder = Path(folder)
     with writer(folder):
         settle(folder)
@@ -81,13 +81,13 @@ def save(folder, model, tokenizer, meta, state=None):
 
 
 def writer(folder):
-    """Within it, this process is the only one that writes a run to `folder`; see locks.locked()."""
+    """A context manager: this process holds the write lock of `folder`; see locks.locked()."""
     return locked(Path(folder) / LOCK, folder, "--out_dir")
 
 
 def _save(folder, model, tokenizer, meta, state):
-    """save(), as far as the rename that decides."""
-    for leftover in folder.glob(f"{WRITING}*"):  # of a save that was interrupted
+    """save() up to the rename that commits it."""
+    for leftover in folder.glob(f"{WRITING}*"):  # of an interrupted save
         shutil.rmtree(leftover, ignore_errors=True)
     writing = folder / f"{WRITING}-{secrets.token_hex(4)}"
     writing.mkdir()
@@ -102,7 +102,7 @@ def _save(folder, model, tokenizer, meta, state):
         )
         weights, name = adapters(model), "adapter.safetensors"
         if weights:
-            meta["lora"] = _lora_facts(folder, model.lora)
+            meta["lora"] = _lora_to_json(folder, model.lora)
         else:
             weights, name = dict(model.named_parameters()), "model.safetensors"  # tied ones once
         weights = {name: weight.detach().contiguous() for name, weight in weights.items()}
@@ -111,7 +111,7 @@ def _save(folder, model, tokenizer, meta, state):
             if state is not None:
                 torch.save(state, writing / "state.pt")
         except (SafetensorError, RuntimeError) as error:
-            # This is how the two libraries say that a write failed.
+            # The two libraries raise these when a write fails.
             raise OSError(f"is the disk full? {error}") from None
         tokenizer.copy_to(writing / "tokenizer")
         text = json.dumps(meta, ensure_ascii=False, indent=1)
@@ -125,16 +125,17 @@ def _save(folder, model, tokenizer, meta, state):
 
 
 def resave(folder, trained):
-    """Write a loaded run to another folder as it is in memory: what was merged stands alone there.
-    It cannot be resumed; another run may start from it."""
-    own = ("format", "model", "tokenizer", "tokenizer_hash", "n_vocab", "lora")  # save() says them
+    """Write a loaded run to another folder as it is in memory, with merged adapters as plain
+    weights. The copy cannot be resumed; another run may start from it."""
+    # save() writes these itself.
+    own = ("format", "model", "tokenizer", "tokenizer_hash", "n_vocab", "lora")
     meta = {name: value for name, value in trained.meta.items() if name not in own}
     save(folder, trained.model, trained.tokenizer, meta)
 
 
 def settle(folder):
-    """Finish a save that was interrupted after its decisive rename. A run and those who read it
-    may do so at once: what one has moved, the other finds gone."""
+    """Finish a save that was interrupted after its commit. Several processes may do so at the
+    same time: each skips the files that another has moved."""
     folder = Path(folder)
     staged = folder / STAGED
     for name in FILES:
@@ -145,12 +146,12 @@ def settle(folder):
 
 
 def _read(folder, read):
-    """read(), such that all files of the run in `folder` are of one save."""
+    """read(), repeated until all files of the run in `folder` are from one save."""
 
     def pending():
         if not (folder / STAGED).is_dir():
             return None
-        with contextlib.suppress(OSError):  # a folder that may only be read
+        with contextlib.suppress(OSError):  # a read-only folder
             settle(folder)
         return (
             f"{folder}: a save is not finished and cannot be finished from here; read the run once "
@@ -167,7 +168,7 @@ def exists(folder):
 
 
 def discard(folder):
-    """Remove a run from `folder`: the files of a run, and nothing else that may lie there."""
+    """Remove the files of a run from `folder`, and no other files."""
     folder = Path(folder)
     for path in (*folder.glob(f"{WRITING}*"), folder / STAGED, folder / "best"):
         shutil.rmtree(path, ignore_errors=True)
@@ -175,8 +176,8 @@ def discard(folder):
         (folder / name).unlink(missing_ok=True)
 
 
-def _how_to_make(folder):
-    """What helps where `folder` holds no run: the recipe that writes there, or the runs beside."""
+def _remedy(folder):
+    """The remedy if `folder` holds no run: the recipe that writes there, or sibling runs."""
     name = folder.parent.name if folder.name == "best" else folder.name
     recipe = {"pretrain": "train_config", "sft": "train_config_sft"}.get(name, name)
     beside = sorted(str(path) for path in folder.parent.glob("*") if exists(path))
@@ -190,11 +191,11 @@ def _how_to_make(folder):
 
 
 def read_meta(folder, hint=None):
-    """config.json as a dict, checked, also against the weights; where there is none, UserError says
-    which command makes one: `hint`, or that of the recipe which writes there."""
+    """config.json as a dict, validated, also against the weights. If there is no run, the UserError
+    names the command that makes one: `hint`, or the one of the recipe that writes there."""
     folder = Path(folder)
     if not exists(folder):
-        how = f"make one with: {hint} --out_dir={folder}" if hint else _how_to_make(folder)
+        how = f"make one with: {hint} --out_dir={folder}" if hint else _remedy(folder)
         raise UserError(f"{folder}: no trained run here; {how}")
     return _read(folder, lambda: _read_meta(folder))
 
@@ -210,30 +211,34 @@ def _read_meta(folder):
             f"{folder}: checkpoint format {str(meta.get('format'))[:40]}, this version reads "
             f"{FORMAT}"
         )
-    missing = [name for name in FACTS if name not in meta]
+    missing = [name for name in REQUIRED_FIELDS if name not in meta]
     if isinstance(meta.get("lora"), dict):
-        missing += [f"lora: {name}" for name in (*LORA_FACTS, "base") if name not in meta["lora"]]
+        missing += [f"lora: {name}" for name in (*LORA_FIELDS, "base") if name not in meta["lora"]]
     if missing:
         raise UserError(f"{path}: lacks {', '.join(missing)}; train the run again")
-    meta, problems = typed(meta, FACTS | MORE_FACTS, path)
+    meta, problems = typed(meta, REQUIRED_FIELDS | OPTIONAL_FIELDS, path)
     if "lora" in meta and not problems:
-        meta["lora"], problems = typed(meta["lora"], LORA_FACTS | LORA_BASE, f"{path}: lora")
-    texts = {name: meta.get(name) for name in (FACTS | MORE_FACTS) if name != "settings"}
-    problems += _text_problems(texts | meta.get("lora", {}) if not problems else texts, path)
+        meta["lora"], problems = typed(
+            meta["lora"], LORA_FIELDS | LORA_BASE_FIELDS, f"{path}: lora"
+        )
+    texts = {
+        name: meta.get(name) for name in (REQUIRED_FIELDS | OPTIONAL_FIELDS) if name != "settings"
+    }
+    problems += _string_problems(texts | meta.get("lora", {}) if not problems else texts, path)
     if problems:
         raise UserError("\n".join(problems))
     config = model_config(meta["model"], path)
-    if "lora" not in meta:  # else those of the base are checked when it is loaded
+    if "lora" not in meta:  # else the base is checked when it is loaded
         check_weights(config, folder / "model.safetensors", path)
     meta["model"] = asdict(config)
     return meta
 
 
-def _text_problems(facts, path):
-    """A line for each text that can be no name of a file."""
+def _string_problems(fields, path):
+    """An error line for each string that cannot be a file name."""
     return [
         f"{path}: {name}={value[:40]!r}: expected a name, at most 1,000 printable characters"
-        for name, value in facts.items()
+        for name, value in fields.items()
         if isinstance(value, str) and (len(value) > 1000 or not value.isprintable())
     ]
 
@@ -246,13 +251,13 @@ def load(
     merged=True,
 ):
     """The run in `folder` as a Checkpoint, its weights in `dtype` on `device`. Adapters are merged
-    into their base, so that every run is a plain GPT; merged=False: they stay apart.
+    into their base model, so that every run is a plain GPT; merged=False keeps them separate.
 
-    UserError where there is none, where its files contradict one another, and where the base of
-    adapters is gone or has changed.
+    UserError if there is no run, if its files contradict each other, or if the base model of the
+    adapters is missing or has changed.
     """
     folder = Path(folder)
-    read_meta(folder, hint)  # says what is wrong where there is no run at all
+    read_meta(folder, hint)  # a clear error if there is no run at all
 
     def read():
         meta = read_meta(folder)
@@ -265,48 +270,48 @@ def load(
 
 
 def _load_model(folder, meta):
-    """The run's model, adapters apart; their base's own adapters are merged."""
+    """The run's model with unmerged adapters; adapters of its base model are merged."""
     config = model_config(meta["model"], folder / "config.json")
     if "lora" not in meta:
         model = GPT(config)
-        _fill(model, folder / "model.safetensors")
+        _load_weights(model, folder / "model.safetensors")
         return model
-    places = _bases(folder, meta)
-    lora, model = _read(places[0], lambda: _load_base(folder, meta, places))
+    candidates = _base_candidates(folder, meta)
+    lora, model = _read(candidates[0], lambda: _load_base(folder, meta, candidates))
     merge(model)
     model.config.dropout = config.dropout
     if model.config != config:
         ours, theirs = config_to_json(config), config_to_json(model.config)
         other = [f"{name}={ours[name]}" for name in ours if ours[name] != theirs[name]]
         raise UserError(
-            f"{folder}/config.json: model: {', '.join(other)}: expected what its base "
-            f"{lora.base} has; put the file back as it was"
+            f"{folder}/config.json: model: {', '.join(other)}: expected the values of "
+            f"its base {lora.base}; restore the file"
         )
     check_adapters(config, lora, folder / "adapter.safetensors", folder / "config.json")
     attach(model, lora)
-    _fill(model, folder / "adapter.safetensors")
+    _load_weights(model, folder / "adapter.safetensors")
     return model
 
 
-def _load_base(folder, meta, places):
-    """(LoRA, model of its base)."""
-    lora = _read_lora(folder, meta, places)
+def _load_base(folder, meta, candidates):
+    """(LoRA, its base model)."""
+    lora = _read_lora(folder, meta, candidates)
     return lora, _load_model(lora.base, read_meta(lora.base))
 
 
-def _fill(model, path):
-    """Read the tensors of a file, whose names and shapes were checked, into the model."""
+def _load_weights(model, path):
+    """Load a .safetensors file, whose names and shapes were checked, into the model."""
     try:
         model.load_state_dict(load_file(path), strict=False)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read ({error}); train the run again") from None
-    except RuntimeError as error:  # of other shapes: it was replaced since
+    except RuntimeError as error:  # other shapes: the file was replaced after the check
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{path}: does not fit {path.parent}/config.json: {reason}") from None
 
 
 def weights_hash(folder):
-    """The SHA-256 of a run's weights as they lie in its folder; of adapters, with their base's."""
+    """The SHA-256 of a run's weight file; for adapters it includes the hash of their base."""
     folder = Path(folder)
     meta = read_meta(folder)
     digest = hashlib.sha256()
@@ -322,49 +327,50 @@ def weights_hash(folder):
     return digest.hexdigest()
 
 
-def _lora_facts(folder, lora):
-    """What config.json says of adapters. Their base stands there twice, as seen from the run's
-    folder and as it was given: so either may move."""
-    facts = {name: getattr(lora, name) for name in LORA_FACTS}
-    with contextlib.suppress(ValueError):  # on another drive of Windows
+def _lora_to_json(folder, lora):
+    """The field "lora" of config.json. It has the path of the base model twice, relative to the
+    run's folder and as given, so the pair or the run alone can be moved."""
+    fields = {name: getattr(lora, name) for name in LORA_FIELDS}
+    with contextlib.suppress(ValueError):  # another drive on Windows
         relative = os.path.relpath(lora.base, folder)
-        facts["base_from_here"] = Path(relative).as_posix()
-    return {**facts, "base": lora.base.as_posix()}
+        fields["base_from_here"] = Path(relative).as_posix()
+    return {**fields, "base": lora.base.as_posix()}
 
 
-def _bases(folder, meta):
-    """The folders that may be the base of the run's adapters. UserError where there is none."""
-    facts = meta["lora"]
-    given = Path(facts["base"])
-    here = Path(os.path.normpath(folder / facts.get("base_from_here", given)))
-    there = []
+def _base_candidates(folder, meta):
+    """The folders that may hold the adapters' base model. UserError if there are none."""
+    fields = meta["lora"]
+    given = Path(fields["base"])
+    here = Path(os.path.normpath(folder / fields.get("base_from_here", given)))
+    found = []
     with contextlib.suppress(OSError):  # a name too long for the system
-        there = [place for place in dict.fromkeys((here, given)) if exists(place)]
-    if not there:
+        found = [place for place in dict.fromkeys((here, given)) if exists(place)]
+    if not found:
         raise UserError(
-            f"{folder}: adapters, whose base {given} is gone; put it back, or write where it is "
-            f"now into {folder}/config.json (lora, base)"
+            f"{folder}: the base model {given} of these adapters is missing; restore it, or write "
+            f"its new path to {folder}/config.json (lora, base)"
         )
-    return there
+    return found
 
 
-def _read_lora(folder, meta, there):
-    """config.json's "lora" as a LoRA whose base, one of the folders `there`, is what it was.
-    UserError if not."""
-    facts = meta["lora"]
-    for place in there:
-        if weights_hash(place) == facts["base_hash"]:
-            return LoRA(**{name: facts[name] for name in LORA_FACTS}, base=place)
+def _read_lora(folder, meta, candidates):
+    """The field "lora" of config.json as a LoRA. Its base is the first of the folders `candidates`
+    with the recorded hash; UserError if none has it."""
+    fields = meta["lora"]
+    for place in candidates:
+        if weights_hash(place) == fields["base_hash"]:
+            return LoRA(**{name: fields[name] for name in LORA_FIELDS}, base=place)
     raise UserError(
-        f"{folder}: adapters, whose base {there[0]} has other weights than those they were trained "
-        f"on (SHA-256 {facts['base_hash'][:16]}…); bring those back, or train the adapters again"
+        f"{folder}: the base model {candidates[0]} of these adapters has changed since they were "
+        f"trained (SHA-256 {fields['base_hash'][:16]}…); restore its weights, or train the "
+        "adapters again"
     )
 
 
 def read_tokenizer(folder, meta):
     """The tokenizer of a run, checked against the hash in its config.json."""
     name, copy = meta["tokenizer"], Path(folder) / "tokenizer.tiktoken"
-    if not copy.exists() and name.startswith(PREFIX):  # a run may not start a download
+    if not copy.exists() and name.startswith(PREFIX):  # loading a run must not start a download
         raise UserError(f"{copy}: missing; a run with the tokenizer {name} keeps its copy: copy it")
     try:
         tokenizer = load_tokenizer(copy, called=name) if copy.exists() else load_tokenizer(name)
@@ -373,7 +379,7 @@ def read_tokenizer(folder, meta):
     if tokenizer.hash != meta["tokenizer_hash"]:
         raise UserError(
             f"{folder}: trained with tokenizer {name} ({meta['tokenizer_hash']}), but its "
-            f"tokenizer is now another ({tokenizer.hash}); bring back the run's own files"
+            f"tokenizer has changed ({tokenizer.hash}); restore the run's own files"
         )
     n_vocab, n_rows = meta["n_vocab"], meta["model"]["padded_vocab_size"]
     if n_vocab != tokenizer.n_vocab or n_rows < n_vocab:
@@ -385,7 +391,7 @@ def read_tokenizer(folder, meta):
 
 
 def load_state(folder):
-    """state.pt: what train.py gave save(). UserError where the folder has none."""
+    """state.pt: the `state` that train.py passed to save(). UserError if there is none."""
     path = Path(folder) / "state.pt"
     if not path.exists():
         raise UserError(
@@ -394,7 +400,7 @@ def load_state(folder):
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # an unpickler meets any error in a file that it did not write
+    except Exception:  # a damaged file can raise anything in the unpickler
         state = None
     if not isinstance(state, dict):
         raise UserError(
@@ -405,8 +411,8 @@ def load_state(folder):
 
 
 def model_names(folders):
-    """What clients call the runs in `folders` (strings): the path below the last "out", or the
-    folder's own name; where two would have the same, the later ones get a number."""
+    """The model names that clients use for the runs in `folders` (strings): the path below the last
+    "out", or the folder's own name. Duplicates get a number."""
     names = []
     for folder in folders:
         # "." has no name of its own, and "/" has none at all.

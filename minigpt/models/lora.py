@@ -5,7 +5,7 @@
 
     python train.py config/train_config_sft.py --init_from=out/pretrain --lora_rank=8
 
-minigpt/models/checkpoint.py saves adapters apart from their base and merges them on loading;
+minigpt/models/checkpoint.py saves adapters without their base and merges them on loading;
 minigpt/interop/peft.py exchanges them with peft. Each part of a FusedLinear (qkv; SwiGLU's gate and
 up) has adapters of its own, as Hugging Face's q_proj, k_proj, … have.
 """

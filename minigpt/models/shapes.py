@@ -1,11 +1,11 @@
-"""Shapes of weights: what a config implies, and what the header of a .safetensors file has.
+"""Weight shapes: those that a config implies, and those in the header of a .safetensors file.
 
     config = model_config(facts, "out/run/config.json")     # types and ranges
     check_weights(config, "out/run/model.safetensors", "out/run/config.json")
 
-A checkpoint may be from anywhere. Everything is compared before a model is built or a tensor is
-read: the header alone is read, and the expected shapes are those of a model on the meta device,
-which allocates nothing. So what a load allocates is bounded by the size of the file.
+A checkpoint is untrusted input. All shapes are compared before a model is built or a tensor is
+read: only the header is read, and the expected shapes are those of a model on the meta device,
+which allocates no memory. So the size of the file bounds the memory of a load.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ _BLOCK = re.compile(r"blocks\.(\d{1,9})\.")
 
 
 def config_to_json(config):
-    """A GPTConfig as config.json has it under "model"."""
+    """A GPTConfig as the field "model" of config.json."""
     return {JSON_NAMES.get(name, name): value for name, value in dataclasses.asdict(config).items()}
 
 
 def model_config(facts, where):
-    """The GPTConfig that `facts` (a dict from a JSON file called `where`) describe, by the names in
-    config.json or those of GPTConfig. UserError with a line for every value of another type or
-    outside its range, and for every unknown name; it uses the names of `facts`."""
+    """The GPTConfig for `facts`, a dict from the JSON file `where` with the names of config.json or
+    of GPTConfig. UserError with a line for every wrong type, value out of range and unknown name;
+    the lines use the names in `facts`."""
     fields = {field.name: field.type for field in dataclasses.fields(GPTConfig)}
     names = {theirs: name for name, theirs in JSON_NAMES.items()}
     facts, given = {names.get(name, name): value for name, value in facts.items()}, facts
@@ -58,30 +58,32 @@ def model_config(facts, where):
 
 
 def _in_json(line):
-    """An error message with the names that config.json has."""
+    """An error message with the names of config.json."""
     for name, theirs in JSON_NAMES.items():
         line = line.replace(f"{name}=", f"{theirs}=")
     return line
 
 
 def read_shapes(path, remedy):
-    """{name: shape} of the tensors in a .safetensors file, from its header alone. UserError, with
-    the remedy, where the file is missing, torn or no .safetensors, and for tensors of no float
-    type."""
+    """{name: shape} of the tensors in a .safetensors file; only the header is read. UserError, with
+    the remedy, if the file is missing, truncated or not .safetensors, or if a tensor has no
+    floating-point dtype."""
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             shapes = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
-            strange = [name for name, tensor in tensors.items() if tensor.get_dtype() not in FLOATS]
+            unsupported = [
+                name for name, tensor in tensors.items() if tensor.get_dtype() not in FLOATS
+            ]
     except (OSError, SafetensorError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {remedy}") from None
-    if strange:
-        raise UserError(f"{path}: {few(strange)}: no floating-point numbers; {remedy}")
+    if unsupported:
+        raise UserError(f"{path}: {few(unsupported)}: expected floating-point numbers; {remedy}")
     return shapes
 
 
 def check_weights(config, path, where, remedy="train the run again"):
-    """UserError unless the file has the tensors that `config`, from `where`, implies."""
+    """UserError unless the file has the tensors that `config` (read from `where`) implies."""
     found = read_shapes(path, remedy)
     problems = size_problems(config, found)
     blocks = {int(match[1]) for match in map(_BLOCK.match, found) if match}
@@ -89,17 +91,19 @@ def check_weights(config, path, where, remedy="train the run again"):
         problems.append(f"n_layer={config.n_layer}: the weights have {len(blocks)} blocks")
     if problems:
         raise UserError("\n".join(f"{where}: {_in_json(line)} ({path})" for line in problems))
-    compare(of_model(config), found, path, where)
+    compare_shapes(model_shapes(config), found, path, where)
 
 
 def check_adapters(config, lora, path, where, remedy="train the run again"):
-    """UserError unless the file has the adapters of a LoRA beside a model of this config, whose own
-    weights were checked."""
+    """UserError unless the file has the adapters of `lora` for a model with this config. It does
+    not check the weights of the model."""
     found = read_shapes(path, remedy)
-    largest = _largest(found)
+    largest_dim = _largest_dim(found)
     problems = []
-    if not 1 <= lora.rank <= largest:
-        problems.append(f"rank={lora.rank}: expected 1 to {largest}, the largest size in {path}")
+    if not 1 <= lora.rank <= largest_dim:
+        problems.append(
+            f"rank={lora.rank}: expected 1 to {largest_dim}, the largest_dim size in {path}"
+        )
     if not 0 <= lora.first_block < config.n_layer:
         problems.append(f"first_block={lora.first_block}: expected 0 to {config.n_layer - 1}")
     if abs(lora.alpha) > LARGEST_ALPHA:
@@ -115,15 +119,15 @@ def check_adapters(config, lora, path, where, remedy="train the run again"):
     except (RuntimeError, OverflowError) as error:
         raise UserError(f"{where}: no such model can be built ({_first_line(error)})") from None
     expected = {name: tuple(weight.shape) for name, weight in adapters(model).items()}
-    compare(expected, found, path, where)
+    compare_shapes(expected, found, path, where)
 
 
-def compare(expected, found, path, where):
-    """UserError, one line, unless two {name: shape} are equal."""
+def compare_shapes(expected, found, path, where):
+    """UserError, one line, unless two dicts {name: shape} are equal."""
     lacks = [name for name in expected if name not in found]
     also = [name for name in found if name not in expected]
     other = [
-        f"{name} {found[name]} where it implies {shape}"
+        f"{name} {found[name]}, expected {shape}"
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
@@ -134,33 +138,33 @@ def compare(expected, found, path, where):
 
 
 def few(names):
-    """Some of `names`, for a message."""
+    """The first three of `names`, for a message."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(name[:120] for name in names[:3]) + more if names else "nothing"
 
 
 def size_problems(config, found):
-    """A line for each size of the config that is larger than any side of the tensors `found` (name
-    → shape): such a model need not even be laid out."""
-    largest = _largest(found)
+    """An error line for each size of the config that exceeds every dimension of the tensors `found`
+    (name → shape). Such a config is rejected before a model is built."""
+    largest_dim = _largest_dim(found)
     return [
-        f"{name}={getattr(config, name)}: no tensor of the weights has a side above {largest}"
+        f"{name}={getattr(config, name)}: the largest dimension of the weights is {largest_dim}"
         for name in SIZES
-        if getattr(config, name) > largest
+        if getattr(config, name) > largest_dim
     ]
 
 
-def _largest(found):
+def _largest_dim(found):
     return max((max(shape, default=0) for shape in found.values()), default=0)
 
 
-def of_model(config):
-    """{name: shape} of the parameters of a GPT. UserError where its sizes are beyond any tensor."""
-    return _of_model(dataclasses.astuple(config))
+def model_shapes(config):
+    """{name: shape} of the parameters of a GPT. UserError if a size is too large for a tensor."""
+    return _model_shapes(dataclasses.astuple(config))
 
 
 @functools.lru_cache(maxsize=8)
-def _of_model(values):
+def _model_shapes(values):
     try:
         with torch.device("meta"):
             model = GPT(GPTConfig(*values))

@@ -67,7 +67,7 @@ def read_json(body):
     return value
 
 
-# A string that nobody closes goes on to the end, so that no text is searched twice.
+# An unclosed string extends to the end, so that no text is searched twice.
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 
 

@@ -27,7 +27,7 @@ _NAME = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
 
 
 class AllowedHosts:
-    """The names under which a server may be asked for."""
+    """The host names that a server accepts."""
 
     def __init__(self, names=(), host=None):
         """names: host names from --allowed_hosts; a port is ignored; "*" allows every name.
@@ -37,7 +37,7 @@ class AllowedHosts:
         problems = [f"--allowed_hosts: {one_line(n)!r}: {_EXPECTED}" for n in names if _bad(n)]
         if problems:
             raise UserError("\n".join(problems))
-        self.given = {_host_of(name) for name in names if name != "*"}  # named by the owner
+        self.given = {_host_of(name) for name in names if name != "*"}  # set by the owner
         own = [*_machine_names(), *([host] if host else [])]
         self._names = self.given | {_host_of(name) for name in own} - {None}
 
@@ -55,7 +55,7 @@ class AllowedHosts:
         """One line for the sender of a Host that is not allowed."""
         sent = one_line(host_header, most=100)
         return (
-            f"the Host header {sent!r} is not a name of this server; if it is meant to be one, "
+            f"the Host header {sent!r} is not a name of this server; to allow it, "
             f"start the server with --allowed_hosts={_host_of(host_header) or 'NAME'}"
         )
 

@@ -1,9 +1,9 @@
-"""The socket under the arena's page: uvicorn, with timeouts, limits of connections, and an end.
+"""The ASGI server of the arena: uvicorn, with timeouts, connection limits and a bounded shutdown.
 
     serve(app, "127.0.0.1", 7860)        # until Ctrl-C or SIGTERM, then it returns
 
-Uvicorn alone waits forever for the head of a request, and at its end for every event stream, of
-which a browser keeps one open as long as the page is.
+Uvicorn alone waits forever for the head of a request. At shutdown it waits for every event stream,
+and a browser keeps one open as long as the page is open.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from minigpt.serving.connections import Connections, Waiting, connection_limits
 
-BUSY = 500  # requests answered at once: each open page holds an event stream or two
-GRACE_SECONDS = 3.0  # after the signal, for what is being answered
-CANCEL_SECONDS = 3.0  # more, for handlers whose client is gone
-# asyncio accepts so many connections before it reads from one of them: few, or those that ask
-# something wait like those that do not.
+BUSY = 500  # concurrent requests: each open page has one or two event streams
+GRACE_SECONDS = 3.0  # after the signal, for running requests
+CANCEL_SECONDS = 3.0  # after that, for handlers whose client is gone
+# Connections that asyncio accepts before it reads from one: few, or clients with a request wait
+# behind idle ones.
 ACCEPTED_AT_ONCE = 16
-QUEUE = 1024  # connections that the system holds until they are accepted
+QUEUE = 1024  # the listen backlog of the system
 TOO_MANY = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n"
     b"Connection: close\r\n\r\ntoo many connections are open: close some, and try again\n"
@@ -32,10 +32,10 @@ TOO_MANY = (
 def serve(app, host, port, limits=None, grace_seconds=GRACE_SECONDS):
     """Serve an ASGI app on host:port until Ctrl-C or SIGTERM.
 
-    Then no connection is accepted; what is being answered has `grace_seconds` to end. What is
-    left is closed, as if its client had gone; a second signal closes it at once. Handlers that
-    continue all the same are cancelled after CANCEL_SECONDS more.
-    limits: ConnectionLimits; None: those that suit the page and this machine.
+    Then it accepts no connection, and running requests have `grace_seconds` to finish. Remaining
+    connections are closed, as if the client had disconnected; a second signal closes them at once.
+    Handlers that still run are cancelled after another CANCEL_SECONDS.
+    limits: ConnectionLimits; None: derived from BUSY and this machine.
     """
     connections = Connections(limits or connection_limits(BUSY))
     config = uvicorn.Config(
@@ -51,7 +51,7 @@ def serve(app, host, port, limits=None, grace_seconds=GRACE_SECONDS):
 
 
 def _without_cancelled(app):
-    """The app, whose handlers may be cancelled at the end: uvicorn would log that as an error."""
+    """The app, without the CancelledError of shutdown, which uvicorn would log as an error."""
 
     async def run(scope, receive, send):
         try:
@@ -69,14 +69,14 @@ class _Server(uvicorn.Server):
         self._table, self._grace_seconds = table, grace_seconds
 
     def handle_exit(self, sig, frame):
-        """The signal handler. It does not keep the signal, as uvicorn's does: at the end uvicorn
-        raises it again, and the process would die by it instead of ending with exit code 0."""
+        """The signal handler. Uvicorn's own handler stores the signal and raises it again after
+        shutdown, which kills the process; this one does not, so the exit code is 0."""
         if self.should_exit:
             self._grace_seconds = 0
         self.should_exit = True
 
     async def startup(self, sockets=None):
-        """Called by uvicorn: listens. asyncio's `backlog` is both of the numbers above."""
+        """Called by uvicorn: listens. asyncio's `backlog` sets both ACCEPTED_AT_ONCE and QUEUE."""
         await super().startup(sockets)
         for server in self.servers:
             for sock in server.sockets:
@@ -91,8 +91,8 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets=None):
-        """Called by uvicorn after a signal: waits until all is answered or cancelled."""
-        print(f"stopping; what is being answered has {self._grace_seconds:g} s", flush=True)
+        """Called by uvicorn after a signal: waits until all requests are finished or cancelled."""
+        print(f"stopping; running requests have {self._grace_seconds:g} s", flush=True)
         end = asyncio.create_task(self._end_after_grace())
         await super().shutdown(sockets)
         end.cancel()
@@ -107,17 +107,19 @@ class _Server(uvicorn.Server):
         for task in list(self.server_state.tasks):
             task.cancel()
         await asyncio.sleep(1)
-        self.force_exit = True  # whatever is left, it does not hold the process
+        self.force_exit = True  # remaining tasks must not block the exit
 
 
 class _Protocol(H11Protocol):
-    """A connection of uvicorn that knows what it waits for (minigpt/serving/connections.py)."""
+    """A connection that reports what it waits for (minigpt/serving/connections.py)."""
 
     def __init__(self, table, **of_uvicorn):
         super().__init__(**of_uvicorn)
         self._table = table
         self._head_began = time.monotonic()  # None: no byte of the next request has arrived
-        self._progressed = self._head_began  # the last byte of the client, or end of an answer
+        self._progressed = (
+            self._head_began
+        )  # time of the client's last byte or of the last response's end
 
     def connection_made(self, transport):
         super().connection_made(transport)
@@ -141,20 +143,20 @@ class _Protocol(H11Protocol):
         super().on_response_complete()
 
     def waiting(self):
-        """What the client has to send next, or None while it is answered."""
+        """What the connection waits for, or None while a request is being answered."""
         if self.conn.their_state is h11.IDLE:
             if self._head_began is not None:
                 return Waiting("head", self._head_began)
             return Waiting("idle", self._progressed)
-        # Where reading is paused, it is the app that is slow.
+        # If reading is paused, the app is slow, not the client.
         if self.conn.their_state is h11.SEND_BODY and not self.flow.read_paused:
             return Waiting("body", self._progressed)
         return None
 
-    def end(self, last_words=b""):
-        """Close the connection; what was not sent yet is lost, but `last_words`."""
-        if last_words:
-            self.transport.write(last_words)
+    def end(self, final_response=b""):
+        """Close the connection. Unsent data is lost; `final_response` is sent."""
+        if final_response:
+            self.transport.write(final_response)
             self.transport.close()
         else:
             self.transport.abort()

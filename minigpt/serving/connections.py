@@ -1,15 +1,15 @@
-"""Limits of a server's open connections, the same for both servers.
+"""Connection limits and timeouts, shared by the WSGI and the ASGI server.
 
     limits = connection_limits(busy=100)
     connections = Connections(limits)
     for other in connections.admit(connection, "10.0.0.7"):
-        other.end()                                  # the new one itself, where there is no room
+        other.end()                                  # the new one itself if there is no room
     for other in connections.overdue(now):           # about once a second
         other.end()
 
-A connection that is answered is never ended here: streams may last, and their readers may be slow.
-One that waits for its client (to send the rest of a request, or the next request) is ended when it
-waits too long, or when room is needed: then the one that has waited longest goes first. So a client
+A connection with a running request is never closed here: streams may be long, and clients slow. A
+connection that waits for its client (the rest of a request, or the next one) is closed after a
+timeout, or when room is needed: then the one with the longest wait is closed first. So a client
 that sends its request at once is answered, however many idle connections others hold.
 """
 
@@ -23,30 +23,30 @@ try:
 except ImportError:  # Windows, which has no such limit
     resource = None
 
-FILES_WANTED = 8192  # file descriptors, where the system lets a process have so many
-FILES_RESERVED = 400  # for all that is no client: models, ledger, connections to other servers
+FILES_WANTED = 8192  # file descriptors, if the system allows so many
+FILES_RESERVED = 400  # for models, ledger and connections to other servers
 
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """How many connections, and for how many seconds one may wait.
+    """The number of connections, and the timeouts in seconds.
 
-    One address may be a whole class behind a router or a proxy: thirty browsers hold up to 180.
+    One address may be a whole class behind a router or a proxy: thirty browsers open up to 180.
     """
 
     total: int = 1000
     per_address: int = 750
-    waiting_per_address: int = 128  # without a complete request; further ones end the oldest
+    waiting_per_address: int = 128  # without a complete request; a further one closes the oldest
     head_seconds: float = 10.0  # from the first byte, or the connection, to the end of the head
-    body_seconds: float = 30.0  # without a byte of a body that is not complete
+    body_seconds: float = 30.0  # between two bytes of an incomplete body
     idle_seconds: float = 120.0  # between two requests
-    reader_seconds: float = 600.0  # without a byte taken of an answer that is complete
+    reader_seconds: float = 600.0  # a client that reads no byte of a finished response
 
 
 class Waiting(NamedTuple):
     """What a connection waits for: "head" or "body" (the rest of a request), "idle" (the next
-    request) or "reader" (its client takes nothing of a whole answer); and since when, in the same
-    clock as Connections.overdue()'s."""
+    request) or "reader" (the client does not read a finished response); and since when, on the
+    clock of Connections.overdue()."""
 
     what: str
     since: float
@@ -54,7 +54,7 @@ class Waiting(NamedTuple):
 
 def connection_limits(busy):
     """ConnectionLimits for a server that answers up to `busy` requests at once, within the limit
-    of open files, which is raised where the system allows it."""
+    of open files, which is raised if the system allows it."""
     limits = ConnectionLimits(total=busy + 500, per_address=busy + 250)
     files = _raise_file_limit()
     if files is None:
@@ -63,7 +63,7 @@ def connection_limits(busy):
 
 
 def fit(limits, files):
-    """The limits within so many open files."""
+    """The limits reduced to fit `files` open files."""
     total = min(limits.total, files - min(FILES_RESERVED, files // 2))
     return replace(
         limits,
@@ -74,7 +74,7 @@ def fit(limits, files):
 
 
 def _raise_file_limit():
-    """How many files this process may open from here on; None where there is no limit."""
+    """Raise the limit of open files and return it; None if there is no limit."""
     if resource is None:
         return None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -91,8 +91,8 @@ def _raise_file_limit():
 class Connections:
     """The open connections of a server. Not thread-safe: for the thread of the event loop.
 
-    A connection has waiting() → Waiting, or None while it is answered, and end(), which ends it at
-    once or soon. Its server calls remove() when it has ended.
+    A connection has waiting() → Waiting, or None while a request is being answered, and end(),
+    which closes it at once or soon. Its server calls remove() when it is closed.
     """
 
     def __init__(self, limits):
@@ -101,8 +101,8 @@ class Connections:
         self._peers = {}  # network → {connection: None}, a set in the order of opening
 
     def admit(self, connection, address):
-        """Count a new connection. Returns those to end so that the limits hold, no longer counted:
-        one that waits, or the new one itself where none waits."""
+        """Add a new connection. Returns the connections to close so that the limits hold (already
+        removed): one that waits, or the new one itself if none waits."""
         network = network_of(address)
         peers = self._peers.get(network, ())
         waiting = _longest_first(peers)
@@ -111,7 +111,9 @@ class Connections:
             ended = waiting[:1] or [connection]
         elif len(self._network) >= self.limits.total:
             every = map(_longest_first, self._peers.values())
-            ended = max(every, key=len)[:1] or [connection]  # of the address with most that wait
+            ended = max(every, key=len)[:1] or [
+                connection
+            ]  # of the address with the most waiting ones
         for other in ended:
             self.remove(other)
         if connection not in ended:
@@ -120,7 +122,7 @@ class Connections:
         return ended
 
     def remove(self, connection):
-        """Forget a connection; one that is not counted changes nothing."""
+        """Remove a connection; no effect if it is unknown."""
         network = self._network.pop(connection, None)
         if network is not None:
             del self._peers[network][connection]
@@ -144,15 +146,15 @@ class Connections:
 
 
 def _longest_first(connections):
-    """Those that wait for their client's request, the longest wait first."""
+    """The connections that wait for a request, the longest wait first."""
     waits = [(connection, connection.waiting()) for connection in connections]
     waits = [(c, w.since) for c, w in waits if w and w.what != "reader"]
     return [connection for connection, _ in sorted(waits, key=lambda wait: wait[1])]
 
 
 def network_of(address):
-    """The network that counts as one client: an IPv4 address, or the first 64 bits of an IPv6
-    one, all of which one machine may use."""
+    """The network that counts as one client: an IPv4 address, or the /64 network of an IPv6
+    address, because one machine may use all of it."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a server serves: its models, settings and state, apart from HTTP.
+"""What a server serves: its models, settings and state, without HTTP.
 
 service = Service(Options())          # a server may listen already; it answers 503 …
 service.open({"sft": served}, host)   # … until here

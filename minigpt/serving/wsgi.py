@@ -1,10 +1,10 @@
-"""The socket: waitress under the API, with refusals of its own in the API's form.
+"""The WSGI server: waitress, with JSON errors and connection limits.
 
 server = listen(app, "127.0.0.1", 5000, threads=32)
 server.run()
 
-Waitress alone stops accepting at its limit of connections, so that idle ones block everybody else.
-Here those that wait are limited, for each address and in all, and ended when they wait too long.
+Waitress alone stops accepting connections at its limit, so idle ones block all other clients. Here
+waiting connections are limited, per address and in total, and closed after a timeout.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ from minigpt.serving.connections import Connections, Waiting, connection_limits
 
 
 class _JsonErrorTask(ErrorTask):
-    """Waitress's own refusals (a broken request line, headers too large, …) as OpenAI's JSON."""
+    """Waitress's own errors (a malformed request line, headers too large, …) as OpenAI's JSON."""
 
     def execute(self):
         error = self.request.error
-        reason = "the request is larger than this server takes" if error.code == 413 else None
-        refused = RequestRefused(error.code, reason or f"{error.reason}: no HTTP request")
+        reason = "the request is larger than this server accepts" if error.code == 413 else None
+        refused = RequestRefused(error.code, reason or f"{error.reason}: not a valid HTTP request")
         body = json.dumps(refused.as_dict()).encode()
         self.status = f"{error.code} {error.reason}"
         self.response_headers.append(("Content-Type", "application/json"))
@@ -43,8 +43,8 @@ class _JsonErrorTask(ErrorTask):
 
 
 class _Parser(HTTPRequestParser):
-    """Takes a URL as curl sends it, in the bytes that were typed: they are percent-encoded here,
-    for waitress takes ASCII alone."""
+    """Accepts a URL with raw UTF-8 bytes, as curl sends it. They are percent-encoded here, because
+    waitress accepts only ASCII."""
 
     def parse_header(self, header_plus):
         line, end, headers = header_plus.partition(b"\r\n")
@@ -53,7 +53,7 @@ class _Parser(HTTPRequestParser):
 
 
 class _Channel(HTTPChannel):
-    """A connection that knows what it waits for (see minigpt/serving/connections.py)."""
+    """A connection that reports what it waits for (see minigpt/serving/connections.py)."""
 
     parser_class = _Parser
     error_task_class = _JsonErrorTask
@@ -75,11 +75,11 @@ class _Channel(HTTPChannel):
 
     def service(self):
         super().service()
-        if self._head_began is not None:  # a next request began meanwhile: its time begins now
+        if self._head_began is not None:  # the next request began meanwhile: its timeout starts now
             self._head_began = time.time()
 
     def waiting(self):
-        """What the client has to do next, or None while it is answered."""
+        """What the connection waits for, or None while a request is being answered."""
         if self.requests:
             return None
         if self.total_outbufs_len:
@@ -93,7 +93,7 @@ class _Channel(HTTPChannel):
     def end(self):
         """Close the connection, in the next round of the server's loop."""
         self.will_close = True
-        # Waitress closes it when it can be written to; a client that reads nothing never lets it.
+        # Waitress closes it when the socket is writable: never, if the client reads nothing.
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
 
@@ -110,30 +110,30 @@ class _Server(TcpWSGIServer):
         super().__init__(*of_waitress, **more)
 
     def maintenance(self, now):
-        """Called by waitress once a second: ends the channels that have waited too long."""
+        """Called by waitress once a second: closes the channels that have waited too long."""
         for channel in self.connections.overdue(now):
             channel.end()
 
 
 def listen(app, host, port, threads, body_bytes=1 << 20, limits=None):
-    """A waitress server that listens on host:port (0: any free one) and serves once its run() is
-    called. UserError where the port cannot be had.
+    """A waitress server that listens on host:port (0: any free port); run() serves requests.
+    UserError if it cannot listen there.
 
-    threads: one for each request that may run or wait, and some for short questions.
-    limits: ConnectionLimits; None: those that suit the threads and this machine.
+    threads: one for each request that may run or wait, and some for short requests.
+    limits: ConnectionLimits; None: derived from `threads` and this machine.
     """
     limits = limits or connection_limits(threads)
     try:
-        # The first of its addresses: a name such as localhost may have several.
+        # The first address: a name such as localhost may have several.
         *_, (address, *_) = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         settings = Adjustments(
             listen=urls.address(address, port),
             threads=threads,
-            connection_limit=2 * limits.total + 100,  # never reached: `limits` are narrower
+            connection_limit=2 * limits.total + 100,  # never reached: `limits` are lower
             cleanup_interval=1,
-            asyncore_use_poll=hasattr(select, "poll"),  # select() ends at 1,024 connections
-            channel_request_lookahead=4,  # or nobody sees that a client has gone
-            # What is a little too large is read, so that its sender reads why it is refused.
+            asyncore_use_poll=hasattr(select, "poll"),  # select() is limited to 1,024 files
+            channel_request_lookahead=4,  # to detect a disconnected client
+            # A body that is slightly too large is read, so that the client receives the error.
             max_request_body_size=16 * body_bytes,
             ident=None,
             log_socket_errors=False,
@@ -154,7 +154,7 @@ def _no_port(host, port, error):
 
 
 def flush(server, seconds=10):
-    """Wait until what has been answered has been sent, at most so long: after drain()."""
+    """Wait until all responses are sent, at most `seconds`. Call it after drain()."""
     deadline = time.monotonic() + seconds
     server.task_dispatcher.shutdown(timeout=seconds)
     while time.monotonic() < deadline and any(

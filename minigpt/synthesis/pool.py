@@ -99,7 +99,7 @@ class _PoolServer:
         return not self.out and has_room and now >= self.paused and self.breaker.admits(now)
 
     def opens(self):
-        """When it may take a question again, apart from its limit."""
+        """When it may take a question again, if its limit allows it."""
         return self.paused if self.breaker.is_closed else max(self.paused, self.breaker.until)
 
     def state(self, now):

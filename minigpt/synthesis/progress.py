@@ -2,7 +2,7 @@
 
 counts = ProgressCounts(price_in=0.5, price_out=2.0)      # per million tokens, in any currency
 counts.add(record)                              # a line of FILE.progress.jsonl
-print(counts.line(left=400, in_flight=8))        # one line while the work goes on
+print(counts.line(left=400, in_flight=8))        # one line during the run
 print(summary({"this run": counts, "in all": other}))
 """
 

@@ -109,7 +109,7 @@ def event(value, end="\n"):
     return f"data: {json.dumps(value, ensure_ascii=False)}{end}{end}".encode()
 
 
-def told(*texts, reason="stop"):
+def streamed(*texts, reason="stop"):
     """The bytes of a stream that writes these texts."""
     chunks = [*map(chunk, texts), chunk(reason=reason)]
     return SSE_HEAD + b"".join(map(event, chunks)) + DONE
@@ -138,7 +138,7 @@ def failure(server, **more):
 
 
 def test_a_stream(serve):
-    server = serve(told("北", "京", "。"))
+    server = serve(streamed("北", "京", "。"))
     side = endpoint(server).side()
     assert list(side.stream(ASK, {"temperature": 0.5, "seed": None})) == ["北", "京", "。"]
     assert side.finish_reason == "stop" and side.usage is None
@@ -162,7 +162,7 @@ def test_a_stream(serve):
     ],
 )
 def test_the_address_with_or_without_its_version(serve, base, path):
-    server = serve(told("a"))
+    server = serve(streamed("a"))
     assert read(server.url + base)[0] == "a"
     assert server.requests[0][0].split()[1] == f"{path}/chat/completions"
 
@@ -240,7 +240,7 @@ def test_no_text_and_fields_that_we_do_not_know(serve):
 
 
 def test_a_long_conversation_of_surrogates_can_be_sent(serve):
-    server = serve(told("a"))
+    server = serve(streamed("a"))
     side = endpoint(server).side()
     list(side.stream([{"role": "user", "content": "x\ud800y"}], {}))
     assert server.requests[0][1]["messages"][0]["content"] == "x\ud800y"
@@ -262,7 +262,7 @@ def test_a_server_that_refuses_to_tell_the_usage(serve):
 
     def script(sock, _):
         asked = "stream_options" in server.requests[-1][1]
-        sock.sendall(answer(refused, "422 Unprocessable Content") if asked else told("a"))
+        sock.sendall(answer(refused, "422 Unprocessable Content") if asked else streamed("a"))
 
     server = serve(script)
     assert read(server)[0] == "a" and len(server.requests) == 2
@@ -351,7 +351,7 @@ def test_http_errors_with_any_body(serve, sent, kind, words):
 
 
 def test_redirects_are_not_followed(serve):
-    other = serve(told("never"))
+    other = serve(streamed("never"))
     moved = f"HTTP/1.1 307 Moved\r\nLocation: {other.url}/v1/chat/completions\r\n\r\n".encode()
     error = failure(serve(moved))
     assert error.kind == "http 307" and "not followed" in error.message and not other.requests
@@ -399,7 +399,7 @@ def test_drops_that_never_end(serve, opening):
 
 
 def test_networks_that_are_not_allowed(serve):
-    server = serve(told("a"))
+    server = serve(streamed("a"))
     assert failure(server, allowed=Allowed(["10.0.0.0/8"])).kind == "forbidden"
     assert failure("http://169.254.169.254").kind == "forbidden"
     assert not server.requests
@@ -409,7 +409,7 @@ def test_networks_that_are_not_allowed(serve):
 
 
 def test_a_key_is_read_when_it_is_needed(serve, monkeypatch):
-    server = serve(told("a"))
+    server = serve(streamed("a"))
     lab = endpoint(server, api_key_env="LAB_KEY")
     for wrong in ("", "two words", "ключ", "a\nb"):
         monkeypatch.setenv("LAB_KEY", wrong)
@@ -489,7 +489,7 @@ def test_close_ends_a_read_that_blocks(serve, opening):
 
 
 def test_close_before_the_stream_and_after_it(serve):
-    server = serve(told("a"))
+    server = serve(streamed("a"))
     side = endpoint(server).side()
     side.close()
     assert list(side.stream(ASK, {})) == [] and side.finish_reason == "cancelled"
@@ -500,7 +500,7 @@ def test_close_before_the_stream_and_after_it(serve):
 
 
 def test_a_side_that_is_closed_leaves_the_others(serve):
-    server = serve(told("a"))
+    server = serve(streamed("a"))
     lab = endpoint(server)
     lab.side().close()
     assert list(lab.side().stream(ASK, {})) == ["a"]
@@ -603,7 +603,7 @@ def test_takes_is_learned_from_the_description(serve):
 
     def script(sock, path):
         answers = {"/v1/models": answer({"data": []}), "/openapi.json": answer({"paths": paths})}
-        sock.sendall(answers.get(path, told("a")))
+        sock.sendall(answers.get(path, streamed("a")))
 
     server = serve(script)
     lab = endpoint(server)
@@ -624,7 +624,7 @@ def test_what_a_server_calls_its_models_is_shown_with_care(serve):
 def test_the_only_model(serve):
     def script(sock, path):
         listed = {"data": [{"id": name} for name in names]}
-        sock.sendall(answer(listed) if path == "/v1/models" else told("a"))
+        sock.sendall(answer(listed) if path == "/v1/models" else streamed("a"))
 
     names = ["one"]
     server = serve(script)
@@ -851,7 +851,7 @@ def mistakes(path, text):
     return str(caught.value).splitlines()
 
 
-def test_every_mistake_is_told_with_its_line(tmp_path):
+def test_every_error_names_its_line(tmp_path):
     found = mistakes(
         tmp_path / "e.csv",
         "name,base_url,model,api_key_env\n"

@@ -111,7 +111,7 @@ def test_a_blind_card_does_not_reveal_the_model(strings, end):
     assert hidden.startswith(strings["model_letter"].format(side="B"))
     assert not re.search(r"lab-3|10\.0|500|Error|0\.50|2\.5|41|20", hidden)
     if error:
-        assert strings[end] in hidden  # what went wrong, as it may be told
+        assert strings[end] in hidden  # the message without server details
 
 
 def test_a_card_with_its_facts():

@@ -54,7 +54,7 @@ def ledger(path):
 def test_a_saved_battle_is_read_back(ledger, path):
     saved = battle(side("a", "甲"), side("b", "乙", "timed out", "deadline"), side("a", ""))
     number = ledger.add_battle(saved)
-    other = Ledger(path)  # another connection: it stands in the file
+    other = Ledger(path)  # another connection: the vote is in the file
     (found,) = other.battles()
     other.close()
     assert found.id == number and found.time > 1.7e9 and found.choice is None
@@ -129,8 +129,8 @@ def test_a_vote_and_its_change(ledger):
     number = ledger.add_battle(battle(kind="open"))
     assert ledger.decided() == []
     for choice in (0, 1, "tie", "none", "none"):
-        told = ledger.vote(number, "v1", choice)
-        assert told.choice == choice and [each.model for each in told.sides] == ["a", "b"]
+        voted = ledger.vote(number, "v1", choice)
+        assert voted.choice == choice and [each.model for each in voted.sides] == ["a", "b"]
         assert ledger.decided() == [Decided(("a", "b"), choice)]
     ledger.add_battle(battle(voter="v2"))  # someone else's
     ledger.vote(number, "v1", 1)

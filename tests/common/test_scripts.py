@@ -34,7 +34,7 @@ def test_what_a_script_prints_goes_into_the_log(script, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("logged", [True, False])
-def test_a_script_that_fails_is_told_by_its_last_line(script, tmp_path, logged):
+def test_a_failed_script_is_reported_by_its_last_line(script, tmp_path, logged):
     log = tmp_path / "log" if logged else None
     where = re.escape(f" (the whole output: {log})") if logged else ""
     with pytest.raises(UserError, match=rf"talk.py: exit code 1: the disk is full{where}$"):

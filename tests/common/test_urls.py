@@ -16,7 +16,7 @@ from minigpt.common import urls
         ("https://a.example/v1/chat/completions", "", "/v1"),
     ],
 )
-def test_the_path_of_the_api_and_what_stands_before_it(url, root, api):
+def test_the_path_of_the_api_and_its_prefix(url, root, api):
     assert (urls.root_path(url), urls.api_path(url)) == (root, api)
 
 

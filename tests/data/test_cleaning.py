@@ -178,7 +178,7 @@ def test_many_at_once_is_each_alone(pairs):
     assert clean_all(texts, titles) == [clean(*pair) for pair in pairs]
 
 
-def test_many_at_once_with_what_stands_between_them():
+def test_many_texts_at_once_with_separators():
     assert clean_all(["甲\uffff（）乙", "丙（）"], ["", ""]) == ["甲\uffff乙", "丙"]
 
 

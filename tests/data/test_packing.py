@@ -100,7 +100,7 @@ def test_packed_by_hand(tmp_path):
     st.sampled_from(["pad", "split", "concat", "packed"]),
     st.integers(1, 40),
 )
-def test_every_piece_stands_in_the_blocks(tmp_path_factory, lengths, layout, window):
+def test_every_segment_is_in_the_blocks(tmp_path_factory, lengths, layout, window):
     folder = tmp_path_factory.getbasetemp()
     stops = np.cumsum(lengths).tolist()
     pieces = [

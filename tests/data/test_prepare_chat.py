@@ -559,9 +559,9 @@ def test_what_a_resumed_run_keeps(make, tmp_path, byte_tokenizer, train):
         train(*resume, f"--val_dataset={concat}")
 
 
-def test_another_block_size_to_judge_by_is_told(make, tmp_path, byte_tokenizer, train):
+def test_a_different_block_size_for_evaluation_is_reported(make, tmp_path, byte_tokenizer, train):
     path = write_jsonl(tmp_path / "chat.jsonl", TALKS)
     short, long = make(CHAT, path, "pad")[2], make(CHAT, path, "concat", 128)[2]
     words = [f"--tokenizer={byte_tokenizer.name}", f"--out_dir={tmp_path / 'run'}"]
-    with pytest.raises(UserError, match=r"val\.bin: blocks of 128 tokens, the run wants 64"):
+    with pytest.raises(UserError, match=r"val\.bin: blocks of 128 tokens, the run expects 64"):
         train(*words, f"--dataset={short}", f"--val_dataset={long}")

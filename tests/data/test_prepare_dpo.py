@@ -178,7 +178,7 @@ def test_messages_are_for_chat_alone(prepared):
 
 def test_each_stage_refuses_the_other_ones_blocks(prepared, write_blocks, byte_tokenizer, tmp_path):
     folder, _ = prepared(MANY)
-    with pytest.raises(UserError, match="holds preferences, for --stage=dpo"):
+    with pytest.raises(UserError, match="holds preferences, only for --stage=dpo"):
         Blocks(folder, "train")
     ordinary = np.full((2, 8), 65), np.ones((2, 8), np.uint8)
     other = write_blocks(tmp_path / "other", byte_tokenizer, ordinary, ordinary)

@@ -141,7 +141,7 @@ def test_a_question_shows_the_beginning_of_a_text():
     assert TASK.question("one two three four five six") == "one two three four\nKind:"
 
 
-def test_an_answer_stands_behind_a_blank_only_in_running_text_that_has_blanks():
+def test_an_answer_follows_a_space_only_in_text_with_spaces():
     assert TASK.answer("art", "plain") == " art" and TASK.answer("art", "qa") == "art"
     assert TASK._replace(ask="类别：").answer("艺术", "plain") == "艺术"
 
@@ -271,12 +271,12 @@ def checkpoint_of(model, tokenizer, prompt_format):
 def test_each_reading_takes_the_likeliest_by_its_own_measure(
     tiny_model, byte_tokenizer, prompt_format
 ):
-    """Held against whole forward passes of prompt and label, label by label."""
+    """Compared with whole forward passes of prompt and label, label by label."""
     task = Task(("bat", "abs", "cable", "dime", "fog"), "Kind:", 20)
     model = tiny_model(padded_vocab_size=320, block_size=48, seed=1)
     with torch.no_grad():
         for weight in model.parameters():
-            weight.mul_(3)  # so that what stands far before the label counts
+            weight.mul_(3)  # so that distant context affects the label
     questions = [task.question(f"{i * 37 % 100} text {i}") for i in range(24)]
     found, notes = predict(
         checkpoint_of(model, byte_tokenizer, prompt_format), questions, task, batch_size=5

@@ -1,4 +1,4 @@
-"""Examples: read from files, drawn, answered, told apart."""
+"""Examples: read from files, drawn, answered, split into seen and held out."""
 
 import pytest
 from hypothesis import given
@@ -119,7 +119,7 @@ def test_an_answer_has_no_half_character(tmp_path, byte_tokenizer):
 
 
 @pytest.mark.parametrize("layout", ["pad", "concat", "packed"])
-def test_pairs_seen_and_held_out_are_told_apart(tmp_path, byte_tokenizer, write_blocks, layout):
+def test_pairs_seen_and_held_out_are_distinguished(tmp_path, byte_tokenizer, write_blocks, layout):
     pairs = []
     for question, answer in (("1?", "one"), ("2?", "two"), ("7?", "seven")):
         asked = [*question.encode(), byte_tokenizer.answer_mark]

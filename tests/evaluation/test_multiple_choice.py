@@ -67,7 +67,7 @@ def test_wrong_endings_are_of_about_the_same_length():
         assert max(far) <= (12 if 12 < n < 88 else 24)
 
 
-def test_an_ending_that_stands_twice_is_asked_once():
+def test_a_repeated_ending_is_scored_once():
     texts = ["山高。", "水长。", "云起。", "雨落。", "山高。"]
     items = make_items([Example(None, f"第{i}句。", text) for i, text in enumerate(texts)], 0)
     assert [item.context for item in items] == [f"第{i}句。" for i in range(4)]

@@ -20,7 +20,7 @@ from minigpt.evaluation.rouge import bootstrap_mean, characters, rouge_l, score,
         ("abcd", "acbd", 3),  # abd or acd
         ("xaybzc", "abc", 3),
         ("abc", "cba", 1),
-        ("aab", "aaab", 3),  # a repeated token counts as often as it stands in both
+        ("aab", "aaab", 3),  # a repeated token counts as often as both contain it
         ("abc", "xyz", 0),
         ("黄河很长。是吗？", "黄河长。是。", 5),  # 黄河长。是: a sentence's end is a token too
     ],

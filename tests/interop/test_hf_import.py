@@ -182,7 +182,7 @@ def refused(folder, message, **facts):
         ("n_embd", dict(n_embd="wide")),
         ("where config.json says", dict(n_embd=64)),
         ("weights lack h.2.ln_1.weight", dict(n_layer=3)),
-        ("have besides: h.1", dict(n_layer=1)),
+        ("unexpected: h.1", dict(n_layer=1)),
     ],
 )
 def test_another_gpt2_is_refused(folder, message, facts):

@@ -152,7 +152,7 @@ def folder(tmp_path, model):
     return tmp_path / "peft"
 
 
-def complaint(folder, model):
+def error_of(folder, model):
     with pytest.raises(UserError) as caught:
         load_peft(folder, model)
     (line,) = str(caught.value).splitlines()
@@ -167,34 +167,34 @@ def complaint(folder, model):
         (dict(peft_type="IA3"), "peft_type=IA3"),
         (dict(bias="all"), "bias=all"),
         (dict(modules_to_save=["lm_head"]), "modules_to_save"),
-        (dict(r=0), "no settings of peft"),
-        (dict(peft_type=None), "no settings of peft"),
-        (dict(lora_alpha="x"), "no settings of peft"),
+        (dict(r=0), "not a peft config"),
+        (dict(peft_type=None), "not a peft config"),
+        (dict(lora_alpha="x"), "not a peft config"),
     ],
 )
 def test_settings_that_are_more_than_lora(folder, model, change, word):
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), "utf-8")
-    assert word in complaint(folder, model)
+    assert word in error_of(folder, model)
 
 
 def test_folders_that_do_not_fit(folder, model, kind, tiny_model):
     other = tiny_model(n_layer=2, **SHAPES[kind])
-    assert "no matrix of this model's blocks" in complaint(folder, other)
-    assert "do not fit this model" in complaint(folder, tiny_model(n_embd=48, **SHAPES[kind]))
+    assert "blocks have no such matrix" in error_of(folder, other)
+    assert "do not fit this model" in error_of(folder, tiny_model(n_embd=48, **SHAPES[kind]))
     swapped = tiny_model(n_layer=3, **SHAPES["gpt2" if kind == "qwen3" else "qwen3"])
-    assert "no matrix of this model's blocks" in complaint(folder, swapped)
+    assert "blocks have no such matrix" in error_of(folder, swapped)
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)
     half = next(name for name in tensors if "lora_B" in name)
     save_file({name: t for name, t in tensors.items() if name != half}, path)
-    assert half in complaint(folder, model)
+    assert half in error_of(folder, model)
     save_file({}, path)
-    assert "holds no adapters" in complaint(folder, model)
+    assert "holds no adapters" in error_of(folder, model)
     path.write_bytes(b"{}")
-    assert "cannot be read" in complaint(folder, model)
+    assert "cannot be read" in error_of(folder, model)
     (folder / "adapter_config.json").unlink()
-    assert "adapter_config.json is not there" in complaint(folder, model)
+    assert "adapter_config.json is missing" in error_of(folder, model)
 
 
 def test_nothing_but_adapters_is_overwritten(folder, model):
@@ -206,7 +206,7 @@ def test_nothing_but_adapters_is_overwritten(folder, model):
     (folder / "notes.txt").unlink()
     weights = load_file(folder / "adapter_model.safetensors")
     save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})  # as others do
-    with pytest.raises(UserError, match="holds adapters from elsewhere"):
+    with pytest.raises(UserError, match="holds adapters of another program"):
         write_peft(folder, model)
 
 
@@ -271,7 +271,7 @@ def test_the_script(tmp_path, kind, tiny_model, byte_tokenizer):
 def test_values_from_anywhere(folder, model, change):
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(UserError, match=r"adapter_config\.json: no settings of peft: "):
+    with pytest.raises(UserError, match=r"adapter_config\.json: not a peft config: "):
         load_peft(folder, model)
 
 

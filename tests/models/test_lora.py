@@ -357,7 +357,11 @@ def test_runs_that_move(runs, tmp_path, monkeypatch):
     with pytest.raises(UserError) as caught:
         checkpoint.load(elsewhere)
     text = str(caught.value)
-    assert str(elsewhere) in text and f"{base} is gone" in text and "config.json" in text
+    assert (
+        str(elsewhere) in text
+        and f"the base model {base} of these adapters is missing" in text
+        and "config.json" in text
+    )
     facts = json.loads((elsewhere / "config.json").read_text(encoding="utf-8"))
     facts["lora"]["base"] = "moved/base"  # what the message says
     (elsewhere / "config.json").write_text(json.dumps(facts), encoding="utf-8")

@@ -177,12 +177,12 @@ def test_the_names_in_a_message_are_those_of_the_file():
 
 
 def test_blocks_are_counted_in_the_header(base, forbid_large, monkeypatch):
-    """Before the model is laid out, even on the meta device."""
+    """Before a model is built, even on the meta device."""
 
     def never(*words):
-        raise AssertionError("laid out")
+        raise AssertionError("built")
 
-    monkeypatch.setattr(shapes, "_of_model", never)
+    monkeypatch.setattr(shapes, "_model_shapes", never)
     facts = json.loads((base / "config.json").read_text(encoding="utf-8"))["model"]
     config = shapes.model_config({**facts, "n_layer": 10**9}, "config.json")
     with pytest.raises(UserError, match=r"n_layer=1000000000: the weights have 2 blocks"):

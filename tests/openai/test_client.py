@@ -147,7 +147,7 @@ def test_a_bundle_of_certificates_is_taken_from_the_environment(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("action", "kind", "told"),
+    ("action", "kind", "message"),
     [
         (garbage(), "garbage", "it sent no JSON: <html>"),
         (half(), "garbage", "it sent no JSON"),
@@ -172,9 +172,9 @@ def test_a_bundle_of_certificates_is_taken_from_the_environment(monkeypatch):
         (error(409, "again"), "http 409", "409 again"),
     ],
 )
-def test_what_may_go_well_another_time(serve, action, kind, told):
+def test_what_may_go_well_another_time(serve, action, kind, message):
     caught = failure(serve(action), TemporaryError)
-    assert caught.kind == kind and told in str(caught)
+    assert caught.kind == kind and message in str(caught)
     assert caught.retry_after is None and caught.overload == (kind == "http 408")
 
 
@@ -265,7 +265,7 @@ def test_retry_after(serve, status):
 
 
 @pytest.mark.parametrize(
-    ("status", "said", "kind", "told"),
+    ("status", "said", "kind", "message"),
     [
         (401, "no", ServerUnusable, "it wants a key: name its variable in api_key_env (401 no)"),
         (403, "no", ServerUnusable, "it wants a key"),
@@ -303,11 +303,11 @@ def test_retry_after(serve, status):
         (503, "Loading model", TemporaryError, "503 Loading model"),
     ],
 )
-def test_what_an_error_means(serve, status, said, kind, told):
+def test_what_an_error_means(serve, status, said, kind, message):
     question = dict(QUESTION, max_tokens=9)
     with pytest.raises((ServerUnusable, QuestionRefused, TemporaryError)) as caught:
         client(serve(error(status, said))).ask(question)
-    assert type(caught.value) is kind and told in str(caught.value)
+    assert type(caught.value) is kind and message in str(caught.value)
 
 
 def test_no_api_there(serve):
@@ -318,7 +318,7 @@ def test_no_api_there(serve):
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("said", "message"),
     [
         ({"error": {"message": "m"}}, "422 m"),
         ({"error": "m"}, "422 m"),
@@ -329,12 +329,12 @@ def test_no_api_there(serve):
         ([], "422 []"),
     ],
 )
-def test_how_errors_are_told(serve, said, told):
+def test_error_messages(serve, said, message):
     server = serve(error(422, said))
-    assert str(failure(server, QuestionRefused)) == f"{server.base_url}: {told}"
+    assert str(failure(server, QuestionRefused)) == f"{server.base_url}: {message}"
 
 
-def test_the_key_is_never_told(serve):
+def test_the_key_is_never_printed(serve):
     sent = f"You sent Bearer {KEY} to us"
     actions = [error(status, sent) for status in (400, 401, 403, 404, 429, 500)]
     actions += [

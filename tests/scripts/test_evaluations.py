@@ -222,7 +222,7 @@ def test_rouge_of_a_sample_is_seeded_and_batches_change_nothing(tmp_path, random
         words = [f"--input={qa}", "--limit=5", "--temperature=1", "--max_new_tokens=6"]
         words += [f"--output={output}", f"--batch_size={batch_size}"]
         code, out, _ = rouge(f"--out_dir={run}", *words)
-        assert code == 0 and "cannot be told apart" in out and "nowhere" in out
+        assert code == 0 and "cannot be distinguished" in out and "nowhere" in out
         figures = read(output.with_suffix(".json"))
         assert set(figures) & {"seen in training", "held out", "others"} == set()
         found.append((output.read_text(encoding="utf-8"), figures["all"]))

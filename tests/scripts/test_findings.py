@@ -143,7 +143,7 @@ def test_a_claim_holds_where_all_of_it_does(parts, whole):
 # -- the texts -------------------------------------------------------------------------------------
 
 
-def test_a_folder_has_what_it_has_and_the_sample_stands_in(tmp_path):
+def test_missing_data_is_replaced_by_the_sample(tmp_path):
     (tmp_path / "novels").mkdir()
     (tmp_path / "bbc").mkdir()  # without its table
     assert places() == {"wiki": "data/sample", "qa": "sft/sft_saves.jsonl"}
@@ -331,7 +331,7 @@ def test_what_is_finished_is_not_made_again(tmp_path, script):
         lab.once(tmp_path / "made", script(0), "--a=2")
 
 
-def test_what_failed_is_told_and_what_was_ended_early_goes_on(tmp_path, script):
+def test_failures_are_reported_and_interrupted_runs_continue(tmp_path, script):
     lab = Lab(tmp_path, TEST, {}, say=lambda line: None)
     words = [script(3), "--out_dir=x"]
     with pytest.raises(UserError, match=r"exit code 3: no output"):

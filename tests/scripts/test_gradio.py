@@ -478,9 +478,9 @@ def test_a_blind_battle_hides_the_names_before_the_vote(visit, tap, served):
         assert [after.count(name) for name in MODELS] == [before.count(name) for name in MODELS]
         page.click("#vote-0")
         expect(page.locator("#arena-status")).to_contain_text("Your vote is saved")
-        told = names_of(page)
-        assert len(set(told)) == 2 and set(told) <= set(MODELS)
-        assert set(secrets_in(tap.text(), served)) >= set(told)  # the tap would have heard them
+        names = names_of(page)
+        assert len(set(names)) == 2 and set(names) <= set(MODELS)
+        assert set(secrets_in(tap.text(), served)) >= set(names)  # the tap would have heard them
 
 
 def test_a_vote_changes_the_leaderboard_and_survives_a_reload(visit, served, home):
@@ -551,12 +551,12 @@ def test_dead_endpoints_affect_no_other(visit, answering):
     with listed(page, **dead):
         battle(page, "还在吗？", ["north-run", "refused", "failing", "babbling"])
         expect(page.locator("#arena-status")).to_contain_text("nothing to vote on")
-        told = {card(page, i).locator(".head span").first.inner_text(): i for i in range(4)}
-        alive = card(page, told.pop("north-run"))
+        indices = {card(page, i).locator(".head span").first.inner_text(): i for i in range(4)}
+        alive = card(page, indices.pop("north-run"))
         expect(alive).to_have_attribute("data-status", "done")
         expect(alive.locator(".text")).to_have_text("北京。")
-        assert set(told) == {"refused", "failing", "babbling"}
-        for place in told.values():
+        assert set(indices) == {"refused", "failing", "babbling"}
+        for place in indices.values():
             expect(card(page, place)).to_have_attribute("data-status", "failed")
             expect(card(page, place).locator(".note")).to_contain_text(
                 "this answer was interrupted"

@@ -20,7 +20,7 @@ def test_a_question_alone_gives_the_answer_alone(tmp_path, byte_tokenizer):
     assert err.count("[6 tokens, ") == 2 and "tokens/s]" in err and "note:" not in err
 
 
-def test_a_text_goes_on_past_the_block_and_says_so_once(tmp_path, byte_tokenizer):
+def test_generation_continues_past_the_block_and_prints_one_note(tmp_path, byte_tokenizer):
     run = save_scripted_run(tmp_path / "run", byte_tokenizer, "黄", "plain", cycle=True)
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("\ufeff长江。\n", encoding="utf-8")

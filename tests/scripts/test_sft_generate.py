@@ -138,8 +138,8 @@ def check_whole(work, n, outcomes=None):
     assert len(progress) == len({line["entry"] for line in progress}) == n
     if outcomes:
         assert Counter(line["outcome"] for line in progress) == outcomes
-    told = {line["entry"]: line["pairs"] for line in progress if line["pairs"]}
-    assert Counter(pair["entry"] for pair in pairs) == told
+    n_pairs = {line["entry"]: line["pairs"] for line in progress if line["pairs"]}
+    assert Counter(pair["entry"] for pair in pairs) == n_pairs
     assert len({pair["question"] for pair in pairs}) == len(pairs)
     assert len(work.rejects) == sum(line["outcome"] != "done" for line in progress)
 
@@ -231,7 +231,7 @@ def test_dry_run_asks_nobody_and_writes_nothing(work):
     assert re.search(r"\d+ tokens", out) and list(work.folder.iterdir()) == [work.input]
 
 
-def test_a_long_entry_is_cut_at_a_sentence_and_that_is_told(work):
+def test_a_long_entry_is_cut_at_a_sentence_and_reported(work):
     work = work(1)
     entry = garden.entry(0)
     text = entry["text"] + "松" * 50 + "。" + "柏" * 50
@@ -458,7 +458,7 @@ def test_one_entry_that_is_refused_does_not_stop_the_others(work):
     assert "context length" in work.rejects[0]["reasons"][0]
 
 
-def test_a_wrong_key_and_an_unknown_model_are_told_at_once(work):
+def test_a_wrong_key_and_an_unknown_model_fail_at_once(work):
     work = work(3)
     os.environ["GARDEN_KEY"] = "wr0ng"
     with ScriptedServer(writer, key="k3y") as server:
@@ -527,10 +527,10 @@ def test_another_prompt_is_a_new_generation(work):
             assert code == 0 and "is a new one" in err and "3 entries" in err
         assert len(server.seen) == 12
     assert len(work.pairs) == 9  # the others were duplicates
-    told = [line for line in lines(beside(work.output)[0]) if "entry" not in line]
-    assert len({line["generation"] for line in told}) == len(told) == 4
-    assert told[0]["template"] == "wiki" and told[0]["model"] == "scripted"
-    assert told[0]["version"] == PROMPT.version
+    generations = [line for line in lines(beside(work.output)[0]) if "entry" not in line]
+    assert len({line["generation"] for line in generations}) == len(generations) == 4
+    assert generations[0]["template"] == "wiki" and generations[0]["model"] == "scripted"
+    assert generations[0]["version"] == PROMPT.version
 
 
 def test_a_torn_line_is_mended(work):
@@ -604,7 +604,7 @@ def _loaded(line):
 # -- topics ----------------------------------------------------------------------------------------
 
 
-def test_topics_come_in_turn_and_are_told_what_they_gave(work):
+def test_topics_take_turns_and_list_earlier_questions(work):
     work = work(0)
     topics = [dict(title=title, text="问：甲？\n答：乙。") for title in ("红楼梦", "长城", "茶")]
     write_jsonl(work.input, topics)
@@ -631,8 +631,8 @@ def test_topics_come_in_turn_and_are_told_what_they_gave(work):
     for title, asked in by_topic.items():
         gave = [pair["question"] for pair in work.pairs if pair["id"].startswith(title)]
         for number, text in enumerate(asked):
-            told = [question in text for question in gave]
-            assert told == [number - 2 <= i < number for i in range(3)]  # the last n_max of them
+            listed = [question in text for question in gave]
+            assert listed == [number - 2 <= i < number for i in range(3)]  # the last n_max of them
 
 
 # -- our own server --------------------------------------------------------------------------------
@@ -654,7 +654,7 @@ def test_our_own_server(work, byte_tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "message"),
     [
         ("--n_min=0", "n_min=0: expected at least 1"),
         ("--limit=-1", "limit=-1: expected at least 1, or none"),
@@ -671,16 +671,16 @@ def test_our_own_server(work, byte_tokenizer):
         ("--timeout=0", "timeout=0"),
     ],
 )
-def test_mistakes_are_told_in_a_line(work, word, told):
+def test_errors_are_one_line(work, word, message):
     work = work(1)
     with ScriptedServer(writer) as server:
         code, out, err = work.run(server, word)
-        assert code == 2 and told in err and server.seen == []
+        assert code == 2 and message in err and server.seen == []
         assert "Traceback" not in err and err.count("\n") == 1
     assert list(work.folder.iterdir()) == [work.input]
 
 
-def test_a_bad_line_of_the_input_is_told_before_anybody_is_asked(work):
+def test_a_bad_input_line_is_reported_before_any_request(work):
     work = work(20)
     with open(work.input, "a", encoding="utf-8") as file:
         file.write('{"title": "no text"}\n')
@@ -889,7 +889,7 @@ def test_rounds_of_a_topic_wait_for_one_another(tmp_path):
     assert made.total == 4
 
 
-def test_a_topic_that_stands_there_twice_is_one(tmp_path):
+def test_a_repeated_topic_counts_once(tmp_path):
     """Asked twice at once, its pairs would stand in the file out of turn."""
     topics = write_jsonl(tmp_path / "t.jsonl", [dict(title=t, text="例") for t in "甲乙甲"])
     made = TopicTasks(topics, 1, RecentPairs(2))

@@ -110,7 +110,7 @@ def test_a_run_may_be_writing_its_progress(written):
         ("火药如何制成？", "怎么 how"),
         ("长江有多长？", "多少 how many"),
         ("北京有多少人？", "多少 how many"),
-        ("《谁是最可爱的人》写于哪一年？", "何时 when"),  # 谁 stands in a name
+        ("《谁是最可爱的人》写于哪一年？", "何时 when"),  # 谁 is part of a name
         ("清朝何时灭亡？", "何时 when"),
         ("他出生在什么地方？", "哪里 where"),
         ("《红楼梦》作者是哪位？", "谁 who"),
@@ -205,7 +205,7 @@ def test_the_script(written, source, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ([], "0 files given, expected one"),
         (["a.jsonl", "b.jsonl"], "2 files given"),
@@ -214,10 +214,10 @@ def test_the_script(written, source, tmp_path):
         (["none.jsonl", "--pgn=a.png"], "did you mean png?"),
     ],
 )
-def test_mistakes(words, told, tmp_path, monkeypatch):
+def test_mistakes(words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = run_here("sft/sft_report.py", *words)
-    assert (code, out) == (2, "") and told in err and err.count("\n") == 1
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1
 
 
 def test_an_empty_file(tmp_path):

@@ -83,7 +83,7 @@ def test_plans_that_cannot_be(grid, ranges, trials, message):
     assert len(str(caught.value).splitlines()) == 1 and message in str(caught.value)
 
 
-def test_all_mistakes_are_told_at_once():
+def test_all_errors_are_reported_at_once():
     with pytest.raises(UserError) as caught:
         planned(["n_layr=2", "n_head=x"], ["bias=1", "2"])
     assert [line.split(":")[1] for line in str(caught.value).splitlines()] == [
@@ -211,7 +211,7 @@ def test_ctrl_c_puts_its_trial_back(url, plan):
     assert [trial.state for trial in study.trials()] == ["finished"] * n
 
 
-def test_a_range_is_drawn_within_its_ends_and_goes_on_where_it_stopped(url, tmp_path):
+def test_a_range_is_drawn_within_its_bounds_and_resumes(url, tmp_path):
     train = Train(n4=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         Study(url, "s", RANGE).work(train)
@@ -245,7 +245,7 @@ def test_the_same_draw_is_not_trained_twice(url):
 # -- what it is made of ----------------------------------------------------------------------------
 
 
-def test_a_study_of_an_older_version_goes_on(url):
+def test_a_study_of_an_older_version_resumes(url):
     """Its settings had the older names, and some that no longer exist."""
     Study(url, "s", GRID).remember(dict(n_head=2, if_trav=False, dpo_average=False))
     Study(url, "s", GRID).compare(dict(n_head=2, shuffle=True))

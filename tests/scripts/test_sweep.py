@@ -218,7 +218,7 @@ def test_what_is_free_to_change(finished, monkeypatch, recipe, module):
         ([*RATES, "--storage=nonsense"], "--storage=nonsense: "),
     ],
 )
-def test_what_is_wrong_is_told_before_the_first_trial(
+def test_errors_are_reported_before_the_first_trial(
     tmp_path, monkeypatch, recipe, module, words, output
 ):
     monkeypatch.chdir(tmp_path)

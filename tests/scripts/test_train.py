@@ -145,14 +145,14 @@ def uninterrupted(tmp_path_factory, run_script, tiny):
 
 
 def test_what_a_run_says_and_leaves_behind(uninterrupted):
-    folder, told = uninterrupted
-    lines = [line for line in told.splitlines() if line.startswith("step ")]
+    folder, output = uninterrupted
+    lines = [line for line in output.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines if "val loss" in line] == ["0:", "10:", "20:"]
     progress = [line for line in lines if "|" in line]
     assert len(progress) == 20
     for words in ("step     20/20", "loss ", "lr ", "tok/s", "left"):
         assert words in progress[-1]
-    assert "n_layer" in told and "--n_layer" in told  # what is not default, with its origin
+    assert "n_layer" in output and "--n_layer" in output  # what is not default, with its origin
     names = {"config.json", "model.safetensors", "state.pt", "log.jsonl", "samples.txt", "best"}
     assert {path.name for path in folder.iterdir()} >= names
     records = log_of(folder)
@@ -213,9 +213,9 @@ def test_stopped_and_resumed_is_the_run_that_was_not(
     folder = tmp_path / "run"
     at_step(monkeypatch, step, lambda: os.kill(os.getpid(), number))
     train(*tiny, f"--out_dir={folder}")
-    told = capsys.readouterr().out
-    assert "stopping after this step" in told
-    assert f"python train.py --out_dir={folder} --init_from=resume" in told
+    output = capsys.readouterr().out
+    assert "stopping after this step" in output
+    assert f"python train.py --out_dir={folder} --init_from=resume" in output
     assert checkpoint.load_state(folder)["step"] == step + 1
     if number == signal.SIGTERM:
         as_older_versions_saved(folder)
@@ -224,7 +224,7 @@ def test_stopped_and_resumed_is_the_run_that_was_not(
 
 
 def test_stopped_before_the_first_step(tmp_path, train, monkeypatch, tiny, uninterrupted):
-    """A resume at step 0 goes on with the run; it does not throw it away."""
+    """A resume at step 0 continues the run; it does not discard it."""
     folder = tmp_path / "run"
     begin = Trainer.begin
 
@@ -314,9 +314,9 @@ def test_a_killed_process_ends_the_run_which_another_number_resumes(
     words = [*uneven, "--gradient_accumulation_steps=1", f"--out_dir={folder}"]
     with monkeypatch.context() as patch:
         at_step(patch, 6, lambda: kill() if os.environ["RANK"] == "1" else None)
-        (code, told), (killed, _) = forked(lambda: train(*words), tmp_path, world_size=2)
+        (code, output), (killed, _) = forked(lambda: train(*words), tmp_path, world_size=2)
     assert (code, killed) == (2, -signal.SIGKILL)
-    assert "another process of this run has ended" in told and "--init_from=resume" in told
+    assert "another process of this run has ended" in output and "--init_from=resume" in output
     assert checkpoint.load_state(folder)["step"] == 4
     train(f"--out_dir={folder}", "--init_from=resume")
     assert_equal_losses(log_of(one_process)[-6:], log_of(folder)[-6:])
@@ -334,8 +334,8 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(
 
     at_step(monkeypatch, 5, interrupt)
     words = [*uneven, f"--out_dir={folder}"]
-    (code, told), (other, _) = forked(lambda: train(*words), tmp_path, world_size=2)
-    assert (code, other) == (0, 0) and "stopped; go on with" in told
+    (code, output), (other, _) = forked(lambda: train(*words), tmp_path, world_size=2)
+    assert (code, other) == (0, 0) and "stopped; go on with" in output
     state = checkpoint.load_state(folder)
     assert (state["step"], state["world"], len(state["rng"])) == (6, 2, 2)
 
@@ -725,8 +725,8 @@ def test_a_run_of_more_than_a_day_says_so(tmp_path, train, monkeypatch, tiny, ca
     monkeypatch.setattr(summary, "matmul_flops", lambda *words: 1e6)  # a very slow machine
     at_step(monkeypatch, 0, lambda: os.kill(os.getpid(), signal.SIGINT))
     train(*tiny, "--max_iters=100000", f"--out_dir={tmp_path / 'run'}")
-    told = capsys.readouterr().out
-    note = next(line for line in told.splitlines() if line.startswith("note:"))
+    output = capsys.readouterr().out
+    note = next(line for line in output.splitlines() if line.startswith("note:"))
     assert "days" in note and "config/cpu_small.py" in note and "--max_minutes" in note
     # Operations of all tokens at 0.6 of 1e6 a second.
     matrices = 2 * (32 * 96 + 32 * 32 + 32 * 256 + 128 * 32)
@@ -734,7 +734,7 @@ def test_a_run_of_more_than_a_day_says_so(tmp_path, train, monkeypatch, tiny, ca
     flops = 6 * (matrices + share * 320 * 32) + 12 * 2 * 32 * 32
     days = flops * 100000 * 4 * 2 * 32 / 0.6e6 / 86400
     assert f"{days:.1f} days" in note
-    assert told.index("note:") < told.index("step      1/")
+    assert output.index("note:") < output.index("step      1/")
 
 
 @pytest.mark.parametrize(

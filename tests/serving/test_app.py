@@ -970,8 +970,8 @@ def test_the_harness_measures_what_the_model_says(
     right = 0
     for record, sample in zip(records, found["samples"]["sums"], strict=True):
         scores = [score(record, choice) for choice in record["choices"]]
-        told = [float(response[0]) for response in sample["filtered_resps"]]
-        assert told == pytest.approx(scores, abs=1e-3)
+        logprobs = [float(response[0]) for response in sample["filtered_resps"]]
+        assert logprobs == pytest.approx(scores, abs=1e-3)
         right += max(range(3), key=scores.__getitem__) == record["label"]
     assert found["results"]["sums"]["acc,none"] == right / len(records)
     assert 0 < right < len(records)
@@ -1030,9 +1030,9 @@ def test_the_script_serves_and_finishes_what_runs(start, runs):
         server.process.send_signal(signal.SIGTERM)
         text += b"".join(pieces)
     assert text.decode().count("天a") == 1000
-    told, _ = server.process.communicate(timeout=60)
-    assert server.process.returncode == 0 and "Traceback" not in told
-    assert "teammates:" in told and "hush" not in told and "WARNING" not in told
+    output, _ = server.process.communicate(timeout=60)
+    assert server.process.returncode == 0 and "Traceback" not in output
+    assert "teammates:" in output and "hush" not in output and "WARNING" not in output
 
 
 def test_the_script_warns_and_stops_by_ctrl_c(start, runs):
@@ -1040,8 +1040,8 @@ def test_the_script_warns_and_stops_by_ctrl_c(start, runs):
     answer = requests.get(f"{server.url}/generate?prompt=x", timeout=PATIENCE)
     assert answer.content.decode() == "北京。\n"  # one model: its name may be left out
     server.process.send_signal(signal.SIGINT)
-    told, _ = server.process.communicate(timeout=60)
-    assert server.process.returncode == 0 and "WARNING: no key is set" in told
+    output, _ = server.process.communicate(timeout=60)
+    assert server.process.returncode == 0 and "WARNING: no key is set" in output
 
 
 def test_a_port_in_use(runs):
@@ -1049,16 +1049,16 @@ def test_a_port_in_use(runs):
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        code, _, told = run_here("server.py", f"--out_dir={runs / 'sft'}", f"--port={port}")
-    assert code == 2 and f"--port={port + 1}" in told and "Traceback" not in told
+        code, _, stderr = run_here("server.py", f"--out_dir={runs / 'sft'}", f"--port={port}")
+    assert code == 2 and f"--port={port + 1}" in stderr and "Traceback" not in stderr
 
 
 def test_all_wrong_settings_are_reported(runs):
     flags = ("--slots=0", "--temperature=-1", "--max_tokens=5", "--port=70000")
-    code, _, told = run_here("server.py", f"--out_dir={runs / 'sft'}", *flags)
-    assert code == 2 and "Traceback" not in told
+    code, _, stderr = run_here("server.py", f"--out_dir={runs / 'sft'}", *flags)
+    assert code == 2 and "Traceback" not in stderr
     for name in ("slots", "temperature", "default_max_tokens", "port"):
-        assert f"{name}=" in told
+        assert f"{name}=" in stderr
 
 
 def test_names_of_runs(tmp_path, monkeypatch):

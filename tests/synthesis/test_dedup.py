@@ -117,7 +117,7 @@ def test_the_same_in_every_process():
         "starts = [draw.randrange(860) for _ in range(300)]\n"
         "print([doubles.add(text[i:i + 12], text[i + 12:i + 40]) for i in starts])"
     )
-    told = [
+    outputs = [
         subprocess.run(
             [sys.executable, "-c", code],
             cwd=ROOT,
@@ -127,7 +127,9 @@ def test_the_same_in_every_process():
         ).stdout
         for seed in ("1", "2")
     ]
-    assert told[0] == told[1] and all(word in told[0] for word in (b"None", b"exact", b"near"))
+    assert outputs[0] == outputs[1] and all(
+        word in outputs[0] for word in (b"None", b"exact", b"near")
+    )
 
 
 @given(st.lists(st.tuples(st.text(max_size=20), st.text(max_size=20)), max_size=5))

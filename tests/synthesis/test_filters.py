@@ -343,7 +343,7 @@ def test_numbers_of_the_text(answer):
 def test_numbers_that_are_not_in_the_text(answer, number):
     findings = filter_pairs([QA("多少？", answer)], TEXT, WIDE)[1]
     found = [f.reason for f in findings if f.rule == "number not in text"]
-    # 四 stands in the text, in 四川: a numeral within a word cannot be told from a number.
+    # 四 is in the text, in 四川: a numeral within a word looks like a number.
     assert [f"“{number}”" in reason for reason in found] == [True] * (number is not None)
 
 
@@ -459,7 +459,7 @@ def test_grounding_is_a_knob():
     assert broken("怎样？", INVENTED.splitlines()[0], rules=Rules(n_min=1, grounding=0.1)) == []
 
 
-# -- what the model is told ------------------------------------------------------------------------
+# -- feedback to the model -------------------------------------------------------------------------
 
 
 def test_feedback_says_what_was_wrong():

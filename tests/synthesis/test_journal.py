@@ -57,7 +57,7 @@ def write(path, entries, facts=FACTS):
 
 
 def questions(path):
-    """Every question in the file, with how often it stands there."""
+    """Every question in the file, with the number of its occurrences."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return Counter(json.loads(line)["question"] for line in text.split("\n") if line)
 
@@ -118,27 +118,27 @@ def test_hashes_tell_apart():
     assert generation_hash({"a": 1}) != generation_hash({"a": 2})
 
 
-# -- going on --------------------------------------------------------------------------------------
+# -- resuming --------------------------------------------------------------------------------------
 
 
 def test_what_is_finished_is_known_again(path):
     write(path, ENTRIES)
-    before, seen, told = contents(path), [], []
-    log = PairsLog(path, FACTS, seen.append, told.append)
+    before, seen, records = contents(path), [], []
+    log = PairsLog(path, FACTS, seen.append, records.append)
     assert all(entry.entry in log for entry in ENTRIES) and len(log) == len(ENTRIES)
     assert entry_hash("庚") not in log and log.pairs == 6 and log.repaired == []
     assert [record["question"] for record in seen] == list(wanted(ENTRIES))
-    assert [record["outcome"] for record in told] == [entry.outcome for entry in ENTRIES]
+    assert [record["outcome"] for record in records] == [entry.outcome for entry in ENTRIES]
     log.close()
     assert contents(path) == before
 
 
 def test_another_generation_asks_again_and_leaves_the_old_pairs(path):
     write(path, ENTRIES)
-    seen, told = [], []
-    log = PairsLog(path, {**FACTS, "model": "other"}, seen.append, told.append)
+    seen, records = [], []
+    log = PairsLog(path, {**FACTS, "model": "other"}, seen.append, records.append)
     assert log.earlier == len(ENTRIES) and len(log) == 0
-    assert len(seen) == log.pairs == 6 and told == []
+    assert len(seen) == log.pairs == 6 and records == []
     log.add(ENTRIES[0])
     assert ENTRIES[0].entry in log and log.pairs == 9
     log.close()
@@ -146,13 +146,13 @@ def test_another_generation_asks_again_and_leaves_the_old_pairs(path):
     assert questions(path) == wanted([*ENTRIES, ENTRIES[0]])
 
 
-def test_the_first_generation_goes_on_where_it_was(path):
+def test_the_first_generation_resumes(path):
     write(path, ENTRIES[:2])
     write(path, ENTRIES[:1], {"model": "other"})
     assert write(path, ENTRIES).earlier == 0
     assert questions(path) == wanted([*ENTRIES, ENTRIES[0]])
     progress = lines(beside(path)[0])
-    assert sum("entry" not in line for line in progress) == 2  # each generation is told once
+    assert sum("entry" not in line for line in progress) == 2  # one line per generation
 
 
 def steps(path, entries):
@@ -224,13 +224,13 @@ def test_cut_off_anywhere_by_a_power_cut(tmp_path_factory, shares, zeros):
     assert write(path, ENTRIES).repaired == []
 
 
-def test_what_is_mended_is_told(path):
+def test_a_repair_is_reported(path):
     write(path, ENTRIES)
     path.write_bytes(path.read_bytes()[:-10])
     log = PairsLog(path, FACTS)
     assert ENTRIES[4].entry not in log and log.lost == 1  # 戊, whose first pair is cut off too
-    (told,) = log.repaired
-    assert str(path) in told and "bytes of an unfinished entry" in told
+    (message,) = log.repaired
+    assert str(path) in message and "bytes of an unfinished entry" in message
     log.close()
 
 
@@ -238,12 +238,12 @@ def test_an_entry_whose_line_of_progress_is_missing_is_done(path):
     write(path, ENTRIES[3:5])
     progress = beside(path)[0]
     progress.write_bytes(progress.read_bytes().rsplit(b"\n", 2)[0] + b"\n")
-    told = []
-    log = PairsLog(path, FACTS, on_finished=told.append)
+    records = []
+    log = PairsLog(path, FACTS, on_finished=records.append)
     assert ENTRIES[4].entry in log and len(log.repaired) == 1
     log.close()
-    assert [line["pairs"] for line in told] == [1, 2]
-    assert lines(progress)[1:] == told
+    assert [line["pairs"] for line in records] == [1, 2]
+    assert lines(progress)[1:] == records
 
 
 def test_pairs_without_any_progress_file_are_done(path):
@@ -327,7 +327,7 @@ def test_what_others_wrote_is_named_and_not_touched(tmp_path, data, line):
     assert contents(path) == {path: data} and list(tmp_path.iterdir()) == [path]
 
 
-def test_an_entry_that_stands_twice_is_not_ours(path):
+def test_a_journal_with_a_repeated_entry_is_not_ours(path):
     write(path, ENTRIES[:1])
     path.write_bytes(path.read_bytes() * 2)
     with pytest.raises(UserError, match="line 4: pair 1/3 of its entry is out of turn"):
@@ -386,7 +386,7 @@ def test_two_names_of_one_file(path, tmp_path, kind):
     assert second.returncode == 1 and "another run is writing it" in second.stderr
     log.close()
     assert list(other.parent.iterdir()) == [other]
-    if kind == "symbolic link":  # goes on where the other name stopped
+    if kind == "symbolic link":  # resumes the file of the other name
         assert len(PairsLog(other, FACTS)) == 1
         assert beside(other) == beside(path)
 

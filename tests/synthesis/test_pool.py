@@ -100,7 +100,7 @@ def test_addresses_as_people_type_them(typed, name):
 
 
 @pytest.mark.parametrize(
-    ("typed", "told"),
+    ("typed", "message"),
     [
         ("api.example.com/v1", "expected http:// or https://"),
         ("192.168.1.20:1234", "expected http:// or https://"),
@@ -114,10 +114,10 @@ def test_addresses_as_people_type_them(typed, name):
         ("", "expected http:// or https://"),
     ],
 )
-def test_what_is_no_address(typed, told):
+def test_what_is_no_address(typed, message):
     with pytest.raises(UserError) as caught:
         Server(typed)
-    assert told in str(caught.value) and "secret" not in str(caught.value)
+    assert message in str(caught.value) and "secret" not in str(caught.value)
 
 
 def test_keys_come_from_the_environment(monkeypatch):
@@ -137,30 +137,30 @@ def test_keys_come_from_the_environment(monkeypatch):
     assert [state.name for state in Pool(same).snapshot()] == ["http://a/v1 (1)", "http://a/v1 (2)"]
 
 
-def test_all_mistakes_about_servers_are_told_at_once(monkeypatch):
+def test_all_errors_about_servers_are_reported_at_once(monkeypatch):
     monkeypatch.setenv("SPACED", f"{KEY} {KEY}")
     monkeypatch.delenv("ABSENT", raising=False)
 
-    def told(urls, names=()):
+    def problems(urls, names=()):
         with pytest.raises(UserError) as caught:
             read_servers(urls, names)
         assert KEY not in str(caught.value)
         return str(caught.value).split("\n")
 
-    assert told([]) == ["base_url: expected at least one, such as http://localhost:1234/v1"]
-    assert told(["a", "http://b", "http://c"], ["none", "ABSENT", "SPACED"]) == [
+    assert problems([]) == ["base_url: expected at least one, such as http://localhost:1234/v1"]
+    assert problems(["a", "http://b", "http://c"], ["none", "ABSENT", "SPACED"]) == [
         "base_url: expected http:// or https://; expected one such as http://localhost:1234/v1",
         "api_key_env: the environment variable ABSENT is not set",
         "api_key_env: the environment variable SPACED holds no key (a space, or no ASCII)",
     ]
-    assert told(["http://a", "http://b", "http://c"], ["A", "B"]) == [
+    assert problems(["http://a", "http://b", "http://c"], ["A", "B"]) == [
         "api_key_env: 2 names for 3 servers; expected none, one for all, or one for each (none "
         "where a server needs no key)"
     ]
-    assert told(["http://a"], [KEY]) == [
+    assert problems(["http://a"], [KEY]) == [
         "api_key_env: expected NAMES of environment variables, not the keys"
     ]
-    assert told(["http://a", "a", "http://a/v1/"])[-1] == "base_url: http://a/v1 is given twice"
+    assert problems(["http://a", "a", "http://a/v1/"])[-1] == "base_url: http://a/v1 is given twice"
 
 
 @pytest.mark.parametrize("wrong", [dict(workers=0), dict(timeout=0), dict(patience=-1.0)])
@@ -650,7 +650,7 @@ def test_nobody_answers(serve):
 
 
 @pytest.mark.parametrize(
-    ("action", "told"),
+    ("action", "message"),
     [
         (error(401, "no such key"), "it wants a key"),
         (error(403, "not yours"), "it wants a key"),
@@ -661,13 +661,13 @@ def test_nobody_answers(serve):
         ),
     ],
 )
-def test_a_useless_server_ends_the_run_at_once(serve, action, told):
+def test_a_useless_server_ends_the_run_at_once(serve, action, message):
     server = serve(action)
     pool, news = pool_of(server)
     for _ in range(2):
         with pytest.raises(UserError) as caught:
             pool.ask(ASK)
-        assert str(caught.value).startswith(f"{server.base_url}: {told}")
+        assert str(caught.value).startswith(f"{server.base_url}: {message}")
         assert not isinstance(caught.value, (QuestionRefused, PoolClosed, Unreachable))
     assert len(server.seen) == 1 and not news and pool.snapshot()[0].state == "out"
 
@@ -748,12 +748,12 @@ def server_named(server):
 
 
 @pytest.mark.parametrize(
-    ("models", "told"),
+    ("models", "message"),
     [(("a", "b"), "model: expected its name; there is a, b"), ((), "there is none")],
 )
-def test_check_cannot_choose_a_model(serve, models, told):
+def test_check_cannot_choose_a_model(serve, models, message):
     pool, _ = pool_of(serve(good("x"), models=models), model=None)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         pool.check()
 
 
@@ -802,18 +802,18 @@ def test_check_tells_what_is_no_api(serve):
 # -- all together ----------------------------------------------------------------------------------
 
 
-def test_the_key_stands_nowhere(serve):
+def test_the_key_is_in_no_output(serve):
     def script(asked):
         return error(400 + asked.number % 3, f"with {json.dumps(asked.headers)}")
 
     pool, news = pool_of(*(Server(serve(script=script).base_url, KEY) for _ in range(3)))
-    told = [repr(pool), repr(pool.snapshot())]
+    texts = [repr(pool), repr(pool.snapshot())]
     for _ in range(4):
         try:
             pool.ask(ASK)
         except UserError as caught:
-            told += [str(caught), repr(caught)]
-    assert len(told) > 4 and news and KEY not in "".join(told + news + [repr(pool.snapshot())])
+            texts += [str(caught), repr(caught)]
+    assert len(texts) > 4 and news and KEY not in "".join(texts + news + [repr(pool.snapshot())])
 
 
 @settings(max_examples=25)

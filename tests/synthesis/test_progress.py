@@ -1,4 +1,4 @@
-"""The tally: what lines of progress add up to, and how that is told."""
+"""Progress: the statistics of a run, and the lines that print them."""
 
 import io
 

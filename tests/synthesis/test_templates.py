@@ -74,7 +74,7 @@ def test_what_is_filled_in_is_not_filled_again(written):
 
 
 @given(st.text(), st.text())
-def test_any_text_stands_as_it_is(text, title):
+def test_any_text_is_inserted_unchanged(text, title):
     parts = [f"Title: {title}"] * bool(title) + [f"3 to 6 of 15 and 300: {text}"] * bool(text)
     template = Template("x", "", "text", "", "", SMALL.split("---\n")[2].strip())
     messages = template.messages(**VALUES | dict(text=text, title=title))
@@ -117,7 +117,7 @@ def test_a_user_message_may_hold_a_line(written):
         (b"source: text\n---\n\xff", ["cannot be read", "UTF-8"]),
     ],
 )
-def test_mistakes_are_told_all_at_once(written, content, words):
+def test_all_errors_are_reported_at_once(written, content, words):
     path = written(content)
     with pytest.raises(UserError) as caught:
         load(path)
@@ -147,23 +147,23 @@ def test_a_prompt_of_the_project(name):
     assert template.source == ("topic" if name == "topic" else "text") and template.note
     assert template.uses_previous == (name == "topic")
     long = dict(text="岷江" * 50, title="都江堰堰", previous="写过的")
-    told = "\n".join(
+    prompt = "\n".join(
         m["content"] for m in template.messages(**{**VALUES, "answer_max": 777} | long)
     )
     wanted = ["岷江" * 50, "都江堰堰", "15个字", "777个字", "3到6"]
-    assert all(word in told for word in wanted) and ("写过的" in told) == (name == "topic")
-    assert "\n\n\n" not in told and "：\n\n" not in user(template)
-    assert len(told) < 800  # small models read them, once an entry
+    assert all(word in prompt for word in wanted) and ("写过的" in prompt) == (name == "topic")
+    assert "\n\n\n" not in prompt and "：\n\n" not in user(template)
+    assert len(prompt) < 800  # small models read them, once an entry
     # The samples of JSON in it are such as a reply may have.
-    assert all(isinstance(pair, QA) and all(pair) for pair in parse_reply(told))
-    assert parse_reply(told)
+    assert all(isinstance(pair, QA) and all(pair) for pair in parse_reply(prompt))
+    assert parse_reply(prompt)
 
 
 def test_the_worked_example_keeps_the_rules():
     """And the pair that is shown as wrong breaks them."""
-    told = user(load(FOLDER / "facts.md"))
-    text = told.split("条目是“")[1].split("”")[0]
-    *good, bad = parse_reply(told)
+    prompt = user(load(FOLDER / "facts.md"))
+    text = prompt.split("条目是“")[1].split("”")[0]
+    *good, bad = parse_reply(prompt)
     assert filter_pairs(good, f"都江堰\n{text}", Rules(n_min=2)) == (good, [])
     findings = filter_pairs([bad], f"都江堰\n{text}", Rules(n_min=0))[1]
     assert {"pronoun", "number not in text"} <= {finding.rule for finding in findings}

@@ -126,7 +126,7 @@ def test_worked_by_hand(tmp_path):
     assert (ours.n_vocab, ours.padded_vocab_size) == (561, 576)
 
 
-def test_a_token_that_stands_for_itself_alone(tmp_path):
+def test_a_token_that_matches_only_itself(tmp_path):
     """ignore_merges: a whole piece that is a token is that token, whatever pairs say."""
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {character: i for i, character in enumerate(characters)} | {"xyz": 256}
@@ -289,7 +289,7 @@ def test_a_folder_without_a_vocabulary(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_damaged_copy_is_told(both, tmp_path):
+def test_a_damaged_copy_is_reported(both, tmp_path):
     ours = both[1]
     ours.copy_to(tmp_path / "copy")
     path = tmp_path / "copy.json"

@@ -38,7 +38,7 @@ def forked(work, folder, world_size=1, timeout=120):
 
 
 def _work(work, path):
-    """In the new process: it ends in here, so that it never goes on with the test."""
+    """In the child process: exits here, so that it never continues the test."""
     code = 1
     try:
         sys.stdout = sys.stderr = open(path, "w", encoding="utf-8", buffering=1)

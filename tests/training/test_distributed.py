@@ -52,9 +52,9 @@ def test_two_processes(tmp_path, monkeypatch):
 
     results = forked(work, tmp_path, world_size=2)
     wanted = [[10.0 + 2 * (k + i) for k in range(n)] for i, n in enumerate((3, 20, 1))]
-    for code, told in results:
-        assert code == 0, told
-        assert json.loads(told.splitlines()[-1]) == [[2.0, 1.0], ["r0", "r1"], wanted]
+    for code, output in results:
+        assert code == 0, output
+        assert json.loads(output.splitlines()[-1]) == [[2.0, 1.0], ["r0", "r1"], wanted]
 
 
 @needs_fork
@@ -80,9 +80,9 @@ def test_a_step_has_one_reduction_beside_those_of_the_gradients(
     monkeypatch.setattr(dist, "all_reduce", counting)
     monkeypatch.setattr(Trainer, "train_step", counted)
     words = [*tiny, "--max_iters=2", f"--out_dir={tmp_path / 'run'}"]
-    for code, told in forked(lambda: train(*words), tmp_path, world_size=2):
-        assert code == 0, told
-        lines = [line for line in told.splitlines() if line.startswith("reductions")]
+    for code, output in forked(lambda: train(*words), tmp_path, world_size=2):
+        assert code == 0, output
+        lines = [line for line in output.splitlines() if line.startswith("reductions")]
         assert len(lines) == 2
         for line in lines:
             gradients, packed = json.loads(line.partition(" ")[2])

@@ -421,7 +421,7 @@ def assert_same_weights(one, two, **close):
 
 def test_a_run_starts_at_ln_2_and_learns_to_prefer(tmp_path, train, flags, own_folder, base):
     out = tmp_path / "dpo"
-    told = train(*flags, f"--out_dir={out}")
+    output = train(*flags, f"--out_dir={out}")
     log = log_of(out)
     judged = [line for line in log if "val_loss" in line]
     assert judged[0]["val_loss"] == pytest.approx(math.log(2), abs=1e-5)
@@ -433,12 +433,12 @@ def test_a_run_starts_at_ln_2_and_learns_to_prefer(tmp_path, train, flags, own_f
     assert all({"margin", "accuracy", "kl"} <= set(line) for line in log)
     tokens = Pairs(own_folder, "train").lengths.sum() / 20
     assert log[-1]["tokens"] == 12 * 4 * round(tokens)
-    line = next(line for line in told.splitlines() if line.startswith("step     12: val loss"))
+    line = next(line for line in output.splitlines() if line.startswith("step     12: val loss"))
     for word in ("margin", "accuracy 1.000", "kl"):
         assert word in line
     meta = checkpoint.read_meta(out)
     assert meta["reference_hash"] == checkpoint.weights_hash(base)
-    assert "20 train and 6 val pairs" in told
+    assert "20 train and 6 val pairs" in output
 
 
 def test_the_next_run_takes_the_reference_as_it_is(tmp_path, train, flags, own_folder):
@@ -472,8 +472,8 @@ def test_killed_and_resumed_is_the_run_that_was_not(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", killed)
         words = [*flags, f"--out_dir={tmp_path / 'cut'}"]
-        ((code, told),) = forked(lambda: train(*words), tmp_path)
-    assert code == -signal.SIGKILL, told
+        ((code, output),) = forked(lambda: train(*words), tmp_path)
+    assert code == -signal.SIGKILL, output
     assert checkpoint.load_state(tmp_path / "cut")["step"] == 4
     shutil.rmtree(moved)
     train(f"--out_dir={tmp_path / 'cut'}", "--init_from=resume")
@@ -536,12 +536,12 @@ def test_a_run_that_forgets_is_stopped(tmp_path, train, flags, guard_folder):
     rises: best/ stays what it was before that."""
     out = tmp_path / "dpo"
     wreck = ["--learning_rate=0.1", f"--dpo_guard_dataset={guard_folder}"]
-    told = train(*flags, *wreck, f"--out_dir={out}", "--dpo_max_forgetting=1.05")
+    output = train(*flags, *wreck, f"--out_dir={out}", "--dpo_max_forgetting=1.05")
     judged = [line for line in log_of(out) if "val_loss" in line]
     assert judged[0]["forgetting"] == 1
     assert judged[-1]["forgetting"] > 1.05 and judged[-1]["step"] < 12
     assert not judged[-1]["best"] and judged[-1]["val_loss"] < judged[0]["val_loss"]
-    assert "more than dpo_max_forgetting=1.05: stopping; best/ is the last good one" in told
+    assert "more than dpo_max_forgetting=1.05: stopping; best/ is the last good one" in output
     good = max(line["step"] for line in judged if line["best"])
     assert checkpoint.read_meta(out / "best")["step"] == good < checkpoint.read_meta(out)["step"]
     # The perplexity is that of evaluations-perplexity.py over the same blocks.
@@ -549,8 +549,8 @@ def test_a_run_that_forgets_is_stopped(tmp_path, train, flags, guard_folder):
     assert judged[-1]["guard_perplexity"] == pytest.approx(found["perplexity"], rel=1e-4)
     ratio = judged[-1]["guard_perplexity"] / judged[0]["guard_perplexity"]
     assert judged[-1]["forgetting"] == pytest.approx(ratio, rel=1e-6)
-    told = train(f"--out_dir={out}", "--init_from=resume")  # it stays stopped
-    assert "more than dpo_max_forgetting=1.05: stopping" in told
+    output = train(f"--out_dir={out}", "--init_from=resume")  # it stays stopped
+    assert "more than dpo_max_forgetting=1.05: stopping" in output
     assert [line for line in log_of(out) if "val_loss" in line] == judged
 
 
@@ -566,18 +566,18 @@ def test_without_a_limit_it_only_measures(tmp_path, train, flags, guard_folder):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--init_from=scratch"], "init_from=scratch: expected the folder of a run that answers"),
-        (["--stage=lm"], "holds preferences, for --stage=dpo"),
+        (["--stage=lm"], "holds preferences, only for --stage=dpo"),
         (["--dpo_beta=0"], "expected more than 0"),
         (["--dpo_max_forgetting=1"], "expected more than 1, or none"),
     ],
 )
-def test_what_cannot_be(tmp_path, train, flags, words, told):
+def test_what_cannot_be(tmp_path, train, flags, words, message):
     if "--stage=lm" in words:  # without recipe and guard
         flags = [word for word in flags if "dpo.py" not in word and "guard" not in word]
-    assert told in train.fails(*flags, *words, f"--out_dir={tmp_path / 'out'}")
+    assert message in train.fails(*flags, *words, f"--out_dir={tmp_path / 'out'}")
     assert not (tmp_path / "out").exists()
 
 
@@ -588,7 +588,7 @@ def test_ordinary_blocks_and_another_prompt_format(
     assert "holds no preference pairs" in train.fails(*flags, f"--dataset={guard_folder}", out)
     plain = checkpoint.load(base).model
     plain = save_run(tmp_path / "plain", plain, byte_tokenizer, "plain")
-    told = train.fails(*flags, f"--init_from={plain}", out)
-    assert "its prompts have the format qa" in told and "plain plain: fine-tune" in told
-    told = train.fails(f"--dataset={guard_folder}", "--dpo_beta=0.2", out)
-    assert "dpo_beta=0.2: expected --stage=dpo with it" in told
+    error = train.fails(*flags, f"--init_from={plain}", out)
+    assert "its prompts have the format qa" in error and "plain plain: fine-tune" in error
+    error = train.fails(f"--dataset={guard_folder}", "--dpo_beta=0.2", out)
+    assert "dpo_beta=0.2: expected --stage=dpo with it" in error

@@ -25,9 +25,9 @@ def take_steps(log, first, last):
 def test_progress_lines_average_over_their_interval(tmp_path, capsys):
     log = Log(tmp_path, settings(), peak_rate=1000)
     take_steps(log, 1, 4)
-    told = capsys.readouterr().out.splitlines()
-    assert [line[:14] for line in told] == [f"step {step:>6}/20" for step in (1, 2, 4)]
-    assert "| margin 0.250 | lr 1.00e-01 |      200 tok/s | mfu  20% | 16s left" in told[-1]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:14] for line in lines] == [f"step {step:>6}/20" for step in (1, 2, 4)]
+    assert "| margin 0.250 | lr 1.00e-01 |      200 tok/s | mfu  20% | 16s left" in lines[-1]
     found = read_runlog(tmp_path).train
     assert found["step"].tolist() == [1, 2, 4] and found["rate"].tolist() == [200] * 3
 
@@ -57,21 +57,21 @@ def test_tensorboard_that_is_not_installed(tmp_path, monkeypatch):
 
 def test_tensorboard_gets_every_figure(tmp_path, monkeypatch):
     """Against a stand-in for SummaryWriter: the real one is not among the requirements."""
-    told = []
+    calls = []
 
     class SummaryWriter:
         def __init__(self, folder, purge_step):
-            told.append(purge_step)
+            calls.append(purge_step)
 
         def add_scalar(self, name, value, step):
-            told.append((name, value, step))
+            calls.append((name, value, step))
 
         def close(self):
-            told.append("closed")
+            calls.append("closed")
 
     stand_in = SimpleNamespace(SummaryWriter=SummaryWriter)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
     log = Log(tmp_path, settings(tensorboard=True), resumed_at=4)
     log.evaluation(TrainState(step=6, val_loss=2.5), {}, False)
     log.close()
-    assert told == [5, ("tokens", 0, 6), ("minutes", 0.0, 6), ("val_loss", 2.5, 6), "closed"]
+    assert calls == [5, ("tokens", 0, 6), ("minutes", 0.0, 6), ("val_loss", 2.5, 6), "closed"]

@@ -113,7 +113,7 @@ class PageFilter:
         return 401, "expected a name and a password", {"WWW-Authenticate": 'Basic realm="MiniGPT"'}
 
     def _is_same_origin(self, request):
-        """Whether a request comes from our own page, or from no page at all."""
+        """Whether our own page, or no page at all, sent the request."""
         origin = request.header("origin")
         if not origin:
             return request.header("sec-fetch-site") in ("", "same-origin", "none")
