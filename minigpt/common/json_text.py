@@ -2,8 +2,8 @@
 
 value = parse_json(line)        # ValueError: not JSON, or nested too deeply; never RecursionError
 
-json.loads() reads about a thousand levels. A value that it just reads can overflow the stack where
-it is written or copied later. A hundred levels always fit, and our records have fewer than ten.
+json.loads() accepts about a thousand levels. Such a value can overflow the stack later, when it is
+written or copied. A hundred levels are always safe, and our records have fewer than ten.
 """
 
 import json

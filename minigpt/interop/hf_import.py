@@ -167,7 +167,7 @@ def _config(config, block_size):
     return model_config(shape | SHAPES[name], "config.json"), longest
 
 
-def _demand(config, **wanted):
+def _require(config, **wanted):
     """UserError if a setting of theirs has a value that our model does not support."""
     wrong = [
         f"{name}={config[name]}"
@@ -180,7 +180,7 @@ def _demand(config, **wanted):
 
 def _gpt2_shape(config):
     """The sizes of a GPTConfig; missing fields get the default of transformers."""
-    _demand(
+    _require(
         config,
         activation_function=("gelu_new", "gelu_pytorch_tanh"),
         scale_attn_weights=(True,),
@@ -203,7 +203,7 @@ def _gpt2_shape(config):
 def _qwen3_shape(config):
     """See _gpt2_shape."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    _demand(
+    _require(
         config,
         hidden_act=("silu",),
         attention_bias=(False,),
@@ -241,7 +241,7 @@ def _gpt2_names(config):
 
 
 def _qwen3_names(config):
-    """See _gpt2_names; several of theirs stand below one another in one of ours."""
+    """See _gpt2_names; several of theirs are concatenated in one of ours."""
     names = {"wte.weight": ["embed_tokens.weight"], "norm.weight": ["norm.weight"]}
     for i in range(config.n_layer):
         for ours, theirs in QWEN3_NAMES.items():

@@ -31,7 +31,7 @@ class AllowedHosts:
 
     def __init__(self, names=(), host=None):
         """names: host names from --allowed_hosts; a port is ignored; "*" allows every name.
-        host: the --host on which the server listens. UserError names each entry that is no host.
+        host: the --host on which the server listens. UserError names each entry that is not a host.
         """
         self.all = "*" in names
         problems = [f"--allowed_hosts: {one_line(n)!r}: {_EXPECTED}" for n in names if _bad(n)]

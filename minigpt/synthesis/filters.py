@@ -1,11 +1,11 @@
-"""Filters: which question–answer pairs are worth training on; each reason is a rule with a name.
+"""Quality filters for generated question–answer pairs; each filter is a named rule.
 
     kept, findings = filter_pairs(pairs, title + "\\n" + text, Rules(question_max=20))
     if findings:
         ask_again(feedback(findings))           # the reasons are in Chinese, for the model
 
-A rule checks one pair: its form, and whether the text that it is about contains what it says. No
-rule knows what is true. RULES names them all, in the order in which they run.
+A rule checks the form of one pair, or whether the source text supports it. No rule knows the
+facts. RULES lists all rules in the order in which they run.
 """
 
 import functools
@@ -21,13 +21,13 @@ from minigpt.tokenizer.normalization import normalize
 
 @dataclass(frozen=True)
 class Rules:
-    """The limits of a reply: pairs for an entry, characters of a question and of an answer.
+    """The limits of a reply: pairs per entry, characters of a question and of an answer.
 
-    grounding: the least share of an answer's bigrams (of characters, as comparable() returns
-    them) that occur in the text. At 0.3 all of the 6,743 answers of CMRC 2018 and DRCD pass against
-    their own paragraph, and of the 959 reworded ones in sft/sft_saves.jsonl 99.2 %. Against a
-    random other paragraph 5.3 % pass, most of them short numbers, and 1.8 % with the other rules
-    about the text; of clauses from another paragraph 0.7 % and 0.3 %.
+    grounding: the minimum share of an answer's character bigrams (of comparable()) that occur in
+    the text. At 0.3 all 6,743 answers of CMRC 2018 and DRCD pass against their own paragraph, and
+    99.2 % of the 959 reworded answers in sft/sft_saves.jsonl. Against a random other paragraph
+    5.3 % pass, mostly short numbers, and 1.8 % with the other rules about the text. Of clauses
+    from another paragraph 0.7 % and 0.3 % pass.
     """
 
     n_min: int = 3
@@ -40,8 +40,8 @@ class Rules:
 
 
 class Finding(NamedTuple):
-    """A broken rule. question: of the pair, "" for the whole reply; reason: a Chinese sentence for
-    the model."""
+    """A broken rule. question: that of the pair, "" for the whole reply; reason: a Chinese sentence
+    for the model."""
 
     rule: str
     question: str
@@ -49,18 +49,18 @@ class Finding(NamedTuple):
 
 
 RULES = {
-    "too few": "fewer pairs passed than an entry has to give",
-    "too many": "more pairs passed than are wanted; the first ones are kept",
+    "too few": "fewer valid pairs than an entry needs",
+    "too many": "more valid pairs than the maximum; the first ones are kept",
 }
-_CHECKS = {}  # rule → function of a pair and a _Context, which gives the reason or None
+_CHECKS = {}  # rule → function (pair, _Context) → reason or None
 
 
 def filter_pairs(pairs, text, rules, earlier=()):
-    """(kept, findings): the pairs that break no rule, at most `rules.n_max` of them and `earlier`
-    together, and what was found wrong with the others and with the reply.
+    """(kept, findings): the valid pairs, at most `rules.n_max` together with `earlier`, and the
+    broken rules of the other pairs and of the reply.
 
-    text: what the pairs are about, its title as the first line; None where there is no text, so
-    that nothing is held against one. earlier: pairs that were kept of this entry before.
+    text: the source text, with its title as the first line; None: no rule compares with a text.
+    earlier: pairs of this entry that were kept before.
     """
     context = _Context(rules, None if text is None else _Source(text))
     context.asked.update(comparable(question) for question, _ in earlier)
@@ -91,7 +91,7 @@ SHOWN = 40  # characters of a quoted question
 
 
 def feedback(findings):
-    """The message that asks a model again: what was wrong, and what to write instead."""
+    """The retry message for the model: the errors, and what to write instead."""
     lines = []
     for finding in findings[:LISTED]:
         quoted = finding.question.encode("utf-8", "replace").decode()[:SHOWN]
@@ -103,7 +103,7 @@ def feedback(findings):
     )
 
 
-# -- the text --------------------------------------------------------------------------------------
+# -- the source text -------------------------------------------------------------------------------
 
 
 class _Source:
@@ -127,14 +127,14 @@ class _Source:
 
 @dataclass
 class _Context:
-    """What a pair is checked against. asked: the questions kept so far, by comparable()."""
+    """The state of the rules. asked: the questions kept so far, as comparable() strings."""
 
     rules: Rules
     source: _Source | None
     asked: set = field(default_factory=set)
 
     def has(self, words):
-        """Whether the text itself says these words."""
+        """Whether these words are in the source text."""
         return self.source is not None and normalize("NFKC", words) in self.source.text
 
 
@@ -149,8 +149,8 @@ _NUMBER = re.compile(rf"({_ARABIC})\s?({_SCALE})|([{_CHINESE}]{{1,20}})")
 
 
 def _number(match):
-    """The value of a match of _NUMBER, in Arabic or Chinese numerals; None where it is a numeral
-    that alone mostly is not a number, such as 一 or 百."""
+    """The value of a match of _NUMBER, in Arabic or Chinese numerals; None for a single numeral
+    that is usually not a number, such as 一 or 百."""
     digits, scales, chinese = match.groups()
     if chinese:
         is_number = len(chinese) > 1 or chinese in "二三四五六七八九"
@@ -168,8 +168,8 @@ def _numbers(text):
 
 
 def _bigrams(text):
-    """The set of a text's characters two by two, as comparable() returns them and with all numbers
-    in digits; of one character, that."""
+    """The set of character bigrams of comparable(text), with all numbers in digits; the character
+    itself if there is only one."""
 
     def in_digits(match):
         value = _number(match)
@@ -199,7 +199,7 @@ def _value(numeral):
 
 
 def _latin(text):
-    """The Latin words of an NFKC text, context-folded, without accents."""
+    """The Latin words of an NFKC text, case-folded, without accents."""
     plain = normalize("NFD", text)
     plain = "".join(c for c in plain if not unicodedata.combining(c))
     return [word.casefold() for word in re.findall(r"[A-Za-z\u00c0-\u024f]+", plain)]
@@ -207,8 +207,8 @@ def _latin(text):
 
 @functools.cache
 def _scripts():
-    """(simplified, traditional): the characters that only one script has: those in GB 2312 and not
-    in Big5, and the other way round."""
+    """(simplified, traditional): the characters of only one script: those in GB 2312 but not in
+    Big5, and vice versa."""
 
     def holds(c, codec):
         try:
@@ -226,7 +226,7 @@ def _scripts():
 
 
 def _rule(name):
-    """Make a function of (pair, context) a rule; its docstring says what is wrong."""
+    """Register a function (pair, context) as a rule; its docstring describes the error."""
 
     def add(rule):
         RULES[name], _CHECKS[name] = rule.__doc__, rule
@@ -237,7 +237,7 @@ def _rule(name):
 
 @_rule("characters")
 def _characters(pair, context):
-    """half characters, control, private or invisible characters"""
+    """surrogates, control, private-use or invisible characters"""
     for c in pair.question + pair.answer:
         is_whole = unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") or c == "\n"
         if not is_whole or c == "\ufffd" or ord(c) & 0xFFFE == 0xFFFE:
@@ -262,13 +262,13 @@ def _answer_length(pair, context):
 
 @_rule("no question")
 def _no_question(pair, context):
-    """what should be a question does not end as one"""
+    """the question does not end with a question mark"""
     if not pair.question.rstrip("”’」』）)\"' \n").endswith(("？", "?")):
         return "问题应以问号结尾。"
 
 
-# Words that may stand before the subject, and pronouns that name nobody; what begins like one and
-# is none follows in (?!…): 其他, 他人, 他信, 他山之石, 该隐, 该亚, 此外, 那不勒斯.
+# Words that may precede the subject, and pronouns without a referent. Words that only start like a
+# pronoun are excluded by (?!…): 其他, 他人, 他信, 他山之石, 该隐, 该亚, 此外, 那不勒斯.
 _BEFORE = re.compile(
     "(?:请问|請問|为什么|為什麼|為甚麼|为何|為何|如何|怎么|怎麼|怎样|怎樣|什么时候|什麼時候|何时|何時"
     "|何年|哪一?[年天个個位些里裡]|关于|關於|对于|對於|根据|根據|截至|自从|自從|除了|因为|因為"
@@ -287,10 +287,10 @@ _PRONOUN = re.compile(
 
 @_rule("pronoun")
 def _pronoun(pair, context):
-    """a pronoun where the subject should be named: 他, 它, 这, 该 …"""
+    """a pronoun instead of the subject: 他, 它, 这, 该 …"""
     title = context.source.title if context.source else ""
     for name, text in (("问题", pair.question), ("答案", pair.answer)):
-        # After 因为 an answer's subject is in the question.
+        # The subject of an answer after 因为 is in the question.
         start = _BEFORE.match(text).end() if name == "问题" else 0
         found = _PRONOUN.match(text, start)
         if found and not (title and text.startswith(title, start)):
@@ -310,8 +310,8 @@ _POINTING = re.compile(
 
 @_rule("points at the text")
 def _points_at_the_text(pair, context):
-    """words that mean nothing without the text: 文中, 上文, 根据材料 …"""
-    # Each wording once: to look for it takes as long as the text.
+    """words that refer to the source text: 文中, 上文, 根据材料 …"""
+    # Each phrase once, because a search scans the whole text.
     found = _POINTING.finditer(pair.question + "\n" + pair.answer)
     for words in dict.fromkeys(match[0] for match in found):
         if not context.has(words):
@@ -338,15 +338,15 @@ def _talks_of_itself(pair, context):
         return "不要谈论自己，只写条目里的事实。"
 
 
-LOOP_LEAST = 12  # fours of characters in a text that can be called a loop
-LOOP_SHARE = 0.4  # of them that came before in it
+LOOP_LEAST = 12  # minimum number of 4-grams of a loop
+LOOP_SHARE = 0.4  # minimum share of repeated 4-grams
 
 
 @_rule("repetition")
 def _repetition(pair, context):
-    """the same words over and over"""
+    """the same words repeated many times"""
     for text in pair:
-        text = re.sub(r"\d+", "0", comparable(text))  # a number of many zeros is no loop
+        text = re.sub(r"\d+", "0", comparable(text))  # a number with many zeros is not a loop
         grams = [text[i : i + 4] for i in range(len(text) - 3)]
         if len(grams) >= LOOP_LEAST and len(set(grams)) < (1 - LOOP_SHARE) * len(grams):
             return "反复写了同样的话。"
@@ -354,21 +354,21 @@ def _repetition(pair, context):
 
 @_rule("answer is the question")
 def _answer_is_the_question(pair, context):
-    """the answer is the question again"""
+    """the answer repeats the question"""
     if comparable(pair.answer) == comparable(pair.question):
         return "答案只是重复了问题。"
 
 
 @_rule("same question")
 def _same_question(pair, context):
-    """the question of another pair again"""
+    """the question of an earlier pair"""
     if comparable(pair.question) in context.asked:
         return "这个问题已经问过，请问别的事。"
 
 
 @_rule("script")
 def _script(pair, context):
-    """traditional characters about a simplified text, or the other way round"""
+    """traditional characters for a simplified text, or vice versa"""
     if context.source:
         others, name = context.source.foreign
         found = [c for c in dict.fromkeys(pair.question + pair.answer) if c in others]
@@ -378,7 +378,7 @@ def _script(pair, context):
 
 @_rule("number not in text")
 def _number_not_in_text(pair, context):
-    """a number in the answer that the text does not have"""
+    """a number in the answer that is not in the text"""
     if context.source:
         for written, value in dict.fromkeys(_numbers(normalize("NFKC", pair.answer))):
             if value not in context.source.numbers and not _is_numeral_in(
@@ -388,13 +388,13 @@ def _number_not_in_text(pair, context):
 
 
 def _is_numeral_in(written, text):
-    """Whether a Chinese numeral occurs letter by letter, perhaps as part of a word: 四川, 三国."""
+    """Whether a Chinese numeral is a substring of the text, maybe within a word: 四川, 三国."""
     return written[0] in _CHINESE and written in text
 
 
 @_rule("Latin not in text")
 def _latin_not_in_text(pair, context):
-    """a word in Latin letters in the answer that the text does not have"""
+    """a word in Latin letters in the answer that is not in the text"""
     if context.source:
         for word in _latin(normalize("NFKC", pair.answer)):
             if word not in context.source.latin:
@@ -403,7 +403,7 @@ def _latin_not_in_text(pair, context):
 
 @_rule("ungrounded")
 def _ungrounded(pair, context):
-    """the answer shares too little with the text to be taken from it"""
+    """the answer has too few bigrams in common with the text"""
     if context.source:
         grams = _bigrams(pair.answer)
         found = sum(gram in context.source.bigrams for gram in grams)

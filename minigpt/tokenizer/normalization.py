@@ -3,14 +3,14 @@
 text = normalize("NFC", text)        # what unicodedata.normalize() returns
 
 unicodedata puts combining marks into canonical order with an insertion sort, so its time grows with
-the square of the longest run of marks. Here long runs are sorted before.
+the square of the longest run of marks. Here long runs are sorted first.
 """
 
 import functools
 import re
 import unicodedata
 
-_LONG_RUN = 32  # marks; text that people write has four or five in a row
+_LONG_RUN = 32  # marks; real text has four or five in a row
 
 
 def normalize(form, text):
@@ -24,12 +24,12 @@ def normalize(form, text):
 def _ordered(decomposition, run):
     """A run of marks, decomposed and in canonical order."""
     marks = "".join(unicodedata.normalize(decomposition, mark) for mark in run)
-    return "".join(sorted(marks, key=unicodedata.combining))  # stable, as the standard demands
+    return "".join(sorted(marks, key=unicodedata.combining))  # stable, as Unicode requires
 
 
 @functools.cache
 def _long_runs(decomposition):
-    """The pattern of a long run of characters that decompose into combining marks alone."""
+    """A pattern for a long run of characters that decompose into combining marks only."""
     marks = "".join(c for c in map(chr, range(0x300, 0x1F000)) if _is_mark(decomposition, c))
     return re.compile(f"[{marks}]{{{_LONG_RUN},}}")
 

@@ -190,7 +190,7 @@ def test_blocks_of_two_runs_are_refused(tmp_path, write_blocks, byte_tokenizer):
     (tmp_path / "0").rename(data)
     for name in ("train.bin", "train.mask"):
         (tmp_path / "1" / name).replace(data / name)
-    with pytest.raises(UserError, match=r"train\.bin: 3 blocks, but meta\.json counts 2") as caught:
+    with pytest.raises(UserError, match=r"train\.bin: 3 blocks, but meta\.json has 2") as caught:
         Blocks(data, "train")
     assert "run again: python data/prepare.py" in str(caught.value)
 

@@ -66,7 +66,7 @@ def test_the_cost_is_measured_on_the_bundled_sample_where_there_is_no_dataset(ru
 
 
 def test_perplexity_by_hand(tiny_model):
-    """Two rows of logits stand out of 64 equal ones; what lies beyond the block does not count."""
+    """Two rows of logits stand out of 64 equal ones; positions beyond the block do not count."""
     model = tiny_model(tie_embeddings=False)
     with torch.no_grad():
         model.lm_head.weight.zero_()  # every logit 0: each of 64 ids is as likely

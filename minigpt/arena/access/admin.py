@@ -10,7 +10,7 @@ log = logging.getLogger("minigpt")
 
 
 class AdminPassword:
-    """password: the right one; "": there is no admin, and check() refuses everything."""
+    """password: the correct one; "": there is no admin, and check() always fails."""
 
     def __init__(self, password):
         self._password, self._failures = password, Backoff()
@@ -20,8 +20,8 @@ class AdminPassword:
         return self._password != ""
 
     def check(self, given, address, strings):
-        """UserError if the password is wrong, or if the address has to wait after several wrong
-        ones. strings: minigpt.arena.i18n, for the message."""
+        """UserError if the password is wrong, or if the address must wait after wrong attempts.
+        strings: minigpt.arena.i18n, for the message."""
         wait = self._failures.wait(address)
         if wait:
             raise UserError(strings["wrong_passwords"].format(seconds=max(1, round(wait))))

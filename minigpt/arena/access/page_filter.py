@@ -1,4 +1,4 @@
-"""The filter before the arena's page: allowed routes, limits of size, one origin, a password.
+"""ASGI middleware of the arena's page: allowed routes, size limits, same origin, password.
 
     app = PageFilter(app, voters, AllowedHosts(), auth="class:SECRET")    # around the page's app
 
@@ -36,7 +36,7 @@ ROUTES = {
     "POST": re.compile(r"/gradio_api/(queue/join|run/predict)", re.ASCII),
 }
 ROUTES["HEAD"] = ROUTES["GET"]
-PAGE_PARAMETERS = {"__theme", "__lang", "view"}  # of "/"; deep_link and page stay out
+PAGE_PARAMETERS = {"__theme", "__lang", "view"}  # of "/"; deep_link and page are removed
 
 # The page loads nothing from other servers, and sends nothing to them.
 HEADERS = {
@@ -56,7 +56,7 @@ class PageFilter:
     """ASGI middleware; see the module's docstring.
 
     app: the ASGI app of the page. voters: the Voters whose cookie "/" sets. hosts: an AllowedHosts
-    (minigpt/serving/allowed_hosts.py); pages of the host names that the owner gave may POST too,
+    (minigpt/serving/allowed_hosts.py); pages of the host names that the owner set may POST too,
     because a proxy may change the Host header. auth: "NAME:PASSWORD" for all requests, or "".
     """
 

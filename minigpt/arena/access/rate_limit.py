@@ -72,9 +72,9 @@ class Backoff:
 
 
 class VisitorLimits:
-    """How often one voter, and all visitors of one address together, may ask and vote.
+    """Rate limits for questions and votes, per voter and per address.
 
-    address_limit: questions, and votes, a minute from one address.
+    address_limit: questions, and votes, per minute and address.
     """
 
     def __init__(self, address_limit):

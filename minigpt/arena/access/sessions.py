@@ -1,11 +1,11 @@
-"""Open pages: the chat and the last battle of each, for as long as the page is used.
+"""Sessions: the chat and the last battle of each open page, while the page is used.
 
     sessions = Sessions()
     session = sessions.get(voter, page)      # created at the first use
     session.arena_battle, session.chat_stream, session.messages
 
 `page` is the hash that a browser sends for an open page. The client chooses it, so a session
-belongs to a voter as well: nobody reaches another voter's session by guessing a hash. The number of
+belongs to a voter as well: a guessed hash does not open another voter's session. The number of
 sessions is limited, in total and per voter: the least recently used one ends first. Every session
 ends KEPT_SECONDS after its last use.
 """
@@ -24,29 +24,29 @@ class Session:
 
     def __init__(self):
         self.arena_battle = None  # the last ArenaBattle
-        self.chat_stream = None  # the endpoint's side that writes in the chat
+        self.chat_stream = None  # the endpoint's side that generates the chat's answer
         self.messages = []  # the chat so far: {"role", "content"}, oldest first
         self.last_used = 0.0
 
     def remember(self, messages):
-        """Store a conversation as the chat, without its oldest messages where it is too long."""
+        """Store a conversation as the chat; drops the oldest messages if it is too long."""
         messages = list(messages)
         while len(messages) > 1 and sum(len(m["content"]) for m in messages) > MAX_CHAT_CHARS:
             messages.pop(0)
         self.messages = messages
 
     def stop(self):
-        """Stop all generation of this page: nobody reads it any more."""
+        """Stop all generation of this page."""
         self.stop_chat()
         self.stop_battle()
 
     def stop_chat(self):
-        """Stop the chat's answer where it is."""
+        """Stop the chat's answer."""
         if self.chat_stream:
             self.chat_stream.close()
 
     def stop_battle(self):
-        """Stop all sides of the battle where they are."""
+        """Stop all sides of the battle."""
         if self.arena_battle:
             self.arena_battle.battle.stop()
 

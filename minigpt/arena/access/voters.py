@@ -4,7 +4,7 @@
     cookie = voters.new_cookie()                   # for the browser
     voters.id_of(cookie)                           # the voter's id; None: we did not issue it
 
-The signature (HMAC-SHA256) prevents a client from choosing an id, be it another voter's or a new
+The signature (HMAC-SHA256) prevents a client from choosing an id, either another voter's or a new
 one for each vote. Only the page issues ids, and it limits how many an address gets.
 """
 

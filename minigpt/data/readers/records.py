@@ -212,7 +212,7 @@ def _whole_lines(data):
     lines = data.rstrip(b"\r\n")
     try:
         # A string of JSON has no line break in it, so each line break is between two objects.
-        # decode() is strict: json.loads() would accept half characters in bytes (CESU-8).
+        # decode() is strict: json.loads() would accept surrogates in bytes (CESU-8).
         found = json.loads((b"[%b]" % lines.replace(b"\n", b",")).decode())
     except (ValueError, RecursionError):
         return None
