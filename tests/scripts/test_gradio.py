@@ -505,8 +505,13 @@ def test_a_vote_changes_the_leaderboard_and_survives_a_reload(visit, served, hom
     open_tab(page, "History")
     page.locator("#history-battles .battle").first.wait_for()
     page.fill("#history-search textarea", "第一个问题")
-    page.locator("#history-search textarea").press("Enter")
-    expect(page.locator("#history-battles .battle")).to_have_count(1)
+
+    def is_found():  # Enter may arrive while the tab still loads its list; then once more
+        page.locator("#history-search textarea").press("Enter")
+        page.wait_for_timeout(1000)
+        return page.locator("#history-battles .battle").count() == 1
+
+    until(is_found)
     expect(page.locator("#history-battles .card.chosen .head span").first).to_have_text(winner)
     (line,) = [line for line in download(served, "battles.jsonl").splitlines() if "第一个" in line]
     assert json.loads(line)["choice"] == 1

@@ -900,6 +900,7 @@ def test_the_description_is_true(make_server):
     load_all_checks()
     # A well-formed request may still be too long, or name ids that are none.
     excluded = [CHECKS.get_one("positive_data_acceptance")]
+    rejection = CHECKS.get_one("negative_data_rejection")
 
     for result in schema.get_all_operations():
         operation = result.ok()
@@ -909,7 +910,10 @@ def test_the_description_is_true(make_server):
             @given(case=operation.as_strategy(generation_mode=mode))
             @settings(max_examples=8, database=None, suppress_health_check=list(HealthCheck))
             def check(case):
-                case.call_and_validate(excluded_checks=excluded, timeout=PATIENCE)
+                response = case.call(timeout=PATIENCE)
+                # It does not know that a wrong body may be refused because it is too large.
+                skipped = [*excluded, rejection] if response.status_code == 413 else excluded
+                case.validate_response(response, excluded_checks=skipped)
 
             with contextlib.suppress(Unsatisfiable):  # no parameter, nothing to get wrong
                 check()
