@@ -168,7 +168,7 @@ USED = {
     *(("GET", path) for path in ("/", "/config", "/theme.css", "/favicon.ico")),
     *(("GET", path) for path in ("/assets/x", "/static/x", "/gradio_api/app_id")),
     *(("GET", f"/gradio_api/{name}") for name in ("queue/data", "heartbeat/x")),
-    ("POST", "/gradio_api/queue/join"),
+    *(("POST", f"/gradio_api/{name}") for name in ("queue/join", "cancel", "reset")),
     ("HEAD", "/"),
 }
 

@@ -266,7 +266,18 @@ def battle(page, prompt, models=()):
     """Begin a battle: a blind one, or an open one of `models`."""
     open_tab(page, "Arena")
     if models:
-        page.locator('#arena-mode input[value="open"]').check()
+        listed = page.locator("#arena-models").get_by_label(models[0], exact=True)
+
+        def is_open():  # the choice may arrive while the tab still loads its models; then once more
+            page.locator('#arena-mode input[value="open"]').check()
+            with contextlib.suppress(playwright.TimeoutError):
+                listed.wait_for(timeout=3000)
+                return True
+            page.locator('#arena-mode input[value="blind"]').check()
+            page.wait_for_timeout(1000)
+            return False
+
+        until(is_open)
         for name in models:
             page.locator("#arena-models").get_by_label(name, exact=True).check()
     page.fill("#arena-question textarea", prompt)

@@ -33,7 +33,7 @@ ROUTES = {
         re.ASCII,
     ),
     # run/predict serves the events without a queue (Stop, Clear); Gradio refuses others there.
-    "POST": re.compile(r"/gradio_api/(queue/join|run/predict)", re.ASCII),
+    "POST": re.compile(r"/gradio_api/(queue/join|run/predict|cancel|reset)", re.ASCII),
 }
 ROUTES["HEAD"] = ROUTES["GET"]
 PAGE_PARAMETERS = {"__theme", "__lang", "view"}  # of "/"; deep_link and page are removed
