@@ -91,9 +91,11 @@ class ArenaTab:
 
     def show_mode(self, mode):
         """Show the controls for blind or open battles."""
+        # With the models: an update that arrived while they were hidden may be lost.
+        names = self.context.arena.endpoints.names()
         return {
             self.pairing: gr.update(visible=mode == "blind"),
-            self.models: gr.update(visible=mode == "open"),
+            self.models: gr.update(visible=mode == "open", choices=names),
         }
 
     def battle(self, values, request: gr.Request):
