@@ -5,6 +5,8 @@
     python quickstart.py --test     # install, then lint and run the whole test suite
     python quickstart.py --help     # this text
 
+    python quickstart.py --setup --verbose    # with each of them: also show pip's own output
+
 It needs only Python 3.10 to 3.14 (64 bit). Packages go into .venv in this folder: a download of
 about 250 MB and 1.2 GB on disk; on Linux with an NVIDIA GPU several GB. The pipeline then takes
 three to six minutes on two CPU cores and prints every command before it runs it.
@@ -53,17 +55,18 @@ def main(words):
         raise SetupError(wrong_python(sys.version_info))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # Chinese on any Windows console
-    mode = read_arguments(words)
+    verbose = "--verbose" in words
+    mode = read_arguments([word for word in words if word != "--verbose"])
     if mode == "--help":
         print(__doc__.strip())
     elif mode == "--setup":
-        setup([RUNTIME])
+        setup([RUNTIME], verbose)
         say("Installed. To use it: " + ACTIVATE)
     elif mode == "--test":
-        setup([RUNTIME, DEV])
+        setup([RUNTIME, DEV], verbose)
         check()
     else:
-        setup([RUNTIME])
+        setup([RUNTIME], verbose)
         demonstrate()
     return 0
 
@@ -82,10 +85,11 @@ def wrong_python(version):
 def read_arguments(words):
     """ "--setup", "--test", "--help", or "" for everything; SetupError for other arguments."""
     modes = ["--setup", "--test", "--help"]
+    flags = [*modes, "--verbose"]
     words = ["--help" if word == "-h" else word for word in words]
     unknown = [word for word in words if word not in modes]
     if unknown:
-        close = difflib.get_close_matches(unknown[0], modes, 1)
+        close = difflib.get_close_matches(unknown[0], flags, 1)
         hint = f"did you mean {close[0]}?" if close else "expected --setup, --test or --help"
         raise SetupError(f"quickstart.py: unknown argument {unknown[0]}; {hint}", code=2)
     if len(set(words)) > 1:
@@ -109,8 +113,9 @@ def duration(seconds):
 # -- packages --------------------------------------------------------------------------------------
 
 
-def setup(names):
-    """Install the packages of these requirements files into .venv, unless they are there."""
+def setup(names, verbose=False):
+    """Install the packages of these requirements files into .venv, unless they are there.
+    verbose: show pip's output; else a line for each step."""
     fresh = not works(PYTHON)
     if fresh:
         make_venv()
@@ -120,12 +125,12 @@ def setup(names):
     began = time.perf_counter()
     for name in missing:
         discard(stamp(name))  # not installed until it succeeds
-    install(missing)
+    install(missing, verbose)
     problem = import_problem()
     if problem and not fresh:
         say(f"The packages in .venv do not work ({problem}): installing all of them again.")
         make_venv()
-        install(names)
+        install(names, verbose)
         problem = import_problem()
     if problem:
         remedy = "see .venv/pip.log"
@@ -190,13 +195,13 @@ def is_stamped(name):
         return False
 
 
-def install(names):
+def install(names, verbose=False):
     """pip install these requirements files; SetupError says why pip failed."""
     for name in names:
-        say(f"Installing {name} into .venv …")
         if name == RUNTIME and wants_cpu_torch():
-            install_cpu_torch()
-        if pip("-r", str(ROOT / name)):
+            install_cpu_torch(verbose)
+        say(f"Installing {name} into .venv (some minutes; --verbose shows more) …")
+        if pip("-r", str(ROOT / name), verbose=verbose):
             raise SetupError(why_pip_failed(read_log()))
 
 
@@ -207,14 +212,17 @@ def wants_cpu_torch(system=sys.platform, which=shutil.which, exists=os.path.exis
     return system.startswith("linux") and not driver
 
 
-def install_cpu_torch():
+def install_cpu_torch(verbose=False):
     """Install torch from PyTorch's CPU index. If that fails, requirements.txt has the default."""
     pin = torch_pin()
     if has_version(pin):
         return
     if not answers(f"{CPU_INDEX}/torch/"):
         say("PyTorch's CPU index does not answer: taking torch from the default index.")
-    elif pip("--no-deps", "--index-url", CPU_INDEX, "--timeout", "20", "--retries", "1", pin):
+        return
+    say(f"Installing {pin} for the CPU into .venv (about 200 MB) …")
+    words = ["--no-deps", "--index-url", CPU_INDEX, "--timeout", "20", "--retries", "1", pin]
+    if pip(*words, verbose=verbose):
         say("PyTorch's CPU index failed: taking torch from the default index.")
 
 
@@ -242,9 +250,10 @@ def answers(url):
         return False
 
 
-def pip(*words):
+def pip(*words, verbose=False):
     """Run pip install in .venv; return its exit code. The user's pip settings apply, except --user,
-    which a virtual environment does not allow."""
+    which a virtual environment does not allow. verbose: show pip's output; its log has it anyway.
+    """
     settings = {
         "PIP_USER": "0",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
@@ -252,7 +261,7 @@ def pip(*words):
     }
     discard(PIP_LOG)
     command = [str(PYTHON), "-m", "pip", "install", "--log", str(PIP_LOG), *words]
-    return run(command, {**environment(), **settings})
+    return run(command, {**environment(), **settings}, hidden=not verbose)
 
 
 def read_log():
@@ -283,7 +292,7 @@ def why_pip_failed(log):
             f"{platform.python_version()}, {platform.system()} {platform.machine()}); there is one "
             f"for 64-bit Linux and Windows and for Macs with Apple's own chips"
         )
-    return "pip failed, see its last lines above; its log is .venv/pip.log"
+    return "pip failed: the end of .venv/pip.log says why"
 
 
 def import_problem():
@@ -305,15 +314,16 @@ def environment():
     return {**inherited, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def run(command, env):
-    """Run a command in the project's folder, with its output on the screen. Return its exit code
-    (128 + the signal's number if a signal ended it, as in a shell).
+def run(command, env, hidden=False):
+    """Run a command in the project's folder, with its output on the screen unless `hidden`. Return
+    its exit code (128 + the signal's number if a signal ended it, as in a shell).
 
     Ctrl-C also reaches the command: wait until it ends (train.py saves), then raise
     KeyboardInterrupt.
     """
     interrupted = False
-    process = subprocess.Popen(command, env=env, cwd=str(ROOT))
+    output = subprocess.DEVNULL if hidden else None
+    process = subprocess.Popen(command, env=env, cwd=str(ROOT), stdout=output, stderr=output)
     while True:
         try:
             code = process.wait()

@@ -39,7 +39,7 @@ from minigpt.models.device import peak_flops, pick_dtype
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from minigpt.training.distributed import Distributed
 from minigpt.training.dpo import make_dpo
-from minigpt.training.log import STOPPED, Log
+from minigpt.training.log import Log
 from minigpt.training.objectives import NextToken
 from minigpt.training.optim import make_optimizers
 from minigpt.training.setup import (
@@ -52,7 +52,7 @@ from minigpt.training.setup import (
     lock_run,
     make_model,
 )
-from minigpt.training.summary import print_summary, warn_if_long
+from minigpt.training.summary import print_end, print_summary, warn_if_long
 from minigpt.training.trainer import Trainer, out_of_memory_advice
 
 
@@ -108,6 +108,7 @@ def train(settings, distributed):
             checkpoint.discard(out_dir)  # deletes the old run (--overwrite)
         log = make_log(out_dir, trainer, resumed)
         print_summary(model, settings, data, parent, resumed)
+        print(*data.notes, sep="\n", end="\n" * bool(data.notes), flush=True)
         steps = settings.max_iters - trainer.state.step
         tokens = steps * trainer.tokens_per_step / distributed.world_size  # of this device
         flops = tokens * model.flops_per_token(data.train.target_fraction)
@@ -141,7 +142,7 @@ def loop(trainer, log, out_dir):
             log.step(state, result, trainer.progress)
     if log:
         log.close()
-        print_end(state, out_dir, reason, trainer.stop_requested)
+        print_end(trainer, sample_example(trainer).prompt, reason)
 
 
 def make_log(out_dir, trainer, resumed):
@@ -152,17 +153,24 @@ def make_log(out_dir, trainer, resumed):
     return Log(out_dir, trainer.settings, trainer.state.step if resumed else None, peak_rate)
 
 
+def sample_example(trainer):
+    """The Example that the run's samples continue or answer."""
+    settings = trainer.settings
+    if settings.origin("sample_prompt") == "default":
+        prompt_format = trainer.data.train.meta["prompt_format"]
+        if example := first_held_out(settings.dataset, prompt_format):
+            return example
+    return Example(None, settings.sample_prompt, "")
+
+
 def write_sample(trainer):
     """A prompt and how the model continues it; "" where there is no prompt."""
     settings, tokenizer = trainer.settings, trainer.tokenizer
-    prompt_format = trainer.data.train.meta["prompt_format"]
-    example = Example(None, settings.sample_prompt, "")
-    if settings.origin("sample_prompt") == "default":
-        example = first_held_out(settings.dataset, prompt_format) or example
+    example = sample_example(trainer)
     if not example.prompt:
         return ""
     request = Request(
-        example_ids(tokenizer, prompt_format, example),
+        example_ids(tokenizer, trainer.data.train.meta["prompt_format"], example),
         settings.sample_tokens,
         temperature=0.7,
         top_k=50,
@@ -172,19 +180,6 @@ def write_sample(trainer):
     (ticket,) = Engine(trainer.model, tokenizer.n_vocab, n_slots=1).generate([request])
     trainer.model.train()
     return f"{example.prompt} → {tokenizer.decode(ticket.ids)}"
-
-
-def print_end(state, out_dir, reason, stopped):
-    """Print the reason for stopping, the val loss, and how to resume."""
-    if reason:
-        print(reason)
-    if state.val_loss is not None:
-        print(
-            f"{out_dir}: step {state.step}, val loss {state.val_loss:.4f}, "
-            f"the best {state.best:.4f} in best/"
-        )
-    if stopped:
-        print(f"{STOPPED}: python train.py --out_dir={out_dir} --init_from=resume")
 
 
 if __name__ == "__main__":

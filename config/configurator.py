@@ -14,6 +14,8 @@ import importlib
 import inspect
 import io
 import operator
+import os
+import re
 import sys
 import textwrap
 import tokenize
@@ -26,8 +28,28 @@ from minigpt.common.errors import ROOT, UserError
 from minigpt.common.types import coerce, type_name
 
 DEFAULTS = ROOT / "config" / "train_config.py"
-# Old names that flags and recipes may still use: name → (the knob, its value from the old value).
-ALIASES = {"if_trav": ("shuffle", operator.not_)}
+# Other names of a knob that flags and recipes may use, the older one of MiniGPT and nanoGPT's:
+# name → (its type, the knob, the knob's value from its value).
+ALIASES = {
+    "if_trav": (bool, "shuffle", operator.not_),
+    "decay_lr": (bool, "schedule", {True: "cosine", False: "constant"}.get),
+}
+# nanoGPT's names whose meaning depends on another setting: see _resolve_foreign().
+DEPENDENT = {"min_lr": float, "lr_decay_iters": int}
+# nanoGPT's names that have no knob: name → (the value that changes nothing, what there is instead).
+_CURVES = "the curves are in out_dir (visualize.py), and --tensorboard=true writes TensorBoard's"
+_TOKEN = "the tokenizer determines it (EOT is 50256 with --tokenizer=gpt2)"
+FOREIGN = {
+    "wandb_log": (False, _CURVES),
+    "wandb_project": (None, _CURVES),
+    "wandb_run_name": (None, _CURVES),
+    "always_save_checkpoint": (True, "each evaluation saves, and best/ keeps the lowest val loss"),
+    "eval_only": (False, "evaluations-perplexity.py measures a run"),
+    "backend": (None, "the device determines it; torchrun starts several processes"),
+    "EOT_TOKEN": (None, _TOKEN),
+    "PAD_TOKEN": (None, _TOKEN),
+}
+TEXTS = ("start", "sample_prompt", "ask")  # settings in which ~ is a character, no folder
 
 
 @dataclass
@@ -77,7 +99,7 @@ class Settings:
         """The text `word` converted to the type of the setting `name`; nothing is set. UserError,
         naming `where`, for an unknown name or a value of a wrong type."""
         problems = []
-        knob = self._knobs.get(ALIASES.get(name, (name,))[0])
+        knob, _ = _knob_of(name, self._knobs)
         if knob is None:
             _unknown(name, self._knobs, where, problems)
         else:
@@ -160,7 +182,7 @@ def configure(own=None, shared="", doc="", argv=None, quiet=False):
     # A recipe describes a whole run; a script uses the part of it that it reads.
     everything = {knob.name: knob for knob in [*family, *mine]}
     values = {name: knob.default for name, knob in everything.items()}
-    problems = []
+    problems, dependent = [], {}
     for word in argv:  # in order: later wins
         if word.startswith("-"):
             read = _read_flag(word, settings, everything, problems)
@@ -170,11 +192,15 @@ def configure(own=None, shared="", doc="", argv=None, quiet=False):
         else:
             read = _read_recipe(word, everything, values, problems)
         for name, value, origin in read:
+            if name in DEPENDENT:
+                dependent[name] = value, origin
+                continue
             if type(value) is list and origin == f"--{name}" == settings._origin.get(name):
                 value = values[name] + value  # a repeated flag adds values
             values[name] = value
             if name in settings._knobs:
                 settings.set(name, value, origin)
+    _resolve_foreign(dependent, settings, problems)
     if problems:
         raise UserError("\n".join(problems))
     if not quiet:
@@ -241,10 +267,65 @@ def _parse(word, kind):
     return coerce(kind(word), kind)
 
 
+def _knob_of(name, knobs):
+    """(the Knob by which the name `name` is read, the conversion of its value): (None, …) for an
+    unknown name."""
+    if name in DEPENDENT:
+        return Knob(name, DEPENDENT[name], None, "", ""), lambda value: value
+    if name in ALIASES and ALIASES[name][1] in knobs:
+        kind, _, convert = ALIASES[name]
+        return Knob(name, kind, None, "", ""), convert
+    return knobs.get(name), lambda value: value
+
+
+def _resolve_foreign(dependent, settings, problems):
+    """Set what nanoGPT's min_lr and lr_decay_iters mean here; a line where that is nothing.
+    dependent: name → (value, origin)."""
+    known = settings._knobs
+    if "min_lr" in dependent and "min_lr_ratio" in known:
+        (low, origin), peak = dependent["min_lr"], settings.learning_rate
+        if 0 <= low <= peak and peak:
+            settings.set("min_lr_ratio", low / peak, origin)
+        else:
+            problems.append(f"{origin}: min_lr={low:g}: expected 0 to learning_rate={peak:g}")
+    if "lr_decay_iters" in dependent and "max_iters" in known:
+        steps, origin = dependent["lr_decay_iters"]
+        if steps != settings.max_iters:
+            problems.append(
+                f"{origin}: lr_decay_iters={steps}: the learning rate always decays until the run "
+                f"ends, here max_iters={settings.max_iters}: leave it out"
+            )
+
+
+def _target_name(name):
+    """The name of the knob that the name `name` sets."""
+    return ALIASES[name][1] if name in ALIASES else name
+
+
+def _is_harmless(name, value, where, problems):
+    """Whether `name` is one of FOREIGN; a line in `problems` unless its value changes nothing."""
+    if name not in FOREIGN:
+        return False
+    harmless, instead = FOREIGN[name]
+    if harmless is None or str(value).lower() != str(harmless).lower():
+        problems.append(f"{where}: {name}={value}: {instead}: leave it out")
+    return True
+
+
+def _expanded(value):
+    """Paths (one, or several with commas between; also after FILE: or hf:) with ~ as the home."""
+    if isinstance(value, list):
+        return [_expanded(part) for part in value]
+    home = lambda found: found[1] + os.path.expanduser(found[2])  # noqa: E731
+    return re.sub(r"(^|,\s*|^FILE:|^hf:)(~[\w.-]*)(?=[/\\,]|$)", home, value)
+
+
 def _assign(name, raw, reader, knob, where, problems):
     """(True, the converted value), or (False, None) and a line added to `problems`."""
     try:
-        return True, reader(raw, knob.type)
+        value = reader(raw, knob.type)
+        is_path = isinstance(value, (str, list)) and name not in TEXTS
+        return True, _expanded(value) if is_path else value
     except (ValueError, OverflowError):
         shown = raw if reader is _parse else _show(raw)
         expected = type_name(knob.type)
@@ -279,10 +360,13 @@ def _read_flag(word, settings, everything, problems):
     """Yield (name, value, origin) for --name=value, unless it is a mistake."""
     name, equals, raw = word.lstrip("-").partition("=")
     where = f"--{name}"
-    name, convert = ALIASES.get(name, (name, None))
-    knob = settings._knobs.get(name)
+    knob, convert = _knob_of(name, settings._knobs)
     if not word.startswith("--"):
         problems.append(f"{word}: expected --key=value")
+    elif _is_harmless(name, raw if equals else "true", where, problems):
+        return
+    elif name in ALIASES and ALIASES[name][1] in everything and knob is None:
+        problems.append(f"{where}: {settings._script} does not read {ALIASES[name][1]}")
     elif knob is None and name in everything:
         problems.append(
             f"{where}: {settings._script} does not read {name}; --help lists its settings"
@@ -295,7 +379,7 @@ def _read_flag(word, settings, everything, problems):
         raw = raw if equals else "true"
         good, value = _assign(name, raw, _parse, knob, where, problems)
         if good:
-            yield name, convert(value) if convert else value, where
+            yield _target_name(name), convert(value), where
 
 
 # -- recipes ---------------------------------------------------------------------------------------
@@ -367,13 +451,16 @@ def _read_recipe(word, knobs, values, problems):
         names[target] = raw
         if target.startswith("_"):
             continue  # a variable of the recipe's own arithmetic
-        target, convert = ALIASES.get(target, (target, None))
-        if target not in knobs:
+        if _is_harmless(target, raw, where, problems):
+            continue
+        knob, convert = _knob_of(target, knobs)
+        if knob is None:
             _unknown(target, knobs, where, problems)
             continue
-        good, value = _assign(target, raw, coerce, knobs[target], where, problems)
+        good, value = _assign(target, raw, coerce, knob, where, problems)
         if good:
-            names[target] = value = convert(value) if convert else value
+            target = _target_name(target)
+            names[target] = value = convert(value)
             yield target, value, where
 
 

@@ -58,14 +58,16 @@ gradient_accumulation_steps: int = 4  # forward passes per step: 32 * 4 * 512 = 
 max_iters: int = 20_000  # steps: 20,000 * 65,536 = 1.3 billion tokens, about four epochs of a
 #                             cleaned Chinese Wikipedia dump of 1.2 GB
 epochs: float | None = None  # passes over the dataset; if set, it replaces max_iters
-max_minutes: float | None = None  # stop after this much training time; the learning-rate schedule
-#                             then follows steps or minutes, whichever is further
+max_minutes: float | None = None  # end the run after so many minutes, evaluations and samples
+#                             included; the learning-rate schedule then follows steps or minutes,
+#                             whichever is further
 optimizer: Literal["muon", "adamw"] = "muon"  # muon: hidden matrices by Muon, the rest by AdamW
 learning_rate: float = 1e-3  # peak; Muon's updates are scaled to AdamW's size, so both use this
 embedding_lr_ratio: float = 1.0  # learning rate of embeddings, relative to learning_rate
 min_lr_ratio: float = 0.1  # final learning rate, relative to the peak
-schedule: Literal["cosine", "wsd", "constant"] = "cosine"  # wsd: warmup, stable, then decay
-warmup_iters: int = 200  # steps of linear warmup
+schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"  # of the learning rate after
+#                             the warmup; wsd: stable, then decay
+warmup_iters: int = 200  # steps of linear warmup; at most a tenth of the run
 decay_fraction: float = 0.3  # wsd: fraction of the run in which the learning rate decays
 weight_decay: float = 0.1  # of matrices; norms and biases are not decayed
 beta1: float = 0.9  # AdamW
@@ -107,3 +109,8 @@ dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # aut
 compile: bool = False  # torch.compile: takes minutes to start, pays off on a GPU
 deterministic: bool = False  # CUDA: slower kernels with bit-identical results
 tensorboard: bool = False  # also write TensorBoard events to out_dir
+
+# The ids of the default tokenizer's special tokens, for scripts of your own. Not settings: another
+# tokenizer has others (gpt2: 50256 and 50257), and a run's own are in its folder.
+EOT_TOKEN = 8187  # ends a text
+PAD_TOKEN = 8188  # fills the rest of a block

@@ -2,10 +2,22 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 from minigpt.common.errors import ROOT, UserError
+
+
+def typed(*words):
+    """The command `python WORDS…` as one types it in a shell: values with other characters than
+    those of names and paths are quoted."""
+    shown = []
+    for word in map(str, words):
+        key, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        plain = re.fullmatch(r"[\w./,:~+-]*", value)
+        shown.append(word if plain else f'{key}{equals}"{value}"')
+    return " ".join(["python", *shown])
 
 
 def show(*words):

@@ -182,7 +182,8 @@ def _remedy(folder):
     recipe = {"pretrain": "train_config", "sft": "train_config_sft"}.get(name, name)
     beside = sorted(str(path) for path in folder.parent.glob("*") if exists(path))
     beside = f"the folder of a run, such as {', '.join(beside[:5])}" if beside else ""
-    if folder.parts[:1] == ("out",) and (ROOT / "config" / f"{recipe}.py").is_file():
+    is_its_folder = (folder.parent if folder.name == "best" else folder) == Path("out", name)
+    if is_its_folder and (ROOT / "config" / f"{recipe}.py").is_file():
         made = f"make one with: python train.py config/{recipe}.py"
         return f"{made}; or name {beside}" if beside else made
     if beside:

@@ -62,7 +62,7 @@ class Log:
         record = dict(step=state.step, tokens=state.tokens, minutes=state.minutes)
         self._write(record | dict(loss=result.loss, lr=result.lr, rate=rate) | result.metrics)
         mfu = f" | mfu {rate / self.peak_rate:4.0%}" if self.peak_rate else ""
-        left = state.minutes * 60 * (1 / progress - 1) if progress < 1 else 0
+        left = state.spent * 60 * (1 / progress - 1) if progress < 1 else 0
         print(
             f"step {state.step:>6}/{self.settings.max_iters} | loss {result.loss:7.4f}"
             f"{_shown(result.metrics)} | lr {result.lr:.2e} | {rate:8,.0f} tok/s{mfu} | "
@@ -177,8 +177,8 @@ def read_runlog(folder):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         raise UserError(
-            f"{path}: missing; make it with: python train.py config/train_config.py "
-            f"--out_dir={folder}{_neighbours(folder)}"
+            f"{path}: missing: --runs takes run folders, which train.py makes (--out_dir)"
+            f"{_neighbours(folder)}"
         ) from None
     except OSError as error:
         raise UserError(

@@ -6,6 +6,7 @@ import torch
 
 from minigpt.models.device import pick_dtype
 from minigpt.models.lora import adapters
+from minigpt.training.run_length import WARMUP_SHARE
 from model import FusedLinear
 
 # Coefficients of the quintic Newton–Schulz iteration (Jordan et al. 2024, "Muon"). They trade
@@ -141,11 +142,17 @@ def lr_scale(step, progress, settings):
     """The learning rate as a fraction of its maximum.
 
     step: optimizer steps taken, for the warmup. progress: the fraction of the run done, 0 … 1.
+    Where minutes limit the run, the warmup ends after a tenth of it: their steps are not known.
     """
     low = settings.min_lr_ratio
-    warmup = min(1.0, (step + 1) / (settings.warmup_iters + 1))
+    warmup = (step + 1) / (settings.warmup_iters + 1)
+    if settings.max_minutes is not None:
+        warmup = max(warmup, progress / WARMUP_SHARE)
+    warmup = min(1.0, warmup)
     if settings.schedule == "cosine":
         scale = low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    elif settings.schedule == "linear":
+        scale = low + (1 - low) * (1 - min(1.0, progress))
     elif settings.schedule == "wsd":  # warmup, stable, decay
         left = (1 - min(1.0, progress)) / max(settings.decay_fraction, 1e-9)
         scale = low + (1 - low) * min(1.0, left)

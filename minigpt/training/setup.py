@@ -1,7 +1,6 @@
 """What a run consists of before its first step: the checkpoint that it starts from, data, model."""
 
 import contextlib
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,12 @@ import torch
 
 from data_utils import Batches, Blocks, read_meta
 from minigpt.common.errors import UserError
+from minigpt.common.scripts import typed
 from minigpt.interop import hf_import
 from minigpt.models import checkpoint
 from minigpt.models.lora import LoRA, attach
 from minigpt.training.dpo import Pairs
+from minigpt.training.run_length import fit_run_length
 from minigpt.training.settings import (
     check_ranges,
     inherit_settings,
@@ -67,7 +68,7 @@ def load_start(settings, world_size):
 
 def _load_start(settings, out_dir, world_size):
     if settings.init_from == "resume":
-        hint = f"python train.py --dataset={settings.dataset}"
+        hint = typed("train.py", *settings.words(without=("init_from", "out_dir")))
         parent = checkpoint.load(out_dir, hint=hint, merged=False)
         inherit_settings(settings, parent, resumed=True)
         check_ranges(settings)  # config.json may have been edited
@@ -114,27 +115,48 @@ def load_hf_parent(settings):
 @dataclass
 class Data:
     """train, val: Blocks, or Pairs for DPO. forgetting: the Blocks of the forgetting check, or
-    None. batches: the training batches of this process, by number."""
+    None. batches: the training batches of this process, by number. notes: lines about settings
+    that were fitted to the amount of data."""
 
     train: Blocks
     val: Blocks
     forgetting: Blocks | None
     batches: Batches
+    notes: list[str]
+
+
+def prepare_command(settings, script=None):
+    """The command that prepares data for this run: with its recipes, and with each setting that is
+    from elsewhere. script: none: the one for the run's stage."""
+    if script is None:
+        is_base = settings.init_from in ("scratch", "resume")
+        script = "data/prepare.py" if is_base else "data/prepare_sft.py"
+        script = "data/prepare_dpo.py" if settings.stage == "dpo" else script
+    recipes = [word for word in settings.words() if not word.startswith("-")]
+    names = ["tokenizer", "block_size"] + ["layout"] * (script != "data/prepare_dpo.py")
+    known = ("default", *(f"{recipe}:" for recipe in recipes))
+    flags = [
+        f"--{name}={settings.as_dict()[name]}"
+        for name in names
+        if not settings.origin(name).startswith(known)
+    ]
+    return typed(script, *recipes, "--input=PATH", *flags)
 
 
 def load_data(settings, tokenizer, distributed):
-    """The run's Data. Sets max_iters where `epochs` is given. UserError where data are missing or
-    do not fit the settings."""
+    """The run's Data. Sets max_iters where `epochs` is given, and fits a new run to little data.
+    UserError where data are missing or do not fit the settings."""
     size = settings.block_size
+    read_meta(settings.dataset, prepare_command(settings))  # an error says how to make it
     kind = Pairs if settings.stage == "dpo" else Blocks
     train = kind(settings.dataset, "train", tokenizer, size, settings.isolate)
     val = kind(settings.val_dataset or settings.dataset, "val", tokenizer, size)
     forgetting = None
     if settings.dpo_guard_dataset:
-        make = f"python data/prepare_sft.py --block_size={size} --input=PAIRS"
-        read_meta(settings.dpo_guard_dataset, make)  # whose error says how to make it
+        read_meta(settings.dpo_guard_dataset, prepare_command(settings, "data/prepare_sft.py"))
         forgetting = Blocks(settings.dpo_guard_dataset, "val", tokenizer, size)
     settings.inherit({"layout": train.meta["layout"]}, settings.dataset)
+    notes = fit_run_length(settings, len(train), distributed.world_size)
     batches = Batches(
         train,
         settings.batch_size,
@@ -145,10 +167,7 @@ def load_data(settings, tokenizer, distributed):
         device=distributed.device,
         prefetch=settings.gradient_accumulation_steps,
     )
-    if settings.epochs is not None:
-        steps = settings.epochs * batches.per_epoch / settings.gradient_accumulation_steps
-        settings.set("max_iters", max(1, math.ceil(steps)), f"epochs={settings.epochs:g}")
-    return Data(train, val, forgetting, batches)
+    return Data(train, val, forgetting, batches, notes)
 
 
 # -- model -----------------------------------------------------------------------------------------

@@ -1,6 +1,12 @@
-"""What a run prints before its first step: what is trained on what, and whether that takes days."""
+"""What a run prints before its first step and after its last one."""
 
+import math
+from pathlib import Path
+
+from minigpt.common.scripts import typed
 from minigpt.models.device import matmul_flops
+from minigpt.training.log import STOPPED
+from minigpt.training.run_length import FEW_STEPS
 
 
 def print_summary(model, settings, data, parent, resumed):
@@ -37,3 +43,64 @@ def warn_if_long(settings, device, dtype, flops):
             f"{advice} fits it better (or --max_minutes=… for a part of the run)",
             flush=True,
         )
+
+
+def print_end(trainer, prompt, reason=None):
+    """Why the run ended, what its val loss means, and what to do next. prompt: a text to continue
+    or a question; reason: of an early stop."""
+    settings, state, stopped = trainer.settings, trainer.state, trainer.stop_requested
+    out_dir = settings.out_dir
+    share = f"step {state.step:,} of {settings.max_iters:,}"
+    if state.step < settings.max_iters:
+        share += f" ({state.step / settings.max_iters:.0%})"
+    if reason:
+        print(reason)
+    elif stopped:
+        print(f"stopped by a signal: {share}")
+    elif state.step < settings.max_iters:
+        print(f"max_minutes={settings.max_minutes:g} are over: {share}")
+    else:
+        origin = settings.origin("max_iters")
+        print(f"{origin if origin.startswith('epochs') else 'max_iters'} reached: {share}")
+    if state.val_loss is not None:
+        print(
+            f"{out_dir}: step {state.step}, val loss {state.val_loss:.4f}, "
+            f"the best {state.best:.4f} in best/"
+        )
+        if settings.stage == "lm":
+            print(loss_meaning(state, trainer.tokenizer.n_vocab))
+    if stopped:
+        print(f"{STOPPED}: {typed('train.py', f'--out_dir={out_dir}', '--init_from=resume')}")
+        return
+    print("next:", *next_commands(trainer, prompt), sep="\n  ")
+
+
+def loss_meaning(state, n_vocab):
+    """What the val loss of a language model means, in a line."""
+    choices = math.exp(min(state.val_loss, 99))
+    line = f"the model is as unsure of the next token as among {choices:,.0f} equally likely ones"
+    line += f" (untrained: {n_vocab:,})"
+    if state.step < FEW_STEPS:
+        line += (
+            f"; {state.step} steps are few: texts without sense and empty answers are usual so "
+            "early"
+        )
+    return line
+
+
+def next_commands(trainer, prompt):
+    """Two commands that go on from here, as texts."""
+    settings, state = trainer.settings, trainer.state
+    run = f"--out_dir={settings.out_dir}"
+    # A shell reads these characters even within quotes.
+    can_be_typed = prompt and prompt.isprintable() and not set(prompt) & set('"$`\\!')
+    ask = typed("sample.py", run, *([f"--start={prompt}"] if can_be_typed else []))
+    if state.step < settings.max_iters and settings.max_minutes is not None:
+        longer = f"--max_minutes={2 * settings.max_minutes:g}"
+        return ask, typed("train.py", run, "--init_from=resume", longer)
+    if settings.stage == "dpo":
+        return ask, typed("visualize.py", f"--runs={settings.out_dir}")
+    held_out = Path(settings.dataset, "val.jsonl")
+    if trainer.data.train.meta["prompt_format"] == "qa" and held_out.exists():
+        return ask, typed("evaluations-RougeL.py", run, f"--input={held_out}")
+    return ask, typed("evaluations-perplexity.py", run)

@@ -79,6 +79,9 @@ class Trainer:
         self._batches = []  # micro-batches of the next step on this process
         self._count = 0  # total target count of the next step over all processes
         self._is_compiling = False
+        self._clock = 0.0  # when the time spent was last measured
+        self._evaluation_began = None  # of the evaluation after the last step
+        self._reserve = 0.0  # minutes for the last evaluation, which comes after the last step
 
     @property
     def progress(self):
@@ -87,8 +90,9 @@ class Trainer:
         if self.state.step >= self.settings.max_iters:
             return 1.0
         share = self.state.step / self.settings.max_iters
-        if self.settings.max_minutes is not None:
-            share = max(share, self.state.minutes / self.settings.max_minutes)
+        if (minutes := self.settings.max_minutes) is not None:
+            # At least half of the minutes are for steps, however long an evaluation takes.
+            share = max(share, self.state.spent / max(minutes - self._reserve, minutes / 2))
         return share
 
     # -- steps -------------------------------------------------------------------------------------
@@ -97,6 +101,7 @@ class Trainer:
         """Call once before the first step, after load()."""
         self.model.train()
         self._is_compiling = self.settings.compile  # in the first step
+        self._clock = time.perf_counter()
         self._read_batches()
         self._synchronize(loss=0.0, seconds=0.0)  # for the target count of the first step
 
@@ -105,6 +110,9 @@ class Trainer:
         not finite: then nothing was updated. With float16 a gradient that is not finite is no
         error: the scaler skips the step and lowers its scale."""
         start = time.perf_counter()
+        if self._evaluation_began is not None:  # with its sample and its save
+            self._reserve = (start - self._evaluation_began) / 60
+            self._evaluation_began = None
         scale = lr_scale(self.state.step, self.progress, self.settings)
         set_lr(self.optimizers, scale)
         loss = self._backward()
@@ -113,6 +121,8 @@ class Trainer:
         self.state.tokens += self.tokens_per_step
         self._read_batches()
         seconds = time.perf_counter() - start
+        if self._is_compiling:
+            self._clock += seconds
         # Exclude compile time.
         loss, metrics = self._synchronize(loss, 0.0 if self._is_compiling else seconds)
         self._is_compiling = False
@@ -158,12 +168,17 @@ class Trainer:
 
     def _synchronize(self, loss, seconds):
         """One all-reduce a step: (loss, metrics) of the step over all processes, and what they need
-        for the next one: its target count, whether to stop, and a shared elapsed time."""
+        for the next one: its target count, whether to stop, and the main process's times."""
         count = sum(batch.count for batch in self._batches)
-        minutes = self.state.minutes + seconds / 60 if self.distributed.is_main else 0.0
-        values = torch.tensor([loss, count, self.stop.requested, minutes], dtype=torch.float64)
+        now = time.perf_counter()
+        times = [self.state.minutes + seconds / 60, self.state.spent + (now - self._clock) / 60]
+        times = [*times, self._reserve] if self.distributed.is_main else [0.0, 0.0, 0.0]
+        self._clock = now
+        values = torch.tensor([loss, count, self.stop.requested, *times], dtype=torch.float64)
         values = self.distributed.sum(torch.cat([values, self.objective.metric_sums()]))
-        _, self._count, stop, self.state.minutes, *sums = values.tolist()
+        _, self._count, stop, *times = values[:6].tolist()
+        self.state.minutes, self.state.spent, self._reserve = times
+        sums = values[6:].tolist()
         self.stop_requested = bool(stop)
         # Losses are float32; more digits of their sum would mean nothing.
         return values[0].float().item(), self.objective.metrics(sums)
@@ -177,6 +192,7 @@ class Trainer:
         weights so far. UserError where a loss is not finite.
         """
         state = self.state
+        self._evaluation_began = time.perf_counter()
         val_loss, metrics = self.mean_loss(self.data.val, self.objective)
         self._check_finite(val_loss, "the val loss")
         state.val_loss, state.evaluated = val_loss, state.step
@@ -280,6 +296,7 @@ class Trainer:
             )
         state.restore(self.optimizers, self.scaler, self.distributed, folder)
         self.state = state
+        state.spent = max(state.spent, state.minutes)  # an older run did not count it
 
 
 class StopOnSignal:

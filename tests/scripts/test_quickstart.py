@@ -115,7 +115,7 @@ def machine(monkeypatch, tmp_path):
             self.pip_codes = {}  # last word → exit code
             self.import_problems = []  # one after the other; then none
 
-        def pip(self, *words):
+        def pip(self, *words, verbose=False):
             self.pip_calls += (words,)
             return self.pip_codes.get(words[-1], 0)
 
@@ -184,6 +184,27 @@ def test_a_failing_cpu_index_leads_to_the_plain_pin(machine, capsys):
     quickstart.setup([RUNTIME])
     assert files_installed(machine) == [RUNTIME]
     assert "default index" in capsys.readouterr().out
+
+
+def test_pip_is_hidden_unless_verbose(machine, monkeypatch, capsys):
+    """A line for each step; pip's own output only with --verbose, in whatever place."""
+    shown = []
+    monkeypatch.setattr(quickstart, "pip", lambda *words, verbose=False: shown.append(verbose) or 0)
+    quickstart.main(["--setup"])
+    lines = capsys.readouterr().out.splitlines()
+    assert shown == [False, False]
+    assert sum(line.startswith("Installing") for line in lines) == 2
+    quickstart.stamp(RUNTIME).unlink()
+    quickstart.main(["--verbose", "--setup"])
+    assert shown[2:] == [True, True]
+
+
+def test_a_hidden_command_prints_nothing(capfd):
+    command = [sys.executable, "-c", "import sys; print(7); print(8, file=sys.stderr); sys.exit(3)"]
+    assert quickstart.run(command, quickstart.environment(), hidden=True) == 3
+    assert capfd.readouterr() == ("", "")
+    assert quickstart.run(command, quickstart.environment()) == 3
+    assert "7" in capfd.readouterr().out
 
 
 def test_the_second_time_nothing_is_installed(machine):

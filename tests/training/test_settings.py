@@ -52,7 +52,7 @@ def test_if_trav_in_a_recipe(tmp_path):
     assert resolve(str(recipe)).shuffle is False
     assert resolve(str(recipe), "--shuffle=true").shuffle is True
     recipe.write_text("if_trav = 3\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"classic.py:1: shuffle=3: expected bool"):
+    with pytest.raises(UserError, match=r"classic.py:1: if_trav=3: expected bool"):
         resolve(str(recipe))
     assert resolve().read("if_trav", "true", "--grid") is True  # as tools/sweep.py reads it
 
