@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 
 from minigpt.common.errors import UserError
 from minigpt.models import checkpoint
-from minigpt.training import objectives, summary
+from minigpt.training import objectives, summary, trainer
 from minigpt.training.trainer import Trainer
 
 TINY = """
@@ -128,7 +129,8 @@ def assert_same_run(one, two):
         assert same_bits(weights_of(part), weights_of(two / part.relative_to(one)))
     states = [checkpoint.load_state(folder) for folder in (one, two)]
     for state in states:
-        assert state.pop("minutes") > 0
+        minutes, spent = state.pop("minutes"), state.pop("spent")
+        assert 0 < minutes <= spent
     assert same_bits(*states)
 
 
@@ -388,28 +390,52 @@ def test_minutes_end_a_run_and_its_schedule(tmp_path, train, tiny):
     folder = tmp_path / "run"
     train(*tiny, f"--out_dir={folder}", "--max_iters=100000", "--max_minutes=0.004")
     state = checkpoint.load_state(folder)
-    assert 0.004 <= state["minutes"] < 0.1 and 1 < state["step"] < 10000
+    assert 0.002 <= state["spent"] < 0.1 and 1 < state["step"] < 10000
     rates = [record["lr"] for record in log_of(folder) if "lr" in record]
     assert rates[-1] < 0.5 * max(rates)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_minutes_include_evaluations_and_samples(tmp_path, train, tiny, monkeypatch):
+    """By a clock that only steps (2 s) and evaluations (9 s) move, on the first of which the run
+    plans the last one."""
+    clock = [0.0]
+
+    def takes(seconds, function):
+        def timed(*words):
+            clock[0] += seconds
+            return function(*words)
+
+        return timed
+
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(Trainer, "_backward", takes(2, Trainer._backward))
+    monkeypatch.setattr(Trainer, "mean_loss", takes(9, Trainer.mean_loss))
+    train(*tiny, f"--out_dir={tmp_path / 'run'}", "--max_iters=100000", "--max_minutes=1")
+    assert 58 <= clock[0] <= 60 + 2
+    steps = [record["step"] for record in log_of(tmp_path / "run") if "val_loss" in record]
+    assert steps == [0, 10, 17]  # 3 · 9 s + 17 · 2 s
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "linear"])
 def test_the_learning_rate_that_is_logged_is_the_one_by_hand(tmp_path, train, tiny, schedule):
     train(
         *tiny,
         f"--out_dir={tmp_path / 'run'}",
         f"--schedule={schedule}",
         "--max_iters=10",
+        "--warmup_iters=1",
         "--learning_rate=0.01",
         "--min_lr_ratio=0.2",
         "--decay_fraction=0.5",
     )
     rates = [record["lr"] for record in log_of(tmp_path / "run") if "lr" in record]
     for step, rate in enumerate(rates):
-        warmup = min(1, (step + 1) / 3)
+        warmup = min(1, (step + 1) / 2)  # --warmup_iters=1 of 10 steps
         cosine = 0.6 + 0.4 * math.cos(math.pi * step / 10)
         wsd = 1 if step <= 5 else 1 - 0.8 * (step - 5) / 5
-        assert rate == pytest.approx(0.01 * warmup * {"cosine": cosine, "wsd": wsd}[schedule])
+        linear = 1 - 0.8 * step / 10
+        scale = {"cosine": cosine, "wsd": wsd, "linear": linear}[schedule]
+        assert rate == pytest.approx(0.01 * warmup * scale)
 
 
 def test_patience(tmp_path, train, tiny, capsys):
@@ -726,7 +752,7 @@ def test_a_run_of_more_than_a_day_says_so(tmp_path, train, monkeypatch, tiny, ca
     at_step(monkeypatch, 0, lambda: os.kill(os.getpid(), signal.SIGINT))
     train(*tiny, "--max_iters=100000", f"--out_dir={tmp_path / 'run'}")
     output = capsys.readouterr().out
-    note = next(line for line in output.splitlines() if line.startswith("note:"))
+    note = next(line for line in output.splitlines() if "days" in line)
     assert "days" in note and "config/cpu_small.py" in note and "--max_minutes" in note
     # Operations of all tokens at 0.6 of 1e6 a second.
     matrices = 2 * (32 * 96 + 32 * 32 + 32 * 256 + 128 * 32)
@@ -734,7 +760,7 @@ def test_a_run_of_more_than_a_day_says_so(tmp_path, train, monkeypatch, tiny, ca
     flops = 6 * (matrices + share * 320 * 32) + 12 * 2 * 32 * 32
     days = flops * 100000 * 4 * 2 * 32 / 0.6e6 / 86400
     assert f"{days:.1f} days" in note
-    assert output.index("note:") < output.index("step      1/")
+    assert output.index(note) < output.index("step      1/")
 
 
 @pytest.mark.parametrize(

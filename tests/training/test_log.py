@@ -18,7 +18,7 @@ def settings(**changed):
 
 def take_steps(log, first, last):
     for step in range(first, last + 1):
-        state = TrainState(step=step, tokens=100 * step, minutes=step / 60)
+        state = TrainState(step=step, tokens=100 * step, minutes=step / 90, spent=step / 60)
         log.step(state, StepResult(1 / step, 0.1, 100, 0.5, dict(margin=0.25)), step / 20)
 
 

@@ -138,9 +138,8 @@ def test_a_weight_without_gradient_stays():
 
 
 def schedule(**knobs):
-    return SimpleNamespace(
-        **{"min_lr_ratio": 0.1, "warmup_iters": 0, "decay_fraction": 0.3, **knobs}
-    )
+    defaults = dict(min_lr_ratio=0.1, warmup_iters=0, decay_fraction=0.3, max_minutes=None)
+    return SimpleNamespace(**defaults | knobs)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +159,19 @@ def test_wsd_by_hand(progress, scale):
     assert lr_scale(500, progress, schedule(schedule="wsd")) == pytest.approx(scale, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("progress", "scale"), [(0, 1), (0.25, 0.775), (0.5, 0.55), (0.9, 0.19), (1, 0.1), (2, 0.1)]
+)
+def test_linear_by_hand(progress, scale):
+    assert lr_scale(500, progress, schedule(schedule="linear")) == pytest.approx(scale)
+
+
+def test_a_warmup_ends_after_a_tenth_of_the_minutes():
+    settings = schedule(schedule="constant", warmup_iters=199, max_minutes=3.0)
+    scales = [lr_scale(step, step / 40, settings) for step in range(6)]
+    assert scales == pytest.approx([1 / 200, 0.25, 0.5, 0.75, 1, 1])
+
+
 def test_constant_and_warmup_by_hand():
     settings = schedule(schedule="constant", warmup_iters=4)
     scales = [lr_scale(step, step / 10, settings) for step in range(7)]
@@ -173,8 +185,8 @@ def test_wsd_without_a_decay_never_divides_by_zero():
 
 
 def test_an_unknown_name_is_no_default(tiny_model):
-    with pytest.raises(ValueError, match="linear"):
-        lr_scale(0, 0.5, schedule(schedule="linear"))
+    with pytest.raises(ValueError, match="steps"):
+        lr_scale(0, 0.5, schedule(schedule="steps"))
     with pytest.raises(ValueError, match="sgd"):
         make_optimizers(
             tiny_model(),
