@@ -158,7 +158,7 @@ def is_new(note, words):
 def race(words, minutes, marks, out_dir):
     """[(minutes of training, bits per character), …] of one run, trained from mark to mark."""
     words = [*words, f"--max_minutes={minutes:g}", "--max_iters=1000000", "--log_interval=1"]
-    words += ["--eval_interval=1000000", "--overwrite=true"]  # it is evaluated here
+    words += ["--eval_interval=1000000", "--eval_iters=1", "--overwrite=true"]  # evaluated here
     note = out_dir / "speedrun.json"
     made_of, points = [*words, f"marks={','.join(map(str, marks))}"], []
     recipes = [word for word in words if not word.startswith("--")]  # a changed file is another run

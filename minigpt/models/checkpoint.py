@@ -176,15 +176,22 @@ def discard(folder):
         (folder / name).unlink(missing_ok=True)
 
 
+def _recipe_of(folder):
+    """The recipe in config/ that trains into `folder`, as the project names it; None if none."""
+    for path in sorted((ROOT / "config").glob("*.py")):
+        found = re.search(r'^out_dir\b.*= "(.*)"', path.read_text(encoding="utf-8"), re.MULTILINE)
+        if found and folder == Path(found[1]):
+            return f"config/{path.name}"
+    return None
+
+
 def _remedy(folder):
     """The remedy if `folder` holds no run: the recipe that writes there, or sibling runs."""
-    name = folder.parent.name if folder.name == "best" else folder.name
-    recipe = {"pretrain": "train_config", "sft": "train_config_sft"}.get(name, name)
+    recipe = _recipe_of(folder.parent if folder.name == "best" else folder)
     beside = sorted(str(path) for path in folder.parent.glob("*") if exists(path))
     beside = f"the folder of a run, such as {', '.join(beside[:5])}" if beside else ""
-    is_its_folder = (folder.parent if folder.name == "best" else folder) == Path("out", name)
-    if is_its_folder and (ROOT / "config" / f"{recipe}.py").is_file():
-        made = f"make one with: python train.py config/{recipe}.py"
+    if recipe:
+        made = f"make one with: python train.py {recipe}"
         return f"{made}; or name {beside}" if beside else made
     if beside:
         return f"expected {beside}"
