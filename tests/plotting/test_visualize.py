@@ -129,10 +129,7 @@ def test_missing_log_names_the_command_and_the_neighbours(pretrain):
     with pytest.raises(UserError) as error:
         read_runlog(pretrain.parent / "pretrian")
     message = str(error.value)
-    assert (
-        f"python train.py config/train_config.py --out_dir={pretrain.parent / 'pretrian'}"
-        in message
-    )
+    assert "pretrian" in message and "python train.py" not in message  # it would train another
     assert str(pretrain) in message and "\n" not in message
 
 
@@ -502,7 +499,7 @@ def test_the_command(tmp_path, pretrain, sft, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--runs=out/none"], "python train.py config/train_config.py --out_dir=out"),
+        (["--runs=out/none"], "--runs takes run folders, which train.py makes"),
         (["--runs=,"], "--runs: no run given"),
         (["--smooth=1"], "--smooth=1: expected 0 (none) up to but not 1"),
         (["--output=loss.gif"], "loss.gif: expected a name that ends in .png or .svg"),

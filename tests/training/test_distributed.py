@@ -64,7 +64,7 @@ def test_a_step_has_one_reduction_beside_those_of_the_gradients(
     monkeypatch,
     tiny,  # noqa: F811
 ):
-    """Stop flag, target count, loss and clock travel together; the tiny model is one bucket."""
+    """Stop flag, target count, loss and clocks travel together; the tiny model is one bucket."""
     calls, reduce, train_step = [], dist.all_reduce, Trainer.train_step
 
     def counting(values, **options):
@@ -86,4 +86,4 @@ def test_a_step_has_one_reduction_beside_those_of_the_gradients(
         assert len(lines) == 2
         for line in lines:
             gradients, packed = json.loads(line.partition(" ")[2])
-            assert packed == 4 and gradients > 10_000
+            assert packed == 6 and gradients > 10_000

@@ -89,7 +89,7 @@ def test_little_text_is_not_read_hundreds_of_times(tmp_path):
 
 
 def test_enough_text_changes_nothing(tmp_path):
-    settings, notes = fitted(1200, recipe=BASE, tmp_path=tmp_path)
+    settings, notes = fitted(2400, recipe=BASE, tmp_path=tmp_path)
     assert (settings.max_iters, settings.batch_size, notes) == (5000, 8, [])
 
 
@@ -109,9 +109,9 @@ def test_a_warmup_longer_than_the_run_is_mended():
 
 
 def test_a_default_warmup_is_shortened_to_a_tenth():
-    settings, notes = fitted(10_000, "--max_iters=300")
+    settings, notes = fitted(100_000, "--max_iters=300")
     assert settings.warmup_iters == 30 and "warmup_iters=200" in notes[0]
-    settings, notes = fitted(10_000, "--max_iters=2000")
+    settings, notes = fitted(100_000, "--max_iters=2000")
     assert settings.warmup_iters == 200 and notes == []
 
 
