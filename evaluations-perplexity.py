@@ -41,6 +41,7 @@ if __name__ == "__main__":
 
 from data_utils import Blocks, read_meta
 from minigpt.common.report import check_writable, table, write_json
+from minigpt.common.scripts import typed
 from minigpt.evaluation.examples import read_conversations, read_pairs, read_texts
 from minigpt.evaluation.perplexity import (
     answer_passages,
@@ -103,7 +104,13 @@ def main():
 
 def comparable_blocks(dataset, split, trained):
     """The blocks of a split; None, and a printed reason, if the run cannot read their tokens."""
-    meta, tokenizer = read_meta(dataset), trained.tokenizer
+    script = (
+        "data/prepare.py" if trained.meta["prompt_format"] == "plain" else "data/prepare_sft.py"
+    )
+    size = f"--block_size={trained.model.config.block_size}"
+    make = typed(script, "--input=PATH", f"--tokenizer={trained.meta['tokenizer']}", size)
+    meta = read_meta(dataset, make)
+    tokenizer = trained.tokenizer
     if meta["tokenizer_hash"] != tokenizer.hash:
         reason = f"its tokens are {meta['tokenizer']}'s, the run's {trained.meta['tokenizer']}'s"
     elif meta["block_size"] > trained.model.config.block_size:

@@ -124,6 +124,7 @@ from minigpt.plotting.sweep import sweep_figure
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from minigpt.training.log import STOPPED, read_runlog
 from minigpt.training.settings import present_settings
+from minigpt.training.setup import prepare_command
 
 DPO = ("dpo_beta",)  # what its loss is made of
 HEADS = {"bits_per_char": "bits/char", "val_loss": "val loss"}
@@ -217,7 +218,8 @@ def prepared(settings, plan, root, scripts):
 
 def own(settings, plan):
     """The same with the recipe's own dataset. UserError lists every value that does not fit it."""
-    meta, datasets, problems = read_meta(settings.dataset), {}, []
+    meta = read_meta(settings.dataset, prepare_command(settings))
+    datasets, problems = {}, []
     for values in plan.combinations(DATA):
         knobs = data_knobs(settings, values)
         datasets[tuple(knobs.values())] = Path(settings.dataset)

@@ -24,6 +24,8 @@ from minigpt.training.settings import (
 from minigpt.training.state import TrainState
 from model import GPT, GPTConfig, has_varlen_attention
 
+GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+
 
 @contextlib.contextmanager
 def lock_run(settings, distributed):
@@ -82,6 +84,9 @@ def _load_start(settings, out_dir, world_size):
         )
     if settings.init_from == "scratch":
         return None, None
+    if settings.init_from in GPT2_NAMES and not Path(settings.init_from).exists():
+        name = hf_import.PREFIX + settings.init_from  # as nanoGPT calls them
+        settings.set("init_from", name, settings.origin("init_from"))
     if settings.init_from.startswith(hf_import.PREFIX):
         parent = load_hf_parent(settings)
     else:
@@ -147,7 +152,8 @@ def load_data(settings, tokenizer, distributed):
     """The run's Data. Sets max_iters where `epochs` is given, and fits a new run to little data.
     UserError where data are missing or do not fit the settings."""
     size = settings.block_size
-    read_meta(settings.dataset, prepare_command(settings))  # an error says how to make it
+    for folder in filter(None, (settings.dataset, settings.val_dataset)):
+        read_meta(folder, prepare_command(settings))  # an error says how to make it
     kind = Pairs if settings.stage == "dpo" else Blocks
     train = kind(settings.dataset, "train", tokenizer, size, settings.isolate)
     val = kind(settings.val_dataset or settings.dataset, "val", tokenizer, size)

@@ -72,7 +72,8 @@ def print_end(trainer, prompt, reason=None):
     if stopped:
         print(f"{STOPPED}: {typed('train.py', f'--out_dir={out_dir}', '--init_from=resume')}")
         return
-    print("next:", *next_commands(trainer, prompt), sep="\n  ")
+    is_cut = not reason and state.step < settings.max_iters  # by max_minutes
+    print("next:", *next_commands(trainer, prompt, is_cut), sep="\n  ")
 
 
 def loss_meaning(state, n_vocab):
@@ -80,7 +81,9 @@ def loss_meaning(state, n_vocab):
     choices = math.exp(min(state.val_loss, 99))
     line = f"the model is as unsure of the next token as among {choices:,.0f} equally likely ones"
     line += f" (untrained: {n_vocab:,})"
-    if state.step < FEW_STEPS:
+    if state.val_loss > state.best + 0.1:
+        line += "; it was lower: the run learns its training data by heart (best/ does not)"
+    elif state.step < FEW_STEPS:
         line += (
             f"; {state.step} steps are few: texts without sense and empty answers are usual so "
             "early"
@@ -88,14 +91,14 @@ def loss_meaning(state, n_vocab):
     return line
 
 
-def next_commands(trainer, prompt):
-    """Two commands that go on from here, as texts."""
-    settings, state = trainer.settings, trainer.state
+def next_commands(trainer, prompt, is_cut):
+    """Two commands that go on from here, as texts. is_cut: the run has steps left to take."""
+    settings = trainer.settings
     run = f"--out_dir={settings.out_dir}"
     # A shell reads these characters even within quotes.
     can_be_typed = prompt and prompt.isprintable() and not set(prompt) & set('"$`\\!')
     ask = typed("sample.py", run, *([f"--start={prompt}"] if can_be_typed else []))
-    if state.step < settings.max_iters and settings.max_minutes is not None:
+    if is_cut:
         longer = f"--max_minutes={2 * settings.max_minutes:g}"
         return ask, typed("train.py", run, "--init_from=resume", longer)
     if settings.stage == "dpo":

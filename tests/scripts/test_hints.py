@@ -89,6 +89,13 @@ def test_without_data_the_hint_prepares_what_the_run_needs(tmp_path, texts, pair
     out = run(["train.py", str(mine)])
     follow(out, "max_iters reached: step 3 of 3")
 
+    words = ["evaluations-perplexity.py", f"--out_dir={base}", f"--dataset={tmp_path}/other"]
+    code, _, error = run_here(*words)
+    (hint,) = commands(error)
+    assert code == 2 and "--block_size=64" in hint
+    run(hint, texts)
+    run(words)
+
     # The pairs take block size and tokenizer from the base, not from a recipe.
     words = [f"--init_from={base}", f"--dataset={tmp_path}/pairs", f"--out_dir={tmp_path}/tuned"]
     words += ["--device=cpu", "--epochs=0.5", "--eval_iters=1", "--sample_tokens=4"]
