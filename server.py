@@ -60,7 +60,7 @@ class Settings:
 
 
 def read_settings():
-    """The settings, checked; the key is still where its user put it."""
+    """The settings, checked."""
     settings = configure(Settings, shared="device dtype", doc=__doc__, quiet=True)
     problems = settings.below(
         **dict(slots=1, max_body_kb=1, max_n=1),

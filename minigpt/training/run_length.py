@@ -63,6 +63,8 @@ def _more_steps(settings, n_blocks, world):
     changes = _smaller_steps(settings, n_blocks, world)
     epoch = _epoch(settings, n_blocks, world)
     epochs = math.ceil(FEW_STEPS / epoch)
+    if settings.init_from == "scratch":  # a pair is learned by heart, a text is not
+        epochs = min(epochs, MOST_PASSES)
     if epochs > settings.epochs and not _is_flag(settings, "epochs"):
         changes.append(f"epochs {settings.epochs:g} → {epochs}")
         settings.set("epochs", float(epochs), "little data")

@@ -5,6 +5,15 @@ import pytest
 from config.configurator import configure
 from minigpt.training.run_length import MOST_PASSES, SHORT_EPOCH, fit_run_length
 
+TUNING = """
+init_from = "out/base"
+epochs = 4
+batch_size = 8
+gradient_accumulation_steps = 1
+warmup_iters = 20
+"""
+BASE = TUNING.replace("epochs = 4", "max_iters = 5000").replace("out/base", "scratch")
+
 
 def fitted(n_blocks, *words, world=1, recipe=None, tmp_path=None):
     """(settings, notes) of a run over `n_blocks`. recipe: assignments, as a file has them."""
@@ -15,10 +24,6 @@ def fitted(n_blocks, *words, world=1, recipe=None, tmp_path=None):
         argv = [str(path), *argv]
     settings = configure(shared="all", argv=argv, quiet=True)
     return settings, fit_run_length(settings, n_blocks, world)
-
-
-TUNING = "epochs = 4\nbatch_size = 8\ngradient_accumulation_steps = 1\nwarmup_iters = 20\n"
-BASE = "max_iters = 5000\nbatch_size = 8\ngradient_accumulation_steps = 1\nwarmup_iters = 20\n"
 
 
 def length(settings, n_blocks):
@@ -68,6 +73,12 @@ def test_accumulation_goes_first_and_processes_count(tmp_path):
     settings, _ = fitted(600, recipe=recipe, tmp_path=tmp_path, world=2)
     assert (settings.gradient_accumulation_steps, settings.batch_size) == (1, 8)
     assert settings.max_iters >= 150
+
+
+def test_pretraining_by_epochs_is_not_read_hundreds_of_times(tmp_path):
+    recipe = BASE.replace("max_iters = 5000", "epochs = 1")
+    settings, notes = fitted(3, recipe=recipe, tmp_path=tmp_path)
+    assert settings.epochs == MOST_PASSES and "epochs 1 → 20" in notes[0]
 
 
 def test_dpo_is_not_stretched():
