@@ -53,6 +53,7 @@ class Settings:
 
 OWN = set(Settings.__annotations__)
 DATA = ("tokenizer", "block_size", "layout")  # settings that a dataset depends on
+DPO = ("dpo_beta",)  # what its loss is made of
 # What cannot be swept, and why.
 BARRED = dict.fromkeys(OWN, "is a setting of the sweep itself, not of train.py") | {
     "out_dir": "every trial has a folder of its own",
@@ -126,7 +127,6 @@ from minigpt.training.log import STOPPED, read_runlog
 from minigpt.training.settings import present_settings
 from minigpt.training.setup import prepare_command
 
-DPO = ("dpo_beta",)  # what its loss is made of
 HEADS = {"bits_per_char": "bits/char", "val_loss": "val loss"}
 LONGER = 10  # the run proposed at the end has so many times the steps of a trial
 

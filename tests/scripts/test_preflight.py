@@ -68,16 +68,35 @@ def test_an_error_in_the_settings_loads_no_package():
         assert error.count("\n") == 1 and "no_such_setting" in error, script
 
 
+def defined(node):
+    """The names that a statement at the top of a module defines."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return {alias.asname or alias.name for alias in node.names}
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name}
+    return names(node, ast.Store)
+
+
+def names(node, context):
+    """The names in a piece of code that are stored or loaded."""
+    found = (part for part in ast.walk(node) if isinstance(part, ast.Name))
+    return {name.id for name in found if isinstance(name.ctx, context)}
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_starts_alike(script):
-    """Docstring, light imports, settings, preflight, the other imports."""
-    tree = ast.parse((ROOT / script).read_text(encoding="utf-8"))
-    calls = [
-        node.lineno
-        for node in tree.body
+    """Docstring, light imports, settings, preflight, the other imports. What is above the preflight
+    uses only what is above it."""
+    body = ast.parse((ROOT / script).read_text(encoding="utf-8")).body
+    (place,) = (
+        place
+        for place, node in enumerate(body)
         if isinstance(node, ast.If) and "preflight(read_settings)" in ast.unparse(node)
-    ]
-    assert len(calls) == 1
+    )
+    before = set().union(*map(defined, body[:place]))
+    after = set().union(*map(defined, body[place + 1 :])) - before
+    used = set().union(*(names(node, ast.Load) for node in body[:place]))
+    assert not used & after
 
 
 @pytest.mark.parametrize(

@@ -438,7 +438,7 @@ def test_how_a_run_may_end(tmp_path, module, capsys, code, last, error, output):
         (["--epochs=3"], {}, ["--epochs=30"]),
         (["--max_iters=123456"], {}, ["--max_iters=1234560"]),
         (["--max_minutes=1.5"], {"max_iters": 70}, ["--max_iters=700", "--max_minutes=15"]),
-        (["config/cpu_small_sft.py"], {}, ["--epochs=40"]),
+        (["config/cpu_small_sft.py"], {}, ["--epochs=60"]),
         (["config/cpu_small_sft.py", "--max_iters=100"], {}, ["--max_iters=1000"]),
         (["config/cpu_small_sft.py"], {"max_iters": 100}, ["--max_iters=1000"]),
         (["config/cpu_small_sft.py", "--max_iters=7"], {"epochs": 2.0}, ["--epochs=20"]),
