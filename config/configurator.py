@@ -34,8 +34,9 @@ ALIASES = {
     "if_trav": (bool, "shuffle", operator.not_),
     "decay_lr": (bool, "schedule", {True: "cosine", False: "constant"}.get),
 }
-# nanoGPT's names whose meaning depends on another setting: see _resolve_foreign().
-DEPENDENT = {"min_lr": float, "lr_decay_iters": int}
+# nanoGPT's names whose meaning depends on another setting: name → (its type, the knob that it is
+# about). See _resolve_foreign().
+DEPENDENT = {"min_lr": (float, "min_lr_ratio"), "lr_decay_iters": (int, "max_iters")}
 # nanoGPT's names that have no knob: name → (the value that changes nothing, what there is instead).
 _CURVES = "the curves are in out_dir (visualize.py), and --tensorboard=true writes TensorBoard's"
 _TOKEN = "the tokenizer determines it (EOT is 50256 with --tokenizer=gpt2)"
@@ -49,7 +50,8 @@ FOREIGN = {
     "EOT_TOKEN": (None, _TOKEN),
     "PAD_TOKEN": (None, _TOKEN),
 }
-TEXTS = ("start", "sample_prompt", "ask")  # settings in which ~ is a character, no folder
+# Settings in which ~ is a character, not the home folder.
+TEXTS = ("start", "sample_prompt", "ask", "api_key", "auth", "admin_password")
 
 
 @dataclass
@@ -270,8 +272,8 @@ def _parse(word, kind):
 def _knob_of(name, knobs):
     """(the Knob by which the name `name` is read, the conversion of its value): (None, …) for an
     unknown name."""
-    if name in DEPENDENT:
-        return Knob(name, DEPENDENT[name], None, "", ""), lambda value: value
+    if name in DEPENDENT and DEPENDENT[name][1] in knobs:
+        return Knob(name, DEPENDENT[name][0], None, "", ""), lambda value: value
     if name in ALIASES and ALIASES[name][1] in knobs:
         kind, _, convert = ALIASES[name]
         return Knob(name, kind, None, "", ""), convert
@@ -365,8 +367,11 @@ def _read_flag(word, settings, everything, problems):
         problems.append(f"{word}: expected --key=value")
     elif _is_harmless(name, raw if equals else "true", where, problems):
         return
-    elif name in ALIASES and ALIASES[name][1] in everything and knob is None:
-        problems.append(f"{where}: {settings._script} does not read {ALIASES[name][1]}")
+    elif knob is None and (name in ALIASES or name in DEPENDENT):
+        ours = (ALIASES | DEPENDENT)[name][1]
+        problems.append(
+            f"{where}: {settings._script} does not read {ours}; --help lists its settings"
+        )
     elif knob is None and name in everything:
         problems.append(
             f"{where}: {settings._script} does not read {name}; --help lists its settings"

@@ -96,6 +96,12 @@ def test_else_one_line_names_ours(word, ours):
     assert text.count("\n") == 0 and word.partition("=")[0] in text and ours in text
 
 
+@pytest.mark.parametrize("word", ["--min_lr=1e-4", "--lr_decay_iters=7", "--decay_lr=true"])
+def test_a_script_that_does_not_train_says_so(word):
+    with pytest.raises(UserError, match="does not read"):
+        configure(shared="out_dir", argv=[word], quiet=True)
+
+
 def test_the_ids_of_special_tokens_are_the_default_tokenizers():
     tokenizer = load_tokenizer(train_config.tokenizer)
     assert (tokenizer.eot, tokenizer.pad) == (train_config.EOT_TOKEN, train_config.PAD_TOKEN)

@@ -63,7 +63,7 @@ def _rules_between_settings(settings):
     rules = [("init_from", (settings.stage, settings.init_from) != ("dpo", "scratch"), a_run)]
     if settings.init_from == "resume":  # the other settings come with the run
         return rules
-    rules += _head_rules(settings)
+    rules += _shape_rules(settings)
     given = [name for name in settings.as_dict() if settings.origin(name) != "default"]
     if settings.stage == "lm":
         rules += [(name, False, "--stage=dpo with it") for name in given if name[:4] == "dpo_"]
@@ -75,17 +75,22 @@ def _rules_between_settings(settings):
     return rules
 
 
-def _head_rules(settings):
-    """The rule for the width of a head, where it follows from n_embd and n_head."""
-    if settings.init_from != "scratch" or settings.head_dim is not None:
+def _shape_rules(settings):
+    """The rules for the heads of a new model, checked here so that a mistake is found at once."""
+    if settings.init_from != "scratch":
         return []
+    heads, groups = settings.n_head, settings.n_kv_head
+    divides = groups is None or (groups > 0 and heads % groups == 0)
+    rules = [("n_kv_head", divides, f"a divisor of n_head={heads}")]
     is_rope = settings.position == "rope"
-    unit = max(1, settings.n_head) * (2 if is_rope else 1)
+    if settings.head_dim is not None:
+        is_even = settings.head_dim > 0 and (not is_rope or settings.head_dim % 2 == 0)
+        return [*rules, ("head_dim", is_even, "an even number: RoPE rotates pairs")]
+    unit = max(1, heads) * (2 if is_rope else 1)
     name = "n_head" if settings.origin("n_embd") == "default" else "n_embd"
     reason = f"2 · n_head={unit}, for RoPE rotates pairs" if is_rope else f"n_head={unit}"
-    expected = f"n_embd={settings.n_embd} to be a multiple of {reason}, with n_head="
-    expected += f"{settings.n_head}; or give head_dim"
-    return [(name, settings.n_embd % unit == 0, expected)]
+    expected = f"n_embd={settings.n_embd} to be a multiple of {reason}, with n_head={heads}"
+    return [*rules, (name, settings.n_embd % unit == 0, f"{expected}; or give head_dim")]
 
 
 # -- from a checkpoint -----------------------------------------------------------------------------

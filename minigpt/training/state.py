@@ -21,6 +21,8 @@ class TrainState:
     tokens: int = 0  # that the network has read
     minutes: float = 0.0  # of training, without evaluations and saves
     spent: float = 0.0  # minutes with them: what max_minutes limits
+    reserve: float = 0.0  # minutes of an evaluation with its sample and save: the last step is
+    #                       followed by one
     # -- evaluations
     val_loss: float | None = None  # of the last one; None before the first
     evaluated: int = -1  # the step of the last one
@@ -81,7 +83,7 @@ class TrainState:
         """The TrainState from what state.pt in `folder` holds; fields that an older version did not
         have get their defaults. UserError where a value is missing or wrong."""
         kinds = typing.get_type_hints(cls)
-        newer = ("guard_start", "forgetting", "spent")
+        newer = ("guard_start", "forgetting", "spent", "reserve")
         wrong = [
             name
             for name, kind in kinds.items()

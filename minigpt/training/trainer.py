@@ -81,7 +81,6 @@ class Trainer:
         self._is_compiling = False
         self._clock = 0.0  # when the time spent was last measured
         self._evaluation_began = None  # of the evaluation after the last step
-        self._reserve = 0.0  # minutes for the last evaluation, which comes after the last step
 
     @property
     def progress(self):
@@ -92,7 +91,7 @@ class Trainer:
         share = self.state.step / self.settings.max_iters
         if (minutes := self.settings.max_minutes) is not None:
             # At least half of the minutes are for steps, however long an evaluation takes.
-            share = max(share, self.state.spent / max(minutes - self._reserve, minutes / 2))
+            share = max(share, self.state.spent / max(minutes - self.state.reserve, minutes / 2))
         return share
 
     # -- steps -------------------------------------------------------------------------------------
@@ -111,7 +110,7 @@ class Trainer:
         error: the scaler skips the step and lowers its scale."""
         start = time.perf_counter()
         if self._evaluation_began is not None:  # with its sample and its save
-            self._reserve = (start - self._evaluation_began) / 60
+            self.state.reserve = (start - self._evaluation_began) / 60
             self._evaluation_began = None
         scale = lr_scale(self.state.step, self.progress, self.settings)
         set_lr(self.optimizers, scale)
@@ -172,12 +171,12 @@ class Trainer:
         count = sum(batch.count for batch in self._batches)
         now = time.perf_counter()
         times = [self.state.minutes + seconds / 60, self.state.spent + (now - self._clock) / 60]
-        times = [*times, self._reserve] if self.distributed.is_main else [0.0, 0.0, 0.0]
+        times = [*times, self.state.reserve] if self.distributed.is_main else [0.0, 0.0, 0.0]
         self._clock = now
         values = torch.tensor([loss, count, self.stop.requested, *times], dtype=torch.float64)
         values = self.distributed.sum(torch.cat([values, self.objective.metric_sums()]))
         _, self._count, stop, *times = values[:6].tolist()
-        self.state.minutes, self.state.spent, self._reserve = times
+        self.state.minutes, self.state.spent, self.state.reserve = times
         sums = values[6:].tolist()
         self.stop_requested = bool(stop)
         # Losses are float32; more digits of their sum would mean nothing.

@@ -103,6 +103,8 @@ def test_every_script_starts_alike(script):
     "script, flags, reason",
     [
         ("train.py", ["--n_head=3", "--n_embd=64"], "n_head=3"),
+        ("train.py", ["--n_kv_head=5"], "n_head=12"),
+        ("train.py", ["--head_dim=7"], "even"),
         ("train.py", ["--learning_rate=-1", "--dropout=1"], "dropout=1"),
         ("sample.py", ["--top_p=2"], "top_p=2"),
         ("server.py", ["--out_dir=x", "--temperature=-1"], "temperature=-1"),

@@ -129,8 +129,8 @@ def assert_same_run(one, two):
         assert same_bits(weights_of(part), weights_of(two / part.relative_to(one)))
     states = [checkpoint.load_state(folder) for folder in (one, two)]
     for state in states:
-        minutes, spent = state.pop("minutes"), state.pop("spent")
-        assert 0 < minutes <= spent
+        minutes, spent, reserve = (state.pop(name) for name in ("minutes", "spent", "reserve"))
+        assert 0 < minutes <= spent and 0 < reserve <= spent
     assert same_bits(*states)
 
 
