@@ -50,6 +50,7 @@ FILES += ("tokenizer.tiktoken", "tokenizer.json", "config.json")
 REQUIRED_FIELDS = dict(model=dict, tokenizer=str, tokenizer_hash=str, n_vocab=int)
 REQUIRED_FIELDS |= dict(prompt_format=Literal["plain", "qa", "chat"], step=int, settings=dict)
 OPTIONAL_FIELDS = dict(lora=dict, dataset=str, init_from=str, reference=str, reference_hash=str)
+OPTIONAL_FIELDS |= dict(architecture=str)  # of an imported model: its class in transformers
 LORA_FIELDS = dict(rank=int, alpha=float, dropout=float, targets=list[str], first_block=int)
 LORA_FIELDS |= dict(base_hash=str)
 LORA_BASE_FIELDS = dict(base=str, base_from_here=str)

@@ -22,14 +22,23 @@ def gpt2(**more):
     return GPT2LMHeadModel(GPT2Config(**{**SIZES, **more}))
 
 
-def qwen3(**more):
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+ROPE_SIZES = dict(vocab_size=470, hidden_size=32, num_hidden_layers=2, intermediate_size=56)
+ROPE_SIZES |= dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=40)
+THETA = {"rope_theta": 500.0}
 
-    sizes = dict(vocab_size=470, hidden_size=32, num_hidden_layers=2, intermediate_size=56)
-    heads = dict(num_attention_heads=4, num_key_value_heads=2, head_dim=12)  # 12 is not 32 / 4
-    positions = dict(max_position_embeddings=40)
-    positions["rope_parameters"] = {"rope_type": "default", "rope_theta": 500.0}
-    return Qwen3ForCausalLM(Qwen3Config(**{**sizes, **heads, **positions, **more}))
+
+def rope_model(family, scaling=None, **more):
+    """A model of a family with rotary positions; scaling: a dict with rope_type."""
+    import transformers
+
+    rope = THETA | (scaling or {"rope_type": "default"})
+    config = getattr(transformers, f"{family}Config")
+    facts = {**ROPE_SIZES, "rope_parameters": rope, **more}
+    return getattr(transformers, f"{family}ForCausalLM")(config(**facts))
+
+
+def qwen3(**more):
+    return rope_model("Qwen3", **{"head_dim": 12, **more})  # 12 is not 32 / 4
 
 
 def randomized(reference):
@@ -46,7 +55,22 @@ MODELS = {
     "gpt2 untied, wide": lambda: gpt2(tie_word_embeddings=False, n_inner=72),
     "qwen3": lambda: qwen3(tie_word_embeddings=True),
     "qwen3 untied": lambda: qwen3(tie_word_embeddings=False, rms_norm_eps=1e-5),
+    "qwen3, biases": lambda: qwen3(attention_bias=True),
+    "llama": lambda: rope_model("Llama", num_key_value_heads=4, rms_norm_eps=1e-5),
+    "llama tied, grouped": lambda: rope_model("Llama", tie_word_embeddings=True),
+    "llama, biases": lambda: rope_model("Llama", head_dim=12, attention_bias=True, mlp_bias=True),
+    "llama, mlp_bias": lambda: rope_model("Llama", mlp_bias=True),
+    "llama3": lambda: rope_model("Llama", LLAMA3),
+    "llama, linear": lambda: rope_model("Llama", {"rope_type": "linear", "factor": 2.5}),
+    "llama, yarn": lambda: rope_model("Llama", YARN | {"attention_factor": 0.8}, head_dim=16),
+    "mistral": lambda: rope_model("Mistral", sliding_window=None, head_dim=12),
+    "qwen2": lambda: rope_model("Qwen2", tie_word_embeddings=True),
+    "qwen2, yarn": lambda: rope_model("Qwen2", YARN, tie_word_embeddings=False),
 }
+LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 10}
+YARN |= {"beta_fast": 8.0}
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -96,14 +120,15 @@ def test_the_logits_of_transformers(theirs, source):
 def test_there_and_back(theirs):
     ours = from_hf(theirs.config.to_dict(), theirs.state_dict())
     torch.testing.assert_close(logits(ours, TOKENS), logits(theirs, TOKENS), atol=1e-4, rtol=0)
-    config, tensors = to_hf(ours)
+    config, tensors = to_hf(ours, type(theirs).__name__)
+    assert config["model_type"] == theirs.config.model_type
     again = from_hf(config, tensors)
     assert again.config == ours.config
     for name, weight in ours.named_parameters():
         assert torch.equal(weight, dict(again.named_parameters())[name]), name
 
 
-@pytest.mark.parametrize("theirs", ["gpt2 untied, wide", "qwen3"], indirect=True)
+@pytest.mark.parametrize("theirs", ["gpt2 untied, wide", "qwen3", "qwen2, yarn"], indirect=True)
 def test_several_files_in_half_precision(theirs, vocabulary, tmp_path):
     rounded = {name: w.to(torch.bfloat16) for name, w in theirs.state_dict().items()}
     exact = type(theirs)(theirs.config).eval()
@@ -175,7 +200,12 @@ def refused(folder, message, **facts):
 @pytest.mark.parametrize(
     ("message", "facts"),
     [
-        ("architecture is LlamaForCausalLM", dict(architectures=["LlamaForCausalLM"])),
+        ("architecture is GemmaForCausalLM", dict(architectures=["GemmaForCausalLM"])),
+        ("Qwen3MoeForCausalLM, a mixture of exp", dict(architectures=["Qwen3MoeForCausalLM"])),
+        ("a mixture of experts", dict(architectures=["MixtralForCausalLM"], num_local_experts=8)),
+        ("MiniMindForCausalLM.*convert_model.py", dict(architectures=["MiniMindForCausalLM"])),
+        ("lacks num_hidden_layers", dict(architectures=["LlamaForCausalLM"])),
+        ("weights are quantized", dict(quantization_config={"quant_method": "gptq"})),
         ("architecture is model_type=opt", dict(architectures=None, model_type="opt")),
         ("activation_function=relu", dict(activation_function="relu")),
         ("scale_attn_by_inverse_layer_idx=True", dict(scale_attn_by_inverse_layer_idx=True)),
@@ -193,9 +223,22 @@ def test_another_gpt2_is_refused(folder, message, facts):
 @pytest.mark.parametrize(
     ("message", "facts"),
     [
-        ("rope_type=yarn", dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4})),
-        ("attention_bias=True", dict(attention_bias=True)),
-        ("use_sliding_window=True", dict(use_sliding_window=True)),
+        ("rope_type=dynamic", dict(rope_parameters={"rope_type": "dynamic", "factor": 2.0})),
+        ("rope_type=longrope", dict(rope_scaling={"type": "longrope", "factor": 2.0})),
+        ("partial_rotary_factor=0.5", dict(partial_rotary_factor=0.5)),
+        ("truncate=False", dict(rope_parameters=dict(rope_type="yarn", factor=2, truncate=False))),
+        ("llama3 with .*expected", dict(rope_parameters={"rope_type": "llama3", "factor": 2.0})),
+        ("factor=many: expected a number", dict(rope_scaling={"type": "linear", "factor": "many"})),
+        ("differ by layer", dict(rope_parameters={"full_attention": {"rope_type": "default"}})),
+        (
+            "sliding_window=8: .*--block_size=8",
+            dict(
+                use_sliding_window=True,
+                sliding_window=8,
+                layer_types=["full_attention", "sliding_attention"],
+            ),
+        ),
+        ("hidden_act=gelu", dict(hidden_act="gelu")),
     ],
 )
 def test_another_qwen3_is_refused(folder, message, facts):
