@@ -10,6 +10,8 @@ from test_huggingface import make, save
 from tiny_run import run_here
 
 from minigpt.common.errors import UserError
+from minigpt.evaluation.quantization_cost import load_for_generation
+from minigpt.inference.engine import Engine, Request
 from minigpt.interop.hf_import import from_hf, load, to_hf
 from minigpt.models import checkpoint
 
@@ -182,6 +184,84 @@ def test_block_size(source, theirs):
     else:
         with pytest.raises(UserError, match=r"block_size=64.*at most --block_size=40"):
             load(f"hf:{source}", 64)
+
+
+@pytest.mark.parametrize("theirs", ["llama3", "llama, linear", "qwen2, yarn"], indirect=True)
+def test_the_spelling_of_transformers_4(folder, theirs):
+    """rope_theta and rope_scaling with "type", and rope_parameters nowhere."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    config["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    found = logits(load(f"hf:{folder}").model, TOKENS)[..., :KNOWN]
+    torch.testing.assert_close(found, logits(theirs, TOKENS)[..., :KNOWN], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "more", [{}, dict(mscale=0.7, mscale_all_dim=1.2), dict(beta_slow=2.0, attention_factor=1.3)]
+)
+@pytest.mark.parametrize("kind", ["yarn", "llama3", "linear"])
+def test_scaled_positions_of_a_long_text(kind, more):
+    """Every frequency and every position; the original context is a top-level field, too."""
+    scaling = dict(yarn=YARN, llama3=LLAMA3, linear=dict(rope_type="linear", factor=3.0))[kind]
+    scaling = scaling | (more if kind == "yarn" else {})
+    theirs = rope_model("Llama", scaling, head_dim=64, max_position_embeddings=300)
+    ours = from_hf(theirs.config.to_dict(), theirs.state_dict())
+    x = torch.zeros(1, 300)
+    cos, sin = theirs.model.rotary_emb(x, torch.arange(300)[None])
+    torch.testing.assert_close(ours.rotary.cos, cos[0, :, :32], atol=1e-4, rtol=0)
+    torch.testing.assert_close(ours.rotary.sin, sin[0, :, :32], atol=1e-4, rtol=0)
+    plain = rope_model("Llama", head_dim=64, max_position_embeddings=300)
+    assert (
+        ours.rotary.cos - plain.model.rotary_emb(x, torch.arange(300)[None])[0][0, :, :32]
+    ).any()
+
+
+def test_a_window_that_a_block_does_not_reach(vocabulary, tmp_path):
+    """Mistral's sliding window changes nothing within its length."""
+    theirs = randomized(rope_model("Mistral", sliding_window=16))
+    theirs.save_pretrained(tmp_path)
+    name = save(tmp_path, vocabulary)
+    with pytest.raises(UserError, match=r"sliding_window=16.*at most --block_size=16"):
+        load(name)
+    ours = load(name, 16).model
+    x = TOKENS[:, :16]
+    torch.testing.assert_close(
+        logits(ours, x)[..., :KNOWN], logits(theirs, x)[..., :KNOWN], atol=1e-4, rtol=0
+    )
+    facts = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    del facts["sliding_window"]  # transformers then takes 4096
+    (tmp_path / "config.json").write_text(json.dumps(facts), encoding="utf-8")
+    assert load(name).model.config.block_size == 40
+
+
+@pytest.mark.parametrize(
+    "theirs", ["llama, biases", "llama3", "mistral", "qwen2, yarn"], indirect=True
+)
+@pytest.mark.parametrize(("dtype", "kernels"), [("float32", 0), ("float32", 1), ("int8", 1)])
+def test_generation_from_a_run(source, theirs, tmp_path, dtype, kernels):
+    """The tokens of transformers, from the KV cache, by PyTorch and by the kernels; int8 has the
+    likelihoods of float32 nearly."""
+    if kernels and not shutil.which("g++"):
+        pytest.skip("the kernels need a C++ compiler: apt-get install g++")
+    parent = load(f"hf:{source}")
+    parent.meta["prompt_format"] = "plain"
+    checkpoint.resave(tmp_path, parent)
+    ids = TOKENS[0, :10].tolist()
+    trained = load_for_generation(tmp_path, "cpu", dtype, kernels)
+    engine = Engine(trained.model, KNOWN, n_slots=1)  # only ids that both have
+    (found,) = engine.generate([Request(ids, 12, temperature=0, logprobs=1)])
+    whole = torch.tensor([ids + found.ids])
+    expected = logits(theirs, whole)[0, len(ids) - 1 : -1, :KNOWN].log_softmax(-1)
+    likelihoods = torch.tensor([token.logprob for token in found.tokens])
+    wanted = expected.gather(1, torch.tensor(found.ids)[:, None])[:, 0]
+    torch.testing.assert_close(
+        likelihoods, wanted, atol=1e-4 if dtype == "float32" else 0.3, rtol=0
+    )
+    if dtype == "float32":
+        assert expected.argmax(-1).tolist() == found.ids
 
 
 # -- what is refused -------------------------------------------------------------------------------
