@@ -340,11 +340,27 @@ def test_damaged_and_missing_files(folder):
         load(f"hf:{folder}")
 
 
+@pytest.mark.parametrize("theirs", ["llama"], indirect=True)
+def test_a_folder_of_theirs_without_hf(folder, tmp_path):
+    """Wherever a run is expected the message has the word to give; nothing is overwritten."""
+    start = f"--init_from=hf:{folder}"
+    for script, word in (("train.py", "--init_from"), ("sample.py", "--out_dir")):
+        for path in (folder, folder / "model.safetensors"):
+            code, _, error = run_here(script, f"{word}={path}", *["--out_dir=x"] * (word[2] == "i"))
+            assert code == 2 and start in error and error.count("\n") == 1
+    for more in ("--overwrite=true", "--init_from=resume"):
+        code, _, error = run_here("train.py", f"--out_dir={folder}", more)
+        assert code == 2 and start in error
+    assert load(f"hf:{folder}")
+
+
 # -- the whole way ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("theirs", ["qwen3 untied"], indirect=True)
+@pytest.mark.parametrize("theirs", ["mistral"], indirect=True)
 def test_prepare_train_and_sample_without_the_source(folder, theirs, tmp_path):
+    from transformers import AutoModelForCausalLM
+
     texts = [f"第{n}年，黄河流经九个省区。e\u0301 Some words, {n * 7919}!" * 3 for n in range(60)]
     (tmp_path / "texts.jsonl").write_text(
         "".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8"
@@ -369,6 +385,15 @@ def test_prepare_train_and_sample_without_the_source(folder, theirs, tmp_path):
     torch.testing.assert_close(found, logits(theirs, TOKENS)[..., :KNOWN], atol=1e-4, rtol=0)
     code, _, error = run_here("train.py", *common.split(), f"--out_dir={bare}2", "--lora_rank=4")
     assert code == 2 and "make it one first" in error
+    lora = common.replace(name, str(bare)).split()
+    lora += [f"--out_dir={bare}2", "--lora_rank=4", "--max_iters=2"]
+    assert run_here("train.py", *lora)[0] == 0
+    for exported in (out, f"{bare}2"):  # its family comes back
+        assert run_here("tools/export.py", f"--out_dir={exported}")[0] == 0
+        again = AutoModelForCausalLM.from_pretrained(f"{exported}/hf").eval()
+        assert type(again) is type(theirs) and again.config.sliding_window is None
+        ours = checkpoint.load(exported).model
+        torch.testing.assert_close(logits(ours, TOKENS), logits(again, TOKENS), atol=1e-4, rtol=0)
     shutil.rmtree(folder)
     tokenizer = checkpoint.load(out).tokenizer
     assert tokenizer.name == name
