@@ -275,16 +275,22 @@ def yarn_attention(factor, scale=1.0):
 def _check_window(config, name, block_size):
     """UserError if attention has a sliding window that is shorter than a block."""
     window = config["sliding_window"] if "sliding_window" in FAMILIES[name].defaults else None
-    if "use_sliding_window" in FAMILIES[name].defaults and window is not None:
-        types = config.get("layer_types")
-        some = config.get("max_window_layers", 28) < config["num_hidden_layers"]
-        some = some if types is None else set(types) != {"full_attention"}
-        window = window if config["use_sliding_window"] and some else None
+    if "use_sliding_window" in FAMILIES[name].defaults and not _some_windows(config):
+        window = None
     if window is not None and window < block_size:
         raise UserError(
             f"config.json: sliding_window={window}: our model has no sliding window; take at most "
             f"--block_size={window}"
         )
+
+
+def _some_windows(config):
+    """Whether any layer of a Qwen model has a sliding window."""
+    if not config["use_sliding_window"]:
+        return False
+    if config.get("layer_types"):
+        return set(config["layer_types"]) != {"full_attention"}
+    return config.get("max_window_layers", 28) < config["num_hidden_layers"]
 
 
 # -- GPTConfig → config.json -----------------------------------------------------------------------
