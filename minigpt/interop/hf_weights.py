@@ -46,7 +46,7 @@ LLAMA_NAMES = {
     "lm_head": ["lm_head"],
 }
 # Tensors in the files that are not weights: causal masks, rotary frequencies.
-BUFFERS = re.compile(r"(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)$")
+BUFFERS = re.compile(r"(\battn\.(bias|masked_bias)|rotary_emb\.inv_freq)$")
 
 
 def tensor_names(config):

@@ -18,6 +18,7 @@ peft = pytest.importorskip("peft")
 
 CLASSIC = dict(position="learned", norm="layernorm", mlp="gelu", qk_norm=False, bias=True)
 SHAPES = {"qwen3": dict(n_kv_head=2, head_dim=10), "gpt2": CLASSIC}
+SHAPES["qwen2"] = dict(qk_norm=False, qkv_bias=True, n_kv_head=2)
 BASE = "base_model.model."
 
 
