@@ -220,7 +220,7 @@ def read_meta(folder, hint=None):
     """config.json as a dict, validated, also against the weights. If there is no run, the UserError
     names the command that makes one: `hint`, or the one of the recipe that writes there."""
     folder = Path(folder)
-    if theirs := hf_name(folder):
+    if theirs := str(folder) if str(folder).startswith(PREFIX) else hf_name(folder):
         raise UserError(
             f"{folder}: a Hugging Face model, not a run; make a run of it with: python train.py "
             f"--init_from={theirs} --out_dir=out/…"

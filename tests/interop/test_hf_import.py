@@ -348,6 +348,8 @@ def test_a_folder_of_theirs_without_hf(folder, tmp_path):
         for path in (folder, folder / "model.safetensors"):
             code, _, error = run_here(script, f"{word}={path}", *["--out_dir=x"] * (word[2] == "i"))
             assert code == 2 and start in error.splitlines()[-1]
+    code, _, error = run_here("sample.py", f"--out_dir=hf:{folder}")
+    assert code == 2 and start in error.splitlines()[-1]
     for more in ("--overwrite=true", "--init_from=resume"):
         code, _, error = run_here("train.py", f"--out_dir={folder}", more)
         assert code == 2 and start in error
