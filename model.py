@@ -1,8 +1,9 @@
-"""The network, and nothing else: a GPT whose settings range from GPT-2 to Qwen3.
+"""The network, and nothing else: a GPT whose settings range from GPT-2 to Llama 3 and Qwen3.
 
 With GPT-2's settings (learned positions, LayerNorm, GELU, biases) it computes what Hugging Face's
 GPT2LMHeadModel computes; with the defaults (RoPE, RMSNorm, QK-norm, grouped-query attention,
-SwiGLU) what its Qwen3ForCausalLM computes, tensor for tensor (tests/test_model.py).
+SwiGLU) what its Qwen3ForCausalLM computes, tensor for tensor (tests/test_model.py). Without QK-norm
+it is Llama or Mistral, and with biases in q, k and v Qwen2.
 
 Shapes in the comments: B sequences of T tokens, C = n_embd channels, nh query heads and n_kv
 key/value heads of hs = head_dim channels each, L cached positions.
@@ -42,14 +43,19 @@ class GPTConfig:
     mlp: Literal["swiglu", "gelu"] = "swiglu"
     qk_norm: bool = True
     bias: bool = False
+    qkv_bias: bool | None = None  # None: bias. Qwen2 has biases in q, k and v only
+    mlp_bias: bool | None = None  # None: bias
     tie_embeddings: bool = True
     rope_theta: float = 10000.0
+    rope_scaling: dict | None = None  # of a longer context; see rotary_frequencies()
     norm_eps: float = 1e-6
     dropout: float = 0.0
 
     def __post_init__(self):
         self.n_kv_head = self.n_kv_head or self.n_head
         self.head_dim = self.head_dim or self.n_embd // max(1, self.n_head)
+        self.qkv_bias = self.bias if self.qkv_bias is None else self.qkv_bias
+        self.mlp_bias = self.bias if self.mlp_bias is None else self.mlp_bias
         if self.n_hidden is None:
             # SwiGLU's three matrices of 8/3 · n_embd have as many weights as two of 4 · n_embd.
             # A multiple of 64 suits the hardware.
@@ -125,15 +131,47 @@ def make_norm(config, width=None):
     return RMSNorm(width, config.norm_eps)
 
 
+def rotary_frequencies(config):
+    """The angle (hs/2,) by which one position turns each pair of channels.
+
+    config.rope_scaling stretches the positions of a longer context to those of the original one:
+    all frequencies are divided by `factor` (linear); or the high ones, which turn many times within
+    the original context, are kept, and those between two limits are interpolated (Llama 3.1; YaRN,
+    Peng et al. 2023, equation 13).
+    """
+    hs = config.head_dim
+    frequency = config.rope_theta ** -(torch.arange(0, hs, 2).float() / hs)  # (hs/2,)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequency
+    keep = torch.zeros(hs // 2)  # the share of the unscaled frequency; linear: none
+    if scaling["rope_type"] == "llama3":
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
+        keep = ((turns - low) / (high - low)).clamp(0, 1)
+    elif scaling["rope_type"] == "yarn":
+
+        def index(turns):  # of the pair that turns this often within the original context
+            length = scaling["original_max_position_embeddings"] / (2 * math.pi * turns)
+            return hs * math.log(length) / (2 * math.log(config.rope_theta))
+
+        first = max(math.floor(index(scaling["beta_fast"])), 0)
+        last = min(math.ceil(index(scaling["beta_slow"])), hs - 1)
+        width = last - first or 0.001
+        keep = 1 - ((torch.arange(hs // 2) - first) / width).clamp(0, 1)
+    return frequency * keep + frequency / scaling["factor"] * (1 - keep)
+
+
 class Rotary(nn.Module):
     """Rotary position embedding (Su et al. 2021), in the half-split form of GPT-NeoX and Qwen."""
 
     def __init__(self, config):
         super().__init__()
-        exponent = torch.arange(0, config.head_dim, 2).float() / config.head_dim
-        angle = torch.outer(torch.arange(config.block_size), config.rope_theta**-exponent)
-        self.register_buffer("cos", angle.cos(), persistent=False)  # (block_size, hs/2)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+        angle = torch.outer(torch.arange(config.block_size), rotary_frequencies(config))
+        # YaRN scales q and k, which is a temperature of the attention.
+        scale = (config.rope_scaling or {}).get("attention_factor", 1.0)
+        self.register_buffer("cos", angle.cos() * scale, persistent=False)  # (block_size, hs/2)
+        self.register_buffer("sin", angle.sin() * scale, persistent=False)
 
     def _apply(self, fn, recurse=True):
         # Follow the model to its device, but stay float32: bfloat16 blurs far positions.
@@ -226,7 +264,7 @@ class Attention(nn.Module):
         self.config = config
         q, kv = config.n_head * config.head_dim, config.n_kv_head * config.head_dim
         self.sizes = q, kv, kv
-        self.qkv = FusedLinear(config.n_embd, self.sizes, bias=config.bias)
+        self.qkv = FusedLinear(config.n_embd, self.sizes, bias=config.qkv_bias)
         self.proj = nn.Linear(q, config.n_embd, bias=config.bias)
         self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
         self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
@@ -267,8 +305,8 @@ class MLP(nn.Module):
         super().__init__()
         self.swiglu = config.mlp == "swiglu"
         sizes = (config.n_hidden,) * (2 if self.swiglu else 1)  # SwiGLU: gate, up
-        self.fc = FusedLinear(config.n_embd, sizes, bias=config.bias)
-        self.proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.bias)
+        self.fc = FusedLinear(config.n_embd, sizes, bias=config.mlp_bias)
+        self.proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.mlp_bias)
 
     def forward(self, x):
         h = self.fc(x)  # (B, T, sum of sizes)

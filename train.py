@@ -51,6 +51,7 @@ from minigpt.training.setup import (
     load_start,
     lock_run,
     make_model,
+    provenance,
 )
 from minigpt.training.summary import print_end, print_summary, warn_if_long
 from minigpt.training.trainer import Trainer, out_of_memory_advice
@@ -86,6 +87,7 @@ def train(settings, distributed):
     objective, metadata = NextToken(), {}
     if settings.stage == "dpo":
         objective, metadata = make_dpo(settings, parent, model, data, dtype, distributed, resumed)
+    metadata |= provenance(settings, parent)
     if settings.lora_rank and not resumed:  # a resumed run has its adapters
         attach_lora(model, settings, parent)
     freeze(model, settings)

@@ -15,7 +15,8 @@ from typing import Literal
 out_dir: str = "out/pretrain"  # the run's folder: checkpoint, best/, log.jsonl, samples.txt
 init_from: str = "scratch"  # "scratch"; "resume": continue the run in out_dir; the folder of a
 #                             run: fine-tune it (its weights, shape and tokenizer, a new optimizer);
-#                             hf:FOLDER or hf:NAME: a Hugging Face model (GPT-2 or Qwen3)
+#                             hf:FOLDER or hf:NAME: a Hugging Face model (GPT-2, Llama, Mistral,
+#                             Qwen2, Qwen3)
 overwrite: bool = False  # true: delete the run that is in out_dir
 seed: int = 1337  # of initial weights, data order and dropout
 

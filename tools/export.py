@@ -6,7 +6,8 @@
 
 The folder is for transformers and vLLM, the file for llama.cpp, Ollama and LM Studio. Both contain
 weights, vocabulary and chat template; the commands that run them are printed. Logits and token ids
-are the same as here. A model whose architecture is neither GPT-2's nor Qwen3's is refused.
+are the same as here. An imported model keeps its family (GPT-2, Llama, Mistral, Qwen2, Qwen3). A
+model that none of them describes is refused.
 """
 
 import pathlib
@@ -99,7 +100,7 @@ def notes(settings, trained):
         yield f"head_dim={config.head_dim}: vLLM's attention may refuse it (64 and 128 always run)"
     if settings.format == "gguf" and tokenizer.imported and tokenizer.imported.nfc:
         yield "llama.cpp does not normalize text to Unicode's NFC, which this vocabulary needs"
-    is_qwen3 = config.position == "rope"
+    is_qwen3 = config.position == "rope" and config.qk_norm
     if settings.format == "gguf" and is_qwen3 and tokenizer.pattern != PATTERNS["qwen2"]:
         yield (
             "Ollama has an engine of its own for qwen3, which cuts text as Qwen does, whatever the "

@@ -52,6 +52,8 @@ def written_whole(path):
         _partials.add(partial)
         try:
             yield partial
+            if partial.is_dir():
+                share(partial)
             sync(partial)
             if path.is_dir() and partial.is_dir():
                 _swap(path, partial)
@@ -76,6 +78,15 @@ def leftovers(path):
         return [found for found in path.parent.iterdir() if name.fullmatch(found.name)]
     except FileNotFoundError:
         return []
+
+
+def share(folder):
+    """Give the files in a new folder the permissions that the umask allows, as open() does: some
+    libraries create files that only their owner can read."""
+    mode = folder.stat().st_mode & 0o666  # mkdir() gave it 0o777 without the umask
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(mode)
 
 
 def sync(path):

@@ -3,13 +3,16 @@
     write_gguf("sft.gguf", checkpoint.load("out/sft"), "q8_0", name="sft")    # pip install gguf
 
 The file has the weights, the vocabulary and the chat template. The architecture is llama.cpp's
-"gpt2" or "qwen3"; the tokenizer's pattern must be one that llama.cpp has (tokenizer.PATTERNS).
+"gpt2", "llama" (Mistral too), "qwen2" or "qwen3"; the tokenizer's pattern must be one that
+llama.cpp has (tokenizer.PATTERNS).
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from minigpt.common.errors import UserError
 from minigpt.interop.export_folder import DTYPES, NAME, converted, exported
+from minigpt.interop.hf_config import FAMILIES, yarn_attention
 from minigpt.interop.hf_weights import to_hf
 from minigpt.tokenizer.export import (
     answer_mark_text,
@@ -22,11 +25,13 @@ from minigpt.tokenizer.export import (
 )
 from minigpt.tokenizer.huggingface import SPECIAL_TEXTS
 from minigpt.tokenizer.tokenizer import PATTERNS
+from model import rotary_frequencies
 
 KINDS = (*DTYPES, "q8_0")
-ARCHITECTURES = {"GPT2LMHeadModel": "gpt2", "Qwen3ForCausalLM": "qwen3"}
 _OURS = "minigpt.exported"  # a key by which stranger() recognises an export
 _HEAD = 4096  # bytes from the start of the file within which the key is
+# llama.cpp's "llama" rotates neighbouring channels, all others the two halves of a head.
+_PERMUTED = ("self_attn.q_proj", "self_attn.k_proj")
 _TRANSPOSED = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")  # Conv1D has (n_in, n_out)
 
 
@@ -54,8 +59,9 @@ def write_gguf(path, trained, kind="float16", name="minigpt"):
     (one of KINDS); vectors and learned positions stay float32. UserError if llama.cpp does not have
     the architecture or the tokenizer's pattern."""
     gguf = need_gguf()
-    config, weights = to_hf(trained.model)
-    architecture = ARCHITECTURES[config["architectures"][0]]
+    config, weights = to_hf(trained.model, trained.meta.get("architecture"))
+    architecture = FAMILIES[config["architectures"][0]].gguf
+    _check_shape(trained, architecture)
     patterns = {pattern: name for name, pattern in PATTERNS.items()}
     if trained.tokenizer.pattern not in patterns:
         raise UserError(
@@ -71,7 +77,7 @@ def write_gguf(path, trained, kind="float16", name="minigpt"):
         writer = gguf.GGUFWriter(partial, architecture)
         writer.add_string(_OURS, NAME)
         writer.add_name(name)
-        _add_shape(writer, trained.model.config, architecture)
+        _add_shape(gguf, writer, trained.model.config, architecture)
         writer.add_file_type(_file_type(gguf, kind))
         writer.add_tokenizer_pre(patterns[trained.tokenizer.pattern])
         _add_vocabulary(gguf, writer, trained)
@@ -80,6 +86,8 @@ def write_gguf(path, trained, kind="float16", name="minigpt"):
         for theirs, weight in weights.items():
             own = names.get_name(theirs, try_suffixes=(".weight", ".bias"))
             weight = weight.t() if theirs.endswith(_TRANSPOSED) else weight
+            if architecture == "llama" and theirs.rpartition(".")[0].endswith(_PERMUTED):
+                weight = neighbouring(weight, trained.model.config.head_dim)
             _add_weight(gguf, writer, own, weight, kind)
         try:
             writer.write_header_to_file()
@@ -89,7 +97,55 @@ def write_gguf(path, trained, kind="float16", name="minigpt"):
             writer.close()
 
 
-def _add_shape(writer, config, architecture):
+def _check_shape(trained, architecture):
+    """UserError for what llama.cpp does not compute in this architecture."""
+    config, scaling = trained.model.config, trained.model.config.rope_scaling or {}
+    wrong = []
+    if architecture == "qwen3" and config.qkv_bias:
+        wrong.append("biases in attention")
+    if architecture != "llama" and scaling.get("rope_type") == "llama3":
+        wrong.append("rope_scaling of type llama3")
+    if scaling.get("rope_type") == "yarn":
+        usual = dict(beta_slow=1, beta_fast=32, attention_factor=yarn_attention(scaling["factor"]))
+        wrong += [
+            f"yarn with {name}={scaling[name]:g}"
+            for name, value in usual.items()
+            if abs(scaling[name] - value) > 1e-6
+        ]
+    if wrong:
+        raise UserError(
+            f"{trained.folder}: llama.cpp's {architecture} has no {', '.join(wrong)}; use "
+            "--format=hf"
+        )
+
+
+def neighbouring(weight, head_dim):
+    """Rows of q or k, a weight or a bias, in the order in which the two channels that RoPE rotates
+    together are neighbours: channel i of a head and channel i + head_dim / 2."""
+    halves = weight.view(-1, 2, head_dim // 2, *weight.shape[1:])  # (heads, 2, hs/2, …)
+    return halves.transpose(1, 2).reshape(weight.shape)
+
+
+def _add_rope(gguf, writer, config, architecture):
+    writer.add_rope_freq_base(config.rope_theta)
+    if architecture == "llama":
+        writer.add_rope_dimension_count(config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return
+    if scaling["rope_type"] == "llama3":
+        plain = rotary_frequencies(replace(config, rope_scaling=None))
+        factors = plain / rotary_frequencies(config)  # (hs/2,)
+        writer.add_tensor("rope_freqs.weight", factors.numpy())
+        return
+    kinds = dict(linear=gguf.RopeScalingType.LINEAR, yarn=gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_type(kinds[scaling["rope_type"]])
+    writer.add_rope_scaling_factor(scaling["factor"])
+    if scaling["rope_type"] == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(int(scaling["original_max_position_embeddings"]))
+
+
+def _add_shape(gguf, writer, config, architecture):
     writer.add_context_length(config.block_size)
     writer.add_embedding_length(config.n_embd)
     writer.add_feed_forward_length(config.n_hidden)
@@ -103,7 +159,7 @@ def _add_shape(writer, config, architecture):
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
         writer.add_layer_norm_rms_eps(config.norm_eps)
-        writer.add_rope_freq_base(config.rope_theta)
+        _add_rope(gguf, writer, config, architecture)
 
 
 def _add_vocabulary(gguf, writer, trained):

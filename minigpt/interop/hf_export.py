@@ -4,7 +4,8 @@
     AutoModelForCausalLM.from_pretrained("out/sft/hf")       # the same logits
     AutoTokenizer.from_pretrained("out/sft/hf")              # the same ids, and the chat template
 
-The model is exported as GPT2LMHeadModel or Qwen3ForCausalLM (minigpt/interop/hf_weights.py).
+A model that was imported keeps its family; any other is exported as the first that fits it: GPT-2,
+Qwen3, Llama or Qwen2 (minigpt/interop/hf_config.py).
 """
 
 import errno
@@ -49,7 +50,7 @@ def write_hf(folder, trained, dtype="float32"):
     """Write the run `trained` (a Checkpoint on the CPU) to `folder`, the weights as `dtype`, a key
     of export_folder.DTYPES. UserError if no architecture of Hugging Face fits the model."""
     tokenizer, prompt_format = trained.tokenizer, trained.prompt_format
-    config, weights = to_hf(trained.model)
+    config, weights = to_hf(trained.model, trained.meta.get("architecture"))
     weights = {name: converted(name, w, DTYPES[dtype]) for name, w in weights.items()}
     ids = dict(
         bos_token_id=None,

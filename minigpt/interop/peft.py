@@ -22,20 +22,16 @@ from minigpt.common.errors import UserError
 from minigpt.common.files import read_json
 from minigpt.common.types import typed
 from minigpt.interop.export_folder import NAME, check_target, exported
-from minigpt.interop.hf_weights import architecture
+from minigpt.interop.hf_config import family_of
 from minigpt.models.lora import PARTS, LoRA, LoRALinear, attach, part_sizes
 from minigpt.models.shapes import LARGEST_ALPHA, read_shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # The matrices of a block, by their names in Hugging Face's classes.
-QWEN3 = {part: f"self_attn.{part}_proj" for part in "qkvo"}
-QWEN3 |= {part: f"mlp.{part}_proj" for part in ("gate", "up", "down")}
+LLAMA = {part: f"self_attn.{part}_proj" for part in "qkvo"}  # and Mistral, Qwen2, Qwen3
+LLAMA |= {part: f"mlp.{part}_proj" for part in ("gate", "up", "down")}
 GPT2 = dict.fromkeys("qkv", "attn.c_attn") | {"o": "attn.c_proj"}
 GPT2 |= {"up": "mlp.c_fc", "down": "mlp.c_proj"}
-NAMES = {
-    "Qwen3ForCausalLM": ("model.layers", QWEN3),
-    "GPT2LMHeadModel": ("transformer.h", GPT2),
-}
 # The required fields of adapter_config.json, and the optional ones that are read.
 ABOUT = dict(peft_type=str, r=int, lora_alpha=float)
 MORE_ABOUT = dict(lora_dropout=float | None, alpha_pattern=dict | None, bias=str)
@@ -44,6 +40,13 @@ REPEATS, LONGEST_PATTERN = 3, 1000  # limits of a regular expression of alpha_pa
 UNSUPPORTED = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "use_qalora")
 UNSUPPORTED += ("layer_replication", "target_parameters", "alora_invocation_tokens", "use_bdlora")
 UNSUPPORTED += ("velora_config", "monteclora_config", "arrow_config", "kasa_config")
+
+
+def _names(config):
+    """(the prefix of a block's modules, the names of its matrices) in Hugging Face's class."""
+    if family_of(config) == "GPT2LMHeadModel":
+        return "transformer.h", GPT2
+    return "model.layers", LLAMA
 
 
 # -- export ----------------------------------------------------------------------------------------
@@ -56,8 +59,7 @@ def write_peft(folder, model):
     earlier export.
     """
     check_target(folder, stranger)
-    kind = architecture(model.config)
-    where, names = NAMES[kind]
+    where, names = _names(model.config)
     tensors, ranks = {}, {}
     for i, block in enumerate(model.blocks):
         for path, linear in block.named_modules():
@@ -79,7 +81,7 @@ def write_peft(folder, model):
         target_modules=sorted(ranks),
         rank_pattern=higher,
         alpha_pattern={name: lora.scale * rank for name, rank in higher.items()},
-        fan_in_fan_out=kind == "GPT2LMHeadModel",  # its Conv1D has (n_in, n_out)
+        fan_in_fan_out=names is GPT2,  # its Conv1D has (n_in, n_out)
         bias="none",
         inference_mode=True,
     )
@@ -136,7 +138,7 @@ def load_peft(folder, model):
     """
     folder = Path(folder)
     about, weights = _read(folder)
-    where, names = NAMES[architecture(model.config)]
+    where, names = _names(model.config)
     keys = {re.sub(r"\.lora_[AB]\.weight$", "", key) for key in weights}
     found = {}  # (block, part) → A (r, n_in), s · B (rows, r)
     for key in sorted(keys):

@@ -32,16 +32,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from minigpt.common.errors import ROOT, UserError
-from minigpt.common.files import read_json, read_unchanged, sync, sync_folder
+from minigpt.common.files import read_json, read_unchanged, share, sync, sync_folder
 from minigpt.common.locks import locked
 from minigpt.common.types import typed
 from minigpt.models.lora import LoRA, adapters, attach, merge
 from minigpt.models.shapes import check_adapters, check_weights, config_to_json, model_config
-from minigpt.tokenizer.huggingface import PREFIX
+from minigpt.tokenizer.huggingface import PREFIX, hf_name
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from model import GPT
 
 FORMAT = 1
+AGAIN = "train the run again"  # the remedy for a damaged file, if the run has no other save
 WRITING, STAGED, LOCK = ".writing", ".staged", ".lock"
 # The files of a save, in the order in which they are moved to their places.
 FILES = ("model.safetensors", "state.pt", "adapter.safetensors")
@@ -50,6 +51,8 @@ FILES += ("tokenizer.tiktoken", "tokenizer.json", "config.json")
 REQUIRED_FIELDS = dict(model=dict, tokenizer=str, tokenizer_hash=str, n_vocab=int)
 REQUIRED_FIELDS |= dict(prompt_format=Literal["plain", "qa", "chat"], step=int, settings=dict)
 OPTIONAL_FIELDS = dict(lora=dict, dataset=str, init_from=str, reference=str, reference_hash=str)
+# Of an imported model its class in transformers; of each dataset the hash of its blocks.
+OPTIONAL_FIELDS |= dict(architecture=str, dataset_hashes=dict)
 LORA_FIELDS = dict(rank=int, alpha=float, dropout=float, targets=list[str], first_block=int)
 LORA_FIELDS |= dict(base_hash=str)
 LORA_BASE_FIELDS = dict(base=str, base_from_here=str)
@@ -116,6 +119,7 @@ def _save(folder, model, tokenizer, meta, state):
         tokenizer.copy_to(writing / "tokenizer")
         text = json.dumps(meta, ensure_ascii=False, indent=1)
         (writing / "config.json").write_text(text + "\n", encoding="utf-8")
+        share(writing)
         sync(writing)
         writing.rename(folder / STAGED)
     except BaseException:
@@ -198,22 +202,50 @@ def _remedy(folder):
     return "expected the folder of a run: train.py makes one and says where (--out_dir)"
 
 
+@contextlib.contextmanager
+def _naming_other_save(folder):
+    """Within it the UserError for a damaged file in `folder` names the run's other save, best/ or
+    the last one, if that is whole."""
+    try:
+        yield
+    except UserError as error:
+        other = folder.parent if folder.name == "best" else folder / "best"
+        text = str(error)
+        if AGAIN in text and text.startswith(str(folder)) and _is_whole(other):
+            remedy = f"the save in {other} is whole: use that, or train on with --init_from={other}"
+            raise UserError(text.replace(AGAIN, remedy)) from None
+        raise
+
+
+def _is_whole(folder):
+    try:
+        return exists(folder) and bool(_read_meta(folder))
+    except (UserError, OSError):
+        return False
+
+
 def read_meta(folder, hint=None):
     """config.json as a dict, validated, also against the weights. If there is no run, the UserError
     names the command that makes one: `hint`, or the one of the recipe that writes there."""
     folder = Path(folder)
+    if theirs := str(folder) if str(folder).startswith(PREFIX) else hf_name(folder):
+        raise UserError(
+            f"{folder}: a Hugging Face model, not a run; make a run of it with: python train.py "
+            f"--init_from={theirs} --out_dir=out/…"
+        )
     if not exists(folder):
         how = f"make one with: {hint} --out_dir={folder}" if hint else _remedy(folder)
         raise UserError(f"{folder}: no trained run here; {how}")
-    return _read(folder, lambda: _read_meta(folder))
+    with _naming_other_save(folder):
+        return _read(folder, lambda: _read_meta(folder))
 
 
 def _read_meta(folder):
     path = folder / "config.json"
     try:
-        meta = read_json(path, "train the run again")
+        meta = read_json(path, AGAIN)
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; train the run again") from None
+        raise UserError(f"{path}: missing; {AGAIN}") from None
     if meta.get("format") != FORMAT:
         raise UserError(
             f"{folder}: checkpoint format {str(meta.get('format'))[:40]}, this version reads "
@@ -223,7 +255,7 @@ def _read_meta(folder):
     if isinstance(meta.get("lora"), dict):
         missing += [f"lora: {name}" for name in (*LORA_FIELDS, "base") if name not in meta["lora"]]
     if missing:
-        raise UserError(f"{path}: lacks {', '.join(missing)}; train the run again")
+        raise UserError(f"{path}: lacks {', '.join(missing)}; {AGAIN}")
     meta, problems = typed(meta, REQUIRED_FIELDS | OPTIONAL_FIELDS, path)
     if "lora" in meta and not problems:
         meta["lora"], problems = typed(
@@ -237,7 +269,7 @@ def _read_meta(folder):
         raise UserError("\n".join(problems))
     config = model_config(meta["model"], path)
     if "lora" not in meta:  # else the base is checked when it is loaded
-        check_weights(config, folder / "model.safetensors", path)
+        check_weights(config, folder / "model.safetensors", path, AGAIN)
     meta["model"] = asdict(config)
     return meta
 
@@ -271,7 +303,8 @@ def load(
         meta = read_meta(folder)
         return meta, read_tokenizer(folder, meta), _load_model(folder, meta)
 
-    meta, tokenizer, model = _read(folder, read)
+    with _naming_other_save(folder):
+        meta, tokenizer, model = _read(folder, read)
     if merged:
         merge(model)
     return Checkpoint(folder, model.to(device=device, dtype=dtype), tokenizer, meta)
@@ -312,7 +345,7 @@ def _load_weights(model, path):
     try:
         model.load_state_dict(load_file(path), strict=False)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); train the run again") from None
+        raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from None
     except RuntimeError as error:  # other shapes: the file was replaced after the check
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{path}: does not fit {path.parent}/config.json: {reason}") from None
@@ -331,7 +364,7 @@ def weights_hash(folder):
             while part := file.read(2**20):
                 digest.update(part)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error}); train the run again") from None
+        raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from None
     return digest.hexdigest()
 
 

@@ -24,6 +24,13 @@ LARGEST_ALPHA = 1e9
 FLOATS = ("F64", "F32", "F16", "BF16")
 SIZES = ("padded_vocab_size", "n_head", "n_kv_head", "n_embd", "head_dim", "n_hidden")
 JSON_NAMES = {"padded_vocab_size": "n_rows"}  # other names of fields in config.json (format 1)
+# The fields of GPTConfig.rope_scaling by rope_type: numbers, named as in Hugging Face's files.
+ROPE_SCALING = {
+    "linear": {"factor"},
+    "llama3": {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
+    "yarn": {"factor", "original_max_position_embeddings", "beta_slow", "beta_fast"}
+    | {"attention_factor"},
+}
 _BLOCK = re.compile(r"blocks\.(\d{1,9})\.")
 
 
@@ -50,11 +57,37 @@ def model_config(facts, where):
         problems.append(f"{where}: lacks n_rows, the number of embedding rows")
     if not problems:
         config = GPTConfig(**values)
-        problems = [f"{where}: {line}" for line in config.problems()]
+        problems = [f"{where}: {line}" for line in config.problems() + _rope_problems(config)]
     if problems:
         lines = problems if "padded_vocab_size" in given else map(_in_json, problems)
         raise UserError("\n".join(lines))
     return config
+
+
+def _rope_problems(config):
+    """List of errors in config.rope_scaling: a message, or nothing."""
+    scaling = config.rope_scaling
+    if scaling is None:
+        return []
+    kind = scaling.get("rope_type")
+    if not isinstance(kind, str) or kind not in ROPE_SCALING:
+        known = ", ".join(ROPE_SCALING)
+        return [f"rope_scaling: rope_type={str(kind)[:40]}: expected {known}"]
+    numbers = {name: value for name, value in scaling.items() if name != "rope_type"}
+    if numbers.keys() != ROPE_SCALING[kind]:
+        expected, found = (", ".join(sorted(names)) for names in (ROPE_SCALING[kind], numbers))
+        return [f"rope_scaling: {kind} with {found[:200] or 'nothing'}: expected {expected}"]
+    for name, value in numbers.items():
+        if type(value) not in (int, float) or not 0 < value < LARGEST_ALPHA:
+            return [f"rope_scaling: {name}={str(value)[:40]}: expected a number above 0"]
+    limits = {"llama3": ("low_freq_factor", "high_freq_factor"), "yarn": ("beta_slow", "beta_fast")}
+    if kind in limits:
+        low, high = limits[kind]
+        if scaling[low] >= scaling[high]:
+            return [f"rope_scaling: {low}={scaling[low]:g}: expected less than {high}"]
+    if kind == "yarn" and config.rope_theta <= 1:
+        return [f"rope_theta={config.rope_theta:g}: expected more than 1 with yarn"]
+    return []
 
 
 def _in_json(line):
@@ -160,7 +193,8 @@ def _largest_dim(found):
 
 def model_shapes(config):
     """{name: shape} of the parameters of a GPT. UserError if a size is too large for a tensor."""
-    return _model_shapes(dataclasses.astuple(config))
+    # Scaled frequencies are no parameters, and a dict is no key of a cache.
+    return _model_shapes(dataclasses.astuple(dataclasses.replace(config, rope_scaling=None)))
 
 
 @functools.lru_cache(maxsize=8)

@@ -38,6 +38,11 @@ SPECIAL_TEXTS = {
 }
 _OTHER_TEXTS = {"PAD": ("<pad>", "[PAD]")}  # other texts of it, if the files name none
 MOST_IDS = 2**22  # sixteen times as many as the largest vocabularies have
+_SENTENCEPIECE = (
+    "the BPE of SentencePiece (byte_fallback), which Llama 2 and the first Mistral models have: it "
+    "merges characters across words and puts a blank before a text, which tiktoken cannot do; only "
+    "byte-level BPE can be imported (Llama 3, SmolLM2, Qwen, Mistral Nemo)"
+)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
@@ -80,7 +85,7 @@ def source_folder(name, files):
     if folder.is_dir():
         return folder
     if folder.is_file():
-        raise UserError(f"{name}: a file; expected the folder with the model's files")
+        raise UserError(f"{name}: a file; expected the folder with it: {PREFIX}{folder.parent}")
     if len(folder.parts) > 1 and Path(folder.parts[0]).is_dir():
         raise UserError(f"{name}: no such folder")  # and it does not look like a name on the hub
     no_name = (
@@ -115,6 +120,37 @@ def source_folder(name, files):
             f"{name}: no folder here, not in the hub's cache, and the hub cannot be reached "
             f"({reason}): download it where there is a network, and give the folder as hf:FOLDER"
         ) from None
+
+
+def hf_name(path):
+    """ "hf:FOLDER" if `path` is the folder of a Hugging Face model or vocabulary, or a file of one;
+    None for anything else, such as a run of this project."""
+    path = Path(path).expanduser()
+    is_theirs = path.name in TOKENIZER_FILES or path.suffix in (".safetensors", ".bin", ".model")
+    if not path.is_dir() and not (is_theirs and path.is_file()):
+        return None
+    folder = path if path.is_dir() else path.parent
+    model = _fields(folder / "config.json")
+    if "prompt_format" in model or (folder / "tokenizer.tiktoken").exists():  # a run
+        return None
+    is_model = "model_type" in model or "architectures" in model
+    if is_model or _is_bare(folder) or "model" in _fields(folder / "tokenizer.json"):
+        return f"{PREFIX}{folder}"
+    return None
+
+
+def _fields(path):
+    """The names in a JSON object; none if there is no such file."""
+    try:
+        return files.read_json(path, "").keys()
+    except (OSError, UserError):
+        return set()
+
+
+def _is_bare(folder):
+    """Whether it holds an older vocabulary, without tokenizer.json."""
+    pair = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+    return pair or (folder / "tokenizer.model").is_file()
 
 
 # -- its files -------------------------------------------------------------------------------------
@@ -171,6 +207,8 @@ def _settings(folder):
 
 def _of_two_files(folder):
     """vocab.json and merges.txt in the form of a tokenizer.json."""
+    if not (folder / "vocab.json").is_file() and (folder / "tokenizer.model").is_file():
+        raise UserError(f"{folder}/tokenizer.model: {_SENTENCEPIECE}")
     if not (folder / "vocab.json").is_file() or not (folder / "merges.txt").is_file():
         raise UserError(
             f"{folder}: no vocabulary here: expected tokenizer.json, or vocab.json and merges.txt"
@@ -242,7 +280,7 @@ def _check_model(path, model):
     kind = model.get("type", "BPE")
     wrong = "" if kind == "BPE" else f"a model of type {kind}"
     if model.get("byte_fallback"):
-        wrong = "byte_fallback (the BPE of SentencePiece)"
+        raise UserError(f"{path}: {_SENTENCEPIECE}")
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             wrong = f"{name}={model[name]}"

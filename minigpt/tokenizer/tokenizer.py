@@ -41,6 +41,7 @@ from minigpt.tokenizer.huggingface import (
     PREFIX,
     TOKENIZER_FILES,
     check_ids,
+    hf_name,
     read_vocabulary,
     source_folder,
 )
@@ -324,6 +325,10 @@ def load_tokenizer(name, called=None):
     if name.startswith(PREFIX):
         return _of_vocabulary(called or name, read_vocabulary(source_folder(name, TOKENIZER_FILES)))
     is_name = name and not set(name) & set("/\\.")
+    if Path(name).suffix != ".tiktoken" and (theirs := hf_name(name)):
+        raise UserError(f"tokenizer={name}: a Hugging Face vocabulary: give --tokenizer={theirs}")
+    if Path(name, "tokenizer.tiktoken").is_file():
+        raise UserError(f"tokenizer={name}: a folder: give its {Path(name, 'tokenizer.tiktoken')}")
     ranks_file = SHIPPED / f"{name}.tiktoken" if is_name else Path(name)
     if ranks_file.suffix == ".json":
         ranks_file = ranks_file.with_suffix(".tiktoken")

@@ -1,6 +1,7 @@
 """What a run consists of before its first step: the checkpoint that it starts from, data, model."""
 
 import contextlib
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from minigpt.common.scripts import typed
 from minigpt.interop import hf_import
 from minigpt.models import checkpoint
 from minigpt.models.lora import LoRA, attach
+from minigpt.tokenizer.huggingface import hf_name
 from minigpt.training.dpo import Pairs
 from minigpt.training.run_length import fit_run_length
 from minigpt.training.settings import (
@@ -72,11 +74,17 @@ def _load_start(settings, out_dir, world_size):
     if settings.init_from == "resume":
         hint = typed("train.py", *settings.words(without=("init_from", "out_dir")))
         parent = checkpoint.load(out_dir, hint=hint, merged=False)
+        follow_moved_datasets(settings, parent)
         inherit_settings(settings, parent, resumed=True)
         check_ranges(settings)  # config.json may have been edited
         state = TrainState.from_dict(checkpoint.load_state(out_dir), out_dir)
         keep_step_size(settings, state.world, world_size)
         return parent, state
+    if theirs := hf_name(out_dir):
+        raise UserError(
+            f"{out_dir}: holds a Hugging Face model; start from it with --init_from={theirs}, and "
+            f"give another --out_dir"
+        )
     if checkpoint.exists(out_dir) and not settings.overwrite:
         raise UserError(
             f"{out_dir}: already holds a run; continue it with --init_from=resume, keep it with "
@@ -174,6 +182,67 @@ def load_data(settings, tokenizer, distributed):
         prefetch=settings.gradient_accumulation_steps,
     )
     return Data(train, val, forgetting, batches, notes)
+
+
+DATASETS = ("dataset", "val_dataset", "dpo_guard_dataset")
+HASHED = 2**26  # bytes of a file that blocks_hash() reads
+
+
+def blocks_hash(folder):
+    """16 hex digits of SHA-256 over a dataset's blocks: the sizes of its .bin and .mask files and
+    their contents, of a file above 64 MB a thousand parts of it. UserError if it has no blocks."""
+    paths = sorted(path for path in Path(folder).glob("*") if path.suffix in (".bin", ".mask"))
+    if not paths:
+        read_meta(folder)  # says how to make it
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        parts = 1 if size <= HASHED else 1024
+        with open(path, "rb") as file:
+            for i in range(parts):
+                file.seek(i * size // parts)
+                digest.update(file.read(HASHED // parts))
+    return digest.hexdigest()[:16]
+
+
+def provenance(settings, parent):
+    """What config.json records of the sources of a run: its datasets' hashes, and the architecture
+    of the Hugging Face model that it descends from."""
+    given = {name: getattr(settings, name) for name in DATASETS}
+    found = dict(dataset_hashes={name: blocks_hash(at) for name, at in given.items() if at})
+    if parent and "architecture" in parent.meta:
+        found["architecture"] = parent.meta["architecture"]
+    return found
+
+
+def follow_moved_datasets(settings, parent):
+    """Let a run be resumed with a dataset at another path, if its blocks are the same. UserError if
+    they are not, and for a dataset that is missing while no other path is given."""
+    saved, hashes = parent.meta["settings"], parent.meta.get("dataset_hashes", {})
+    for name in DATASETS:
+        old, new = saved.get(name), getattr(settings, name)
+        if not isinstance(old, str):
+            continue
+        is_given = settings.origin(name) != "default" and new not in (None, old)
+        trained = f"{settings.out_dir} was trained with it"
+        if not is_given and not Path(old).exists():
+            raise UserError(f"{old}: missing; {trained}: if it moved, say where with --{name}=…")
+        if not is_given:
+            continue
+        known = hashes.get(name) or (blocks_hash(old) if Path(old).exists() else None)
+        value = f"{settings.origin(name)}: {name}={new}"
+        if known is None:
+            raise UserError(
+                f"{value}: cannot be compared with {old}, which is missing, and whose hash this "
+                f"run did not record yet; move the folder back"
+            )
+        if known != blocks_hash(new):
+            raise UserError(
+                f"{value}: has other blocks than {old}: {trained}; leave {name} out, or start "
+                f"another run from its weights with --init_from={settings.out_dir} --out_dir=…"
+            )
+        saved[name] = new
 
 
 # -- model -----------------------------------------------------------------------------------------

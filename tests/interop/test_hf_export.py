@@ -4,6 +4,7 @@ fields of GPTConfig are exported; and where an export is written."""
 import dataclasses
 import functools
 import json
+import math
 
 import pytest
 import torch
@@ -32,7 +33,17 @@ SHAPES = {
     "qwen3, grouped, untied": dict(
         n_kv_head=2, head_dim=12, rope_theta=500.0, norm_eps=1e-5, tie_embeddings=False
     ),
+    "llama": dict(qk_norm=False, n_kv_head=2, norm_eps=1e-5),
+    "llama, biases, long": dict(qk_norm=False, bias=True, rope_theta=500.0),
+    "qwen2, long": dict(qk_norm=False, qkv_bias=True, n_kv_head=2, tie_embeddings=False),
 }
+LONG = {"original_max_position_embeddings": 16, "factor": 4.0}
+SHAPES["llama, biases, long"]["rope_scaling"] = LONG | dict(
+    rope_type="llama3", low_freq_factor=1.0, high_freq_factor=4.0
+)
+SHAPES["qwen2, long"]["rope_scaling"] = LONG | dict(
+    rope_type="yarn", beta_slow=1, beta_fast=32, attention_factor=0.1 * math.log(4) + 1
+)
 
 AWKWARD = [
     "他说：“好。”“不好！”然后走了……",
@@ -257,7 +268,9 @@ def test_logits(exported, shape):
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("shape", ["gpt2 without biases, untied", "qwen3, grouped, untied"])
+@pytest.mark.parametrize(
+    "shape", ["gpt2 without biases, untied", "qwen3, grouped, untied", "llama, biases, long"]
+)
 def test_greedy_text(exported, shape):
     trained, folder = exported(shape)
     ids = trained.tokenizer.encode("中国的首都是")
@@ -282,7 +295,7 @@ def test_generation_ends_where_ours_does(tmp_path, byte_tokenizer):
     assert settings["pad_token_id"] == special["PAD"]
 
 
-@pytest.mark.parametrize("shape", ["gpt2", "qwen3, grouped, untied"])
+@pytest.mark.parametrize("shape", ["gpt2", "qwen3, grouped, untied", "qwen2, long"])
 def test_an_export_comes_back(exported, shape):
     trained, folder = exported(shape)
     back = hf.load(f"hf:{folder}", 64)
@@ -317,11 +330,15 @@ def test_a_value_outside_the_range_of_float16(tmp_path, tiny_model, byte_tokeniz
 @pytest.mark.parametrize(
     ("knobs", "named"),
     [
-        (dict(norm="layernorm"), ["norm=layernorm", "position=rope", "mlp=swiglu"]),
-        (dict(qk_norm=False), ["Qwen3ForCausalLM has no qk_norm=False"]),
-        (dict(bias=True), ["Qwen3ForCausalLM has no bias=True"]),
-        (GPT2 | dict(n_kv_head=2), ["GPT2LMHeadModel has no n_kv_head=2"]),
-        (GPT2 | dict(head_dim=16), ["GPT2LMHeadModel has no head_dim=16"]),
+        (dict(norm="layernorm"), ["Qwen3ForCausalLM, has no norm=layernorm"]),
+        (dict(bias=True), ["Qwen3ForCausalLM, has no mlp_bias=True"]),
+        (dict(qk_norm=False, mlp="gelu"), ["LlamaForCausalLM, has no mlp=gelu"]),
+        (
+            dict(qk_norm=False, mlp_bias=True, n_head=6, head_dim=8),
+            ["LlamaForCausalLM, has no n_head=6"],
+        ),
+        (GPT2 | dict(n_kv_head=2), ["GPT2LMHeadModel, has no n_kv_head=2"]),
+        (GPT2 | dict(head_dim=16), ["GPT2LMHeadModel, has no head_dim=16"]),
     ],
 )
 def test_a_shape_of_neither(tmp_path, tiny_model, byte_tokenizer, knobs, named):
@@ -339,7 +356,8 @@ REFUSED = dict(
     norm=("refused", "layernorm"),
     mlp=("refused", "gelu"),
     position=("refused", "learned"),
-    qk_norm=("refused", False),
+    qkv_bias=("refused", True),
+    mlp_bias=("refused", True),
 )
 EXPORTED = dict(
     padded_vocab_size=("exported", 128),
@@ -357,9 +375,11 @@ FIELDS = {
     | EXPORTED
     | dict(
         bias=("refused", True),
+        qk_norm=("exported", False),  # as Llama
         n_kv_head=("exported", 2),
         head_dim=("exported", 12),
         rope_theta=("exported", 500.0),
+        rope_scaling=("exported", {"rope_type": "linear", "factor": 2.0}),
     ),
     "gpt2": EXPORTED
     | dict(
@@ -370,6 +390,9 @@ FIELDS = {
         n_kv_head=("refused", 2),
         head_dim=("refused", 12),
         bias=("free", False),  # biases of 0 are exported
+        qkv_bias=("free", False),
+        mlp_bias=("free", False),
+        rope_scaling=("free", {"rope_type": "linear", "factor": 2.0}),
         rope_theta=("free", 500.0),
     ),
 }

@@ -18,6 +18,7 @@ peft = pytest.importorskip("peft")
 
 CLASSIC = dict(position="learned", norm="layernorm", mlp="gelu", qk_norm=False, bias=True)
 SHAPES = {"qwen3": dict(n_kv_head=2, head_dim=10), "gpt2": CLASSIC}
+SHAPES["qwen2"] = dict(qk_norm=False, qkv_bias=True, n_kv_head=2)
 BASE = "base_model.model."
 
 
@@ -182,7 +183,7 @@ def test_folders_that_do_not_fit(folder, model, kind, tiny_model):
     other = tiny_model(n_layer=2, **SHAPES[kind])
     assert "blocks have no such matrix" in error_of(folder, other)
     assert "do not fit this model" in error_of(folder, tiny_model(n_embd=48, **SHAPES[kind]))
-    swapped = tiny_model(n_layer=3, **SHAPES["gpt2" if kind == "qwen3" else "qwen3"])
+    swapped = tiny_model(n_layer=3, **SHAPES["qwen3" if kind == "gpt2" else "gpt2"])
     assert "blocks have no such matrix" in error_of(folder, swapped)
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_run import save_run
 
 from minigpt.common import files
 from minigpt.common.errors import UserError
+from minigpt.interop.hf_export import write_hf
 from minigpt.models import checkpoint
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from model import GPTConfig
@@ -399,3 +401,46 @@ def test_discard_takes_the_run_and_leaves_the_rest(folder, model, byte_tokenizer
     assert (folder / "keep" / "thing").exists() and not checkpoint.exists(folder)
     checkpoint.discard(folder)  # nothing there: nothing happens
     checkpoint.discard(folder / "never")
+
+
+# -- damaged files and permissions -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("damaged", ["", "best"])
+def test_a_torn_file_names_the_other_save(tmp_path, tiny_model, byte_tokenizer, name, damaged):
+    model = tiny_model(padded_vocab_size=320)
+    for folder in (tmp_path / "run", tmp_path / "run" / "best"):
+        save_run(folder, model, byte_tokenizer)
+    path = tmp_path / "run" / damaged / name
+    path.write_bytes(path.read_bytes()[:-40])
+    other = tmp_path / "run" / ("" if damaged else "best")
+    with pytest.raises(UserError) as error:
+        checkpoint.load(path.parent)
+    assert f"the save in {other} is whole" in str(error.value)
+    assert f"--init_from={other}" in str(error.value) and "\n" not in str(error.value)
+    checkpoint.load(other)
+    (other / name).unlink()
+    with pytest.raises(UserError, match="train the run again"):
+        checkpoint.load(path.parent)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_have_the_permissions_of_the_umask(tmp_path, tiny_model, byte_tokenizer, umask, mode):
+    trained = checkpoint.load(
+        save_run(tmp_path / "base", tiny_model(padded_vocab_size=320), byte_tokenizer)
+    )
+    before = os.umask(umask)
+    try:
+        meta = {"prompt_format": "qa", "step": 1, "settings": {}}
+        state = {"step": torch.zeros(1)}
+        checkpoint.save(tmp_path / "run", trained.model, byte_tokenizer, meta, state)
+        write_hf(tmp_path / "hf", trained)
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.glob("[rh]*/*") if path.name != checkpoint.LOCK]
+    assert {"state.pt", "model.safetensors", "tokenizer.json"} <= {path.name for path in files}
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == dict.fromkeys(
+        (path.name for path in files), oct(mode)
+    )

@@ -11,14 +11,23 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from data_utils import Blocks
 from minigpt.common.errors import UserError
 from minigpt.data.formats import FORMATS
 from minigpt.data.pipeline import PrepareOptions, prepare
 from minigpt.data.train_bpe import train_bpe
-from minigpt.tokenizer.huggingface import _joined, read_vocabulary, source_folder
+from minigpt.tokenizer.huggingface import _joined, hf_name, read_vocabulary, source_folder
 from minigpt.tokenizer.tokenizer import PATTERNS, load_tokenizer
 
 TEXT = [
@@ -220,6 +229,81 @@ def test_added_text_is_read_and_a_special_token_is_not(tmp_path):
     assert whole.token_to_id("<think>") not in ours.encode("<think>")  # it stays ordinary text
 
 
+# -- the families ---------------------------------------------------------------------------------
+
+
+def test_llama_3(tmp_path):
+    """Whole pieces first (ignore_merges), a BOS token that its own tokenizer puts before a text,
+    and marks of its own for turns."""
+    whole = make("llama-bpe", nfc=False, shuffled=False)
+    marks = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|reserved_special_token_0|>"]
+    whole.add_special_tokens(marks)
+    whole.model.ignore_merges = True
+    first = whole.token_to_id("<|begin_of_text|>")
+    whole.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", first)]
+    )
+    ours = load_tokenizer(save(tmp_path, whole, eos_token="<|eot_id|>"))
+    for text in [*TEXT, "  two  blanks", "<|eot_id|>", "12345678"]:
+        whole.encode_special_tokens = True
+        ids = whole.encode(text, add_special_tokens=False).ids
+        assert ours.encode(text) == ids and whole.encode(text).ids == [first, *ids]
+        assert ours.decode(ids) == text
+    assert ours.eot == whole.token_to_id("<|eot_id|>")
+    assert ours.decode([first, ours.eot]) == ""
+
+
+def sentencepiece():
+    """A vocabulary as Llama 2 and Mistral have it: merges over a whole text, bytes for the rest."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "▁a"]
+    bpe = models.BPE(
+        {piece: i for i, piece in enumerate(pieces)},
+        [("▁", "a")],
+        byte_fallback=True,
+        fuse_unk=True,
+    )
+    whole = Tokenizer(bpe)
+    whole.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    return whole
+
+
+def test_sentencepiece_is_refused_with_the_reason(tmp_path):
+    with pytest.raises(
+        UserError, match=r"tokenizer\.json: the BPE of SentencePiece .*blank before"
+    ):
+        load_tokenizer(save(tmp_path / "json", sentencepiece()))
+    (tmp_path / "tokenizer.model").touch()
+    with pytest.raises(UserError, match=r"tokenizer\.model: the BPE of SentencePiece"):
+        load_tokenizer(f"hf:{tmp_path}")
+
+
+# -- the remedy hf:… -------------------------------------------------------------------------------
+
+
+def test_a_vocabulary_of_theirs_without_hf(tmp_path):
+    """The folder, or a file of it: the message has the word to give, and that works."""
+    name = save(tmp_path / "theirs", make())
+    for path in (tmp_path / "theirs", tmp_path / "theirs" / "tokenizer.json"):
+        with pytest.raises(UserError, match=f"give --tokenizer={name}$"):
+            load_tokenizer(path)
+    assert load_tokenizer(name).n_vocab > 256
+    for file in ("vocab.json", "merges.txt"):
+        (tmp_path / file).write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match=f"give --tokenizer=hf:{tmp_path}$"):
+        load_tokenizer(tmp_path / "vocab.json")
+
+
+def test_a_run_is_none_of_theirs(both, tmp_path):
+    both[1].copy_to(tmp_path / "tokenizer")
+    (tmp_path / "config.json").write_text('{"prompt_format": "qa"}', encoding="utf-8")
+    assert hf_name(tmp_path) is None and hf_name(tmp_path / "tokenizer.json") is None
+    assert load_tokenizer(tmp_path / "tokenizer.json").hash == both[1].hash
+    with pytest.raises(UserError, match=r"a folder: give its .*tokenizer\.tiktoken"):
+        load_tokenizer(tmp_path)
+
+
 # -- what cannot be imported -----------------------------------------------------------------------
 
 
@@ -278,7 +362,7 @@ def test_a_folder_without_a_vocabulary(tmp_path):
         with pytest.raises(UserError, match="no name of a model on the hub"):
             source_folder(name, [])
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="a file; expected the folder"):
+    with pytest.raises(UserError, match=f"a file; expected the folder with it: hf:{tmp_path}$"):
         source_folder(f"hf:{tmp_path}/file", [])
     (tmp_path / "config.json").write_text('{"prompt_format": "qa"}')
     with pytest.raises(UserError, match="a run of this project: leave hf: out"):

@@ -1,10 +1,16 @@
 """What a run is set up from: the order of its blocks, its length, and its shape."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
-from test_train import dataset, tiny  # noqa: F401
+from test_train import complaint, dataset, tiny, train  # noqa: F401
 
 from config.configurator import configure
 from minigpt.common.errors import UserError
+from minigpt.models import checkpoint
+from minigpt.training import setup
 from minigpt.training.distributed import Distributed
 from minigpt.training.setup import load_data, load_start, make_model
 
@@ -44,3 +50,56 @@ def test_a_new_model_has_the_shape_of_the_settings(byte_tokenizer, tiny):  # noq
     assert config.dropout == 0.1
     with pytest.raises(UserError, match="n_kv_head=3"):
         make_model(settings_of(*tiny, "--n_kv_head=3"), None, byte_tokenizer)
+
+
+# -- a dataset that moved --------------------------------------------------------------------------
+
+
+def word(tiny, name):  # noqa: F811
+    return next(w.partition("=")[2] for w in tiny if w.startswith(f"--{name}="))
+
+
+@pytest.fixture
+def moved(tmp_path, tiny, train):  # noqa: F811
+    """(the run's folder, where its dataset is now)."""
+    folder, data = tmp_path / "run", Path(word(tiny, "dataset"))
+    copy = shutil.copytree(data, tmp_path / "first")
+    words = [w for w in tiny if not w.startswith(("--dataset", "--out_dir"))]
+    train(*words, f"--dataset={copy}", f"--out_dir={folder}", "--max_iters=1")
+    return folder, copy.rename(tmp_path / "second")
+
+
+def test_a_dataset_that_moved_is_known_by_its_blocks(moved, train):  # noqa: F811
+    run, second = moved
+    resume = f"--out_dir={run}", "--init_from=resume", "--max_iters=2"
+    text = complaint(train, *resume)
+    assert "first: missing" in text and "--dataset=" in text
+    train(*resume, f"--dataset={second}")
+    assert checkpoint.read_meta(run)["settings"]["dataset"] == str(second)
+    train(f"--out_dir={run}", "--init_from=resume", "--max_iters=3")  # it has the new path now
+
+
+def test_a_dataset_of_other_blocks_is_no_move(moved, train):  # noqa: F811
+    run, second = moved
+    path = second / "train.bin"
+    tokens = bytearray(path.read_bytes())
+    tokens[0] ^= 1
+    path.write_bytes(tokens)
+    words = f"--out_dir={run}", "--init_from=resume", "--max_iters=2", f"--dataset={second}"
+    assert "has other blocks than" in complaint(train, *words)
+    meta = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    del meta["dataset_hashes"]  # an earlier version made it
+    (run / "config.json").write_text(json.dumps(meta), encoding="utf-8")
+    assert "move the folder back" in complaint(train, *words)
+
+
+def test_a_large_file_is_hashed_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(setup, "HASHED", 2048)
+    (tmp_path / "train.bin").write_bytes(bytes(range(256)) * 40)
+    whole = setup.blocks_hash(tmp_path)
+    data = bytearray((tmp_path / "train.bin").read_bytes())
+    for place in (0, 5000, len(data) - 10):
+        changed = data[:]
+        changed[place : place + 10] = b"?" * 10
+        (tmp_path / "train.bin").write_bytes(changed)
+        assert setup.blocks_hash(tmp_path) != whole
