@@ -22,7 +22,7 @@ class Reject(NamedTuple):
     def message(self):
         """Return the one line of an error."""
         where = f"{self.source}, {self.unit} {self.line}"
-        return f'{where}: {self.reason}; it begins "{self.text[:60]}"'
+        return f'{where}: {self.reason}; it begins "{" ".join(self.text[:60].splitlines())}"'
 
 
 class Chunk(NamedTuple):

@@ -56,7 +56,7 @@ def json_chunks(name, blocks):
     for line, number, text in _values(name, _Text(blocks)):
         items.append((line, number, text))
         size += len(text.text if isinstance(text, Reject) else text)
-        if size >= READ_SIZE // 2:
+        if size >= READ_SIZE // 2 and len(items) > 1:
             unit = unit or _unit(items)
             yield _chunk(name, items, unit)
             items, size = [], 0
