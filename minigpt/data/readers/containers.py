@@ -214,7 +214,7 @@ def _members(name, file, layers, source):
         for member in members:
             path = PurePosixPath(member.filename)
             inner = f"{name}/{path}"
-            if any(part.startswith((".", "__MACOSX")) for part in path.parts):
+            if "__MACOSX" in path.parts or path.name.startswith("."):
                 continue
             if member.flag_bits & 1:
                 raise UserError(f"{inner}: needs a password; unpack it first")
@@ -266,7 +266,9 @@ class _Prefixed(io.RawIOBase):
             data = self._head or self._stream.read(min(wanted, READ_SIZE))
             if not data:
                 break
-            data, self._head = (data, b"") if len(data) <= wanted else (data[:size], data[size:])
+            data, self._head = (
+                (data, b"") if len(data) <= wanted else (data[:wanted], data[wanted:])
+            )
             parts.append(data)
             wanted -= len(data)
         return b"".join(parts)

@@ -16,13 +16,18 @@ from minigpt.data.readers.containers import READ_SIZE
 
 _BETWEEN = re.compile(r"[\s,]*")
 _KEY = r'"(?:[^"\\]|\\.)*"\s*:\s*'
-# {"version": 1, "data": [{…}, …]}: before the list there may be values without lists of objects.
+# The names of a list of records in an object, as in {"version": 1, "data": [{…}, …]}; before it
+# there may be values without lists of objects.
+_LIST = (
+    r'"(?:data|rows|records|items|examples|samples|entries|texts|articles|documents|docs|dataset'
+    r'|corpus|list|results|train|valid|validation|val|dev|test)"\s*:\s*\[\s*(?=[{\["])'
+)
 _WRAPPER = re.compile(
     rf'\{{\s*(?:{_KEY}(?:"(?:[^"\\]|\\.)*"|[-+.\w]+|\{{[^{{}}]*\}}|\[[^][{{}}]*\])\s*,\s*){{0,20}}'
-    r'"(?:data|rows|records|items|examples|samples|entries|texts|articles|documents|docs|dataset'
-    r'|corpus|list|results|train|valid|validation|val|dev|test)"\s*:\s*\[\s*(?=[{\["])',
+    + _LIST,
     re.IGNORECASE,
 )
+_NEXT_LIST = re.compile(_LIST, re.IGNORECASE)
 _LIST_OF_OBJECTS = re.compile(r"\[\s*(?=\{)")
 _MEMBER = re.compile(rf"{_KEY}(?=\S)")
 _TURN = ({"role", "content"}, {"from", "value"})  # the fields of a message in a conversation
@@ -117,17 +122,16 @@ def _values(name, text):
 
 
 def _enter_member(text, within):
-    """In an object that holds lists of records, after one of them: skip a member, or enter it."""
-    match = text.match(_MEMBER)
-    if not match:
-        within.clear()
-        return
-    text.advance(match.end())
-    if text.peek() == "[":
+    """In an object that holds lists of records, after one of them: enter the next one, or skip a
+    member that is none."""
+    if match := text.match(_NEXT_LIST):
         within.append("]")
-        text.advance(text.at + 1)
-    else:
+        text.advance(match.end())
+    elif match := text.match(_MEMBER):
+        text.advance(match.end())
         text.value()
+    else:
+        within.clear()
 
 
 def _is_conversation(text):
