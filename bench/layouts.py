@@ -114,7 +114,7 @@ class Bench:
             self.folder / "base",
         )
         more = dict(tokenizer=tokenizer, block_size=256, workers=1)
-        prepare(PrepareOptions(texts, data, FORMATS["text"], clean=False, **more))
+        prepare(PrepareOptions(texts, data, FORMATS["text"], clean="none", **more))
         words = [f"--tokenizer={tokenizer}", f"--dataset={data}", f"--out_dir={base}"]
         words += [f"--max_iters={self.settings.base_steps}", "--overwrite=true"]
         self.call("train.py", "config/cpu_small.py", *words)

@@ -4,9 +4,11 @@
     python data/prepare.py --input=wiki/,novel.txt,more.jsonl.gz --block_size=256
     python data/prepare.py config/classic.py --input=wiki/ --dataset=data/classic
 
-Reads .jsonl (a record a line), .json (a list of records) and .txt (split into entries of about
-2,000 characters at chapter or paragraph ends), each also as .gz, in UTF-8 or GB18030; folders are
-walked recursively. A record has these fields, and optionally `id`:
+Reads .jsonl, .json, .csv, .tsv, .parquet and .arrow (records), .txt and .md (split into entries of
+about 2,000 characters at chapter or paragraph ends), each also as .gz, .bz2, .xz, .zst or .zip, in
+any encoding; the first bytes decide where a name is missing or wrong. Folders, also those of
+Hugging Face `datasets`, are walked recursively; what is passed over is listed. A record has these
+fields, and optionally `id`:
 
 {formats}
 
@@ -17,19 +19,28 @@ complete: if the run is interrupted, the old data stays.
 
 import pathlib
 import sys
+from typing import Literal
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt.common.errors import preflight, run
-from minigpt.data.formats import FORMATS, describe
+from minigpt.common.errors import UserError, preflight, run
+from minigpt.data.formats import FORMATS, describe, text_format
 
 
 class Settings:
     """The knobs of this script alone."""
 
     input: str = ""  # files or folders, comma-separated
-    clean: bool = True  # remove title lines, line breaks and the leftovers of wiki dumps
+    encoding: str = "auto"  # of the files; auto: recognized for each of them
+    text_field: str = ""  # the field of a record that is the text; "": text, content, 正文, …
+    title_field: str = ""  # the field that is its title; "": title, 标题, …
+    clean: Literal["auto", "wiki", "light", "none", "true", "false"] = "auto"  # wiki: remove title
+    #                             lines, line breaks and the leftovers of wiki dumps; light: only
+    #                             invisible characters and entities, line breaks and code stay;
+    #                             auto: wiki for files in the shape of a wiki dump, else light.
+    #                             true and false are the older names of wiki and none
+    show_cleaning: int = 0  # print so many places that cleaning has changed
     val_fraction: float | None = None  # share of the entries held out; none: so many that val gets
     #                             about 100,000 characters, 10 % at most
     skip_bad: bool = False  # true: copy bad records to rejects.jsonl instead of stopping
@@ -39,13 +50,24 @@ class Settings:
 def read_settings():
     """The settings, checked."""
     doc = __doc__.replace("{formats}", describe([FORMATS["text"]]))
-    return configure(Settings, shared="dataset tokenizer block_size layout", doc=doc, quiet=True)
+    shared = "dataset tokenizer block_size layout"
+    settings = configure(Settings, shared=shared, doc=doc, quiet=True)
+    if problems := settings.below(show_cleaning=0):
+        raise UserError("\n".join(problems))
+    return settings
 
 
 if __name__ == "__main__":
     preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
 
-from minigpt.data.pipeline import PrepareOptions, command_line, prepare, table
+from minigpt.data.pipeline import (
+    CLEANING_NAMES,
+    PrepareOptions,
+    cleaning_examples,
+    command_line,
+    prepare,
+    table,
+)
 
 
 def main():
@@ -55,17 +77,22 @@ def main():
     options = PrepareOptions(
         input=settings.input,
         dataset=settings.dataset,
-        format=FORMATS["text"],
+        format=text_format(settings.text_field, settings.title_field),
         tokenizer=settings.tokenizer,
         block_size=settings.block_size,
         layout=settings.layout,
-        clean=settings.clean,
+        clean=CLEANING_NAMES.get(settings.clean, settings.clean),
+        encoding=settings.encoding,
+        show_cleaning=max(1, settings.show_cleaning),
         val_fraction=settings.val_fraction,
         skip_bad=settings.skip_bad,
         workers=settings.workers,
         command=command_line("data/prepare.py"),
     )
-    print(table(prepare(options)))
+    meta = prepare(options)
+    if settings.show_cleaning:
+        print("\n".join(cleaning_examples(meta, settings.show_cleaning)))
+    print(table(meta))
 
 
 if __name__ == "__main__":

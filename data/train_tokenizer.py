@@ -3,8 +3,8 @@
     python data/train_tokenizer.py --input=wiki,novels --vocab_size=8192 --output=out/mine
     python data/prepare.py --input=wiki,novels --tokenizer=out/mine.tiktoken
 
-Reads what data/prepare.py and data/prepare_sft.py read: .txt files, and .jsonl or .json with
-records in these formats, each recognized by its fields:
+Reads what data/prepare.py and data/prepare_sft.py read: texts, and records in these formats, each
+recognized by its fields:
 
 {formats}
 
@@ -35,15 +35,17 @@ class Settings:
     #                         by llama.cpp's name. gpt-2: runs of letters, of digits, of marks.
     #                         smollm: each digit alone. qwen2, llama-bpe: a mark may join the word
     #                         after it; digits alone, or up to three
+    clean: Literal["auto", "wiki", "light", "none", "true", "false"] = "auto"  # as data/prepare.py
+    encoding: str = "auto"  # of the files; auto: recognized for each of them
+    text_field: str = ""  # the field of a record that is the text; "": text, content, 正文, …
     val_fraction: float = 0.1  # the share not trained on; the default is the most that
     #                             data/prepare.py and data/prepare_sft.py hold out by themselves
 
 
 def read_settings():
     """The settings, checked."""
-    return configure(
-        Settings, doc=__doc__.replace("{formats}", describe(TRAINED_ON.values())), quiet=True
-    )
+    doc = __doc__.replace("{formats}", describe(TRAINED_ON.values()))
+    return configure(Settings, doc=doc, quiet=True)
 
 
 if __name__ == "__main__":
@@ -53,6 +55,8 @@ from tqdm import tqdm
 
 from minigpt.common.locks import lock_path, locked
 from minigpt.common.report import check_writable
+from minigpt.data.pipeline import CLEANING_NAMES
+from minigpt.data.readers.encodings import check_encoding
 from minigpt.data.readers.files import SourceFile, find_files
 from minigpt.data.train_bpe import Statistics, sentences, token_ranks, train_bpe, training_texts
 from minigpt.tokenizer.tokenizer import SPECIAL_NAMES, save_tokenizer
@@ -72,7 +76,7 @@ def train(settings):
     weights = Counter(part.strip() for part in settings.input.split(",") if part.strip())
     files = {part: find_files(part) for part in weights or [""]}
     statistics = {part: Statistics() for part in files}
-    texts = read(files, weights, statistics, settings.val_fraction)
+    texts = read(files, weights, statistics, settings)
     n_ranks = settings.vocab_size - len(SPECIAL_NAMES)
     bpe = train_bpe(texts, n_ranks, settings.pattern, settings.min_frequency)
     report_reading(statistics)
@@ -114,19 +118,25 @@ def check(settings):
         problems.append(f"val_fraction={settings.val_fraction}: expected 0 or more, below 1")
     if problems:
         raise UserError("\n".join(problems))
+    check_encoding(settings.encoding)
 
 
-def read(files, weights, statistics, val_fraction):
+def read(files, weights, statistics, settings):
     """Yield the sentences to train on, with a progress bar."""
     total = sum(file.stat().st_size for found in files.values() for file in found)
+    clean = CLEANING_NAMES.get(settings.clean, settings.clean)
+    options = dict(clean=clean, encoding=settings.encoding, text_field=settings.text_field)
     with tqdm(total=total, unit="B", unit_scale=True, desc="reading") as bar:
         for part, found in files.items():
-            for file in found:
-                for texts, size in training_texts(SourceFile(file), val_fraction, statistics[part]):
+            for source in map(SourceFile, found):
+                chunks = training_texts(source, settings.val_fraction, statistics[part], **options)
+                for texts, size in chunks:
                     for text in texts:
                         for sentence in sentences(text):
                             yield from [sentence] * weights[part]
                     bar.update(size)
+                for note in source.notes:
+                    print(note)
 
 
 def report_reading(statistics):

@@ -49,7 +49,7 @@ class Settings:
     rounds: int = 10  # of a prompt without source text: how often each topic is asked
     limit: int | None = None  # only the first so many entries of the input; none: all
     exclude: list[str] = []  # files of pairs that must not be repeated, such as an evaluation set
-    clean: bool = True  # drop title lines, line breaks and the leftovers of wiki dumps
+    clean: bool = True  # clean texts as data/prepare.py does by itself
 
     # -- servers --
     base_url: list[str] = ["http://localhost:1234/v1"]  # servers; the least busy is asked

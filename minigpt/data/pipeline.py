@@ -2,9 +2,9 @@
 
     find_files      paths → files                             readers/files.py
     read_chunks     file → chunks, cut between records, by
-        blocks          open: file → unpacked bytes           readers/files.py
+        documents       open: file → unpacked documents       readers/containers.py
         to_utf8         decode: bytes → bytes in UTF-8        readers/encodings.py
-        cut_into_chunks bytes → chunks                        readers/records.py
+        cut_into_chunks document → chunks                     readers/records.py
     parse_records   chunk → samples, by
         records_in      chunk → records, dicts                readers/records.py
         read_record     record → sample of a format           formats.py
@@ -36,20 +36,23 @@ from tqdm import tqdm
 from minigpt.common import report
 from minigpt.common.errors import UserError
 from minigpt.data.block_format import FORMAT
-from minigpt.data.cleaning import clean as clean_text
-from minigpt.data.cleaning import clean_all
+from minigpt.data.cleaning import Changes, clean_all, clean_light, is_wiki
 from minigpt.data.encoders import SampleEncoder, encoder_of
 from minigpt.data.formats import Entry, Format, parse_text, read_record
 from minigpt.data.hashing import below, hash_all
 from minigpt.data.packing import Segments, replacing, token_dtype
 from minigpt.data.parallel import core_count, ordered_map
-from minigpt.data.readers.encodings import to_utf8
-from minigpt.data.readers.files import READ_SIZE, SourceFile, find_files
-from minigpt.data.readers.records import Reject, cut_into_chunks, records_in
+from minigpt.data.readers.chunks import Reject
+from minigpt.data.readers.containers import READ_SIZE, documents
+from minigpt.data.readers.encodings import Decoding, check_encoding
+from minigpt.data.readers.files import SourceFile, find_files, search
+from minigpt.data.readers.records import cut_into_chunks, records_in
 from minigpt.data.sentences import SMALLEST_BLOCK, Cutter
-from minigpt.data.writer import DatasetWriter, EncodedChunk
+from minigpt.data.writer import DatasetWriter, EncodedChunk, check_splits
 from minigpt.tokenizer.tokenizer import load_tokenizer
 
+CLEANING = ("auto", "wiki", "light", "none")
+CLEANING_NAMES = {"true": "wiki", "false": "none"}  # older names
 LARGEST_FRACTION = 0.1  # of the samples: the largest automatic val_fraction
 SMALL_INPUT = 2**20  # bytes: up to here the automatic val_fraction looks at all of the input
 
@@ -65,7 +68,9 @@ class PrepareOptions:
     tokenizer: str = "zh"
     block_size: int = 512
     layout: str = "concat"  # pad, split, concat or packed
-    clean: bool = True  # of texts
+    clean: str = "auto"  # of texts: auto, wiki, light or none (see clean_samples)
+    encoding: str = "auto"  # of the files, or the name of one
+    show_cleaning: int = 1  # examples of each rule of cleaning that are kept
     val_fraction: float | None = None  # share of the samples held out; None chooses
     skip_bad: bool = False  # copy bad records to rejects.jsonl instead of stopping at the first
     workers: int = 0  # processes; 0 takes every core
@@ -88,22 +93,36 @@ class PrepareOptions:
             problems.append(
                 f"val_fraction={self.val_fraction}: expected a share between 0 and 1, or none"
             )
+        if self.clean not in CLEANING:
+            problems.append(f"clean={self.clean}: expected one of {', '.join(CLEANING)}")
         if problems:
             raise UserError("\n".join(problems))
+        check_encoding(self.encoding)
 
 
 # -- the steps, in their order ---------------------------------------------------------------------
 
 
-def read_chunks(source):
-    """SourceFile → its Chunks: opened, decoded, cut between records. UserError where it cannot be
-    read or unpacked."""
-    blocks, counted = source.blocks(), 0
-    for chunk in cut_into_chunks(to_utf8(blocks), source.name, source.kind):
-        yield chunk._replace(size=source.size - counted)
-        counted = source.size
-    for _ in blocks:  # if cutting stopped early: the hash is of the whole file
-        pass
+def read_chunks(source, encoding="auto"):
+    """SourceFile → its Chunks: opened, decoded, cut between records. What there is to report is
+    added to source.notes. UserError where it cannot be read or unpacked."""
+    counted = 0
+    for document in documents(source):
+        decoding, wiki = Decoding(encoding), None
+        for chunk in cut_into_chunks(document, decoding):
+            if wiki is None:  # decided once for a document, by how it begins
+                wiki = _is_dump(chunk)
+            yield chunk._replace(size=source.size - counted, wiki=wiki)
+            counted = source.size
+        source.notes += [f"{document.name}: {note}" for note in decoding.notes()]
+
+
+def _is_dump(chunk):
+    """Whether the first chunk of a document is of a wiki dump."""
+    if chunk.kind in ("prose", "reject"):
+        return False
+    found = [record for _, record in itertools.islice(records_in(chunk), 50)]
+    return is_wiki([record for record in found if not isinstance(record, Reject)])
 
 
 def parse_records(chunk, options):
@@ -111,34 +130,61 @@ def parse_records(chunk, options):
     samples, rejects = [], []
     parse, validate = options.format.parse, options.encoder.check
     for line, record in records_in(chunk):
-        if not isinstance(record, Reject):
-            record = read_record(record, parse, chunk.source, line, validate)
-        (rejects if isinstance(record, Reject) else samples).append(record)
+        sample = _sample(chunk, line, record, parse, validate)
+        (rejects if isinstance(sample, Reject) else samples).append(sample)
     return samples, rejects
 
 
-def clean_samples(samples, options):
+def _sample(chunk, line, record, parse, validate=None):
+    """The sample of a record (a dict, or a Reject) of a chunk, or a Reject."""
+    if isinstance(record, Reject):
+        return record
+    sample = read_record(record, parse, chunk.source, line, validate)
+    if isinstance(sample, Reject):
+        size = len(sample.text.encode("utf-8", "replace"))
+        return sample._replace(unit=chunk.unit, size=size)
+    return sample
+
+
+def clean_samples(samples, options, wiki, changes=None):
     """Return one sample per input. Texts are cleaned, or "" where nothing is left; others are not
-    changed."""
+    changed.
+
+    wiki: whether they are of a wiki dump; then clean="auto" applies the rules for it, and else the
+    light ones.  changes: Changes, in which is counted what the rules do.
+    """
     if options.format.sample_type is not Entry:
         return samples
-    if options.clean:
-        texts = _cleaned(samples)
-    else:
-        texts = [entry.text if entry.text.strip() else "" for entry in samples]
+    texts = clean_texts(samples, options.clean, wiki, changes)
     return [Entry(entry.id, entry.title, text) for entry, text in zip(samples, texts, strict=True)]
 
 
-def hash_samples(samples, options):
-    """Samples → (hashes (n,) uint64 that find duplicates, hashes (n,) uint64 of which the lowest
-    are val)."""
-    contents = list(map(options.encoder.content, samples))
-    if options.format.sample_type is Entry and not options.clean:
-        # By the cleaned text: cleaned and raw data of the same files hold out the same entries.
-        texts = zip(_cleaned(samples), contents, strict=True)
+def clean_texts(entries, how, wiki, changes=None):
+    """The texts of Entries, cleaned: how is one of CLEANING; see clean_samples()."""
+    how = ("wiki" if wiki else "light") if how == "auto" else how
+    if how == "wiki":
+        return clean_all([e.text for e in entries], [e.title for e in entries], changes)
+    if how == "none":
+        return [entry.text if entry.text.strip() else "" for entry in entries]
+    texts = []
+    for entry in entries:
+        if changes is not None:
+            changes.next_text()
+        texts.append(clean_light(entry.text, changes))
+    return texts
+
+
+def hash_samples(samples, cleaned, options, wiki):
+    """(samples, the same cleaned) → (hashes (n,) uint64 that find duplicates, hashes (n,) uint64 of
+    which the lowest are val)."""
+    contents = list(map(options.encoder.content, cleaned))
+    how = "wiki" if wiki else "light"
+    if options.format.sample_type is Entry and options.clean not in ("auto", how):
+        # By the text as "auto" cleans it: whatever `clean` is, the same entries are held out.
+        texts = zip(clean_texts(samples, "auto", wiki), contents, strict=True)
         keys = [text or content for text, content in texts]
     else:
-        keys = list(map(options.encoder.split_key, samples))
+        keys = list(map(options.encoder.split_key, cleaned))
     hashes = hash_all(contents)
     return hashes, hashes if keys == contents else hash_all(keys)
 
@@ -152,10 +198,6 @@ def tokenize(samples, options, cutter):
         encoder.encode(sample, [next(rows) for _ in parts], cutter, options.layout)
         for sample, parts in zip(samples, texts, strict=True)
     ]
-
-
-def _cleaned(entries):
-    return clean_all([entry.text for entry in entries], [entry.title for entry in entries])
 
 
 class ChunkWorker:
@@ -172,12 +214,13 @@ class ChunkWorker:
 
     def __call__(self, chunk):
         options = self.options
-        samples, rejects = parse_records(chunk, options)
-        samples = clean_samples(samples, options)
-        hashes, split_hashes = hash_samples(samples, options)
+        raw, rejects = parse_records(chunk, options)
+        changes = Changes(options.show_cleaning)
+        samples = clean_samples(raw, options, chunk.wiki, changes)
+        hashes, split_hashes = hash_samples(raw, samples, options, chunk.wiki)
         encoded = tokenize(samples, options, self.cutter)
 
-        result = EncodedChunk(chunk.size, rejects)
+        result = EncodedChunk(chunk.source, chunk.size, rejects, changes)
         result.dropped.update(reason for reason in encoded if isinstance(reason, str))
         kept = [i for i, found in enumerate(encoded) if not isinstance(found, str)]
         segments = [segment for i in kept for segment in encoded[i].segments]
@@ -186,7 +229,7 @@ class ChunkWorker:
         ]
         result.segments = Segments.of(segments, self.dtype)
         result.numbers = np.array(numbers, np.int64).reshape(-1, 3)
-        result.hashes = hashes[kept]
+        result.hashes, result.split_hashes = hashes[kept], split_hashes[kept]
         in_val = np.flatnonzero(below(split_hashes[kept], options.val_fraction)).tolist()
         result.val = {n: options.encoder.to_json(samples[kept[n]]) for n in in_val}
         return result
@@ -200,15 +243,19 @@ def prepare(options):
 
     UserError for bad input, and when train or val would be empty; the folder is then unchanged.
     """
-    files = find_files(options.input)
+    found = search(options.input)
     tokenizer = load_tokenizer(options.tokenizer)
     if options.val_fraction is None:
-        options = replace(options, val_fraction=automatic_fraction(files, options))
+        options = replace(options, val_fraction=automatic_fraction(found.files, options))
     with replacing(options.dataset) as folder:
-        sources = [SourceFile(file) for file in files]
+        sources = [SourceFile(file) for file in found.files]
         counts = _write_dataset(folder, sources, tokenizer, options)
-        _check_splits(counts, options.val_fraction)
+        check_splits(counts, options.val_fraction)
         meta = _meta(sources, tokenizer, options, counts)
+        members = [member for source in sources for member in source.passed_over]
+        passed_over = [*((path.as_posix(), why) for path, why in found.passed_over), *members]
+        meta["passed_over"] = [{"name": name, "reason": why} for name, why in passed_over]
+        meta["notes"] = [note for source in sources for note in source.notes] + counts.pop("notes")
         text = json.dumps(meta, ensure_ascii=False, indent=2) + "\n"
         Path(folder, "meta.json").write_text(text, encoding="utf-8")
     return meta
@@ -227,7 +274,7 @@ def _write_dataset(folder, sources, tokenizer, options):
     writer = DatasetWriter(
         folder, options.layout, options.block_size, tokenizer.pad, dtype, skip_bad
     )
-    chunks = (chunk for source in sources for chunk in read_chunks(source))
+    chunks = (chunk for source in sources for chunk in read_chunks(source, options.encoding))
     try:
         with tqdm(total=total, unit="B", unit_scale=True, desc="preparing") as bar:
             for encoded in ordered_map(ChunkWorker, options, chunks, processes):
@@ -251,26 +298,11 @@ def _meta(sources, tokenizer, options, counts):
         "prompt_format": options.encoder.prompt_format,
         "val_fraction": options.val_fraction,
         "counts": counts,
+        "cleaning": {rule: change._asdict() for rule, change in counts.pop("cleaning").items()},
         "sources": [{"name": s.name, "bytes": s.size, "sha256": s.sha256} for s in sources],
         "command": options.command,
         **options.facts,
     }
-
-
-def _check_splits(counts, fraction):
-    """UserError unless both splits have a block."""
-    if counts["train"]["blocks"] and counts["val"]["blocks"]:
-        return
-    dropped = ", ".join(f"{reason}: {n}" for reason, n in counts["dropped"].items())
-    found = f"{counts['read']} entries read, {counts['kept']} kept"
-    found += f" (dropped: {dropped})" if dropped else ""
-    if not counts["kept"]:
-        raise UserError(f"nothing to train on: {found}")
-    empty, advice = ("train", "smaller") if counts["val"]["blocks"] else ("val", "larger")
-    raise UserError(
-        f"{found}, and none of them is in {empty} at val_fraction={fraction:.3g}: give more text, "
-        f"or a {advice} --val_fraction"
-    )
 
 
 def automatic_fraction(files, options):
@@ -284,11 +316,13 @@ def automatic_fraction(files, options):
     n_bytes = amount = 0
     hashes = set()
     for file in files if is_small else files[:: -(-len(files) // 16)]:
-        for chunk in read_chunks(SourceFile(file)):
-            samples = clean_samples(parse_records(chunk, options)[0], options)
-            samples = [sample for sample in samples if encoder.size(sample)]
+        for chunk in read_chunks(SourceFile(file), options.encoding):
+            raw = parse_records(chunk, options)[0]
+            samples = clean_samples(raw, options, chunk.wiki)
+            kept = [i for i, sample in enumerate(samples) if encoder.size(sample)]
+            raw, samples = ([each[i] for i in kept] for each in (raw, samples))
             amount += sum(map(encoder.size, samples))
-            hashes.update(hash_samples(samples, options)[1].tolist())
+            hashes.update(hash_samples(raw, samples, options, chunk.wiki)[1].tolist())
             n_bytes += chunk.size
             if not is_small:
                 break
@@ -307,26 +341,28 @@ def read_records(paths, parse):
     """Yield (kind of chunk, parse(record), record) for each record under `paths` (see find_files),
     in order. parse: of formats.py, or any function that raises BadRecord. UserError names file,
     line and beginning of a record that cannot be used."""
+    for chunk, sample, record in _read(paths, parse):
+        yield chunk.kind, sample, record
+
+
+def _read(paths, parse):
     for file in find_files(paths):
         for chunk in read_chunks(SourceFile(file)):
             for line, record in records_in(chunk):
-                sample = record
-                if not isinstance(record, Reject):
-                    sample = read_record(record, parse, chunk.source, line)
+                sample = _sample(chunk, line, record, parse)
                 if isinstance(sample, Reject):
                     raise UserError(sample.message())
-                yield chunk.kind, sample, record
+                yield chunk, sample, record
 
 
-def read_entries(paths, clean=True):
+def read_entries(paths, clean="auto"):
     """Yield the Entries under `paths`. UserError as in read_records().
 
-    clean: remove title lines and leftovers (cleaning.py). Entries with nothing left are skipped;
-    duplicates are not.
+    clean: one of CLEANING. Entries with nothing left are skipped; duplicates are not.
     """
-    for _, entry, _ in read_records(paths, parse_text):
-        text = clean_text(entry.text, entry.title) if clean else entry.text
-        if text.strip():
+    for chunk, entry, _ in _read(paths, parse_text):
+        (text,) = clean_texts([entry], clean, chunk.wiki)
+        if text:
             yield entry._replace(text=text)
 
 
@@ -362,4 +398,46 @@ def table(meta):
             + [f"{n[name]:,}" for name in ("targets", "blocks")]
             + [f"{n['padding'] / (n['blocks'] * block_size):.1%}"]
         )
-    return "\n".join([*lines, report.table(header, rows)])
+    return "\n".join(
+        [*_cleaning_table(meta["cleaning"]), *lines, *_notes(meta), report.table(header, rows)]
+    )
+
+
+def _cleaning_table(changes):
+    """The lines of what each rule of cleaning has changed, with an example before and after."""
+    if not changes:
+        return []
+    rows = [[rule, f"{n['entries']:,}", f"{n['characters']:,}"] for rule, n in changes.items()]
+    lines = report.table(["changed by cleaning", "entries", "characters"], rows).split("\n")
+    examples = ["example", *(shown_change(*n["examples"][0]) for n in changes.values())]
+    return [*(f"{line}  {each}" for line, each in zip(lines, examples, strict=True)), ""]
+
+
+def shown_change(before, after):
+    """A change of cleaning on one line."""
+    return f"{json.dumps(before, ensure_ascii=False)} → {json.dumps(after, ensure_ascii=False)}"
+
+
+def cleaning_examples(meta, most):
+    """Lines with at most so many places that cleaning has changed, of each rule in turn."""
+    of_rules = [
+        [f"{rule}: {shown_change(*example)}" for example in change["examples"]]
+        for rule, change in meta["cleaning"].items()
+    ]
+    in_turn = itertools.chain(*itertools.zip_longest(*of_rules))
+    return list(itertools.islice((line for line in in_turn if line), most))
+
+
+def _notes(meta, most=10):
+    """Lines about what was not read as it is, at most so many of a kind."""
+    lines = list(meta["notes"])
+    passed_over = [f"{each['name']} ({each['reason']})" for each in meta["passed_over"]]
+    if passed_over:
+        lines.append(f"passed over: {len(passed_over)} of the files")
+    lines = [*_at_most(lines, most), *(f"    {line}" for line in _at_most(passed_over, most))]
+    return lines
+
+
+def _at_most(lines, most):
+    more = len(lines) - most
+    return lines if more <= 0 else [*lines[:most], f"… {more:,} more in meta.json"]

@@ -16,14 +16,15 @@ import numpy as np
 
 from minigpt.tokenizer.tokenizer import PATTERNS
 
-# Where a piece may end, the best first. The second and third are for a sentence that is longer than
-# a block; a sentence without any of them is cut between any two characters.
+# Where a piece may end, the best first. The others are for a sentence that is longer than a block,
+# and for verse and code; a sentence without any of them is cut between any two characters.
 ENDS = [
     re.compile(pattern)
     for pattern in (
-        # a full stop only before a blank: not in 3.14
-        r"(?:[。！？．…!?]+|\.(?=[\"')\]]*(?:\s|$)))[」』”’）】》〉］〕\"')\]]*[\r\n]*",
-        r"[，、；：—]|[,;:](?=\s)|[\r\n]+",
+        # a full stop only before a blank: not in 3.14; a mark not before =: not in x != y
+        r"(?:[。！？．…!?]+(?!=)|\.(?=[\"')\]]*(?:\s|$)))[」』”’）】》〉］〕\"')\]]*[\r\n]*",
+        r"[\r\n]+",
+        r"[，、；：—]|[,;:](?=\s)",
         r"\s+",
     )
 ]
@@ -70,12 +71,15 @@ class Cutter:
 
     def first_sentences(self, text, ids=None):
         """Return (ids, characters) of the sentences that fit into one block together with EOT, the
-        last id; None if no sentence ends within the block."""
+        last id; where none ends within the block, of the lines; None where no line does either."""
         ids = self.encode(text) if ids is None else ids
         if not ids:
             return None
         long = self._long(text, ids)
-        end, ids = long.last_end(ENDS[0], 0, self.block_size - 1, len(text))
+        for pattern in ENDS[:2]:
+            end, ids = long.last_end(pattern, 0, self.block_size - 1, len(text))
+            if end:
+                break
         if not end:
             return None
         ids.append(self.tokenizer.eot)

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from minigpt.data.cleaning import clean
 from minigpt.data.encoders import encoder_of
-from minigpt.data.formats import FORMATS, TRAINED_ON, Entry, read_record, recognize
+from minigpt.data.formats import FORMATS, TRAINED_ON, Entry, read_record, recognize, text_format
 from minigpt.data.hashing import is_val
-from minigpt.data.pipeline import read_chunks
-from minigpt.data.readers.records import Reject, records_in
+from minigpt.data.pipeline import clean_texts, read_chunks
+from minigpt.data.readers.chunks import Reject
+from minigpt.data.readers.records import records_in
 from minigpt.tokenizer.huggingface import byte_characters
 from minigpt.tokenizer.tokenizer import PATTERNS
 
-_SENTENCE = re.compile(r".*?[。！？．…!?]+[\"')\]」』”’）】》〉］〕]*|.+", re.DOTALL)
+_SENTENCE = re.compile(r".*?[。！？．…!?]+[\"')\]」』”’）】》〉］〕]*[\r\n]*|.+", re.DOTALL)
 
 
 def train_bpe(texts, n_ranks, pattern_name, min_frequency=2):
@@ -66,7 +66,7 @@ class Statistics:
     unusable: int = 0  # records that have no text
 
 
-def training_texts(source, val_fraction, statistics):
+def training_texts(source, val_fraction, statistics, clean="auto", encoding="auto", text_field=""):
     """Yield (texts, size) for each chunk of a SourceFile: the train split alone.
 
     texts: cleaned texts of entries; of pairs question and answer, of conversations every turn, each
@@ -74,11 +74,13 @@ def training_texts(source, val_fraction, statistics):
     size:  bytes of the file that were read for them
     Left out is what data/prepare.py and data/prepare_sft.py hold out with the same `val_fraction`
     or a smaller one. Records in no format are counted in `statistics`, they are no error.
+    clean, encoding, text_field: as data/prepare.py has them.
     """
-    for chunk in read_chunks(source):
+    texts_format = text_format(text_field)
+    for chunk in read_chunks(source, encoding):
         texts = []
         for line, record in records_in(chunk):
-            key, parts = _key_and_texts(record, chunk.source, line)
+            key, parts = _key_and_texts(record, chunk, line, clean, texts_format)
             if key is None:
                 statistics.unusable += 1
             elif is_val(key, val_fraction):
@@ -90,18 +92,21 @@ def training_texts(source, val_fraction, statistics):
         yield texts, chunk.size
 
 
-def _key_and_texts(record, source, line):
+def _key_and_texts(record, chunk, line, clean, texts_format):
     """Return (split key, [texts]) of a record, the key as data/prepare.py and data/prepare_sft.py
     compute it; (None, []) where the record has no text."""
     if isinstance(record, Reject):
         return None, []
-    format = recognize(record, TRAINED_ON) or FORMATS["text"]
-    sample = read_record(record, format.parse, source, line)
-    if isinstance(sample, Entry):
-        sample = sample._replace(text=clean(sample.text, sample.title))
+    format = recognize(record, TRAINED_ON)
+    format = texts_format if format in (None, FORMATS["text"]) else format
+    sample = read_record(record, format.parse, chunk.source, line)
     encoder = encoder_of(format.sample_type)
-    if isinstance(sample, Reject) or not encoder.size(sample):
+    if isinstance(sample, Reject):
         return None, []
+    if isinstance(sample, Entry):
+        # The split is decided by what "auto" leaves of a text.
+        key, text = (clean_texts([sample], how, chunk.wiki)[0] for how in ("auto", clean))
+        return (key or text, [text]) if text else (None, [])
     return encoder.split_key(sample), encoder.texts(sample)
 
 

@@ -13,29 +13,98 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from minigpt.common.errors import UserError
+from minigpt.data.cleaning import Changes
 from minigpt.data.hashing import SeenHashes
 from minigpt.data.packing import Segments, SplitWriter
 
 SPLITS = ("train", "val")
+MOST_EXAMPLES = 1000  # of each rule of cleaning
+FAR_ABOVE = 2  # times as many tokens a character as in the other files, of which each has so many
+LEAST_CHARACTERS = 500
 
 
 @dataclass
 class EncodedChunk:
     """The samples of one chunk, in tokens.
 
-    size: bytes of the file.  rejects: [Reject, …].  dropped: reason → samples.
-    Of the n samples that are kept: hashes (n,) uint64, of their contents; numbers (n, 3): segments,
+    source: the name of its document.  size: bytes of the file.  rejects: [Reject, …].
+    changes: what cleaning has changed (Changes).  dropped: reason → samples.
+    Of the n samples that are kept: hashes (n,) uint64, of their contents; split_hashes (n,) uint64,
+    of what decides between train and val; numbers (n, 3): segments,
     characters, characters left out; segments: those of all samples; val: index of a held-out
     sample → its line of val.jsonl.
     """
 
+    source: str
     size: int
     rejects: list
+    changes: Changes
     dropped: Counter = field(default_factory=Counter)
     hashes: np.ndarray | None = None
+    split_hashes: np.ndarray | None = None
     numbers: np.ndarray | None = None
     segments: Segments | None = None
     val: dict = field(default_factory=dict)
+
+
+@dataclass
+class SourceCounts:
+    """What was read of a document: bad records and their bytes; tokens and characters."""
+
+    bad: int = 0
+    bad_bytes: int = 0
+    tokens: int = 0
+    characters: int = 0
+
+
+def source_notes(per_source):
+    """Lines about documents (name → SourceCounts) that lost records, or that take far more tokens
+    for a character than the others."""
+    notes = []
+    tokens = sum(counts.tokens for counts in per_source.values())
+    characters = sum(counts.characters for counts in per_source.values())
+    for name, counts in per_source.items():
+        if counts.bad:
+            notes.append(
+                f"{name}: {counts.bad:,} bad record{'s' * (counts.bad > 1)} of it left out, "
+                f"{counts.bad_bytes:,} bytes"
+            )
+        others = characters - counts.characters
+        if min(others, counts.characters) < LEAST_CHARACTERS:
+            continue
+        rate, usual = counts.tokens / counts.characters, (tokens - counts.tokens) / others
+        if rate > FAR_ABOVE * usual and rate > 1:
+            notes.append(
+                f"{name}: {rate:.2f} tokens a character, {usual:.2f} in the other files: is it in "
+                f"another language, or in another encoding (--encoding=NAME)?"
+            )
+    return notes
+
+
+def check_splits(counts, fraction):
+    """UserError, with the reason, unless both splits have a block. counts: of DatasetWriter."""
+    one_key = counts.pop("one_key")
+    if counts["train"]["blocks"] and counts["val"]["blocks"]:
+        return
+    read, kept, dropped = counts["read"], counts["kept"], counts["dropped"]
+    reasons = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
+    found = f"{read} entries read, {kept} kept" + (f" (dropped: {reasons})" if reasons else "")
+    if not kept:
+        raise UserError(f"nothing to train on: {found}")
+    if kept == 1 and dropped.get("duplicate", 0) == read - 1 > 0:
+        raise UserError(f"{found}: all have the same content; train and val need two at least")
+    if kept == 1:
+        raise UserError(f"{found}: train and val need two at least; give more text")
+    if one_key:
+        raise UserError(
+            f"{found}: all have the same `id`, so all are in the same split; give what is about "
+            f"another subject another `id`, or leave it out"
+        )
+    empty, advice = ("train", "smaller") if counts["val"]["blocks"] else ("val", "larger")
+    raise UserError(
+        f"{found}, and none of them is in {empty} at val_fraction={fraction:.3g}: give more text, "
+        f"or a {advice} --val_fraction"
+    )
 
 
 class DatasetWriter:
@@ -43,6 +112,9 @@ class DatasetWriter:
 
     def __init__(self, folder, layout, block_size, pad, dtype, skip_bad):
         self.counts = {"read": 0, "kept": 0, "dropped": Counter(), "cut": 0, "left_out": 0}
+        self._changes = Changes(MOST_EXAMPLES)
+        self._per_source = {}  # name → SourceCounts
+        self._split_hashes = set()  # of the kept samples; two are enough
         self._skip_bad, self._rejects = skip_bad, None
         self._seen, self._rejects_path = SeenHashes(), folder / "rejects.jsonl"
         self._numbers = {split: {"entries": 0, "characters": 0} for split in SPLITS}
@@ -55,6 +127,10 @@ class DatasetWriter:
         """Add an EncodedChunk. UserError for its first bad record, unless those are skipped."""
         dropped = self.counts["dropped"]
         self._add_rejects(encoded.rejects)
+        self._changes.merge(encoded.changes)
+        self._count_source(encoded)
+        if len(self._split_hashes) < 2:
+            self._split_hashes.update(np.unique(encoded.split_hashes)[:2].tolist())
         dropped.update(encoded.dropped)
         fresh = self._seen.first_time(encoded.hashes)
         held_out = np.zeros(len(fresh), bool)
@@ -70,6 +146,13 @@ class DatasetWriter:
             dropped["duplicate"] += len(fresh) - kept
         self.counts["kept"] += kept
         self.counts["read"] += len(fresh) + encoded.dropped.total() + len(encoded.rejects)
+
+    def _count_source(self, encoded):
+        counts = self._per_source.setdefault(encoded.source, SourceCounts())
+        counts.bad += len(encoded.rejects)
+        counts.bad_bytes += sum(reject.size for reject in encoded.rejects)
+        counts.tokens += len(encoded.segments.ids)
+        counts.characters += int(encoded.numbers[:, 1].sum())
 
     def _add_to(self, split, encoded, chosen):
         """Add those samples of a chunk to a split where `chosen` ((n,) bool) is true."""
@@ -98,6 +181,9 @@ class DatasetWriter:
             if file:
                 file.close()
         self.counts["dropped"] = dict(self.counts["dropped"].most_common())
+        self.counts["cleaning"] = self._changes
+        self.counts["one_key"] = len(self._split_hashes) == 1
+        self.counts["notes"] = source_notes(self._per_source)
         return self.counts
 
     def abandon(self):

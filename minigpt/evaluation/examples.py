@@ -16,7 +16,7 @@ import numpy as np
 from data_utils import Blocks
 from minigpt.common.errors import UserError
 from minigpt.common.json_text import parse_json
-from minigpt.data.cleaning import clean
+from minigpt.data.cleaning import clean, clean_light
 from minigpt.data.formats import (
     Conversation,
     Pair,
@@ -25,7 +25,7 @@ from minigpt.data.formats import (
     parse_qa,
     parse_text,
 )
-from minigpt.data.pipeline import read_records
+from minigpt.data.pipeline import read_entries, read_records
 from minigpt.data.prompts import chat_ids, prompt_ids, stop_ids
 from minigpt.data.readers.files import find_files
 from minigpt.data.sentences import ENDS
@@ -86,12 +86,8 @@ def read_examples(paths, prompt_format):
         return [Example(*pair) for pair in read_pairs(paths)], 0
     if prompt_format == "chat":
         return [example_of(conversation) for conversation in read_conversations(paths)], 0
-    entries = [entry for _, entry, _ in read_records(paths, parse_text)]
-    examples = []
-    for entry in entries:
-        prompt, rest = first_sentence(clean(entry.text, entry.title))
-        if rest:
-            examples.append(Example(entry.id, prompt, rest))
+    entries = [(entry.id, *first_sentence(entry.text)) for entry in read_entries(paths)]
+    examples = [Example(*entry) for entry in entries if entry[2]]
     return examples, len(entries) - len(examples)
 
 
@@ -179,8 +175,11 @@ def membership(examples, dataset, tokenizer, prompt_format):
     seen = set() if plain else _trained(examples, blocks, tokenizer, prompt_format)
     ids = {str(record["id"]) for record in kept if record.get("id") is not None}
     if plain:
-        cleaned = (clean(record["text"], record.get("title") or "") for record in kept)
-        asked = set(map(first_sentence, cleaned))
+        # The examples may be cleaned otherwise than the dataset was.
+        texts = [record["text"] for record in kept]
+        titles = [record.get("title") or "" for record in kept]
+        every = (*texts, *map(clean_light, texts), *map(clean, texts, titles))
+        asked = set(map(first_sentence, every))
     elif prompt_format == "qa":
         asked = {record["question"] for record in kept}
     else:

@@ -52,7 +52,7 @@ class EntryTasks:
 
     limit: only the first so many; None: all
     text_max: characters of a text that are shown to the model: it is cut at a sentence's end
-    clean: drop title lines and leftovers (minigpt/data/cleaning.py)
+    clean: clean texts as data/prepare.py does by itself (minigpt/data/cleaning.py)
     total: number of entries, from a quick first pass, which finds every bad record before any work
     is done.  read: entries that missing() has read.  begun: Tasks that it has yielded.
     """
@@ -65,7 +65,7 @@ class EntryTasks:
             raise UserError(f"--input={paths}: no entry with text in it")
 
     def _entries(self, clean):
-        return itertools.islice(read_entries(self._paths, clean), self._limit)
+        return itertools.islice(read_entries(self._paths, "auto" if clean else "none"), self._limit)
 
     def missing(self, log):
         """Yield the Tasks of entries that are not in the log (anything that has the hashes of those
@@ -90,7 +90,7 @@ class TopicTasks:
     """
 
     def __init__(self, paths, rounds, memory, limit=None):
-        topics = list(read_entries(paths, clean=False))
+        topics = list(read_entries(paths, clean="none"))
         # A topic that is listed twice counts once: its rounds must come in order.
         self._topics = list({(topic.title, topic.text): topic for topic in topics}.values())
         self._rounds, self._memory = rounds, memory

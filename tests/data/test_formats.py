@@ -47,7 +47,7 @@ def test_every_format_reads_its_example_and_is_recognized_by_it(name):
         without = {key: value for key, value in format.example.items() if key != field}
         assert not format.matches(without)
         reject = read_record(without, format.parse, "a", 1)
-        assert reject.reason == f"field `{field}` is missing"
+        assert reject.reason.startswith(f"field `{field}` is missing")
 
 
 def test_help_lists_every_format():

@@ -147,7 +147,7 @@ def test_duplicates_are_dropped_across_files(make, tmp_path, byte_tokenizer):
     for name, start in (("a", 0), ("b", 20)):
         records = [{"title": name, "text": f"{name}\n\n{text}（）"} for text in TEXTS[start:40]]
         write_lines(tmp_path / f"{name}.jsonl", records * 2)
-    meta, blocks, _ = make("text", tmp_path, "split", val_fraction=0.2)
+    meta, blocks, _ = make("text", tmp_path, "split", val_fraction=0.2, clean="wiki")
     found = [
         *joined_texts(blocks["train"], byte_tokenizer),
         *joined_texts(blocks["val"], byte_tokenizer),
@@ -159,7 +159,7 @@ def test_duplicates_are_dropped_across_files(make, tmp_path, byte_tokenizer):
 def test_unclean(make, tmp_path, byte_tokenizer):
     texts = [f"题\n\n文（）{i}。\n" for i in range(40)]
     path = write_lines(tmp_path / "a.jsonl", [{"title": "题", "text": text} for text in texts])
-    for clean, expected in [(True, "文{}。"), (False, "题\n\n文（）{}。\n")]:
+    for clean, expected in [("wiki", "文{}。"), ("none", "题\n\n文（）{}。\n")]:
         _, blocks, _ = make("text", path, "split", clean=clean)
         found = joined_texts(blocks["train"], byte_tokenizer)
         assert set(found) < {expected.format(i) for i in range(40)}
@@ -170,10 +170,10 @@ def test_raw_and_cleaned_text_hold_out_the_same_entries(make, tmp_path):
     records = [{"title": f"题{i}", "text": text, "id": str(i)} for i, text in enumerate(texts)]
     path = write_lines(tmp_path / "a.jsonl", records)
     ids = []
-    for clean in (True, False):
+    for clean in ("wiki", "light", "auto", "none"):
         _, _, folder = make("text", path, clean=clean, val_fraction=0.2)
         ids.append([line["id"] for line in read_lines(folder / "val.jsonl")])
-    assert ids[0] == ids[1] and 3 < len(ids[0]) < 30
+    assert ids[0] == ids[1] == ids[2] == ids[3] and 3 < len(ids[0]) < 30
 
 
 def test_a_larger_vocabulary_takes_wider_ids(make, texts_file, monkeypatch):
@@ -312,7 +312,7 @@ def test_the_fraction_by_itself(tmp_path, monkeypatch):
         (
             [{"text": "天。"}],
             {},
-            r"none of them is in (val|train) at val_fraction=.*larger|smaller",
+            "1 kept: train and val need two at least; give more text",
         ),
         ([{"text": t} for t in TEXTS], {"val_fraction": 1e-9}, "none of them is in val.*larger"),
         (

@@ -14,11 +14,11 @@ from minigpt.common.errors import UserError
 from minigpt.data.formats import Entry
 from minigpt.data.hashing import is_val
 from minigpt.data.pipeline import read_chunks, read_entries
-from minigpt.data.readers import files, prose, records
-from minigpt.data.readers.files import SourceFile, find_files
+from minigpt.data.readers import containers, json_values, prose, records, tables
+from minigpt.data.readers.chunks import Reject
+from minigpt.data.readers.files import SourceFile, find_files, search
 from minigpt.data.readers.prose import split_prose
 from minigpt.data.readers.records import (
-    Reject,
     records_in,
 )
 
@@ -28,6 +28,7 @@ RECORDS = [
     {"text": "并入于秦。🙂"},
 ]
 ENTRIES = [("1", "天下大势，分久必合。"), ("2", "合久必分。“周末”七国……"), (None, "并入于秦。🙂")]
+CLEAN = {"clean": "wiki"}
 
 
 def as_lines(items, **keywords):
@@ -39,7 +40,7 @@ def read(path, **keywords):
 
 
 def set_block(monkeypatch, size):
-    for module in (files, records):
+    for module in (containers, json_values, records, tables):
         monkeypatch.setattr(module, "READ_SIZE", size)
 
 
@@ -70,7 +71,7 @@ def test_every_shape_of_json_reads_alike(tmp_path, monkeypatch, data, name, size
     set_block(monkeypatch, size)  # 7: cut within lines and characters
     path = tmp_path / name
     path.write_bytes(gzip.compress(data) if name.lower().endswith("gz") else data)
-    found = read(path)
+    found = read(path, **CLEAN)
     assert [text for _, text in found] == [text for _, text in ENTRIES]
     assert [id_ for id_, _ in found][:2] == ["1", "2"]
     assert re.fullmatch(re.escape(path.as_posix()) + r":\d+", found[2][0])
@@ -87,14 +88,17 @@ def test_prose(tmp_path, monkeypatch, encoding, size):
     )
     path = tmp_path / "书.txt"
     path.write_bytes(text.encode(encoding))
-    entries = list(read_entries(path, clean=False))
+    entries = list(read_entries(path, clean="none"))
     assert "".join(entry.text for entry in entries) == text
     assert {entry.title for entry in entries} == {"书"}
     lines = text.split("\n")
     for entry in entries[1:]:
         name, _, line = entry.id.rpartition(":")
         assert name == "书" and entry.text.startswith(lines[int(line) - 1])
-    assert all(re.fullmatch(r"第\d+段。.*。", entry.text) for entry in read_entries(path))
+    cleaned = read_entries(path, **CLEAN)
+    assert all(re.fullmatch(r"第\d+段。.*。", entry.text) for entry in cleaned)
+    light = "".join(entry.text for entry in read_entries(path))
+    assert light == text.replace("\r\n", "\n")
 
 
 @pytest.mark.parametrize("name", ["A.txt.gz", "A.TXT.GZ"])
@@ -108,15 +112,17 @@ def test_ascii_until_late(tmp_path, monkeypatch):
     set_block(monkeypatch, 64)
     path = tmp_path / "a.txt"
     path.write_bytes(("plain\n" * 100 + "天下大势\n").encode("gb18030"))
-    assert read(path)[-1][1].endswith("plain天下大势")
+    assert read(path)[-1][1] == "天下大势\n"
 
 
-def test_one_broken_line_does_not_change_the_encoding(tmp_path):
+def test_a_line_in_another_encoding(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_bytes("天下大势。\n".encode() * 3 + "分久必合。\n".encode("gb18030"))
-    found = all_records(path)
-    assert isinstance(found[0][1], Reject) and found[0][0] == 4
-    assert found[1][1]["text"] == "天下大势。\n" * 3 + "\n"
+    for ours, theirs in [("utf-8", "gb18030"), ("gb18030", "utf-8")]:
+        path.write_bytes("天下大势。\n".encode(ours) * 3 + "分久必合。\n".encode(theirs))
+        source = SourceFile(path)
+        (chunk,) = read_chunks(source)
+        assert chunk.data.decode() == "天下大势。\n" * 3 + "分久必合。\n"
+        assert f"1 line read as {theirs.upper()}" in "".join(source.notes)
 
 
 def test_a_hash_over_the_whole_file(tmp_path):
@@ -137,7 +143,7 @@ def test_a_hash_over_the_whole_file(tmp_path):
 
 def test_unclean_text_is_left_alone(tmp_path):
     (tmp_path / "a.jsonl").write_text(as_lines(RECORDS), encoding="utf-8")
-    found = read(tmp_path, clean=False)
+    found = read(tmp_path, clean="none")
     assert [text for _, text in found] == [record["text"] for record in RECORDS]
 
 
@@ -148,8 +154,9 @@ def test_half_a_character(tmp_path):
 
 def test_nothing_left(tmp_path):
     (tmp_path / "a.jsonl").write_text(as_lines([{"text": "（）"}, {"text": " "}, {"text": "甲"}]))
-    assert [text for _, text in read(tmp_path)] == ["甲"]
-    assert [text for _, text in read(tmp_path, clean=False)] == ["（）", "甲"]
+    assert [text for _, text in read(tmp_path, **CLEAN)] == ["甲"]
+    assert [text for _, text in read(tmp_path)] == ["（）", "甲"]
+    assert [text for _, text in read(tmp_path, clean="none")] == ["（）", "甲"]
 
 
 items = st.recursive(
@@ -170,13 +177,16 @@ def test_lists_in_parts_are_the_lists(lists, indent, size):
     data = "\n".join(json.dumps(a, indent=indent, ensure_ascii=False) for a in lists).encode()
     found = list(itertools.chain(*lists))
     blocks = (data[i : i + size] for i in range(0, len(data), size))
-    chunks = list(records._list_items("a.json", blocks))
+    chunks = list(json_values.json_chunks("a.json", blocks))
     read = [pair for chunk in chunks for pair in chunk.data]
     assert [json.loads(text) for _, text in read] == found
-    for (line, text), (_, following) in itertools.pairwise([*read, (0, None)]):
-        # The line on which an item begins: so many line breaks are before it.
-        assert data.decode().split("\n")[line - 1].find(text.split("\n")[0]) >= 0
-        assert following is None or line <= read[-1][0]
+    for chunk in chunks:
+        for number, text in chunk.data:
+            # The line on which an item begins, or the number of the item.
+            if chunk.unit == "line":
+                assert data.decode().split("\n")[number - 1].find(text.split("\n")[0]) >= 0
+            else:
+                assert json.loads(text) == found[number - 1]
 
 
 # -- what is bad -----------------------------------------------------------------------------------
@@ -192,22 +202,18 @@ def test_lists_in_parts_are_the_lists(lists, indent, size):
         ("a.jsonl", b'{"text": 7}\n', 1, "field `text`: expected text, found int"),
         ("a.jsonl", b'{"text": "' + b"[" * 10**5, 1, "no JSON"),
         ("a.jsonl", b'{"text": ' + b"[" * 10**5 + b"]" * 10**5 + b"}", 1, "no JSON"),
-        ("a.jsonl", '{"text": "甲"}\n{"text": "'.encode() + b'\xff"}\n', 2, "neither UTF-8 nor"),
         ("a.json", b'[{"text": "a"},\n\n {"text": "b"} x]', 3, 'no JSON from here on.*"x\\]"'),
         ("a.json", b'[{"text": "a"}\n', 2, "the list ends without ]"),
-        ("a.json", b'[{"text": "a"}]\n{"text": "b"}', 2, "text after the end of the list"),
-        (  # CESU-8: a character as two halves of three bytes each
-            "a.jsonl",
-            '{"text": "天下大势"}\n{"text": "'.encode() + b'\xed\xa0\xbd\xed\xb8\x80"}\n',
-            2,
-            "neither UTF-8 nor",
-        ),
+        ("a.json", b'[{"text": "a"}]\nand more', 2, "no JSON from here on"),
+        ("a.json", b'[{"text": "a"},{"text": "b"},{"text": 5}]', 3, "found int"),
         ("a.json", b'[{"text": "a"},\n 5]', 2, 'expected a JSON object.*"5"'),
         ("a.json", b'[\n{"text": "a"},\n{"title": "b"}]', 3, "`text` is missing"),
-        ("a.json", b'{"text": "a",\n "b": 1}', 1, "no JSON"),
-        ("a.txt", "天下。\n大势".encode() + b"\xff\xff\n", 2, 'neither UTF-8 nor.*"大势'),
-        ("a.txt", b"PK\x03\x04\x00\x00", 1, "no text in UTF-8 or GB18030.*save it as UTF-8"),
-        ("a.txt", "天下".encode("utf-16"), 1, "no text in UTF-8 or GB18030"),
+        ("a.json", b'{"text": "a",\n "b": x}', 1, "no JSON"),
+        ("a.txt", b"\x01\x00\x02" * 9, 1, "no text, but binary data"),
+        ("a.txt", "天下".encode("gb18030") + b"\xff\x80\xff" * 90, 1, "--encoding=NAME"),
+        ("a.csv", b'id,text\n1,"a\n2,b\n', 2, r'a quote \("\) that is not closed'),
+        ("a.csv", b"id,text\n1,a,b\n", 2, "3 fields, but the first row names 2"),
+        ("a.csv", b"id,words\n1,a\n", 2, r"`text` is missing \(it has: id, words; name the text"),
         ("a.jsonl.gz", gzip.compress(b'{"text": 7}\n'), 1, "found int"),
     ],
 )
@@ -221,7 +227,9 @@ def test_a_bad_record_names_file_line_and_beginning(
     with pytest.raises(UserError) as error:
         list(read_entries(path))
     message = str(error.value)
-    assert message.startswith(f"{path.as_posix()}, line {line}: ") and "\n" not in message.strip()
+    assert "\n" not in message.strip()
+    unit = "item" if data.startswith(b'[{"text": "a"},{') else "line"
+    assert message.startswith(f"{path.as_posix()}, {unit} {line}: ")
     assert re.search(says, message, re.DOTALL), message
     assert len(message) < 400 + len(str(path))
 
@@ -234,7 +242,7 @@ def test_the_records_around_a_bad_one_are_read(tmp_path):
 
 def test_a_file_that_cannot_be_unpacked(tmp_path):
     whole = gzip.compress(as_lines(RECORDS * 200).encode())
-    for data in (whole[:-20], b"no gzip at all", whole[:200] + b"\0" * 100 + whole[300:]):
+    for data in (whole[:-20], whole[:9], whole[:200] + b"\0" * 100 + whole[300:]):
         (tmp_path / "a.jsonl.gz").write_bytes(data)
         with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be unpacked"):
             list(read_entries(tmp_path))
@@ -252,11 +260,18 @@ def test_folders_are_walked_in_order(tmp_path):
     prepared.mkdir(parents=True)
     for name in ["train.bin", "val.jsonl"]:
         (prepared / name).write_text("")
+    (tmp_path / "b/README.md").write_text("about")
+    (tmp_path / "b/picture.png").write_bytes(b"\x89PNG")
     assert find_files(tmp_path) == [
         tmp_path / "a.json",
+        tmp_path / "b/read.md",
         tmp_path / "b/x.txt",
         tmp_path / "b/a/y.jsonl.gz",
     ]
+    passed_over = {path.name: reason for path, reason in search(tmp_path).passed_over}
+    assert list(passed_over) == ["README.md", "picture.png", "processed"]
+    assert passed_over["README.md"] == "metadata" and "suffix" in passed_over["picture.png"]
+    assert search([tmp_path, tmp_path / "b/README.md"]).files[-1].name == "README.md"
     assert find_files([tmp_path / "b", tmp_path]) == [
         *find_files(tmp_path / "b"),
         tmp_path / "a.json",
@@ -279,13 +294,12 @@ def test_what_wikiextractor_writes(tmp_path):
 
 
 def test_files_that_are_not_there(tmp_path):
-    (tmp_path / "a.csv").write_text("a,b")
+    (tmp_path / "a.bin").write_bytes(b"\0\1")
     for paths, says in [
         ("", "no input: give --input=PATH"),
         ([], "no input: give --input=PATH"),
         (f"{tmp_path}/none", "no such file or folder"),
-        (f"{tmp_path}/a.csv", r"expected a name that ends in \.jsonl"),
-        (str(tmp_path), r"no file in this folder ends in \.jsonl"),
+        (str(tmp_path), r"no file in this folder can be read: expected \.jsonl.*a\.bin"),
     ]:
         with pytest.raises(UserError, match=says):
             find_files(paths)
@@ -342,7 +356,7 @@ def test_prose_is_lost_nowhere(text, about):
 def test_real_novels(shared_data, monkeypatch):
     path = shared_data / "novels/三国演义.txt"
     set_block(monkeypatch, 2**15)
-    entries = list(read_entries(path, clean=False))
+    entries = list(read_entries(path, clean="none"))
     assert "".join(entry.text for entry in entries) == path.read_text(encoding="utf-8")
     lengths = [len(entry.text) for entry in entries]
     assert max(lengths) <= 3000 and 1500 < sum(lengths) / len(lengths) < 2100

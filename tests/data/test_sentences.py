@@ -173,7 +173,7 @@ def test_a_token_that_reaches_over_a_sentence_end_is_not_torn():
 @pytest.mark.parametrize(("name", "block_size"), [("zh", 256), ("gpt2", 512)])
 @pytest.mark.parametrize("folder", ["wiki", "handbook", "novels", "wiki_traditional"])
 def test_real_text(shared_data, name, block_size, folder):
-    for clean in (True, False):
+    for clean in ("auto", "none"):
         entries = read_entries(shared_data / folder, clean=clean)
         for _, entry in zip(range(12), entries, strict=False):
             check_pieces(load_tokenizer(name), entry.text[:6000], block_size)

@@ -170,7 +170,7 @@ def test_the_worked_example_keeps_the_rules():
 
 
 def test_topics(root):
-    topics = list(read_entries(root / "sft" / "topics.jsonl", clean=False))
+    topics = list(read_entries(root / "sft" / "topics.jsonl", clean="none"))
     assert len(topics) == 24 == len({topic.title for topic in topics})
     for topic in topics:
         question, answer = topic.text.removeprefix("问：").split("\n答：")

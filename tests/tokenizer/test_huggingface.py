@@ -404,7 +404,7 @@ def test_ids_above_65535_go_through_blocks(tmp_path):
     folder = str(tmp_path / "data")
     shape = dict(tokenizer=name, block_size=64, layout="split", workers=1)
     meta = prepare(
-        PrepareOptions(tmp_path / "texts.jsonl", folder, FORMATS["text"], clean=False, **shape)
+        PrepareOptions(tmp_path / "texts.jsonl", folder, FORMATS["text"], clean="none", **shape)
     )
     assert meta["dtype"] == "uint32"
     ours = load_tokenizer(name)
