@@ -1,10 +1,9 @@
-"""Experiments that test a claim: training runs, measurements, and the statistical verdict.
+"""What experiments are made of: texts, datasets and training runs, and the Lab that makes them.
 
     wiki = Data("pretrain", Source("wiki"))                       # a description; nothing is made
-    arms = {"at random": Arm(Run(wiki)), "in order": Arm(Run(wiki, if_trav=True))}
+    in_order = Run(wiki, if_trav=True)
     lab = Lab("out/findings/cpu", scale, places("my_texts"))
-    folder = arms["in order"].made_of.make(lab, seed=1337)        # prepares and trains, once
-    judge(Check("bits/char", "at random", "in order"), values)    # holds, does not hold, or neither
+    folder = in_order.make(lab, seed=1337)                        # prepares and trains, once
 
 Source, Data, Run and the other classes describe artifacts: files, datasets, runs. An artifact's
 name contains its settings, so experiments that need the same run share it. make() creates the
@@ -16,13 +15,11 @@ Several processes can share a Lab's folder: one makes an artifact while the othe
 import hashlib
 import json
 import math
-import statistics
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from minigpt.common.errors import ROOT, UserError
 from minigpt.common.locks import locked
@@ -33,14 +30,11 @@ from minigpt.models import checkpoint
 from minigpt.training.log import STOPPED
 from tools.study import as_word, trial_name
 
-HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "too small to tell"
-
 # -- the texts -------------------------------------------------------------------------------------
 
 # kind → (path in the user's folder, bundled replacement, description)
 KINDS = {
     "wiki": ("wiki", "data/sample", "texts for data/prepare.py"),
-    "novels": ("novels", None, "more texts, of another kind than wiki/"),
     "qa": ("qa", "sft/sft_saves.jsonl", "pairs about wiki/, for data/prepare_sft.py"),
     "bbc": ("bbc/bbc_news.csv", None, "a table of labelled news, columns content and category"),
 }
@@ -71,36 +65,47 @@ def _shown(path):
 
 
 class Source:
-    """Texts or pairs of one or several kinds. `count` is a key of Scale.counts: use only that many,
-    drawn at random, the same for every seed."""
+    """Texts or pairs of one kind. Some of them only, drawn at random, the same for every seed:
+    `count` is a key of Scale.counts, the number; `part` a fraction of what is there."""
 
-    def __init__(self, *kinds, count=None):
-        self.kinds, self.count = kinds, count
-        self.name = "+".join(kinds) + (f"+{count}" if count else "")
-        self.needs = set(kinds)
+    def __init__(self, kind, count=None, part=1):
+        self.kind, self.count, self.part = kind, count, part
+        self.name = kind + (f"+{count}" if count else "") + (f"+{part:.3g}" if part < 1 else "")
+        self.needs = {kind}
 
     def make(self, lab, seed=None):
         """The value of --input."""
         limits = [lab.scale.counts.get(name) for name in (self.count, "most")]
         limit = min((limit for limit in limits if limit), default=None)
-        paths = ",".join(lab.places[kind] for kind in self.kinds)
-        if limit is None:
-            return paths
-        path = lab.folder / "sources" / f"{self.name}.jsonl"
-        with lab.locked(path):
-            note, drawn = _read(_note(path)), dict(paths=paths, limit=limit)
-            if note and note != drawn:
-                raise lab.made_otherwise(path)
-            if not path.exists():
-                read = read_pairs if self.kinds == ("qa",) else _raw_entries
-                rows = draw(list(read(paths)), limit, 0)
-                write_jsonl(path, [row._asdict() for row in rows])
-            write_json(_note(path), drawn)
-        return path.as_posix()
+        path = lab.places[self.kind]
+        if limit is None and self.part == 1:
+            return path
+        drawn = dict(paths=path, limit=limit) | ({"part": self.part} if self.part < 1 else {})
+        return lab.write_rows(self.name, drawn, lambda: self._draw(path, limit))
+
+    def _draw(self, path, limit):
+        rows = read_pairs(path) if self.kind == "qa" else list(read_entries(path, False))
+        rows = draw(rows, limit, 0)
+        return draw(rows, round(self.part * len(rows)), 0)
 
 
-def _raw_entries(paths):
-    return read_entries(paths, False)
+class PairsAbout:
+    """The pairs of qa/ about the texts of a Source: those that have the id of one of them."""
+
+    def __init__(self, texts):
+        self.texts, self.pairs = texts, Source("qa")
+        self.name, self.needs = f"qa_about_{texts.name}", {"qa"} | texts.needs
+
+    def make(self, lab, seed=None):
+        texts, pairs = self.texts.make(lab), self.pairs.make(lab)
+        return lab.write_rows(self.name, [texts, pairs], lambda: self._chosen(texts, pairs))
+
+    def _chosen(self, texts, pairs):
+        ids = {entry.id for entry in read_entries(texts, False)}
+        found = [pair for pair in read_pairs(pairs) if pair.id in ids]
+        if not found:
+            raise UserError(f"{pairs}: no pair has the id of a text of {texts}")
+        return found
 
 
 class Classes:
@@ -234,6 +239,29 @@ class Best:
         return self.run.make(lab, seed) / "best"
 
 
+class Continued:
+    """A copy of a Run, trained on: it ends at `length` times the steps of its stage. Use a constant
+    learning rate: then it is the same run at a later step."""
+
+    def __init__(self, run, length):
+        self.start, self.length, self.data, self.needs = run, length, run.data, run.needs
+        self.name = _short(f"{run.name}_to_x{length:.3g}")
+
+    def make(self, lab, seed):
+        folder = lab.folder / "runs" / self.name / f"seed={seed}"
+        start = self.start.make(lab, seed)
+        with lab.locked(folder):
+            if not checkpoint.exists(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                copy = folder.with_name(f"{folder.name}.copy")
+                shutil.copytree(start, copy, dirs_exist_ok=True)
+                copy.rename(folder)
+        steps = round(self.length * lab.scale.steps[self.data.stage])
+        words = ["train.py", "--init_from=resume", f"--max_iters={steps}"]
+        lab.once(folder, *words, f"--out_dir={folder.as_posix()}")
+        return folder
+
+
 class Resized:
     """A copy of a run with another block_size, a Count: train.py refuses to fine-tune on blocks of
     another size than the base was trained on, but rotary embeddings allow it."""
@@ -336,6 +364,19 @@ class Lab:
             self.call(path.with_suffix(".log"), *words_now)
             write_json(path, dict(words=words, finished=True))
 
+    def write_rows(self, name, drawn, choose):
+        """The path of a file of texts or pairs in sources/: the rows of choose(), unless the note
+        beside it says that they were drawn in the same way. UserError if in another."""
+        path = self.folder / "sources" / f"{name}.jsonl"
+        with self.locked(path):
+            note = _read(_note(path))
+            if note and note != drawn:
+                raise self.made_otherwise(path)
+            if not path.exists():
+                write_jsonl(path, [row._asdict() for row in choose()])
+            write_json(_note(path), drawn)
+        return path.as_posix()
+
     def made_otherwise(self, made):
         """The UserError for an artifact whose note has another command."""
         note = _note(made).name
@@ -390,116 +431,3 @@ def _current_path(words):
 
 def _read(path):
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-# -- claims ----------------------------------------------------------------------------------------
-
-
-class Arm:
-    """One side of a comparison: a run, and options for the measures."""
-
-    def __init__(self, made_of, **asked):
-        self.made_of, self.asked = made_of, asked
-
-
-class Check(NamedTuple):
-    """A part of a claim about one measure: `low` is below `high`, each the name of an arm or a
-    number. With `within` they are equal, up to that fraction of `high`."""
-
-    measure: str
-    low: str | float
-    high: str | float
-    within: float | None = None
-
-    def __str__(self):
-        if self.within is None:
-            return f"{self.measure}: {self.low} below {self.high}"
-        return f"{self.measure}: {self.low} within {self.within:.0%} of {self.high}"
-
-
-@dataclass
-class Finding:
-    """A claim and the experiment that tests it.
-
-    measures: name → measure(lab, arm, seed), a number. checks: what the claim says about them; the
-    claim holds if all checks hold. curve: the figure also shows the val loss of the arms.
-    """
-
-    number: int
-    name: str
-    claim: str  # one sentence, with its source
-    run: str  # one sentence
-    arms: dict[str, Arm]
-    measures: dict[str, Callable]
-    checks: list[Check]
-    curve: bool = field(default=False)
-
-    @property
-    def needs(self):
-        """The kinds of texts that are required."""
-        asked = [value for arm in self.arms.values() for value in arm.asked.values()]
-        things = [arm.made_of for arm in self.arms.values()] + asked
-        return set().union(*(getattr(thing, "needs", set()) for thing in things))
-
-    def measure(self, lab, seeds):
-        """measure → arm → a value for each seed. A measure that returns None leaves the arm out.
-        UserError if texts are missing."""
-        for kind in sorted(self.needs - set(lab.places)):
-            part, _, what = KINDS[kind]
-            raise UserError(f"{self.name} needs {what}: give --input=FOLDER that has {part}")
-        values = {name: {} for name in self.measures}
-        for seed in seeds:  # an interruption leaves whole seeds
-            for arm_name, arm in self.arms.items():
-                for name, measure in self.measures.items():
-                    value = measure(lab, arm, seed)
-                    if value is not None:
-                        values[name].setdefault(arm_name, []).append(float(value))
-        return values
-
-
-class Judgement(NamedTuple):
-    """The result of a Check: the mean over seeds of high - low, half the width of its confidence
-    interval, and the verdict."""
-
-    difference: float
-    half: float | None  # None: one seed gives no interval
-    verdict: str
-
-
-# The 95 % quantile of Student's t with 1, 2, … degrees of freedom.
-T95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833)
-MOST_SEEDS = len(T95) + 1
-
-
-def judge(check, values):
-    """The Judgement of a Check over `values`, measure → arm → a value for each seed.
-
-    Arms share seeds, so their differences are taken seed by seed, high - low. With d their mean and
-    h = t · s / √n (t: T95), [d - h, d + h] is a 90 % confidence interval of the true difference.
-    "Below" holds if d - h > 0 and fails if d + h < 0. "Within" (m: that fraction of the mean of
-    high) holds if |d| + h < m and fails if |d| - h > m. Else the experiment is too small to tell.
-    """
-    of_arm = values[check.measure]
-    low, high = (
-        of_arm[side] if isinstance(side, str) else [side] * max(map(len, of_arm.values()))
-        for side in (check.low, check.high)
-    )
-    differences = [b - a for a, b in zip(low, high, strict=True)]
-    mean, n = statistics.mean(differences), len(differences)
-    if n < 2 or not all(map(math.isfinite, differences)):
-        return Judgement(mean, None, UNDECIDED)
-    half = T95[n - 2] * statistics.stdev(differences) / math.sqrt(n)
-    if check.within is None:
-        holds, fails = mean - half > 0, mean + half < 0
-    else:
-        margin = check.within * abs(statistics.mean(high))
-        holds, fails = abs(mean) + half < margin, abs(mean) - half > margin
-    return Judgement(mean, half, HOLDS if holds else FAILS if fails else UNDECIDED)
-
-
-def verdict(judgements):
-    """The verdict of a whole claim: it holds if every part holds, and fails if one fails."""
-    found = {judgement.verdict for judgement in judgements}
-    if FAILS in found:
-        return FAILS
-    return HOLDS if found == {HOLDS} else UNDECIDED

@@ -166,6 +166,11 @@ def repeated(lab, arm, seed):
     return _texts(lab, arm, seed)[0]["repeated_4"]
 
 
+def recurring(lab, arm, seed):
+    """The fraction of token 4-grams that occur more than once in the same text."""
+    return _texts(lab, arm, seed)[0]["recurring_4"]
+
+
 def known(lab, arm, seed):
     """The fraction of distinct character 3-grams of a text that occur in the pretraining texts:
     low where the text makes no sense."""

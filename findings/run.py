@@ -5,7 +5,7 @@
     python findings/run.py --all --input=TEXTS              # every one: a night
     python findings/run.py layouts --scale=gpu              # the same at the 124M shape
 
-TEXTS is a folder with wiki/, qa/, novels/ and bbc/bbc_news.csv, or some of them; the bundled sample
+TEXTS is a folder with wiki/, qa/ and bbc/bbc_news.csv, or some of them; the bundled sample
 replaces a missing wiki/ or qa/. Runs are stored in OUT_DIR/SCALE and shared between findings, also
 between several of these commands at the same time. After an interruption the same command
 continues: finished parts are not made again, and training is resumed. The figures of each scale are
@@ -28,13 +28,15 @@ from minigpt.common.errors import ROOT, UserError, preflight, run
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 CHANGED = ", but the experiment has changed since"
+SIZE = "only the size"
 BEGIN, END = "<!-- written by findings/run.py -->", "<!-- end -->"
-HEADER = ["", "claim", "what was run", "figures", "verdict"]
+HEADER = ["", "the report", "claim as tested", "what was run", "what differs from the report"]
+HEADER += ["figures", "verdict"]
 
 
 class Settings:
     all: bool = False  # run every finding whose texts are there
-    input: str = ""  # a folder with wiki/, qa/, novels/, bbc/bbc_news.csv; "": the bundled sample
+    input: str = ""  # a folder with wiki/, qa/, bbc/bbc_news.csv; "": the bundled sample
     scale: Literal["cpu", "gpu", "test"] = "cpu"  # cpu: 4 layers of width 256, two cores; gpu: the
     #                             124M shape; test: takes seconds, the figures mean nothing
     seeds: int = 3  # runs per arm, with seeds from 1337 on
@@ -58,14 +60,18 @@ if __name__ == "__main__":
     preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
 
 from findings import fine_tuning, generation, pretraining
-from findings.experiments import MOST_SEEDS, Lab, judge, places, verdict
+from findings.claims import MOST_SEEDS, judge, verdict
+from findings.experiments import Lab, places
 from findings.figure import finding_figure
 from findings.runs import SCALES
 from minigpt.common.report import duration, table, write_json
 from minigpt.plotting.output import write_figure
 from minigpt.training.log import read_runlog
 
-FINDINGS = [*pretraining.FINDINGS, *fine_tuning.FINDINGS, *generation.FINDINGS]
+FINDINGS = sorted(
+    [*pretraining.FINDINGS, *fine_tuning.FINDINGS, *generation.FINDINGS],
+    key=lambda finding: finding.number,
+)
 
 
 def main():
@@ -89,7 +95,7 @@ def main():
         if settings.all and missing:
             print(f"{finding.name}: left out, without texts for {', '.join(sorted(missing))}")
             continue
-        print(f"{finding.number}. {finding.name}: {finding.claim}", flush=True)
+        print_claim(finding)
         try:
             result = experiment(finding, lab, seeds)
         except UserError as problem:  # go on with the next one
@@ -168,12 +174,16 @@ def runs_of(finding):
 
 
 def logs(finding, lab, seeds):
-    """arm → the logs of its run, one per seed. Of arms that share a run only the first."""
+    """arm → the logs of its run, one per seed. Of arms that share a run only the first; of a run
+    that was continued only the last."""
     runs = {}
+    made_of = [arm.made_of for arm in finding.arms.values()]
+    left_out = {made.start.name for made in made_of if hasattr(made, "start")}
     for name, arm in finding.arms.items():
         made = getattr(arm.made_of, "run", arm.made_of)
-        if made.name not in {run.name for run in runs.values()}:
+        if made.name not in left_out:
             runs[name] = made
+            left_out.add(made.name)
     return {
         name: [read_runlog(made.make(lab, seed)) for seed in seeds] for name, made in runs.items()
     }
@@ -232,6 +242,14 @@ def print_list(results, scale, found):
     print("python findings/run.py NAME …, or --all")
 
 
+def print_claim(finding):
+    """Print what the report says, the claim as tested, and how the test differs."""
+    print(f"{finding.number}. {finding.name}")
+    print(f"   the report   {finding.source}")
+    print(f"   tested       {finding.claim}")
+    print(f"   what differs {finding.differs or SIZE}", flush=True)
+
+
 def print_result(finding, result):
     """Print the measurements and the verdict."""
     arms = list(finding.arms)
@@ -258,8 +276,10 @@ def spread(values):
 def row(finding, result, scale):
     """The cells of a finding's row in README.md."""
     name = f"{finding.number} `{finding.name}`"
-    if not result:
-        return [name, finding.claim, finding.run, "–", "not run yet"]
+    differs = finding.differs or SIZE
+    if not result or changed(finding, result):  # old figures do not belong to a new claim
+        state = "not rerun since the experiment changed" if result else "not run yet"
+        return [name, finding.source, finding.claim, finding.run, differs, "–", state]
     figures = [
         f"{measure}: {' · '.join(f'{arm} → {spread(of_arm[arm])}' for arm in of_arm)}"
         for measure, of_arm in result["values"].items()
@@ -272,8 +292,8 @@ def row(finding, result, scale):
     ran = f"{result['run']} {seeds} seed{'s' if seeds > 1 else ''}; {texts}"
     ran += f"; {duration(60 * result['minutes'])} of training"
     figures = f"{'<br>'.join(figures)} ([picture]({picture_name(finding, scale)}))"
-    found = f"**{result['verdict']}**{CHANGED if changed(finding, result) else ''}"
-    return [name, result["claim"], ran, figures, found]
+    found = f"**{result['verdict']}**"
+    return [name, finding.source, result["claim"], ran, differs, figures, found]
 
 
 BUNDLED = set(places().values())

@@ -38,7 +38,7 @@ CPU = Scale(
         "bbc_tune": ["config/bbc_sft.py", *QUIET],
     },
     steps=dict(pretrain=240, tune=150, dpo=50, bbc=500, bbc_tune=128),
-    warmup=dict(pretrain=100),
+    warmup=dict(pretrain=100, tune=20),
     counts=dict(
         few_entries=120,  # of wiki/: 20 steps of pretraining are an epoch
         few_pairs=1200,
@@ -71,7 +71,7 @@ GPU = Scale(
         "bbc_tune": ["config/bbc_sft.py", "--learning_rate=3e-4", *QUIET],
     },
     steps=dict(pretrain=8000, tune=300, dpo=100, bbc=500, bbc_tune=128),
-    warmup=dict(pretrain=200),
+    warmup=dict(pretrain=200, tune=20),
     counts=CPU.counts
     | dict(few_entries=20_000, answers=500, half=6, low_rank=16, high_rank=512)
     | dict(shorter_block=256, shorter_batch=64, longer_block=1024, longer_batch=16)
@@ -91,7 +91,7 @@ TEST = Scale(
         "bbc_tune": ["config/bbc_sft.py", *TINY, "--block_size=512"],
     },
     steps=dict(pretrain=6, tune=12, dpo=4, bbc=4, bbc_tune=4),
-    warmup=dict(pretrain=1),
+    warmup=dict(pretrain=1, tune=1),
     counts=dict(
         most=60,  # entries of every source
         few_entries=40,

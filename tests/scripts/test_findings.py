@@ -21,30 +21,33 @@ from hypothesis import strategies as st
 from tiny_run import run_here, save_scripted_run, write_jsonl
 
 from config.configurator import configure
-from findings import fine_tuning, generation, measures, pretraining
-from findings.experiments import (
+from findings import measures
+from findings.claims import (
     FAILS,
     HOLDS,
-    KINDS,
     T95,
     UNDECIDED,
     Arm,
     Check,
     Judgement,
+    judge,
+    verdict,
+)
+from findings.experiments import (
+    KINDS,
+    Continued,
     Lab,
+    PairsAbout,
     Resized,
     Run,
     Source,
-    judge,
     places,
-    verdict,
 )
 from findings.figure import finding_figure
-from findings.run import draw
+from findings.run import FINDINGS, draw, logs
 from findings.runs import BASE, CPU, GPU, SCALES, SFT, TEST, WIKI
 from minigpt.common.errors import UserError
 
-FINDINGS = [*pretraining.FINDINGS, *fine_tuning.FINDINGS, *generation.FINDINGS]
 BY_NAME = {finding.name: finding for finding in FINDINGS}
 
 
@@ -144,21 +147,19 @@ def test_a_claim_holds_where_all_of_it_does(parts, whole):
 
 
 def test_missing_data_is_replaced_by_the_sample(tmp_path):
-    (tmp_path / "novels").mkdir()
+    (tmp_path / "qa").mkdir()
     (tmp_path / "bbc").mkdir()  # without its table
     assert places() == {"wiki": "data/sample", "qa": "sft/sft_saves.jsonl"}
-    novels = (tmp_path / "novels").as_posix()
-    assert places(tmp_path) == places() | {"novels": novels}
-    with pytest.raises(UserError, match=r"expected a folder that has some of wiki, novels, qa"):
+    pairs = (tmp_path / "qa").as_posix()
+    assert places(tmp_path) == places() | {"qa": pairs}
+    with pytest.raises(UserError, match=r"expected a folder that has some of wiki, qa, bbc"):
         places(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", ["more_text", "classification"])
-def test_a_finding_says_what_it_lacks(name, tmp_path):
-    kind = {"more_text": "novels", "classification": "bbc"}[name]
-    message = f"{name} needs .*give --input=FOLDER that has {KINDS[kind][0]}"
+def test_a_finding_says_what_it_lacks(tmp_path):
+    message = f"classification needs .*give --input=FOLDER that has {KINDS['bbc'][0]}"
     with pytest.raises(UserError, match=message):
-        BY_NAME[name].measure(Lab(tmp_path, TEST, places()), [1])
+        BY_NAME["classification"].measure(Lab(tmp_path, TEST, places()), [1])
 
 
 def test_some_texts_are_drawn_once_and_never_taken_for_others(tmp_path):
@@ -171,6 +172,27 @@ def test_some_texts_are_drawn_once_and_never_taken_for_others(tmp_path):
     assert Path(source.make(labs[0])).read_text(encoding="utf-8") == drawn
     with pytest.raises(UserError, match=r"wiki\+few_entries\.jsonl: was made by another command"):
         source.make(labs[1])
+
+
+def test_a_part_of_the_texts_and_the_pairs_about_it(tmp_path):
+    write_jsonl(tmp_path / "wiki.jsonl", [{"id": f"w{i}", "text": f"第{i}篇。"} for i in range(30)])
+    pairs = [{"id": f"w{i % 30}", "question": f"{i}？", "answer": "是。"} for i in range(60)]
+    write_jsonl(tmp_path / "qa.jsonl", [*pairs, {"id": "x", "question": "谁？", "answer": "他。"}])
+    found = {kind: str(tmp_path / f"{kind}.jsonl") for kind in ("wiki", "qa")}
+    lab, part = Lab(tmp_path / "lab", CPU, found), Source("wiki", part=1 / 3)
+
+    def ids(source):
+        lines = Path(source.make(lab)).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["id"] for line in lines]
+
+    chosen = ids(part)
+    assert len(chosen) == len(set(chosen)) == 10
+    assert sorted(ids(PairsAbout(part))) == sorted([*chosen, *chosen])
+    write_jsonl(tmp_path / "qa.jsonl", [{"id": "x", "question": "谁？", "answer": "他。"}])
+    with pytest.raises(
+        UserError, match=r"qa\.jsonl: no pair has the id of a text of .*wiki\+0\.333"
+    ):
+        PairsAbout(part).make(Lab(tmp_path / "other", CPU, found))
 
 
 # -- what the findings run -------------------------------------------------------------------------
@@ -195,10 +217,11 @@ def training(folder, scale, run, seed=1):
     return [w for w in lab.commands[made.as_posix()] if not w.startswith(("--out_dir", "--dat"))]
 
 
-def test_there_are_twenty_one_and_each_is_whole():
-    assert [finding.number for finding in FINDINGS] == list(range(1, 22))
-    assert len(BY_NAME) == 21
+def test_there_are_twenty_three_and_each_is_whole():
+    assert [finding.number for finding in FINDINGS] == list(range(1, 24))
+    assert len(BY_NAME) == 23
     for finding in FINDINGS:
+        assert re.match(r"[ABCD]: .+\.", finding.source), finding.name
         assert re.search(r"\(.*[ABCD]\b.*\)", finding.claim), finding.name
         assert finding.checks
         for check in finding.checks:
@@ -212,6 +235,7 @@ def trained_things(finding):
     found = [arm.made_of for arm in finding.arms.values()]
     for made in found:
         found += [made.run] if hasattr(made, "run") else []
+        found += [made.start] if hasattr(made, "start") else []
         found += [made.base] if getattr(made, "base", None) else []
     return found
 
@@ -233,7 +257,7 @@ def test_every_training_is_one_that_train_py_can_have(scale, tmp_path, monkeypat
                 assert settings.out_dir == folder.as_posix()
                 assert seen.setdefault(made.name, words) == words, made.name
                 assert re.fullmatch(r"[^/\\:*?\"<>|,]{1,90}", made.name), made.name
-    assert len(seen) == 39
+    assert len(seen) == 48
 
 
 @pytest.mark.parametrize(
@@ -247,10 +271,28 @@ def test_every_training_is_one_that_train_py_can_have(scale, tmp_path, monkeypat
             ["--learning_rate=1e-4"],
         ),
         (
-            BY_NAME["batches"].arms["8"].made_of,
-            BY_NAME["batches"].arms["32"].made_of,
+            BY_NAME["batches"].arms["8, equal blocks"].made_of,
+            BY_NAME["batches"].arms["32, both"].made_of,
             ["--batch_size=8", "--max_iters=240"],
             ["--batch_size=32", "--max_iters=60", "--warmup_iters=25"],
+        ),
+        (
+            BY_NAME["batches"].arms["8, equal steps"].made_of,
+            BY_NAME["batches"].arms["32, both"].made_of,
+            ["--batch_size=8"],
+            ["--batch_size=32"],
+        ),
+        (
+            BY_NAME["tuning_layouts"].arms["concat"].made_of,
+            BY_NAME["tuning_layouts"].arms["concat, isolated"].made_of,
+            ["--isolate=false"],
+            [],
+        ),
+        (
+            BY_NAME["more_text"].arms["a sixth, equal passes"].made_of.base,
+            BY_NAME["more_text"].arms["a sixth, equal steps"].made_of.base,
+            ["--max_iters=40", "--warmup_iters=17"],
+            ["--max_iters=240"],
         ),
         (
             BY_NAME["block_sizes"].arms["128"].made_of,
@@ -515,7 +557,16 @@ def lab(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "name",
-    ["temperature", "epochs", "tuning_layouts", "other_blocks", "dpo", "classification"],
+    [
+        "temperature",
+        "more_text",
+        "epochs",
+        "tuning_layouts",
+        "other_blocks",
+        "long_tuning",
+        "dpo",
+        "classification",
+    ],
 )
 def test_a_finding_runs_through(name, lab, tmp_path):
     """Every measure gives a number for each of its arms; all shares lie between 0 and 1."""
@@ -534,6 +585,22 @@ def test_a_finding_runs_through(name, lab, tmp_path):
     if finding.curve:
         draw(finding, lab, [1337], dict(values=values, verdict=UNDECIDED), tmp_path)
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_is_continued_is_the_longer_run(lab):
+    short, long = (Run(WIKI, length=n, schedule="constant") for n in (1, 2))
+    folders = [made.make(lab, 1337) for made in (Continued(short, 2), long)]
+    a, b = ((folder / "model.safetensors").read_bytes() for folder in folders)
+    assert a == b
+    steps = [json.loads(line)["step"] for line in (folders[0] / "log.jsonl").open()]
+    assert max(steps) == 12 and steps == sorted(steps)
+
+
+def test_of_a_run_that_is_continued_the_last_log_counts(lab):
+    of_arms = logs(BY_NAME["long_tuning"], lab, [1337])  # made by the test above it
+    assert list(of_arms) == ["30 ×"]
+    (log,) = of_arms["30 ×"]
+    assert log.val["step"][-1] == 12
 
 
 # -- the picture -----------------------------------------------------------------------------------
@@ -586,9 +653,9 @@ def test_a_finding_is_run_once_and_its_row_says_what_was_measured(tmp_path, run_
     (tmp_path / "README.md").write_text(
         "# Mine\n<!-- written by findings/run.py -->\nold\n<!-- end -->\nkept\n", encoding="utf-8"
     )
-    first = run_script("findings/run.py", "more_text", *words, timeout=1200)
+    first = run_script("findings/run.py", "classification", *words, timeout=1200)
     assert first.returncode == 2, first.stderr
-    assert first.stderr.count("\n") == 1 and "more_text needs more texts" in first.stderr
+    assert first.stderr.count("\n") == 1 and "classification needs a table" in first.stderr
     assert "$ python train.py config/cpu_small.py" in first.stdout
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     values = results["test"]["numbers"]["values"]["share of wrong tokens"]
@@ -632,3 +699,20 @@ def test_the_readme_of_the_project_is_made_of_its_results(tmp_path):
     path.write_text(shipped, encoding="utf-8")
     write_readme(path, read_results(ROOT / "findings"))
     assert path.read_text(encoding="utf-8") == shipped
+
+
+def test_the_documents_have_the_verdicts_of_the_results():
+    from findings.run import changed, read_results
+
+    results = read_results(ROOT / "findings")["cpu"]
+    chinese = {HOLDS: "成立", FAILS: "不成立", UNDECIDED: "看不出来", "not rerun": "未重做"}
+    for language in ("en", "zh"):
+        text = (ROOT / "docs" / language / "findings.md").read_text(encoding="utf-8")
+        rows = re.findall(r"^\| (\d+) \| `(\w+)` \| .* \| ([^|]+) \|$", text, re.M)
+        assert [int(number) for number, _, _ in rows] == list(range(1, 24))
+        for _, name, found in rows:
+            result = results.get(name)
+            state = result["verdict"] if result else "not rerun"
+            if result and changed(BY_NAME[name], result):
+                state = "not rerun"
+            assert found == (state if language == "en" else chinese[state]), name
