@@ -31,6 +31,7 @@ import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from scripted_server import ScriptedServer  # noqa: E402
 
+pytest.register_assert_rewrite("api_server")
 torch.set_num_threads(1)
 settings.register_profile("project", deadline=None)  # a busy machine is no mistake of the code
 settings.load_profile("project")
