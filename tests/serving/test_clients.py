@@ -113,6 +113,34 @@ def test_a_refused_field_is_named(api):
         assert refused.status_code == 400 and error["param"] == name and name in error["message"]
 
 
+def test_the_harness_asks_by_chat(api, tmp_path, monkeypatch):
+    """lm-evaluation-harness, local-chat-completions: a question a record, compared as a whole."""
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    lm_eval = pytest.importorskip("lm_eval")
+    from lm_eval.tasks import TaskManager
+
+    records = [
+        dict(question=f"首都{i}？", answer="北京。" if i % 3 else "天津。") for i in range(6)
+    ]
+    path = tmp_path / "q.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    task = dict(
+        **dict(task="capitals", dataset_path="json", test_split="test"),
+        dataset_kwargs=dict(data_files={"test": str(path)}, cache_dir=str(tmp_path / "cache")),
+        **dict(output_type="generate_until", generation_kwargs=dict(until=["\n"], max_gen_toks=20)),
+        **dict(doc_to_text="{{question}}", doc_to_target="{{answer}}"),
+        metric_list=[dict(metric="exact_match")],
+    )
+    found = lm_eval.simple_evaluate(
+        "local-chat-completions",
+        model_args=dict(model="sft", base_url=f"{api.url}/v1/chat/completions", max_retries=1),
+        **dict(tasks=[task], task_manager=TaskManager(include_defaults=False)),
+        **dict(apply_chat_template=True, bootstrap_iters=0),
+    )
+    assert found["results"]["capitals"]["exact_match,none"] == pytest.approx(4 / 6)
+
+
 # -- conversations that are too long ---------------------------------------------------------------
 
 
