@@ -58,8 +58,8 @@ class Settings:
     top_p: float = 1.0  # 1: all tokens
     repetition_penalty: float = 1.0  # 1: none
     default_max_tokens: int = 225  # tokens of an answer
-    truncate: Literal["oldest"] | None = None  # oldest: a conversation that is too long loses its
-    #                                            oldest turns; none: it is refused
+    truncate: Literal["none", "oldest"] = "none"  # oldest: a conversation that is too long loses
+    #                                               its oldest turns; none: it is refused
 
     # -- limits --
     slots: int = 8  # requests that a model generates for at once

@@ -32,7 +32,8 @@ def read_conversation(service, served, asked):
     turns, room = [message.turn for message in asked.messages], room_of(service, served)
     kept = turns
     try:
-        if served.prompt_format == "chat" and (asked.truncate or service.options.truncate):
+        truncate = asked.truncate or service.options.truncate
+        if served.prompt_format == "chat" and truncate == "oldest":
             answer = min(_max_new_tokens(service, asked), served.block_size // 2)
             kept = latest_turns(served.tokenizer, turns, min(room, served.block_size - answer))
         ids = chat_ids(served.tokenizer, served.prompt_format, kept, room)

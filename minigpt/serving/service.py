@@ -74,7 +74,7 @@ class Options:
     cors_origins: tuple[str, ...] = ()  # "*" for all
     allowed_hosts: AllowedHosts = field(default_factory=AllowedHosts)
     log_text: bool = False
-    truncate: str | None = None  # "oldest": for conversations that are too long
+    truncate: str = "none"  # or "oldest": what happens to a conversation that is too long
     limits: RequestLimits = field(default_factory=RequestLimits)
     defaults: dict = field(
         default_factory=lambda: dict(temperature=0.1, top_k=20, top_p=1.0, repetition_penalty=1.0)
