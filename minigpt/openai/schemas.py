@@ -261,7 +261,7 @@ class ChatRequest(OpenAIRequest):
 
     @model_validator(mode="after")
     def _fields_agree(self):
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise RequestRefused(400, "top_logprobs: only with logprobs=true", "top_logprobs")
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
@@ -271,12 +271,19 @@ class ChatRequest(OpenAIRequest):
         return self
 
 
+# False is a chat's way to want none.
+LogprobCount = Annotated[
+    Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None,
+    BeforeValidator(lambda value: None if value is False else value),
+]
+
+
 class CompletionRequest(OpenAIRequest):
     """Texts to continue as they are, whatever the model's prompt format."""
 
     prompt: PromptText | Texts | Ids | _listed(Ids, 1024)
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    logprobs: LogprobCount = None
     best_of: Annotated[int, Field(ge=1)] | None = None
     suffix: _only(None, "") = None
 

@@ -165,6 +165,11 @@ def test_stop_strings_that_are_none(stop):
     assert parse(CompletionRequest, dict(prompt="a", stop=stop)).stops == []
 
 
+def test_logprobs_that_are_none():
+    assert parse(CompletionRequest, dict(prompt="a", logprobs=False)).logprobs is None
+    assert parse(ChatRequest, dict(messages=ASK, logprobs=False, top_logprobs=0))
+
+
 def test_the_request_itself_is_not_changed():
     asked = dict(message(name="li"), chat_id=1, stream_options={"x": 1})
     without_ignored(asked, ChatRequest)
