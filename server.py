@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Literal
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, preflight, run
@@ -43,6 +44,8 @@ class Settings:
     top_p: float = 1.0  # 1: all tokens
     repetition_penalty: float = 1.0  # 1: none
     default_max_tokens: int = 225  # tokens of an answer
+    truncate: Literal["none", "oldest"] = "none"  # oldest: a conversation that is too long loses
+    #                                               its oldest turns; none: it is refused
 
     # -- limits --
     slots: int = 8  # requests that a model generates for at once
@@ -154,6 +157,7 @@ def options_of(settings):
         cors_origins=tuple(settings.cors_origins),
         allowed_hosts=AllowedHosts(settings.allowed_hosts, settings.host),
         log_text=settings.log_text,
+        truncate=settings.truncate,
         limits=limits,
         defaults=sampling_of(settings),
     )

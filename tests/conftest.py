@@ -31,6 +31,7 @@ import torch
 from hypothesis import settings
 from scripted_server import ScriptedServer
 
+pytest.register_assert_rewrite("api_server")
 torch.set_num_threads(1)
 settings.register_profile("project", deadline=None)  # a busy machine is no mistake of the code
 settings.load_profile("project")

@@ -41,6 +41,8 @@ from minigpt.openai import request_reader
 from minigpt.openai.answers import read_part
 from minigpt.openai.errors import ApiError, error_text
 from minigpt.openai.events import EventReader
+from minigpt.openai.ignored_fields import without_ignored
+from minigpt.openai.schemas import ChatRequest
 from minigpt.openai.stop_strings import StopStrings
 from minigpt.serving.streaming import Choice
 from minigpt.synthesis.dedup import comparable
@@ -52,6 +54,11 @@ from minigpt.tokenizer import tokenizer as tokenizer_module
 from minigpt.tokenizer.huggingface import _joined
 from minigpt.tokenizer.normalization import normalize
 from minigpt.tokenizer.tokenizer import PATTERNS, SPECIAL_NAMES, Tokenizer, load_tokenizer
+
+
+def ignored_fields(body):
+    return without_ignored(body, ChatRequest)
+
 
 LINEAR = 3.2  # the most by which twice the input may take longer
 LEAST_SECONDS = 0.004  # a shorter time is within the clock's noise …
@@ -202,6 +209,15 @@ HOSTILE = {
     "one_line": (one_line, lambda n: "\n " * n),
     "read_json": (lambda x: request_reader.read_json(x), lambda n: b'{"a": "' + b'\\"' * n + b'"}'),
     "read_form": (request_reader.read_form, lambda n: b"&".join(b"a%d=%%20" % i for i in range(n))),
+    "ignored fields": (ignored_fields, lambda n: {"a": [{"Aa": 0, "off": [0] * 5}] * n}),
+    "ignored fields of messages": (
+        ignored_fields,
+        lambda n: {"messages": [{"role": "user", "content": ["a", {"aA" * 50: 1}]}] * n},
+    ),
+    "a field's name": (
+        lambda x: request_reader.similar_field(x, ["temperature"]),
+        lambda n: "eE" * n,
+    ),
     "events": (lambda x: list(EventReader().push(x)), lambda n: b"data: a\n" * n),
     "complaint": (error_text, lambda n: b"<" * n),
     "markdown: escaped": (_escaped, lambda n: "*`" * n),

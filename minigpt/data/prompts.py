@@ -49,39 +49,49 @@ def chat_ids(tokenizer, prompt_format, messages, room, truncate=None):
     """The ids to continue for a conversation: messages is [(role, content), …].
 
     "plain" and "qa" models read the last user message alone; "chat" models read every turn.
-    truncate="oldest" drops turns, the oldest first, until at most `room` ids are left: never the
-    system's, never the last user message or what follows it. UserError where no user speaks,
-    TooLong where it does not fit.
+    truncate="oldest" reads the latest_turns() alone. UserError where no user speaks, TooLong where
+    the ids are more than `room`.
     """
+    last = _last_question(messages)
+    if prompt_format != "chat":
+        return _fitting(prompt_ids(tokenizer, prompt_format, messages[last][1], room), room)
+    if truncate == "oldest":
+        messages = latest_turns(tokenizer, messages, room)
+    check_length(tokenizer, [content for _, content in messages], room)
+    turns = [_encoded_turn(tokenizer, *message) for message in messages]
+    return _fitting([*(id_ for turn in turns for id_ in turn), *_opening_ids(tokenizer)], room)
+
+
+def latest_turns(tokenizer, messages, room):
+    """The messages without the oldest turns, so many of them that at most `room` ids are left for
+    a "chat" model: never the system's, never the last user message or what follows it. If these
+    alone are more than `room`, they are returned. UserError where no user speaks.
+
+    A turn is encoded only if its length allows that it fits.
+    """
+    last = _last_question(messages)
+    kept = {i for i, (role, _) in enumerate(messages) if i >= last or role == "system"}
+    if sum(tokenizer.fewest(messages[i][1]) for i in kept) > room:
+        return [messages[i] for i in sorted(kept)]
+    left = room - len(_opening_ids(tokenizer))
+    left -= sum(len(_encoded_turn(tokenizer, *messages[i])) for i in kept)
+    # Dropping the oldest turns until the others fit is keeping the latest ones as long as they fit.
+    for i in (i for i in reversed(range(last)) if i not in kept):
+        if tokenizer.fewest(messages[i][1]) > left:
+            break
+        left -= len(_encoded_turn(tokenizer, *messages[i]))
+        if left < 0:
+            break
+        kept.add(i)
+    return [messages[i] for i in sorted(kept)]
+
+
+def _last_question(messages):
+    """The index of the last user message; UserError where there is none."""
     asked = [i for i, (role, _) in enumerate(messages) if role == "user"]
     if not asked:
         raise UserError('messages: expected one with the role "user"')
-    if prompt_format == "chat":
-        return _chat_prompt(tokenizer, messages, asked[-1], room, truncate == "oldest")
-    return _fitting(prompt_ids(tokenizer, prompt_format, messages[asked[-1]][1], room), room)
-
-
-def _chat_prompt(tokenizer, messages, last_question, room, may_drop):
-    """The ids of the turns that stay. A turn is encoded only if its length allows that it fits."""
-
-    def is_kept(i):
-        return not may_drop or i >= last_question or messages[i][0] == "system"
-
-    kept = {i: message for i, message in enumerate(messages) if is_kept(i)}
-    check_length(tokenizer, [content for _, content in kept.values()], room)
-    turns = {i: _encoded_turn(tokenizer, *message) for i, message in kept.items()}
-    opening = _opening_ids(tokenizer)
-    left = room - len(opening) - sum(map(len, turns.values()))
-    # Dropping the oldest turns until the others fit is keeping the latest ones as long as they fit.
-    for i in (i for i in reversed(range(len(messages))) if i not in kept):
-        if tokenizer.fewest(messages[i][1]) > left:
-            break
-        turn = _encoded_turn(tokenizer, *messages[i])
-        if len(turn) > left:
-            break
-        turns[i] = turn
-        left -= len(turn)
-    return _fitting([*(id_ for i in sorted(turns) for id_ in turns[i]), *opening], room)
+    return asked[-1]
 
 
 def _fitting(ids, room):

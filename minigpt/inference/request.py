@@ -22,6 +22,9 @@ class Request:
     length ** length_penalty (length in tokens, a stop id included). A length_penalty above 0
     favours long texts, below 0 short ones. The search ends when num_beams texts have finished and
     no running one has a better score at its present length.
+
+    constraint: which ids may follow, for this request alone: an object whose allowed(generated ids)
+    gives a bool tensor (n_vocab,), True for at least one id; None: all. It is called once a step.
     """
 
     ids: list[int]
@@ -39,6 +42,7 @@ class Request:
     echo: bool = False
     num_beams: int = 1
     length_penalty: float = 1.0
+    constraint: object | None = None
 
     @property
     def has_penalties(self):
@@ -81,6 +85,8 @@ class Request:
                 f"num_beams={self.num_beams}: beam search draws nothing; expected temperature=0, "
                 f"not {self.temperature}"
             )
+        if self.num_beams > 1 and self.constraint is not None:
+            found.append(f"num_beams={self.num_beams}: beam search takes no constraint; expected 1")
         return found + [
             f"{name}={getattr(self, name)}: expected {expected}"
             for name, (good, expected) in within.items()

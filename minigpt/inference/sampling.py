@@ -4,8 +4,9 @@
     scores = penalize(logits, requests, texts)                # repetition and presence penalties
     tokens = with_logprobs(logits, ids, requests)             # [Token, …]
 
-The order is the usual one: penalties, temperature, top_k, top_p, min_p, then a draw. Each row has
-its own settings and its own random generator, so its token does not depend on the other rows.
+The order is the usual one: constraint, penalties, temperature, top_k, top_p, min_p, then a draw.
+Each row has its own settings and its own random generator, so its token does not depend on the
+other rows.
 A `request` here is anything with the sampling fields of request.Request.
 """
 
@@ -37,7 +38,7 @@ def sample(logits, requests, generators, texts):
     each row so far, prompt included, for the penalties. UserError if logits to draw from are not
     finite.
     """
-    logits = penalize(logits, requests, texts)
+    logits = penalize(constrain(logits, requests, texts), requests, texts)
     ids = logits.max(-1).indices  # (B,); three times as fast as argmax() on a CPU
     # Rows with the same candidates share one batch of tensor operations.
     groups = defaultdict(list)
@@ -84,6 +85,22 @@ def _draw(logits, requests, generators, top_k, has_top_p):
 def _column(values, like):
     """(R, 1) in float32 on the device of `like`."""
     return torch.tensor(values, dtype=torch.float32, device=like.device).unsqueeze(1)
+
+
+def constrain(logits, requests, texts):
+    """`logits` (B, n_vocab) with -inf for the ids that a request's constraint forbids next.
+
+    texts: the ids of each row so far, prompt included; a constraint sees the generated ones.
+    """
+    rows = [row for row, request in enumerate(requests) if request.constraint is not None]
+    if not rows:
+        return logits
+    logits = logits.clone()
+    for row in rows:
+        request = requests[row]
+        allowed = request.constraint.allowed(texts[row][len(request.ids) :])
+        logits[row, ~allowed.to(logits.device)] = -torch.inf
+    return logits
 
 
 def penalize(scores, requests, texts):

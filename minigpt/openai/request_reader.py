@@ -3,6 +3,7 @@
 request = parse(ChatRequest, read_json(body))      # minigpt/openai/schemas.py has the models
 """
 
+import difflib
 import itertools
 import json
 import math
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 MAX_DEPTH = 32  # of nested lists and objects in a body
 MAX_DIGITS = 20  # of an integer: 64 bits have 19 or 20
+CLOSE = 0.85  # difflib's ratio from which an unknown name is a known one, misspelled
 
 
 class RequestRefused(Exception):
@@ -115,23 +117,35 @@ def read_form(*parts):
 
 def parse(model, values):
     """`values` as a `model`. RequestRefused (400) names each wrong field, up to three of them."""
-    return _checked(model.model_validate, values)
+    return _checked(model.model_validate, values, model)
 
 
 def parse_strings(model, values):
     """The same for values that are all text, as a query string or a form has them."""
-    return _checked(model.model_validate_strings, values)
+    return _checked(model.model_validate_strings, values, model)
 
 
-def _checked(validate, values):
+def words_of(name):
+    """The words of a field's name, in snake_case or camelCase, in lower case."""
+    return re.findall(r"[a-z0-9]+", re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name[:100]).lower())
+
+
+def similar_field(name, known):
+    """The one of the `known` names that `name` may be meant for, or None."""
+    close = difflib.get_close_matches("_".join(words_of(name)), known, 1, CLOSE)
+    return close[0] if close else None
+
+
+def _checked(validate, values, model):
     try:
         return validate(values)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_input=False, include_context=False)
         found = {_param(each["loc"], values): each for each in reversed(errors)}
         # By field: a union complains once for each of its types, and the first says enough.
-        lines = [_complaint(param, each) for param, each in reversed(found.items())]
-        message = "; ".join(lines[:3]) + ("; …" if len(lines) > 3 else "")
+        first = list(itertools.islice(reversed(found.items()), 3))
+        message = "; ".join(_complaint(param, each, model) for param, each in first)
+        message += "; …" if len(found) > 3 else ""
         raise RequestRefused(400, message, param=next(reversed(found)) or None) from None
 
 
@@ -147,8 +161,11 @@ def _param(place, values):
     return ".".join(names)
 
 
-def _complaint(param, error):
+def _complaint(param, error, model):
     shown = param if len(param) <= 100 else param[:100] + "…"
-    if error["type"] == "extra_forbidden":
-        return f"{shown}: unknown field"
-    return f"{shown}: {error['msg'].removeprefix('Value error, ')}"
+    if error["type"] != "extra_forbidden":
+        return f"{shown}: {error['msg'].removeprefix('Value error, ')}"
+    meant = similar_field(param, model.model_fields)
+    if meant is not None:
+        return f"{shown}: unknown field; did you mean {meant}?"
+    return f"{shown}: not supported by this server; leave it out"

@@ -18,12 +18,11 @@ from functools import partial
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
-from minigpt.common.errors import UserError
-from minigpt.data.prompts import TooLong, chat_ids, check_length, prompt_ids, stop_ids
-from minigpt.inference.engine import Request
+from minigpt.data.prompts import TooLong, prompt_ids, stop_ids
 from minigpt.openai import schemas
 from minigpt.openai.events import END_OF_STREAM, HEARTBEAT, encode_event
 from minigpt.openai.formats import ChatFormat, CompletionFormat
+from minigpt.openai.ignored_fields import without_ignored
 from minigpt.openai.openapi import JSON, SSE, TEXT, Route, describe
 from minigpt.openai.request_reader import (
     RequestRefused,
@@ -32,16 +31,22 @@ from minigpt.openai.request_reader import (
     read_form,
     read_json,
 )
+from minigpt.serving.engine_requests import (
+    check_ids,
+    check_prompt,
+    encoded,
+    engine_requests,
+    read_conversation,
+    read_prompt,
+    room_of,
+    too_long,
+)
 from minigpt.serving.streaming import Generation, Reader
 from minigpt.tokenizer.huggingface import SPECIAL_TEXTS
 
 KEEP_ALIVE_SECONDS = 5.0  # a stream without new text sends a heartbeat this often
 RETRY_SECONDS = 2  # the Retry-After of 429 and 503
-SAMPLING = (
-    *("temperature", "top_k", "top_p", "min_p"),
-    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
-)
-
+DROPPED = "X-Dropped-Turns"  # a header: how many turns of the conversation the model did not read
 log = logging.getLogger("minigpt")
 
 
@@ -50,7 +55,7 @@ log = logging.getLogger("minigpt")
 
 def _json(value, status=200):
     body = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    return Response(body, status, content_type="application/json")
+    return Response(body, status, content_type=f"{JSON}; charset=utf-8")
 
 
 def _answer(generation, form, asked):
@@ -141,12 +146,12 @@ class Views:
     def models(self):
         """GET /v1/models"""
         self.service.check_loaded()
-        served = [model.as_dict() for model in self.service.models.values()]
+        served = [model.as_dict(self.limits) for model in self.service.models.values()]
         return _json(dict(object="list", data=served))
 
     def model(self, model):
         """GET /v1/models/{model}"""
-        return _json(self.service.served(model).as_dict())
+        return _json(self.service.served(model).as_dict(self.limits))
 
     def openapi(self):
         """GET /openapi.json"""
@@ -156,24 +161,23 @@ class Views:
     def chat(self):
         """POST /v1/chat/completions"""
         asked, served = self._read(schemas.ChatRequest)
-        room, turns = self._room(served), [message.turn for message in asked.messages]
-        try:
-            ids = chat_ids(served.tokenizer, served.prompt_format, turns, room, asked.truncate)
-        except TooLong as error:
-            raise _too_long("messages", error) from None
-        except UserError as error:
-            raise RequestRefused(400, str(error), "messages") from None
-        self._check_prompt(served, ids, "messages")
-        logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-        ends = stop_ids(served.tokenizer)
-        requests = self._requests(asked, [ids], stop_ids=ends, logprobs=logprobs)
-        generation = self._generation(served, "chatcmpl", requests, asked.stops)
-        return _answer(generation, ChatFormat(asked), asked)
+        ids, n_dropped = read_conversation(self.service, served, asked)
+        more = dict(stop_ids=stop_ids(served.tokenizer))
+        if asked.logprobs:
+            more["logprobs"] = asked.top_logprobs or 0
+        requests = engine_requests(self.service, served, asked, [ids], **more)
+        generation = self._generation(
+            served, "chatcmpl", requests, asked.stops, n_dropped=n_dropped
+        )
+        response = _answer(generation, ChatFormat(asked), asked)
+        if n_dropped:
+            response.headers[DROPPED] = str(n_dropped)
+        return response
 
     def completions(self):
         """POST /v1/completions"""
         asked, served = self._read(schemas.CompletionRequest)
-        prompts = [self._prompt(served, prompt) for prompt in asked.prompts]
+        prompts = [read_prompt(self.service, served, prompt) for prompt in asked.prompts]
         ends, echo = stop_ids(served.tokenizer), bool(asked.echo)
         if echo and asked.logprobs is not None:
             # Here the token that ends a text is listed, too: an evaluation harness asks for one
@@ -181,7 +185,7 @@ class Views:
             more, form_ends = dict(logprobs=asked.logprobs, echo=True), ends
         else:
             more, form_ends = dict(logprobs=asked.logprobs, stop_ids=ends), ()
-        requests = self._requests(asked, prompts, **more)
+        requests = engine_requests(self.service, served, asked, prompts, **more)
         generation = self._generation(served, "cmpl", requests, asked.stops, form_ends, echo)
         return _answer(generation, CompletionFormat(asked), asked)
 
@@ -190,15 +194,16 @@ class Views:
         asked = self._read_generate()
         served = self.service.served(asked.model)
         self._check_settings(asked)
-        room = self._room(served)
+        room = room_of(self.service, served)
         try:
             ids = prompt_ids(served.tokenizer, served.prompt_format, asked.prompt, room)
         except TooLong as error:
-            raise _too_long("prompt", error) from None
-        self._check_prompt(served, ids)
+            raise too_long("prompt", error) from None
+        check_prompt(self.service, served, ids)
         if request.method == "HEAD":
             return _text("")
-        requests = self._requests(asked, [ids], stop_ids=stop_ids(served.tokenizer))
+        ends = stop_ids(served.tokenizer)
+        requests = engine_requests(self.service, served, asked, [ids], stop_ids=ends)
         generation = self._generation(served, "text", requests, asked.stops)
         response = Response(_plain_text(generation), content_type="text/plain; charset=utf-8")
         return _streamed(response, generation)
@@ -211,14 +216,14 @@ class Views:
         tokenizer = served.tokenizer
         names = {SPECIAL_TEXTS["EOT"]: tokenizer.eot, SPECIAL_TEXTS["PAD"]: tokenizer.pad}
         special = names.get(asked.prompt)
-        ids = self._encoded(served, asked.prompt) if special is None else [special]
+        ids = encoded(self.service, served, asked.prompt) if special is None else [special]
         return _json(dict(tokens=ids, count=len(ids), max_model_len=served.block_size))
 
     def detokenize(self):
         """POST /detokenize"""
         asked = parse(schemas.DetokenizeRequest, self._json_body())
         tokenizer = self._tokenizing(asked.model).tokenizer
-        _check_ids(tokenizer, asked.tokens, "tokens")
+        check_ids(tokenizer, asked.tokens, "tokens")
         return _json(dict(prompt=tokenizer.decode(asked.tokens)))
 
     def tokenizer_info(self):
@@ -246,7 +251,9 @@ class Views:
 
     def _read(self, model):
         """The request's body as a `model`, and the Served that it names."""
-        asked = parse(model, self._json_body())
+        body, ignored = without_ignored(self._json_body(), model)
+        self.service.log_ignored(ignored)
+        asked = parse(model, body)
         self._check_settings(asked)
         if (asked.n or 1) > self.limits.n:
             raise RequestRefused(400, f"n: this server takes up to {self.limits.n}", "n")
@@ -267,50 +274,11 @@ class Views:
             message = f"max_tokens: this server writes up to {self.limits.max_tokens}"
             raise RequestRefused(400, message, "max_tokens")
 
-    def _room(self, served):
-        return min(self.limits.prompt_tokens or served.block_size, served.block_size)
-
-    def _check_prompt(self, served, ids, param="prompt"):
-        if not ids:
-            raise RequestRefused(400, f"{param}: empty; expected a text to continue", param)
-        if len(ids) > self._room(served):
-            raise _too_long(param, TooLong(len(ids), self._room(served)))
-
-    def _prompt(self, served, prompt):
-        """A completion's prompt as ids."""
-        if isinstance(prompt, str):
-            ids = self._encoded(served, prompt)
-        else:
-            ids = prompt
-            _check_ids(served.tokenizer, ids, "prompt")
-        self._check_prompt(served, ids)
-        return ids
-
-    def _encoded(self, served, text):
-        """The ids of a text. RequestRefused before it is encoded where it cannot fit."""
-        try:
-            check_length(served.tokenizer, [text], self._room(served))
-        except TooLong as error:
-            raise _too_long("prompt", error) from None
-        return served.tokenizer.encode(text)
-
-    def _requests(self, asked, prompts, **more):
-        """The engine's requests: n for each prompt, each with a seed of its own."""
-        said = {name: getattr(asked, name) for name in SAMPLING}
-        said = {name: value for name, value in said.items() if value is not None}
-        limit = self.limits.default_max_tokens if asked.max_tokens is None else asked.max_tokens
-        settings = {**self.options.defaults, **said, "max_new_tokens": limit, **more}
-        return [
-            Request(ids, seed=None if asked.seed is None else asked.seed + number, **settings)
-            for ids in prompts
-            for number in range(getattr(asked, "n", None) or 1)
-        ]
-
-    def _generation(self, served, kind, requests, *rest):
+    def _generation(self, served, kind, requests, *rest, **more):
         """The Generation that answers the request at hand."""
         gone = request.environ.get("waitress.client_disconnected", lambda: False)
         reader = Reader(request.remote_addr, gone)
-        generation = Generation(self.service, served, kind, requests, reader, *rest)
+        generation = Generation(self.service, served, kind, requests, reader, *rest, **more)
         g.has_its_line = True  # in the log: its close() writes it
         return generation
 
@@ -321,21 +289,6 @@ class Views:
         if name is None and len({model.tokenizer.hash for model in models}) == 1:
             return models[0]
         return self.service.served(name)
-
-
-def _too_long(param, error):
-    """The RequestRefused for a TooLong."""
-    message = f"{param}: {error.counted}; this model takes up to {error.room}"
-    if param == "messages":
-        message += ', or set truncate to "oldest"'
-    return RequestRefused(400, message, param, "context_length_exceeded")
-
-
-def _check_ids(tokenizer, ids, param):
-    highest = tokenizer.n_vocab - 1
-    if max(ids, default=0) > highest:
-        message = f"{param}: {max(ids)} is no id of this tokenizer, which has 0 to {highest}"
-        raise RequestRefused(422, message, param)
 
 
 def _bare(name):
@@ -429,12 +382,25 @@ def make_app(service):
     for route in ROUTES:
         rule, name = route.path.replace("{model}", "<path:model>"), f"{route.method} {route.path}"
         app.add_url_rule(rule, name, partial(route.view, views), methods=[route.method])
+    app.wsgi_app = _with_plain_paths(app.wsgi_app)
     app.before_request(lambda: _check_host(service.options.allowed_hosts))
     app.before_request(lambda: _check_key(service.options.api_key))
     app.after_request(lambda response: _finish(response, service.options.cors_origins))
     app.register_error_handler(RequestRefused, _refuse)
     app.register_error_handler(HTTPException, _refuse_http)
     app.register_error_handler(Exception, _internal_error)
+    return app
+
+
+def _with_plain_paths(wsgi_app):
+    """The WSGI app, for paths as clients join them: `//` is one slash, and the last one is none.
+    Flask would redirect, and many clients do not follow a redirected POST."""
+
+    def app(environ, start_response):
+        path = re.sub("//+", "/", environ["PATH_INFO"])
+        environ["PATH_INFO"] = path.removesuffix("/") or "/"
+        return wsgi_app(environ, start_response)
+
     return app
 
 
@@ -493,6 +459,7 @@ def _finish(response, cors_origins):
         response.headers["Vary"] = "Origin"
     if origin and (origin in cors_origins or "*" in cors_origins):
         response.headers["Access-Control-Allow-Origin"] = origin
+        response.headers["Access-Control-Expose-Headers"] = DROPPED
         if request.method == "OPTIONS":
             wanted = request.headers.get("Access-Control-Request-Headers", "")
             response.headers["Access-Control-Allow-Methods"] = "GET, POST"

@@ -4,13 +4,21 @@ service = Service(Options())          # a server may listen already; it answers 
 service.open({"sft": served}, host)   # … until here
 """
 
+import logging
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from minigpt.common.report import one_line
+from minigpt.data.prompts import stop_ids
 from minigpt.openai.formats import TokenTexts
 from minigpt.openai.request_reader import RequestLimits, RequestRefused
 from minigpt.serving.allowed_hosts import AllowedHosts
+from minigpt.serving.json_constraint import token_table
 from minigpt.tokenizer.huggingface import SPECIAL_TEXTS
+
+MOST_NAMES = 1000  # of ignored fields that are remembered: senders choose them
+
+log = logging.getLogger("minigpt")
 
 DESCRIPTIONS = {
     "plain": "continues a text; of a conversation it reads the last user message alone",
@@ -37,9 +45,15 @@ class Served:
         special = self.tokenizer.special
         return TokenTexts(self.tokenizer, {i: SPECIAL_TEXTS[name] for name, i in special.items()})
 
-    def as_dict(self):
-        """The model as /v1/models lists it."""
-        facts = ("created", "prompt_format", "n_params", "step")
+    @cached_property
+    def json_table(self):
+        """The vocabulary for JsonConstraint. UserError where its library is not installed."""
+        return token_table(self.tokenizer, stop_ids(self.tokenizer))
+
+    def as_dict(self, limits):
+        """The model as /v1/models lists it, by the names that clients look for: some read OpenAI's
+        fields, some vLLM's (max_model_len), some OpenRouter's (name, context_length)."""
+        facts = ("name", "created", "prompt_format", "n_params", "step")
         return dict(
             {name: getattr(self, name) for name in facts},
             id=self.name,
@@ -47,6 +61,8 @@ class Served:
             owned_by="minigpt",
             description=DESCRIPTIONS[self.prompt_format],
             max_model_len=self.block_size,
+            context_length=self.block_size,
+            max_output_tokens=limits.max_tokens,
         )
 
 
@@ -58,6 +74,7 @@ class Options:
     cors_origins: tuple[str, ...] = ()  # "*" for all
     allowed_hosts: AllowedHosts = field(default_factory=AllowedHosts)
     log_text: bool = False
+    truncate: str = "none"  # or "oldest": what happens to a conversation that is too long
     limits: RequestLimits = field(default_factory=RequestLimits)
     defaults: dict = field(
         default_factory=lambda: dict(temperature=0.1, top_k=20, top_p=1.0, repetition_penalty=1.0)
@@ -69,10 +86,18 @@ class Service:
 
     def __init__(self, options, models=None, host=None):
         self.options, self.models, self.host = options, models or {}, host
+        self._named = set()  # ignored fields that the log has
 
     def open(self, models, host):
         """Take requests. models: name → Served; host: a RequestScheduler with these engines."""
         self.models, self.host = dict(models), host
+
+    def log_ignored(self, names):
+        """Log the names of fields that change no answer, each once."""
+        new = [name for name in names if name not in self._named]
+        if new and len(self._named) < MOST_NAMES:
+            self._named.update(new)
+            log.info(f"fields that change no answer are ignored: {one_line(', '.join(new))}")
 
     @property
     def status(self):

@@ -109,10 +109,14 @@ class Reader(NamedTuple):
 class Generation:
     """A running request: its choices, and the token streams that they are made of."""
 
-    def __init__(self, service, served, kind, requests, reader, stops=(), end_ids=(), echo=False):
-        """Submits the engine requests, a choice for each. RequestRefused where the host refuses."""
+    def __init__(
+        self, service, served, kind, requests, reader, stops=(), end_ids=(), echo=False, n_dropped=0
+    ):
+        """Submits the engine requests, a choice for each. RequestRefused where the host refuses.
+        n_dropped: how many of the conversation's turns are not in the prompt, for the log."""
         self.id, self.created = f"{kind}-{uuid.uuid4().hex}", int(time.time())
         self.served, self.requests, self.echo = served, requests, echo
+        self._n_dropped = n_dropped
         self.choices = [
             Choice(index, served.tokenizer, stops, end_ids) for index in range(len(requests))
         ]
@@ -162,6 +166,8 @@ class Generation:
         choice, stream = self.choices[index], self._streams[index]
         if token is None and stream.finish_reason not in ("stop", "length"):
             raise _failure(stream)
+        if token is None:
+            _check_constraint(self.requests[index])
         if self.echo and not choice.echoed:
             yield choice.echo(self._prompt_tokens(index))
         piece = choice.finish(stream.finish_reason) if token is None else choice.push(token)
@@ -204,9 +210,10 @@ class Generation:
             speed = (
                 f"first after {first - began:.2f} s, {n_out / max(now - first, 1e-3):.0f} tokens/s"
             )
+        dropped = f"{self._n_dropped} oldest turns dropped, " if self._n_dropped else ""
         log.info(
             f"{self.id} {self._reader.address} {self.served.name} {n_in} tokens in {n_out} out, "
-            f"{speed}, {self._outcome}"
+            f"{dropped}{speed}, {self._outcome}"
         )
         if self._log_text:
             for sent, choice in zip(self.requests, self.choices, strict=True):
@@ -235,6 +242,14 @@ def _submit(host, name, requests):
         raise RequestRefused(503, str(error), code="draining") from None
     except UserError as error:
         raise RequestRefused(400, str(error)) from None
+
+
+def _check_constraint(request):
+    """RequestRefused where the text of an engine request is not what its constraint promises."""
+    error = request.constraint and request.constraint.error
+    if error:
+        message = f"response_format: the schema became too complex: {error}"
+        raise RequestRefused(500, message, "response_format", "model_failed")
 
 
 def _failure(stream):

@@ -36,7 +36,7 @@ class _JsonErrorTask(ErrorTask):
         refused = RequestRefused(error.code, reason or f"{error.reason}: not a valid HTTP request")
         body = json.dumps(refused.as_dict()).encode()
         self.status = f"{error.code} {error.reason}"
-        self.response_headers.append(("Content-Type", "application/json"))
+        self.response_headers.append(("Content-Type", "application/json; charset=utf-8"))
         self.set_close_on_finish()
         self.content_length = len(body)
         self.write(body)
