@@ -42,6 +42,7 @@ from minigpt.inference.scheduler import QueueLimits, RequestScheduler, set_threa
 from minigpt.models import checkpoint
 from minigpt.openai.safe_http import DEFAULT as OWN_NETWORKS
 from minigpt.openai.safe_http import Allowed, lan_address
+from minigpt.openai.transport import Caps
 from minigpt.serving.allowed_hosts import AllowedHosts
 from minigpt.serving.asgi import serve
 
@@ -78,7 +79,8 @@ def main():
     voters = Voters.beside(settings.ledger)
     context = PageContext(arena, prompts, voters, VisitorLimits(settings.address_limit))
     monitor = HealthMonitor(arena.endpoints)
-    page = Page(context, monitor, AdminPassword(settings.admin_password), networks)
+    admin = AdminPassword(settings.admin_password)
+    page = Page(context, monitor, admin, networks, endpoint_caps(settings))
     hosts = AllowedHosts(settings.allowed_hosts, settings.host)
     app = PageFilter(make_app(page), voters, hosts, settings.auth)
     monitor.start()
@@ -92,7 +94,8 @@ def make_arena(settings, networks):
     entries, checkpoints = local_runs(settings)
     if settings.endpoints:
         presets = read_presets(settings.endpoints)
-        entries += [Endpoint(*preset, allowed=networks) for preset in presets]
+        caps = endpoint_caps(settings)
+        entries += [Endpoint(*preset, allowed=networks, caps=caps) for preset in presets]
     return Arena(
         Endpoints(entries),
         ledger,
@@ -100,6 +103,11 @@ def make_arena(settings, networks):
         deadline_seconds=settings.deadline,
         max_battles=settings.most_battles,
     )
+
+
+def endpoint_caps(settings):
+    """--deadline alone decides how long an answer may take, and how long a server may be silent."""
+    return Caps(idle_seconds=settings.deadline, total_seconds=settings.deadline)
 
 
 def read_secrets(settings):

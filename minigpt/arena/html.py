@@ -6,6 +6,9 @@ shown as text.
 
 from html import escape
 
+from minigpt.arena.battles import FILTERED
+from minigpt.openai.answers import CUT_REASONS
+
 SIDE_LETTERS = "ABCD"
 FEW_BATTLES = 10  # a rating from fewer battles is marked as uncertain
 MAX_HISTORY_CHARS = 2000  # of a text in the history; the downloads have the whole text
@@ -17,6 +20,11 @@ CSS = """
   background: var(--background-fill-primary); }
 .card .head { display: flex; justify-content: space-between; gap: 8px; font-weight: 600;
   color: var(--body-text-color); }
+.card .letter { display: inline-block; min-width: 1.6em; text-align: center; border-radius: 6px;
+  background: var(--color-accent-soft, var(--background-fill-secondary)); margin-right: 4px; }
+.card details { margin-top: 8px; font-size: .9em; white-space: pre-wrap;
+  color: var(--body-text-color-subdued); }
+.card summary { cursor: pointer; }
 .card .state { font-weight: 400; color: var(--body-text-color-subdued); }
 .card .text { white-space: pre-wrap; overflow-wrap: anywhere; margin-top: 8px; line-height: 1.6;
   max-height: 26em; overflow-y: auto; color: var(--body-text-color); }
@@ -58,22 +66,75 @@ CSS = """
 def side_card(strings, state, index, name=None, is_chosen=False, show_facts=False):
     """A side of a battle (a SideState). name: None while it is hidden. show_facts: also the speed
     and the end reason, which could reveal the model."""
-    label = name if name is not None else strings["model_letter"].format(side=SIDE_LETTERS[index])
     progress = strings[state.status] if state.status in ("waiting", "writing") else ""
-    message = ""
-    if state.status in ("failed", "stopped"):
-        message = strings.get(state.end_reason, strings["failed"])
-    elif state.end_reason == "too long":
-        message = strings["too_long"]
+    message = outcome(strings, state)
     if show_facts:
         message = " · ".join(filter(None, [message, facts(strings, state)]))
-    kind = "card" + " failed" * (state.status == "failed") + " chosen" * is_chosen
+    has_failed = state.status == "failed" or state.blank_reason is not None
+    kind = "card" + " failed" * has_failed + " chosen" * is_chosen
     return (
         f'<div class="{kind}" data-status="{escape(state.status)}"><div class="head">'
-        f'<span>{escape(label)}</span><span class="state">{escape(progress)}</span></div>'
-        f'<div class="text">{escape(state.text)}</div>'
+        f'<span>{side_label(index, name)}</span><span class="state">{escape(progress)}</span></div>'
+        f'{_thoughts(strings, state.thoughts)}<div class="text">{escape(state.text)}</div>'
         f'<div class="note">{escape(message)}</div></div>'
     )
+
+
+def side_label(index, name=None):
+    """The letter of a side, as on its vote button, and its name if that is visible."""
+    name = "" if name is None else f" {escape(name)}"
+    return f'<span class="letter">{SIDE_LETTERS[index]}</span>{name}'
+
+
+def _thoughts(strings, thoughts):
+    """What a model wrote before its answer, folded."""
+    if not thoughts.strip():
+        return ""
+    title = escape(strings["thoughts"].format(n=len(thoughts)))
+    return f"<details><summary>{title}</summary>{escape(thoughts.strip())}</details>"
+
+
+def outcome(strings, state):
+    """What is wrong with an answer, for people; "" if nothing is."""
+    if state.status in ("failed", "stopped"):
+        return strings.get(state.end_reason, strings["failed"])
+    if state.blank_reason is not None:
+        return strings[state.blank_reason].format(text=state.refusal.strip()[:300])
+    if state.end_reason == "too long":
+        return strings["too_long"]
+    return strings["end_filtered"] if state.end_reason in FILTERED else ""
+
+
+def chat_messages(strings, turns):
+    """The turns of a chat (minigpt.arena.access.sessions) for gr.Chatbot. Gradio renders its values
+    as HTML, even without Markdown, so all texts are escaped."""
+    shown = []
+    for turn in turns:
+        state = turn.state
+        shown.append({"role": "user", "content": escape(turn.question, quote=False)})
+        if state.thoughts.strip():
+            title = strings["thoughts"].format(n=len(state.thoughts))
+            thoughts = escape(state.thoughts.strip(), quote=False)
+            metadata = {"title": title, "status": "done"}
+            shown.append({"role": "assistant", "content": thoughts, "metadata": metadata})
+        parts = [state.text.strip("\n"), outcome(strings, state)]
+        if state.status in ("waiting", "writing"):
+            parts = [state.text or "…"]
+        text = "\n".join(filter(None, parts))
+        shown.append({"role": "assistant", "content": escape(text, quote=False)})
+    return shown
+
+
+def chat_summary(strings, battle):
+    """What is to be said of an answer of the chat that has ended, as text."""
+    (state,) = battle.snapshot()
+    parts = [facts(strings, state)]
+    if state.status == "failed":
+        parts.insert(0, state.error)
+    if battle.unsupported:
+        names = ", ".join(battle.unsupported)
+        parts.append(strings["unsupported_settings"].format(names=names))
+    return " · ".join(parts)
 
 
 def facts(strings, state):
@@ -82,8 +143,10 @@ def facts(strings, state):
     if state.first_token_seconds is not None:
         parts.append(strings["first_token"].format(seconds=f"{state.first_token_seconds:.2f} s"))
     parts.append(speed(strings, state.elapsed, state.tokens_per_second))
-    if state.end_reason and state.status == "done":
-        parts.append(strings["end_reason"].format(reason=state.end_reason))
+    if state.status == "done" and state.end_reason not in ("stop", "too long", *FILTERED):
+        is_cut = state.end_reason in CUT_REASONS
+        reason = strings["end_length"] if is_cut else state.end_reason
+        parts.append(strings["end_reason"].format(reason=reason))
     return " · ".join(parts)
 
 
@@ -177,7 +240,7 @@ def history(strings, battles):
     parts = []
     for battle in battles:
         sides = "".join(
-            _history_card(strings, side, is_chosen=battle.choice == index)
+            _history_card(strings, side, index, is_chosen=battle.choice == index)
             for index, side in enumerate(battle.sides)
         )
         parts.append(
@@ -188,10 +251,10 @@ def history(strings, battles):
     return "".join(parts)
 
 
-def _history_card(strings, side, is_chosen):
+def _history_card(strings, side, index, is_chosen):
     return (
         f'<div class="card{" chosen" * is_chosen}"><div class="head">'
-        f"<span>{escape(side.model)}</span>"
+        f"<span>{side_label(index, side.model)}</span>"
         f'<span class="state">{escape(strings["chosen"]) * is_chosen}</span></div>'
         f'<div class="text">{escape(_truncated(side.answer))}</div></div>'
     )

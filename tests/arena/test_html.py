@@ -108,7 +108,7 @@ def test_a_blind_card_does_not_reveal_the_model(strings, end):
     status = {"failed": "failed", "deadline": "failed", "stopped": "stopped"}.get(end, "done")
     error = None if status == "done" else "EndpointError: lab-3 (http://10.0.0.9): it answered 500"
     hidden = Reader(html.side_card(strings, state("甲", status, end, error), 1)).text
-    assert hidden.startswith(strings["model_letter"].format(side="B"))
+    assert hidden.startswith("B甲")
     assert not re.search(r"lab-3|10\.0|500|Error|0\.50|2\.5|41|20", hidden)
     if error:
         assert strings[end] in hidden  # the message without server details
@@ -117,20 +117,45 @@ def test_a_blind_card_does_not_reveal_the_model(strings, end):
 def test_a_card_with_its_facts():
     drawn = Reader(html.side_card(ENGLISH, state(), 0, "sft", is_chosen=True, show_facts=True))
     # 41 tokens, the first after half a second: the other 40 in 2 s.
-    facts = "first token 0.50 s · 20 tokens/s · 2.5 s in total · ended: stop"
-    assert drawn.text == f"sft甲{facts}" and drawn.classes[0] == "card chosen"
+    facts = "first token 0.50 s · 20 tokens/s · 2.5 s in total"
+    assert drawn.text == f"A sft甲{facts}" and drawn.classes[0] == "card chosen"
 
 
 def test_a_card_during_generation():
     nothing = dict(first_token_seconds=None, end_reason=None)
     waiting = Reader(html.side_card(ENGLISH, state("", "waiting", **nothing), 0))
-    assert waiting.text == "Model Awaiting …"
+    assert waiting.text == "Awaiting …"
     assert "正在写" in html.side_card(CHINESE, state("甲", "writing", None), 0)
 
 
 def test_a_failed_card_keeps_its_text():
     drawn = Reader(html.side_card(ENGLISH, state("北", "failed", "deadline", "x"), 0))
-    assert drawn.text == f"Model A北{ENGLISH['deadline']}" and drawn.classes[0] == "card failed"
+    assert drawn.text == f"A北{ENGLISH['deadline']}" and drawn.classes[0] == "card failed"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(), "空回答：模型一开始就结束了"),
+        (dict(thoughts="想<b>"), "只写了思考过程"),
+        (dict(end_reason="sensitive"), "内容过滤"),
+        (dict(end_reason="tool_calls"), "调用工具"),
+        (dict(refusal="抱歉<i>"), "拒绝：抱歉<i>"),
+    ],
+)
+def test_a_blank_answer_says_why(change, words):
+    drawn = Reader(html.side_card(CHINESE, state(" \n")._replace(**change), 0))
+    assert words in drawn.text and drawn.classes[0] == "card failed"
+    assert ("/details" in drawn.tags) == ("thoughts" in change)
+
+
+def test_the_end_of_an_answer_is_in_the_language_of_the_page():
+    for reason, words in (("length", "达到长度上限"), ("stop", ""), ("odd<b>", "odd<b>")):
+        text = Reader(
+            html.side_card(CHINESE, state(end_reason=reason), 0, "m", show_facts=True)
+        ).text
+        assert words in text and "stop" not in text
+    assert "内容过滤截断" in html.side_card(CHINESE, state(end_reason="content_filter"), 0)
 
 
 # -- tables ----------------------------------------------------------------------------------------

@@ -14,28 +14,36 @@ from minigpt.arena.ui.leaderboard import LeaderboardTab
 
 class Page:
     """context: PageContext. monitor: HealthMonitor. admin: AdminPassword. allowed: the networks in
-    which servers that the admin adds may be (minigpt.arena.safe_http.Allowed)."""
+    which servers that the admin adds may be (minigpt.openai.safe_http.Allowed); caps: how much an
+    answer of these may cost (minigpt.openai.transport.Caps)."""
 
-    def __init__(self, context, monitor, admin, allowed):
+    def __init__(self, context, monitor, admin, allowed, caps=None):
         self.context, self.monitor = context, monitor
-        self.admin, self.allowed = admin, allowed
+        self.admin, self.allowed, self.caps = admin, allowed, caps
 
     def build(self):
         """The page as gr.Blocks."""
         context = self.context
         with gr.Blocks(title="MiniGPT Arena", analytics_enabled=False, fill_width=True) as blocks:
-            with gr.Tabs():
+            with gr.Tabs() as tabs:
                 chat, arena = ChatTab(context), ArenaTab(context)
                 LeaderboardTab(context)
                 HistoryTab(context)
                 models = ModelLists(context.arena.endpoints, chat.model, arena.models)
-                EndpointsTab(context, self.monitor, self.admin, self.allowed, models)
+                EndpointsTab(context, self.monitor, self.admin, self.allowed, self.caps, models)
             # On every visit to a tab, because another page may have added or removed endpoints.
             for event in (blocks.load, chat.tab.select, arena.tab.select):
                 inputs, outputs = models.components, list(models.components)
                 event(models.model_lists, inputs, outputs, show_progress="hidden")
+            blocks.load(self.last_tab, None, tabs, show_progress="hidden")
+            for tab in (chat, arena):
+                blocks.load(tab.restore, None, tab.outputs, show_progress="hidden")
             blocks.unload(context.leave)
         return blocks
+
+    def last_tab(self, request: gr.Request):
+        """The tab in which the visitor asked something last."""
+        return gr.Tabs(selected=self.context.session(request).tab)
 
 
 class ModelLists:
