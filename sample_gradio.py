@@ -140,7 +140,7 @@ def check(settings):
 
 def local_runs(settings):
     """([LocalRun], name → hash of its weights) of the folders of runs."""
-    folders = settings.runs or sorted(str(p) for p in Path("out").glob("*") if checkpoint.exists(p))
+    folders = settings.runs or [str(folder) for folder in newest_first(Path("out").glob("*"))]
     engines, loaded, hashes = {}, {}, {}
     for name, folder in zip(checkpoint.model_names(folders), folders, strict=True):
         trained = load_for_generation(folder, settings.device, settings.dtype)
@@ -160,6 +160,12 @@ def local_runs(settings):
         for name, each in loaded.items()
     ]
     return entries, hashes
+
+
+def newest_first(folders):
+    """The runs among `folders`: the chat opens on the first."""
+    runs = [folder for folder in folders if checkpoint.exists(folder)]
+    return sorted(runs, key=lambda run: (-(run / "config.json").stat().st_mtime, run))
 
 
 def conversation_encoder(trained):

@@ -542,6 +542,11 @@ class Endpoints:
         with self._lock:
             return list(self._by_name.values())
 
+    def first_alive(self):
+        """The name of the first that answers; of the first, if none does; None if there is none."""
+        entries = sorted(self.all(), key=lambda entry: not entry.is_alive)
+        return entries[0].name if entries else None
+
     def names(self):
         """All names."""
         with self._lock:

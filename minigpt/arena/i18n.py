@@ -7,6 +7,7 @@ ENGLISH = {
     "leaderboard": "Leaderboard",
     "history": "History",
     "endpoints": "Endpoints",
+    "page_about": "Chat with the models of this network, or judge two of them blind.",
     # sampling settings and questions
     "model": "Model",
     "models": "Models",
@@ -64,6 +65,8 @@ ENGLISH = {
     "battles": "Battles",
     "rating": "Rating",
     "interval": "95 % interval",
+    "rating_help": "A rating says how often a model wins: with 400 points more it wins ten times "
+    "as often as it loses. The average is 1000.",
     "too_few": "too few votes",
     "no_votes": "No votes yet. Open the Arena tab and ask something.",
     "win_rates": "How often the model of the row beats the model of the column",
@@ -111,6 +114,7 @@ CHINESE = {
     "leaderboard": "排行榜",
     "history": "记录",
     "endpoints": "模型端点",
+    "page_about": "和本网络里的模型对话，或者盲评其中两个。",
     # sampling settings and questions
     "model": "模型",
     "models": "模型",
@@ -168,6 +172,7 @@ CHINESE = {
     "battles": "局数",
     "rating": "评分",
     "interval": "95 % 区间",
+    "rating_help": "评分表示胜率：高 400 分，胜负之比就是 10 比 1。平均为 1000 分。",
     "too_few": "票数太少",
     "no_votes": "还没有投票。到“对战”里提个问题吧。",
     "win_rates": "行模型胜过列模型的比例",

@@ -166,7 +166,15 @@ def test_the_leaderboard():
     source = html.leaderboard(ENGLISH, table)
     cells = Reader(source).cells[7:]
     assert cells[:7] == ["1", "sft", "1100", "", "1050 – 1200", "25", ""]
-    assert cells[7:] == ["2", "base", "900", "", "800 – 1000", "9", "too few votes"]
+    assert cells[7:] == [
+        "2",
+        "base",
+        "900",
+        "",
+        "800 – 1000",
+        "9",
+        "too few votes" + ENGLISH["rating_help"],
+    ]
     # All on one scale from 800 to 1200.
     assert "left:62.5%;right:0.0%" in source and "left:75.0%" in source
     assert "left:0.0%;right:49.9%" in source and "left:25.0%" in source
@@ -191,7 +199,8 @@ def test_the_heat_map():
 def test_the_history():
     sides = [side("sft", "甲"), side("base", "乙")]
     drawn = Reader(html.history(ENGLISH, [battle("问", sides, "blind", 1), battle("二", sides)]))
-    assert "#5 · blind" in drawn.text and drawn.text.count("chosen") == 1
+    assert re.search(r"#5 · 20\d\d-\d\d-\d\d \d\d:\d\d · blind", drawn.text)
+    assert drawn.text.count("chosen") == 1
     assert drawn.text.index("base") < drawn.text.index("chosen") < drawn.text.index("乙")
     assert drawn.classes.count("card chosen") == 1 and drawn.classes.count("card") == 3
     assert Reader(html.history(CHINESE, [])).text == CHINESE["nothing_found"]
@@ -269,6 +278,6 @@ def test_the_history_shows_votes_for_no_side():
         ("none", 3, "vote_none"),
     ):
         battle = BattleRecord("open", "q", {}, None, "v", (side,) * n, 7, 0.0, choice)
-        assert f"#7 · open · {ENGLISH[key]}" in html.history(ENGLISH, [battle])
+        assert f"open · {ENGLISH[key]}" in html.history(ENGLISH, [battle])
     voted = BattleRecord("blind", "q", {}, None, "v", (side,) * 2, 7, 0.0, 1)
     assert '"quiet">#7 · blind</div>' in html.history(ENGLISH, [voted])

@@ -52,7 +52,10 @@ class ArenaTab:
                 elem_id="arena-pairing",
             )
             self.models = gr.CheckboxGroup(
-                [], label=i18n("models"), visible=False, elem_id="arena-models"
+                self.context.arena.endpoints.names(),
+                label=i18n("models"),
+                visible=False,
+                elem_id="arena-models",
             )
 
     def _build_question(self, i18n):
@@ -83,18 +86,20 @@ class ArenaTab:
         for vote, button in self.vote_buttons.items():
             button.click(self._vote_event(vote), None, outputs, show_progress="hidden")
         hidden = dict(show_progress="hidden")
-        self.mode.change(self.show_mode, self.mode, [self.pairing, self.models], **hidden)
+        shown = [self.pairing, self.models]
+        self.mode.change(self.show_mode, {self.mode, self.models}, shown, **hidden)
         self.presets.input(use_preset, self.presets, self.question, **hidden)
 
     # -- events: values and updates are {component: value} --
 
-    def show_mode(self, mode):
-        """Show the controls for blind or open battles."""
-        # With the models: an update that arrived while they were hidden may be lost.
-        names = self.context.arena.endpoints.names()
+    def show_mode(self, values):
+        """Show the controls for blind or open battles. For an open one the first two models are
+        chosen, if none is."""
+        mode, names = values[self.mode], self.context.arena.endpoints.names()
+        chosen = [name for name in values[self.models] or [] if name in names] or names[:2]
         return {
             self.pairing: gr.update(visible=mode == "blind"),
-            self.models: gr.update(visible=mode == "open", choices=names),
+            self.models: gr.update(visible=mode == "open", choices=names, value=chosen),
         }
 
     def battle(self, values, request: gr.Request):

@@ -23,7 +23,15 @@ class ChatTab:
         i18n = context.i18n
         with gr.Tab(i18n("chat"), id="chat", render_children=True) as self.tab, gr.Row():
             with gr.Column(scale=1, min_width=240):
-                self.model = gr.Dropdown([], label=i18n("model"), elem_id="chat-model")
+                endpoints = (
+                    context.arena.endpoints
+                )  # at the start; the page's ModelLists updates them
+                self.model = gr.Dropdown(
+                    endpoints.names(),
+                    value=endpoints.first_alive(),
+                    label=i18n("model"),
+                    elem_id="chat-model",
+                )
                 self.presets = gr.Dropdown(context.prompts, value=None, label=i18n("presets"))
                 self.sampling = SamplingControls(i18n, "chat")
             with gr.Column(scale=3, min_width=320):
