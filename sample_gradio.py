@@ -50,6 +50,11 @@ def read_settings():
     return settings
 
 
+def endpoint_caps(settings):
+    """--deadline alone decides how long an answer may take, and how long a server may be silent."""
+    return Caps(idle_seconds=settings.deadline, total_seconds=settings.deadline)
+
+
 def read_secrets(settings):
     """Read the passwords from environment variables or files, if no flag sets them."""
     for flag in ("auth", "admin_password"):
@@ -104,6 +109,7 @@ from minigpt.inference.scheduler import QueueLimits, RequestScheduler, set_threa
 from minigpt.models import checkpoint
 from minigpt.openai.safe_http import DEFAULT as OWN_NETWORKS
 from minigpt.openai.safe_http import Allowed, lan_address
+from minigpt.openai.transport import Caps
 from minigpt.serving.allowed_hosts import AllowedHosts
 from minigpt.serving.asgi import serve
 
@@ -116,7 +122,8 @@ def main():
     voters = Voters.beside(settings.ledger)
     context = PageContext(arena, prompts, voters, VisitorLimits(settings.address_limit))
     monitor = HealthMonitor(arena.endpoints)
-    page = Page(context, monitor, AdminPassword(settings.admin_password), networks)
+    admin = AdminPassword(settings.admin_password)
+    page = Page(context, monitor, admin, networks, endpoint_caps(settings))
     hosts = AllowedHosts(settings.allowed_hosts, settings.host)
     app = PageFilter(make_app(page), voters, hosts, settings.auth)
     monitor.start()
@@ -142,7 +149,7 @@ def make_arena(settings, networks):
 
 def local_runs(settings):
     """([LocalRun], name → hash of its weights) of the folders of runs."""
-    folders = settings.runs or sorted(str(p) for p in Path("out").glob("*") if checkpoint.exists(p))
+    folders = settings.runs or [str(folder) for folder in newest_first(Path("out").glob("*"))]
     engines, loaded, hashes = {}, {}, {}
     for name, folder in zip(checkpoint.model_names(folders), folders, strict=True):
         trained = load_for_generation(folder, settings.device, settings.dtype)
@@ -162,6 +169,12 @@ def local_runs(settings):
         for name, each in loaded.items()
     ]
     return entries, hashes
+
+
+def newest_first(folders):
+    """The runs among `folders`: the chat opens on the first."""
+    runs = [folder for folder in folders if checkpoint.exists(folder)]
+    return sorted(runs, key=lambda run: (-(run / "config.json").stat().st_mtime, run))
 
 
 def conversation_encoder(trained):

@@ -2,15 +2,14 @@
 
 arena = Arena(endpoints, ledger)
 arena_battle = arena.begin(voter, "黄河发源于哪里？", settings)   # blind: two random sides
-while not arena_battle.battle.ended:
+while not arena_battle.settled.wait(0.1):                       # until it has ended and is recorded
     show(arena_battle.battle.snapshot())
-arena.record(arena_battle)                                      # once it has ended
 arena.vote(arena_battle, 0)                                     # the first side was the best
 """
 
 import random
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from minigpt.arena.battles import Battle, choose_pair
 from minigpt.arena.store import BattleRecord, SideRecord
@@ -41,13 +40,27 @@ class ArenaBattle:
 
     kind: str  # "blind" or "open"
     voter: str
+    prompt: str
     names: tuple[str, ...]  # of the endpoints, in the order of the sides
     models: tuple[str, ...]  # their names in the ledger
     seed: int | None
     battle: Battle
     record_id: int | None = None  # in the ledger, once recorded
-    votable: bool = False
+    choices: list = field(default_factory=list)  # the possible votes; empty: none is possible
     choice: int | str | None = None  # the vote
+    problem: str | None = None  # why the ledger cannot record it
+    settled: threading.Event = field(default_factory=threading.Event)  # recorded, or has a problem
+
+    @property
+    def votable(self):
+        """Whether a vote is possible: at least two sides have answered."""
+        return bool(self.choices)
+
+    @property
+    def silent_names(self):
+        """The names of the sides without an answer, once the battle has ended."""
+        states = self.battle.snapshot()
+        return [n for n, s in zip(self.names, states, strict=True) if not s.answered]
 
     @property
     def names_visible(self):
@@ -107,10 +120,27 @@ class Arena:
             entries = [self.endpoints.get(name) for name in names]
             sides = [entry.side() for entry in entries]
             models = tuple(_model_of(entry) for entry in entries)
-            battle = Battle(prompt, settings, sides, **self._limits)
-            arena_battle = ArenaBattle(kind, voter, names, models, settings.get("seed"), battle)
+            messages = [{"role": "user", "content": prompt}]
+            battle = Battle(messages, settings, sides, **self._limits)
+            seed = settings.get("seed")
+            arena_battle = ArenaBattle(kind, voter, prompt, names, models, seed, battle)
             self._running.append(arena_battle)
+        # In its own thread: a page that loses its connection loses no battle.
+        threading.Thread(target=self._settle, args=[arena_battle], name="record").start()
         return arena_battle
+
+    def chat(self, name, messages, settings):
+        """Start the answer of the endpoint `name` to a conversation, as a Battle with one side."""
+        return Battle(messages, settings, [self.endpoints.get(name).side()], **self._limits)
+
+    def _settle(self, arena_battle):
+        arena_battle.battle.wait(None)
+        try:
+            self.record(arena_battle)
+        except UserError as error:
+            arena_battle.problem = str(error)
+        finally:
+            arena_battle.settled.set()
 
     def _check_capacity(self, voter):
         self._running = [each for each in self._running if not each.battle.ended]
@@ -123,8 +153,11 @@ class Arena:
 
     def _choose_pair(self, pairing):
         by_model = {}
-        for name in self.endpoints.names():
-            by_model[_model_of(self.endpoints.get(name))] = name
+        for entry in self.endpoints.all():
+            by_model[_model_of(entry)] = entry.name
+        alive = [_model_of(entry) for entry in self.endpoints.all() if entry.is_alive]
+        if len(alive) >= 2:  # a dead server is not drawn while others answer
+            by_model = {model: by_model[model] for model in alive}
         counts = self.ledger.pair_counts(list(by_model))
         pair = choose_pair(list(by_model), counts, self._rng, pairing)
         return [by_model[model] for model in pair]
@@ -138,7 +171,7 @@ class Arena:
             settings = {k: v for k, v in battle.settings.items() if k != "seed"}
             record = BattleRecord(
                 kind=arena_battle.kind,
-                prompt=battle.prompt,
+                prompt=arena_battle.prompt,
                 settings=settings,
                 seed=arena_battle.seed,
                 voter=arena_battle.voter,
@@ -146,7 +179,7 @@ class Arena:
             )
             record_id = self.ledger.add_battle(record)
             # Before record_id: a vote may come between the two.
-            arena_battle.votable = record.votable
+            arena_battle.choices = record.choices
             arena_battle.record_id = record_id
 
     def _side_records(self, arena_battle):

@@ -1,7 +1,9 @@
-"""A battle: two to four sides answer the same prompt at the same time, independently.
+"""A battle: one to four sides answer the same conversation at the same time, independently. (The
+chat is a battle with one side.)
 
     names = choose_pair(["base", "sft", "teammate"], ledger.pair_counts(names), random.Random())
-    battle = Battle("黄河发源于哪里？", {"temperature": 0.8}, sides, deadline_seconds=60)
+    messages = [{"role": "user", "content": "黄河发源于哪里？"}]
+    battle = Battle(messages, {"temperature": 0.8}, sides, deadline_seconds=60)
     while not battle.ended:
         show(battle.snapshot())            # from any thread, at any time
     battle.stop()                          # stops the sides that still run
@@ -13,6 +15,8 @@ A side is an object that is used by this battle only, with
     close()                        called once, when the side has ended or is stopped: from another
                                    thread, before, during or after stream(). It ends stream(), even
                                    one that blocks in a read
+    thoughts, refusal              if it has them, so far: what the model wrote before its answer,
+                                   and what it wrote instead of one
     finish_reason, usage           after the stream, if it has them: why the text ended, and
                                    {"completion_tokens": …}
 A side may fail, wait, write or block for ever: no other side is affected. This module uses neither
@@ -37,7 +41,10 @@ MESSAGES = {
     "stopped": "this answer was stopped",
 }
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Why a text ended, if a filter ended it: OpenAI's word and those of other providers.
+FILTERED = ("content_filter", "sensitive", "content_filtered", "safety", "SAFETY")
+
+_CONTROL = re.compile(r"[\ufffd\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 log = logging.getLogger("minigpt")
 
@@ -77,12 +84,35 @@ class SideState(NamedTuple):
     end_reason: str | None  # "too long", "failed", "deadline", "stopped" or its finish_reason
     error: str | None  # None: it is running or done
     message: str | None
+    thoughts: str = ""  # before the answer: no part of it
+    refusal: str = ""  # instead of an answer
+
+    @property
+    def answered(self):
+        """Whether there is an answer to vote on."""
+        return self.status == "done" and bool(self.text.strip())
+
+    @property
+    def blank_reason(self):
+        """Why a side that ended by itself has no answer, as the key of a string
+        (minigpt.arena.i18n); None if it has one, or did not end by itself."""
+        if self.status != "done" or self.answered:
+            return None
+        if self.refusal.strip():
+            return "blank_refusal"
+        if self.end_reason in FILTERED:
+            return "blank_filtered"
+        if self.end_reason in ("tool_calls", "function_call"):
+            return "blank_tool_calls"
+        return "blank_thoughts" if self.thoughts.strip() else "blank_empty"
 
     @property
     def tokens_per_second(self):
-        """Tokens per second after the first token; chunks are counted if the number of tokens is
-        unknown. None: too few tokens, or all in one chunk, which says nothing about the speed."""
-        n_tokens = self.chunks if self.tokens is None else self.tokens
+        """Tokens per second after the first token; chunks are counted if the number of tokens of
+        the answer is unknown. None: too few tokens, or all in one chunk, which says nothing about
+        the speed."""
+        # The number of tokens includes the thoughts, which are before the first token.
+        n_tokens = self.chunks if self.tokens is None or self.thoughts else self.tokens
         if self.first_token_seconds is None or n_tokens < 2 or self.chunks < 2:
             return None
         seconds = self.elapsed - self.first_token_seconds
@@ -92,15 +122,14 @@ class SideState(NamedTuple):
 class Battle:
     """See the module's docstring. It starts at once, with the settings that all sides support.
 
-    deadline_seconds: total time of a side. max_chars: of a side's text; a longer text is cut, and
-    the side is closed.
+    messages: the conversation, whose last message is the question. deadline_seconds: total time of
+    a side. max_chars: of a side's text; a longer text is cut, and the side is closed.
     """
 
-    def __init__(self, prompt, settings, sides, deadline_seconds=120.0, max_chars=20_000):
-        self.prompt = prompt
+    def __init__(self, messages, settings, sides, deadline_seconds=120.0, max_chars=20_000):
         self.settings, self.unsupported = common_settings(settings, sides)
         self._runners = [
-            _Runner(side, prompt, self.settings, deadline_seconds, max_chars) for side in sides
+            _Runner(side, messages, self.settings, deadline_seconds, max_chars) for side in sides
         ]
         for runner in self._runners:
             runner.start()
@@ -115,7 +144,10 @@ class Battle:
         return all(runner.ended.is_set() for runner in self._runners)
 
     def wait(self, seconds):
-        """Wait until all sides have ended, for at most `seconds`; returns whether they have."""
+        """Wait until all sides have ended, for at most `seconds` (None: for ever); returns whether
+        they have. Each side has a deadline, so they do end."""
+        if seconds is None:
+            return all(runner.ended.wait() for runner in self._runners)
         until = time.monotonic() + seconds
         return all(r.ended.wait(max(0.0, until - time.monotonic())) for r in self._runners)
 
@@ -127,7 +159,7 @@ class Battle:
 
 class DisplayText:
     """A text that arrives in chunks, cleaned for display: control characters other than line feed
-    and tab are removed, half a character becomes U+FFFD, and only `max_chars` characters are kept.
+    and tab and half characters are removed, and only `max_chars` characters are kept.
 
     The result does not depend on where the text is cut, not even within a surrogate pair.
     """
@@ -159,10 +191,11 @@ class _Runner:
     """A side, the thread that reads it and the timer that ends it. Only the first end counts: what
     the side does afterwards is ignored."""
 
-    def __init__(self, side, prompt, settings, deadline_seconds, max_chars):
+    def __init__(self, side, messages, settings, deadline_seconds, max_chars):
         self.ended = threading.Event()
         self._side, self._settings = side, settings
-        self._messages = [{"role": "user", "content": prompt}]
+        self._messages = [dict(message) for message in messages]
+        self._max_chars = max_chars
         self._text, self._lock = DisplayText(max_chars), threading.Lock()
         self._status, self._chunks, self._tokens = "waiting", 0, None
         self._first_token_seconds = self._elapsed = self._end_reason = self._error = None
@@ -188,7 +221,13 @@ class _Runner:
                 end_reason=self._end_reason,
                 error=self._error,
                 message=None if self._error is None else MESSAGES[self._end_reason],
+                thoughts=self._extra("thoughts"),
+                refusal=self._extra("refusal"),
             )
+
+    def _extra(self, name):
+        """One of the side's optional texts, cleaned for display."""
+        return _CONTROL.sub("", getattr(self._side, name, "")[: self._max_chars])
 
     def end(self, status, reason, error=None, tokens=None):
         """End the side, unless it has ended already, and close it. Returns at once."""
@@ -215,7 +254,8 @@ class _Runner:
             reason = getattr(self._side, "finish_reason", None) or "stop"
             self.end("done", reason, tokens=tokens)
         except Exception as error:  # of any kind: it must not affect the other sides
-            self.end("failed", "failed", f"{type(error).__name__}: {error}")
+            reason = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
+            self.end("failed", "failed", reason)
 
     def _add(self, chunk):
         """Add a chunk; returns whether the side may continue."""

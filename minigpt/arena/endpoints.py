@@ -19,10 +19,18 @@ import time
 from dataclasses import replace
 from typing import NamedTuple
 
+from minigpt.arena.thoughts import ThoughtSplitter
 from minigpt.common.errors import UserError
 from minigpt.common.presets import read_text
 from minigpt.common.report import one_line
-from minigpt.common.urls import api_path, is_key, is_variable, problem_of_url, root_path
+from minigpt.common.urls import (
+    api_path,
+    is_key,
+    is_variable,
+    problem_of_url,
+    root_path,
+    with_scheme,
+)
 from minigpt.inference.engine import Request
 from minigpt.inference.scheduler import QueueFull, SchedulerStopped
 from minigpt.openai.answers import USAGE, decode, read_json, read_parts
@@ -38,16 +46,20 @@ CHAT_ROUTE = "/v1/chat/completions"
 SLOW_MS = 1000.0  # a server that takes longer to list its models is called slow
 PROBE_SECONDS = 5.0
 MAX_MODELS = 100  # of a server's list that are shown
+MAX_THOUGHTS = 20_000  # characters of a model's thoughts that are kept
+# Kinds of an ApiError after which nobody answers at an address.
+UNREACHABLE = {"unknown host", "refused", "unreachable", "proxy", "tls", "timeout", "broken off"}
+NO_LIST = {"http 404", "http 405", "http 501"}  # a server without a list of models
 
 
 class EndpointError(Exception):
     """Why there is no text, or no more: `message` for the owner, with the endpoint's name and
     address, and `kind`: that of an ApiError, "no key", "which model", and of a local run "busy",
-    "stopping", "rejected"."""
+    "stopping", "rejected". cause: the ApiError, or None."""
 
-    def __init__(self, kind, message):
+    def __init__(self, kind, message, cause=None):
         super().__init__(message)
-        self.kind, self.message = kind, message
+        self.kind, self.message, self.cause = kind, message, cause
 
 
 class Health(NamedTuple):
@@ -79,6 +91,7 @@ class Endpoint:
             raise UserError("\n".join(problems))
         self._transport, self.caps = Transport(base_url, allowed=allowed), caps or Caps()
         self._fields = None  # of a chat request, by the server's own description, where it has one
+        self.health = None  # the Health of the last probe()
 
     name = property(lambda self: self._preset.name)
     base_url = property(lambda self: self._preset.base_url)
@@ -87,8 +100,16 @@ class Endpoint:
     @property
     def takes(self):
         """Names of the settings that the server takes. A cautious few until probe() has read its
-        /openapi.json; where it has none (or it does not list them) it stays with these."""
-        return CAUTIOUS if self._fields is None else SETTINGS & self._fields
+        /openapi.json; where it has none (or it does not list them) it stays with these. A server
+        that does not answer takes them all: it restricts nobody else in a battle."""
+        if self._fields is not None:
+            return SETTINGS & self._fields
+        return CAUTIOUS if self.is_alive else SETTINGS
+
+    @property
+    def is_alive(self):
+        """Whether it answered the last probe(), be it with an error; True before the first."""
+        return self.health is None or self.health.status not in UNREACHABLE
 
     def __repr__(self):
         return f"Endpoint({self.name!r}, {self.base_url!r}, model={self.model!r})"
@@ -122,7 +143,7 @@ class Endpoint:
                 yield response
         except ApiError as error:
             message = one_line(f"{self.name} ({self.base_url}): {error.message}")
-            raise EndpointError(error.kind, message) from None
+            raise EndpointError(error.kind, message, error) from None
 
     def api(self, route):
         """The path of a route of the API, with its version: /v1 where the address has none."""
@@ -162,11 +183,17 @@ class Endpoint:
     def probe(self):
         """Ask what it serves, and learn which settings it takes: a Health, never an exception.
         Takes at most PROBE_SECONDS twice; a text that is being written is not touched."""
+        self.health = self._probe()
+        return self.health
+
+    def _probe(self):
         caps = replace(self.caps, total_seconds=PROBE_SECONDS)
         began = time.monotonic()
         try:
             models = self._models(caps)
         except EndpointError as error:
+            if error.kind in NO_LIST and self.model:  # it may answer all the same
+                return Health("ok", (), _ms_since(began), f"{self.name}: it lists no models")
             return Health(error.kind, (), _ms_since(began), error.message)
         latency = _ms_since(began)
         self._fields = self._described_fields(caps)
@@ -197,10 +224,12 @@ def _ms_since(began):
 
 class EndpointStream:
     """One text of an Endpoint. takes: as the endpoint's; finish_reason, usage: of the text, None
-    before its end or where the server does not report them."""
+    before its end or where the server does not report them; thoughts, refusal: what the model has
+    written so far before its answer, and instead of one."""
 
     def __init__(self, endpoint):
         self._endpoint, self.finish_reason, self.usage = endpoint, None, None
+        self.thoughts, self.refusal = "", ""
         self._closed, self._lock = threading.Event(), threading.Lock()
         self._connection = None  # the one that close() ends
 
@@ -230,29 +259,52 @@ class EndpointStream:
             self.finish_reason = "cancelled"
 
     def _answer(self, body):
-        try:
-            yield from self._read(body)
-        except EndpointError as error:
-            # Some servers refuse to be asked for the usage (Mistral's): then it stays unknown.
-            is_refused = error.kind in ("http 400", "http 422")
-            if not (is_refused and body.pop("stream_options", None)):
-                raise
-            yield from self._read(body)
+        while True:
+            try:
+                yield from self._read(body)
+                return
+            except EndpointError as error:
+                if not _without_refused_field(body, error):
+                    raise
 
     def _read(self, body):
         request = "POST", self._endpoint.api("/chat/completions"), self._endpoint.caps, body
+        splitter = ThoughtSplitter()
         with self._endpoint.exchange(*request, started=self._start) as response:
             for part in read_parts(response, streamed=True):
-                if part.text:
-                    yield part.text
+                text, thoughts = splitter.push(part.text)
+                self._keep(part.reasoning + thoughts, part.refusal)
                 self.finish_reason = part.finish_reason or self.finish_reason
                 self.usage = part.usage or self.usage
+                if text:
+                    yield text
+        text, thoughts = splitter.push("", final=True)
+        self._keep(thoughts, "")
+        if text:
+            yield text
+
+    def _keep(self, thoughts, refusal):
+        self.thoughts = (self.thoughts + thoughts)[:MAX_THOUGHTS]
+        self.refusal = (self.refusal + refusal)[:MAX_THOUGHTS]
 
     def _start(self, connection):
         with self._lock:
             self._connection = connection
             if self._closed.is_set():
                 raise ApiError("cancelled", "closed")
+
+
+def _without_refused_field(body, error):
+    """Leave out of `body` the field that a server refused, if its error names one; returns whether
+    it did. Some refuse to be asked for the usage (Mistral's): then it stays unknown."""
+    refused = error.cause and error.cause.unsupported_field(body)
+    if refused:
+        value = body.pop(refused)
+        if refused == "max_tokens":
+            body["max_completion_tokens"] = value
+        return True
+    is_refused = error.kind in ("http 400", "http 422")
+    return is_refused and body.pop("stream_options", None) is not None
 
 
 # -- a run of our own ------------------------------------------------------------------------------
@@ -266,6 +318,7 @@ class LocalRun:
     """
 
     takes = SETTINGS - {"stop"}
+    is_alive = True
 
     def __init__(self, host, name, tokenizer, encode, end_ids):
         self.host, self.name, self.model, self.tokenizer = host, name, name, tokenizer
@@ -313,7 +366,7 @@ class LocalStream:
 
     def __init__(self, local):
         self._local, self.finish_reason, self.usage = local, None, None
-        self._closed = threading.Event()
+        self.thoughts, self._closed = "", threading.Event()
 
     takes = property(lambda self: self._local.takes)
 
@@ -325,21 +378,25 @@ class LocalStream:
         """As EndpointStream.stream()."""
         request = self._local.request(messages, settings)
         tokens = self._local.submit(request)
-        n_written, decoder = 0, self._local.tokenizer.stream()
+        n_written, decoder, splitter = 0, self._local.tokenizer.stream(), ThoughtSplitter()
         try:
             for token in self._until_closed(tokens):
                 n_written += 1
-                text = decoder.push(token.id)
-                if text:
-                    yield text
-            if decoder.flush():
-                yield "\ufffd"
+                yield from self._split(splitter, decoder.push(token.id))
+            rest = "\ufffd" if decoder.flush() else ""
+            yield from self._split(splitter, rest, final=True)
         finally:
             tokens.cancel()
             n_prompt = len(request.ids)
             counts = (n_prompt, n_written, n_prompt + n_written)
             self.usage = dict(zip(USAGE, counts, strict=True))
         self._end(tokens)
+
+    def _split(self, splitter, text, final=False):
+        text, thoughts = splitter.push(text, final)
+        self.thoughts = (self.thoughts + thoughts)[:MAX_THOUGHTS]
+        if text:
+            yield text
 
     def _until_closed(self, tokens):
         for token in tokens:
@@ -410,7 +467,8 @@ def read_presets(path):
             continue
         values = dict(zip(header, cells, strict=True))
         preset = Preset(*(values.get(column) or None for column in _COLUMNS))
-        preset = preset._replace(name=preset.name or "", base_url=preset.base_url or "")
+        base_url = with_scheme(preset.base_url) if preset.base_url else ""
+        preset = preset._replace(name=preset.name or "", base_url=base_url)
         problems += [f"{path}, line {line}: {wrong}" for wrong in preset.problems()]
         first = lines_of.setdefault(preset.name, line)
         if first != line:
@@ -478,6 +536,16 @@ class Endpoints:
             if name not in self._by_name:
                 raise UserError(f"there is no endpoint called {name}")
             return self._by_name[name]
+
+    def all(self):
+        """All of them."""
+        with self._lock:
+            return list(self._by_name.values())
+
+    def first_alive(self):
+        """The name of the first that answers; of the first, if none does; None if there is none."""
+        entries = sorted(self.all(), key=lambda entry: not entry.is_alive)
+        return entries[0].name if entries else None
 
     def names(self):
         """All names."""

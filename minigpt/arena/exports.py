@@ -45,13 +45,13 @@ def markdown(battles):
 
 def preference_pairs(battles):
     """Yield {"prompt", "chosen", "rejected"} for each side that lost to a chosen best side, as
-    preference training reads them. Pairs of equal answers are left out."""
+    preference training reads them. Left out: pairs of equal answers, sides without an answer."""
     for battle in battles:
-        if not isinstance(battle.choice, int):
+        if not isinstance(battle.choice, int) or battle.choice not in battle.answered:
             continue
         chosen = battle.sides[battle.choice].answer
         for side in battle.sides:
-            if side.answer != chosen:
+            if side.answered and side.answer != chosen:
                 yield dict(prompt=battle.prompt, chosen=chosen, rejected=side.answer)
 
 

@@ -4,53 +4,75 @@ strings: minigpt.arena.i18n. What a model wrote, or how an endpoint is called, i
 shown as text.
 """
 
+from datetime import datetime
 from html import escape
+
+from minigpt.arena.battles import FILTERED
+from minigpt.openai.answers import CUT_REASONS
 
 SIDE_LETTERS = "ABCD"
 FEW_BATTLES = 10  # a rating from fewer battles is marked as uncertain
 MAX_HISTORY_CHARS = 2000  # of a text in the history; the downloads have the whole text
 
 CSS = """
+.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+.page-header { padding: 4px 2px 0; }
+.page-header h1 { font-size: 1.35em; font-weight: 650; margin: 0; color: var(--body-text-color); }
+.page-header p { margin: 2px 0 0; color: var(--body-text-color-subdued); }
+.quiet { color: var(--body-text-color-subdued); line-height: 1.6; }
 .side { flex: 1 1 240px !important; min-width: 240px !important; }
 .card { box-sizing: border-box; height: 100%; border: 1px solid var(--border-color-primary);
   border-radius: 10px; padding: 12px 14px; min-height: 9em;
   background: var(--background-fill-primary); }
 .card .head { display: flex; justify-content: space-between; gap: 8px; font-weight: 600;
   color: var(--body-text-color); }
+.card .letter { display: inline-block; min-width: 1.7em; text-align: center; border-radius: 6px;
+  background: var(--color-accent-soft); color: var(--body-text-color); margin-right: 4px; }
+.card .name { overflow-wrap: anywhere; }
 .card .state { font-weight: 400; color: var(--body-text-color-subdued); }
-.card .text { white-space: pre-wrap; overflow-wrap: anywhere; margin-top: 8px; line-height: 1.6;
+.card .text { white-space: pre-wrap; overflow-wrap: anywhere; margin-top: 8px; line-height: 1.7;
   max-height: 26em; overflow-y: auto; color: var(--body-text-color); }
 .card .note { margin-top: 8px; font-size: .9em; color: var(--body-text-color-subdued); }
+.card details { margin-top: 8px; font-size: .9em; white-space: pre-wrap;
+  color: var(--body-text-color-subdued); }
+.card summary { cursor: pointer; }
 .card.failed { border-color: var(--error-border-color, #dc2626); }
 .card.failed .note { color: var(--error-text-color, #dc2626); }
 .card.chosen { border-color: var(--color-accent); box-shadow: 0 0 0 1px var(--color-accent); }
-.data-table { overflow-x: auto; }
+#chat-messages .message { white-space: pre-wrap; overflow-wrap: anywhere; }
+.data-table { overflow-x: auto; margin: 6px 0; }
 .data-table table { border-collapse: collapse; width: 100%; }
 .data-table :is(table, thead, tbody, tr) { border: 0 !important; }
-.data-table th, .data-table td { padding: 6px 10px; text-align: left; vertical-align: top;
-  border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important;
-  color: var(--body-text-color); }
-.data-table td.number { text-align: right; white-space: nowrap;
-  font-variant-numeric: tabular-nums; }
-.data-table .quiet, .quiet { color: var(--body-text-color-subdued); }
+.data-table th, .data-table td { padding: 7px 10px; text-align: left; vertical-align: top;
+  white-space: nowrap; border: 0 !important; color: var(--body-text-color);
+  border-bottom: 1px solid var(--border-color-primary) !important; }
+.data-table th { font-weight: 600; color: var(--body-text-color-subdued); }
+.data-table :is(td, th).number { text-align: right; font-variant-numeric: tabular-nums; }
+.data-table .long { white-space: normal; overflow-wrap: anywhere; min-width: 10em; }
+.data-table .quiet { color: var(--body-text-color-subdued); }
 .badge { border-radius: 99px; padding: 1px 9px; font-size: .85em; white-space: nowrap; }
-.badge.ok { background: #16a34a; color: #fff; }
-.badge.slow, .badge.unknown { background: #ca8a04; color: #fff; }
-.badge.bad { background: #dc2626; color: #fff; }
+.badge.ok { background: #15803d; color: #fff; }
+.badge.slow, .badge.unknown { background: #a16207; color: #fff; }
+.badge.bad { background: #b91c1c; color: #fff; }
 .bar { position: relative; min-width: 140px; height: 20px; }
 .bar i { position: absolute; top: 9px; height: 2px; background: var(--body-text-color-subdued); }
 .bar b { position: absolute; top: 4px; width: 12px; height: 12px; border-radius: 50%;
   background: var(--color-accent); transform: translateX(-6px); }
-.heat td { text-align: center !important; }
+.heat :is(td, th) { text-align: center !important; }
+.heat .count { font-size: .85em; color: var(--body-text-color); }
 .battle .card { min-height: 0; }
 .battle { border-bottom: 1px solid var(--border-color-primary); padding: 12px 0; }
 .battle .question { font-weight: 600; white-space: pre-wrap; overflow-wrap: anywhere;
   color: var(--body-text-color); }
 .battle .answers { display: grid; gap: 10px; margin-top: 8px;
   grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); }
-@media (max-width: 640px) {  /* several buttons a line, not one */
+@media (max-width: 640px) {  /* a phone: several buttons a line; tables that scroll say so */
   button:is([id^="chat-"], [id^="arena-"], [id^="vote-"]) { flex: 1 1 66px !important;
     min-width: 66px !important; padding: 8px 2px !important; font-size: 14px !important; }
+  .data-table .wide { display: none; }
+  .data-table th, .data-table td { padding: 6px; }
+  .data-table::after { content: "⇆"; display: block; text-align: right;
+    color: var(--body-text-color-subdued); }
 }
 """
 
@@ -58,22 +80,75 @@ CSS = """
 def side_card(strings, state, index, name=None, is_chosen=False, show_facts=False):
     """A side of a battle (a SideState). name: None while it is hidden. show_facts: also the speed
     and the end reason, which could reveal the model."""
-    label = name if name is not None else strings["model_letter"].format(side=SIDE_LETTERS[index])
     progress = strings[state.status] if state.status in ("waiting", "writing") else ""
-    message = ""
-    if state.status in ("failed", "stopped"):
-        message = strings.get(state.end_reason, strings["failed"])
-    elif state.end_reason == "too long":
-        message = strings["too_long"]
+    message = outcome(strings, state)
     if show_facts:
         message = " · ".join(filter(None, [message, facts(strings, state)]))
-    kind = "card" + " failed" * (state.status == "failed") + " chosen" * is_chosen
+    has_failed = state.status == "failed" or state.blank_reason is not None
+    kind = "card" + " failed" * has_failed + " chosen" * is_chosen
     return (
         f'<div class="{kind}" data-status="{escape(state.status)}"><div class="head">'
-        f'<span>{escape(label)}</span><span class="state">{escape(progress)}</span></div>'
-        f'<div class="text">{escape(state.text)}</div>'
+        f'<span>{side_label(index, name)}</span><span class="state">{escape(progress)}</span></div>'
+        f'{_thoughts(strings, state.thoughts)}<div class="text">{escape(state.text)}</div>'
         f'<div class="note">{escape(message)}</div></div>'
     )
+
+
+def side_label(index, name=None):
+    """The letter of a side, as on its vote button, and its name if that is visible."""
+    name = "" if name is None else f' <span class="name">{escape(name)}</span>'
+    return f'<span class="letter">{SIDE_LETTERS[index]}</span>{name}'
+
+
+def _thoughts(strings, thoughts):
+    """What a model wrote before its answer, folded."""
+    if not thoughts.strip():
+        return ""
+    title = escape(strings["thoughts"].format(n=len(thoughts)))
+    return f"<details><summary>{title}</summary>{escape(thoughts.strip())}</details>"
+
+
+def outcome(strings, state):
+    """What is wrong with an answer, for people; "" if nothing is."""
+    if state.status in ("failed", "stopped"):
+        return strings.get(state.end_reason, strings["failed"])
+    if state.blank_reason is not None:
+        return strings[state.blank_reason].format(text=state.refusal.strip()[:300])
+    if state.end_reason == "too long":
+        return strings["too_long"]
+    return strings["end_filtered"] if state.end_reason in FILTERED else ""
+
+
+def chat_messages(strings, turns):
+    """The turns of a chat (minigpt.arena.access.sessions) for gr.Chatbot. Gradio renders its values
+    as HTML, even without Markdown, so all texts are escaped."""
+    shown = []
+    for turn in turns:
+        state = turn.state
+        shown.append({"role": "user", "content": escape(turn.question, quote=False)})
+        if state.thoughts.strip():
+            title = strings["thoughts"].format(n=len(state.thoughts))
+            thoughts = escape(state.thoughts.strip(), quote=False)
+            metadata = {"title": title, "status": "done"}
+            shown.append({"role": "assistant", "content": thoughts, "metadata": metadata})
+        parts = [state.text.strip("\n"), outcome(strings, state)]
+        if state.status in ("waiting", "writing"):
+            parts = [state.text or "…"]
+        text = "\n".join(filter(None, parts))
+        shown.append({"role": "assistant", "content": escape(text, quote=False)})
+    return shown
+
+
+def chat_summary(strings, battle):
+    """What is to be said of an answer of the chat that has ended, as text."""
+    (state,) = battle.snapshot()
+    parts = [facts(strings, state)]
+    if state.status == "failed":
+        parts.insert(0, state.error)
+    if battle.unsupported:
+        names = ", ".join(battle.unsupported)
+        parts.append(strings["unsupported_settings"].format(names=names))
+    return " · ".join(parts)
 
 
 def facts(strings, state):
@@ -82,8 +157,10 @@ def facts(strings, state):
     if state.first_token_seconds is not None:
         parts.append(strings["first_token"].format(seconds=f"{state.first_token_seconds:.2f} s"))
     parts.append(speed(strings, state.elapsed, state.tokens_per_second))
-    if state.end_reason and state.status == "done":
-        parts.append(strings["end_reason"].format(reason=state.end_reason))
+    if state.status == "done" and state.end_reason not in ("stop", "too long", *FILTERED):
+        is_cut = state.end_reason in CUT_REASONS
+        reason = strings["end_length"] if is_cut else state.end_reason
+        parts.append(strings["end_reason"].format(reason=reason))
     return " · ".join(parts)
 
 
@@ -93,6 +170,14 @@ def speed(strings, seconds, tokens_per_second):
     if tokens_per_second:
         parts.insert(0, strings["token_rate"].format(rate=f"{tokens_per_second:.0f}"))
     return " · ".join(parts)
+
+
+def page_header(strings):
+    """The heading of the page, and what it is for."""
+    return (
+        f'<header class="page-header"><h1>MiniGPT Arena</h1>'
+        f"<p>{escape(strings['page_about'])}</p></header>"
+    )
 
 
 def note(text):
@@ -107,14 +192,16 @@ def download_links(*names):
 
 
 def table(header, rows, kind=""):
-    """A table. header: texts; rows: lists of cells that are HTML."""
-    head = "".join(f"<th>{escape(text)}</th>" for text in header)
+    """A table. header: pairs of a text and the kind of its column; rows: lists of cells, which are
+    HTML."""
+    head = "".join(f'<th class="{kind}">{escape(text)}</th>' for text, kind in header)
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return f'<div class="data-table {kind}"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def cell(text, kind=""):
-    """A cell of text."""
+    """A cell of text. kind: "number" (aligned right), "long" (may wrap), "wide" (not on a phone),
+    "quiet"."""
     return f'<td class="{kind}">{escape(str(text))}</td>'
 
 
@@ -138,7 +225,7 @@ def leaderboard(strings, ratings):
                 cell(rank, "number"),
                 cell(rating.name),
                 cell(f"{rating.rating:.0f}", "number"),
-                f'<td><div class="bar">{bar}</div></td>',
+                f'<td class="wide"><div class="bar">{bar}</div></td>',
                 cell(f"{rating.low:.0f} – {rating.high:.0f}", "number"),
                 cell(rating.battles, "number"),
                 cell(strings["too_few"] if few else "", "quiet"),
@@ -147,7 +234,9 @@ def leaderboard(strings, ratings):
     model, rating, interval, battles = (
         strings[key] for key in ("model", "rating", "interval", "battles")
     )
-    return table(["", model, rating, "", interval, battles, ""], rows)
+    header = [("", "number"), (model, ""), (rating, "number"), ("", "wide")]
+    header += [(interval, "number"), (battles, "number"), ("", "")]
+    return table(header, rows) + note(strings["rating_help"])
 
 
 def heat_map(strings, names, rates, counts):
@@ -163,11 +252,13 @@ def heat_map(strings, names, rates, counts):
                 continue
             advantage = 2 * rates[i][j] - 1  # -1: always lost … 1: always won
             color = "37, 99, 235" if advantage > 0 else "220, 38, 38"
-            share = f'{100 * rates[i][j]:.0f} % <span class="quiet">({counts[i][j]})</span>'
+            share = f'{100 * rates[i][j]:.0f} % <span class="count">({counts[i][j]})</span>'
             shade = f"rgba({color}, {0.55 * abs(advantage):.2f})"
             row.append(f'<td style="background: {shade}">{share}</td>')
         rows.append(row)
-    return f"<h3>{escape(strings['win_rates'])}</h3>" + table(["", *names], rows, "heat")
+    return f"<h3>{escape(strings['win_rates'])}</h3>" + table(
+        [("", ""), *((name, "") for name in names)], rows, "heat"
+    )
 
 
 def history(strings, battles):
@@ -177,7 +268,7 @@ def history(strings, battles):
     parts = []
     for battle in battles:
         sides = "".join(
-            _history_card(strings, side, is_chosen=battle.choice == index)
+            _history_card(strings, side, index, is_chosen=battle.choice == index)
             for index, side in enumerate(battle.sides)
         )
         parts.append(
@@ -188,10 +279,10 @@ def history(strings, battles):
     return "".join(parts)
 
 
-def _history_card(strings, side, is_chosen):
+def _history_card(strings, side, index, is_chosen):
     return (
         f'<div class="card{" chosen" * is_chosen}"><div class="head">'
-        f"<span>{escape(side.model)}</span>"
+        f"<span>{side_label(index, side.model)}</span>"
         f'<span class="state">{escape(strings["chosen"]) * is_chosen}</span></div>'
         f'<div class="text">{escape(_truncated(side.answer))}</div></div>'
     )
@@ -202,11 +293,13 @@ def _truncated(text):
 
 
 def _summary(strings, battle):
-    """The id and kind of a battle, and the vote if it was for no side."""
+    """The id, time and kind of a battle, and the vote if it was for no side."""
     vote = ""
     if battle.choice in ("tie", "none"):
         vote = vote_label(strings, battle.choice, len(battle.sides))
-    return " · ".join(filter(None, [f"#{battle.id}", strings[f"kind_{battle.kind}"], vote]))
+    moment = datetime.fromtimestamp(battle.time).strftime("%Y-%m-%d %H:%M")
+    parts = [f"#{battle.id}", moment, strings[f"kind_{battle.kind}"], vote]
+    return " · ".join(filter(None, parts))
 
 
 def vote_label(strings, choice, n_sides):
@@ -235,9 +328,10 @@ def endpoints(strings, rows):
                 cell(name),
                 f'<td><span class="badge {badge}">{escape(status)}</span></td>',
                 cell(latency, "number"),
-                cell(models),
+                cell(models, "long"),
                 cell(address or strings["this_machine"], "quiet"),
             ]
         )
-    header = [strings[key] for key in ("name", "health", "latency", "served_models", "address")]
+    header = [(strings["name"], ""), (strings["health"], ""), (strings["latency"], "number")]
+    header += [(strings["served_models"], "long"), (strings["address"], "")]
     return table(header, cells)

@@ -27,10 +27,12 @@ class Decided(NamedTuple):
     choice: int | str
 
 
-def vote_choices(n_sides):
-    """The possible votes on a battle: the index of the best side, "tie" (of two sides), "none"."""
-    tie = ["tie"] if n_sides == 2 else []
-    return [*range(n_sides), *tie, "none"]
+def vote_choices(sides):
+    """The possible votes on a battle: the best of `sides` (the indices of those that have an
+    answer), "tie" (of two), "none". Empty if there are fewer than two."""
+    if len(sides) < 2:
+        return []
+    return [*sides, *(["tie"] if len(sides) == 2 else []), "none"]
 
 
 class Rating(NamedTuple):

@@ -56,10 +56,10 @@ CREATE TABLE side (
 CREATE INDEX side_by_model ON side (model);
 """
 
-# Public battles: all except a blind battle that can still be voted on.
+# Public battles: all except a blind battle that can still be voted on. answered() is has_answer().
 _PUBLIC = (
     "(kind = 'open' OR choice IS NOT NULL OR "
-    "EXISTS (SELECT 1 FROM side WHERE battle = id AND error IS NOT NULL))"
+    "(SELECT COUNT(*) FROM side WHERE battle = id AND answered(answer, error)) < 2)"
 )
 # instr() because LIKE treats % and _ as wildcards.
 _CONTAINS = (
@@ -82,6 +82,11 @@ class SideRecord:
     end_reason: str
     error: str | None = None
 
+    @property
+    def answered(self):
+        """Whether it has an answer to vote on."""
+        return has_answer(self.answer, self.error)
+
 
 @dataclass(frozen=True)
 class BattleRecord:
@@ -98,9 +103,24 @@ class BattleRecord:
     choice: int | str | None = None  # the index of the best side, "tie", "none"; None: no vote
 
     @property
+    def answered(self):
+        """The indices of the sides that have an answer."""
+        return [index for index, side in enumerate(self.sides) if side.answered]
+
+    @property
+    def choices(self):
+        """The possible votes, among the sides that have an answer; empty if fewer than two have."""
+        return vote_choices(self.answered)
+
+    @property
     def votable(self):
-        """Whether a vote is possible: no side ended with an error."""
-        return all(side.error is None for side in self.sides)
+        """Whether a vote is possible."""
+        return bool(self.choices)
+
+
+def has_answer(answer, error):
+    """Whether a side answered: it ended normally, and its text is not blank."""
+    return error is None and bool(answer.strip())
 
 
 class Ledger:
@@ -117,6 +137,7 @@ class Ledger:
                 self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
             self._connection.row_factory = sqlite3.Row
+            self._connection.create_function("answered", 2, has_answer, deterministic=True)
             self._execute("PRAGMA synchronous = FULL")
             self._execute("PRAGMA foreign_keys = ON")
         with self._transaction("IMMEDIATE"):
@@ -152,12 +173,11 @@ class Ledger:
         return battle_id
 
     def vote(self, battle_id, voter, choice):
-        """Save a vote: the index of a side, "tie" (of two sides) or "none". Returns the
-        BattleRecord.
+        """Save a vote: one of the battle's `choices`. Returns the BattleRecord.
 
         Only the battle's own voter may vote. The vote on a blind battle is final, because it shows
         the names; the vote on an open battle can be changed until the voter's next battle.
-        UserError otherwise, or if a side failed.
+        UserError otherwise, or if fewer than two sides have an answer.
         """
         with self._transaction("IMMEDIATE"):
             found = self._records("WHERE id = ?", (battle_id,))
@@ -172,10 +192,9 @@ class Ledger:
         if battle is None or battle.voter != voter:  # one answer: do not reveal which exist
             return "this battle is not yours to vote on"
         if not battle.votable:
-            return "a side of this battle failed: there is nothing to vote on"
-        choices = vote_choices(len(battle.sides))
-        if type(choice) not in (int, str) or choice not in choices:
-            return f"vote: {choice!r}: expected one of {', '.join(map(str, choices))}"
+            return "fewer than two sides of this battle have an answer: nothing to vote on"
+        if type(choice) not in (int, str) or choice not in battle.choices:
+            return f"vote: {choice!r}: expected one of {', '.join(map(str, battle.choices))}"
         later = "SELECT 1 FROM battle WHERE voter = ? AND id > ?"
         changed = battle.choice not in (None, choice)
         if changed and battle.kind == "blind":
@@ -219,17 +238,24 @@ class Ledger:
             before = page[-1].id
 
     def decided(self, kind=None):
-        """All battles with a vote, of one kind or of both, as Decided (minigpt.arena.ratings)."""
+        """All battles with a vote, of one kind or of both, as Decided (minigpt.arena.ratings): the
+        vote is among the sides that have an answer."""
         query = (
-            "SELECT battle, choice, model FROM side JOIN battle ON battle = id "
-            "WHERE choice IS NOT NULL AND kind IN (?, ?) ORDER BY battle, place"
+            "SELECT battle, choice, place, model FROM side JOIN battle ON battle = id "
+            "WHERE choice IS NOT NULL AND kind IN (?, ?) AND answered(answer, error) "
+            "ORDER BY battle, place"
         )
-        names, choices = {}, {}
+        sides, choices = {}, {}
         with self._transaction():
             for row in self._execute(query, (kind, kind) if kind else KINDS):
-                names.setdefault(row["battle"], []).append(row["model"])
+                sides.setdefault(row["battle"], {})[row["place"]] = row["model"]
                 choices[row["battle"]] = row["choice"]
-        return [Decided(tuple(names[battle_id]), choices[battle_id]) for battle_id in names]
+        return [
+            Decided(tuple(models.values()), _among(models, choices[battle_id]))
+            for battle_id, models in sides.items()
+            # Ledgers of earlier versions have votes on blank answers: they compare nothing.
+            if choices[battle_id] in vote_choices(models)
+        ]
 
     def pair_counts(self, names):
         """frozenset of two of the `names` → in how many battles both were, for choose_pair(). Every
@@ -311,6 +337,11 @@ class Ledger:
         for statement in _SCHEMA.split(";"):  # executescript() would end the transaction
             self._execute(statement)
         self._execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _among(models, choice):
+    """A vote by the index among `models` (place → model) instead of the place."""
+    return list(models).index(choice) if isinstance(choice, int) else choice
 
 
 def _placeholders(values):

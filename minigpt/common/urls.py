@@ -26,6 +26,12 @@ def problem_of_url(url):
     return f"{one_line(url)}: no address"
 
 
+def with_scheme(url):
+    """An address as people type it, such as 192.168.1.20:5000, as a URL: http:// if it has no
+    scheme."""
+    return url if "://" in url else f"http://{url}"
+
+
 def api_path(url):
     """The path of a server's OpenAI API: the path of its URL without a last slash and without
     /chat/completions. /v1 is added if no part of the path is a version."""

@@ -7,6 +7,7 @@
 Server output is untrusted; anything malformed raises ApiError.
 """
 
+import itertools
 from typing import NamedTuple
 
 from minigpt.common.json_text import parse_json
@@ -16,18 +17,21 @@ from minigpt.openai.errors import ApiError, error_in
 from minigpt.openai.events import DONE, EventReader
 
 USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
+_BLANK = b" \t\r\n\xef\xbb\xbf"
+_JSON_OR_PAGE = (b"{", b"[", b"<")  # first bytes of a body that is no event stream
 CUT_REASONS = ("length", "max_tokens")  # the answer hit the token limit
 
 
 class AnswerPart(NamedTuple):
     """What a chunk or a whole answer holds. reasoning: what the model wrote before its answer;
     finish_reason: why the text ended, None until then; usage: token counts by name, those of USAGE
-    that the server reports, or None."""
+    that the server reports, or None; refusal: what the model wrote instead of an answer."""
 
     text: str = ""
     reasoning: str = ""
     finish_reason: str | None = None
     usage: dict | None = None
+    refusal: str = ""
 
     @property
     def is_cut(self):
@@ -36,14 +40,18 @@ class AnswerPart(NamedTuple):
 
 
 def read_parts(response, streamed):
-    """Yield the AnswerParts of a transport.Response, streamed or whole as its Content-Type says.
-    streamed: what was asked for, the fallback if Content-Type is inconclusive. No text holds half
-    a surrogate pair. Raises ApiError."""
-    kind = response.content_type
-    if kind == "text/event-stream" or (streamed and "json" not in kind):
-        parts = _stream_parts(response.chunks())
+    """Yield the AnswerParts of a transport.Response, whole if its first byte says so (some servers
+    name another Content-Type), else streamed as asked for. No text holds half a surrogate pair.
+    Raises ApiError."""
+    chunks = response.chunks()
+    begin = b""
+    while not begin.strip(_BLANK) and (data := next(chunks, None)) is not None:
+        begin += data
+    streamed = streamed or response.content_type == "text/event-stream"
+    if streamed and begin.strip(_BLANK)[:1] not in _JSON_OR_PAGE:
+        parts = _stream_parts(itertools.chain([begin], chunks))
     else:
-        parts = [read_part(decode(response.read()), "message")]
+        parts = [read_part(decode(b"".join([begin, *chunks])), "message")]
     joiner = SurrogateJoiner()
     for part in parts:
         yield part._replace(text=joiner.push(part.text))
@@ -58,44 +66,47 @@ def joined(parts):
     last = dict(finish_reason=None, usage=None)
     for part in parts:
         last = {name: getattr(part, name) or value for name, value in last.items()}
-    text = "".join(part.text for part in parts)
-    return AnswerPart(text, "".join(part.reasoning for part in parts), **last)
+    texts = ("".join(getattr(part, name) for part in parts) for name in ("text", "reasoning"))
+    return AnswerPart(*texts, **last, refusal="".join(part.refusal for part in parts))
 
 
 def _stream_parts(chunks):
     """Yield the AnswerPart of each event, up to [DONE]."""
     events, has_ended = EventReader(), False
-    for data in chunks:
-        for event in events.push(data):
+    for data in itertools.chain(chunks, [None]):
+        for event in events.finish() if data is None else events.push(data):
             if event.strip() == DONE:
                 return
-            part = read_part(event, "delta")
-            has_ended = has_ended or part.finish_reason is not None
-            yield part
+            if event.strip():
+                part = read_part(event, "delta")
+                has_ended = has_ended or part.finish_reason is not None
+                yield part
     if not has_ended:
         raise ApiError("broken off", "it ended in the middle of the answer")
 
 
 def read_part(data, field):
     """The AnswerPart in `data` (JSON text). field: "delta" of a chunk, which may have no choice
-    (then it reports the usage), or "message" of a whole answer, which has one."""
+    (it reports the usage, or only that the server is there), or "message" of a whole answer, which
+    has one. Some servers send a chunk's text as "message" or "text"."""
     answer = read_json(data)
     error = error_in(answer)
     if error is not None:
         raise error
     try:
-        choices = answer["choices"]
+        choices = answer["choices"] if field == "message" else answer.get("choices")
         choice = choices[0] if choices or field == "message" else {}
-        message = choice[field] if field == "message" else choice.get(field) or {}
+        message = choice[field] if field == "message" else _message_of(choice)
+        content = message.get("content")
         reasoning = message.get("reasoning_content") or message.get("reasoning")
+        reasoning = _text_of(reasoning) or _thoughts_in(content)
         reason = choice.get("finish_reason")
-        if not isinstance(reason, str | None):
-            raise TypeError
         return AnswerPart(
-            _text_of(message.get("content")),
-            replace_lone_surrogates(_text_of(reasoning)),
-            reason and one_line(reason, 40),
+            _text_of(content),
+            replace_lone_surrogates(reasoning),
+            one_line(str(reason), 40) if reason else None,
             _counts(answer.get("usage")),
+            replace_lone_surrogates(_text_of(message.get("refusal"))),
         )
     except (AttributeError, KeyError, IndexError, TypeError):
         raise ApiError("garbage", f"it sent no answer: {data}") from None
@@ -112,6 +123,17 @@ def read_json(data):
 def decode(data):
     """The bytes of a body as text."""
     return data.decode("utf-8-sig", "replace")
+
+
+def _message_of(choice):
+    return choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
+
+
+def _thoughts_in(content):
+    """The thoughts among the parts of a message's content."""
+    parts = content if isinstance(content, list) else []
+    thoughts = (part.get("thinking") for part in parts if isinstance(part, dict))
+    return "".join(_text_of(each) for each in thoughts)
 
 
 def _text_of(content):

@@ -43,6 +43,13 @@ class EventReader:
             self._line = []
         self._line.append(rest)
 
+    def finish(self):
+        """Yield the data of an event that the stream's end completes. (The standard drops it; some
+        servers do not end their last line.)"""
+        rest, self._line = "".join(self._line), []
+        yield from self._read(rest)
+        yield from self._read("")
+
     def _read(self, line):
         field, _, value = line.partition(":")
         if field in ("data", "error"):

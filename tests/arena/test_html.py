@@ -108,7 +108,7 @@ def test_a_blind_card_does_not_reveal_the_model(strings, end):
     status = {"failed": "failed", "deadline": "failed", "stopped": "stopped"}.get(end, "done")
     error = None if status == "done" else "EndpointError: lab-3 (http://10.0.0.9): it answered 500"
     hidden = Reader(html.side_card(strings, state("甲", status, end, error), 1)).text
-    assert hidden.startswith(strings["model_letter"].format(side="B"))
+    assert hidden.startswith("B甲")
     assert not re.search(r"lab-3|10\.0|500|Error|0\.50|2\.5|41|20", hidden)
     if error:
         assert strings[end] in hidden  # the message without server details
@@ -117,20 +117,45 @@ def test_a_blind_card_does_not_reveal_the_model(strings, end):
 def test_a_card_with_its_facts():
     drawn = Reader(html.side_card(ENGLISH, state(), 0, "sft", is_chosen=True, show_facts=True))
     # 41 tokens, the first after half a second: the other 40 in 2 s.
-    facts = "first token 0.50 s · 20 tokens/s · 2.5 s in total · ended: stop"
-    assert drawn.text == f"sft甲{facts}" and drawn.classes[0] == "card chosen"
+    facts = "first token 0.50 s · 20 tokens/s · 2.5 s in total"
+    assert drawn.text == f"A sft甲{facts}" and drawn.classes[0] == "card chosen"
 
 
 def test_a_card_during_generation():
     nothing = dict(first_token_seconds=None, end_reason=None)
     waiting = Reader(html.side_card(ENGLISH, state("", "waiting", **nothing), 0))
-    assert waiting.text == "Model Awaiting …"
+    assert waiting.text == "Awaiting …"
     assert "正在写" in html.side_card(CHINESE, state("甲", "writing", None), 0)
 
 
 def test_a_failed_card_keeps_its_text():
     drawn = Reader(html.side_card(ENGLISH, state("北", "failed", "deadline", "x"), 0))
-    assert drawn.text == f"Model A北{ENGLISH['deadline']}" and drawn.classes[0] == "card failed"
+    assert drawn.text == f"A北{ENGLISH['deadline']}" and drawn.classes[0] == "card failed"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(), "空回答：模型一开始就结束了"),
+        (dict(thoughts="想<b>"), "只写了思考过程"),
+        (dict(end_reason="sensitive"), "内容过滤"),
+        (dict(end_reason="tool_calls"), "调用工具"),
+        (dict(refusal="抱歉<i>"), "拒绝：抱歉<i>"),
+    ],
+)
+def test_a_blank_answer_says_why(change, words):
+    drawn = Reader(html.side_card(CHINESE, state(" \n")._replace(**change), 0))
+    assert words in drawn.text and drawn.classes[0] == "card failed"
+    assert ("/details" in drawn.tags) == ("thoughts" in change)
+
+
+def test_the_end_of_an_answer_is_in_the_language_of_the_page():
+    for reason, words in (("length", "达到长度上限"), ("stop", ""), ("odd<b>", "odd<b>")):
+        text = Reader(
+            html.side_card(CHINESE, state(end_reason=reason), 0, "m", show_facts=True)
+        ).text
+        assert words in text and "stop" not in text
+    assert "内容过滤截断" in html.side_card(CHINESE, state(end_reason="content_filter"), 0)
 
 
 # -- tables ----------------------------------------------------------------------------------------
@@ -141,7 +166,15 @@ def test_the_leaderboard():
     source = html.leaderboard(ENGLISH, table)
     cells = Reader(source).cells[7:]
     assert cells[:7] == ["1", "sft", "1100", "", "1050 – 1200", "25", ""]
-    assert cells[7:] == ["2", "base", "900", "", "800 – 1000", "9", "too few votes"]
+    assert cells[7:] == [
+        "2",
+        "base",
+        "900",
+        "",
+        "800 – 1000",
+        "9",
+        "too few votes" + ENGLISH["rating_help"],
+    ]
     # All on one scale from 800 to 1200.
     assert "left:62.5%;right:0.0%" in source and "left:75.0%" in source
     assert "left:0.0%;right:49.9%" in source and "left:25.0%" in source
@@ -166,7 +199,8 @@ def test_the_heat_map():
 def test_the_history():
     sides = [side("sft", "甲"), side("base", "乙")]
     drawn = Reader(html.history(ENGLISH, [battle("问", sides, "blind", 1), battle("二", sides)]))
-    assert "#5 · blind" in drawn.text and drawn.text.count("chosen") == 1
+    assert re.search(r"#5 · 20\d\d-\d\d-\d\d \d\d:\d\d · blind", drawn.text)
+    assert drawn.text.count("chosen") == 1
     assert drawn.text.index("base") < drawn.text.index("chosen") < drawn.text.index("乙")
     assert drawn.classes.count("card chosen") == 1 and drawn.classes.count("card") == 3
     assert Reader(html.history(CHINESE, [])).text == CHINESE["nothing_found"]
@@ -244,6 +278,6 @@ def test_the_history_shows_votes_for_no_side():
         ("none", 3, "vote_none"),
     ):
         battle = BattleRecord("open", "q", {}, None, "v", (side,) * n, 7, 0.0, choice)
-        assert f"#7 · open · {ENGLISH[key]}" in html.history(ENGLISH, [battle])
+        assert f"open · {ENGLISH[key]}" in html.history(ENGLISH, [battle])
     voted = BattleRecord("blind", "q", {}, None, "v", (side,) * 2, 7, 0.0, 1)
     assert '"quiet">#7 · blind</div>' in html.history(ENGLISH, [voted])

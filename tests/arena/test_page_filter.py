@@ -52,6 +52,8 @@ class Side:
 class Entry:
     """An endpoint that always answers the same."""
 
+    is_alive = True
+
     def __init__(self, name):
         self.name, self.sides = name, []
 
@@ -242,9 +244,23 @@ def test_a_page_keeps_its_own_conversation(visitor, entries):
     call(visitor, "send", chat_question("再问"))
     sent = [(m["role"], m["content"]) for m in entries[0].sides[-1].messages]
     assert sent == [("user", "你好？"), ("assistant", "回答 a"), ("user", "再问")]
-    open_page(visitor, "page2")
-    call(visitor, "send", chat_question("别人"), session="page2")
-    assert len(entries[0].sides[-1].messages) == 1
+    open_page(visitor, "page2")  # a new page continues; then each goes its own way
+    call(visitor, "send", chat_question("二页"), session="page2")
+    assert len(entries[0].sides[-1].messages) == 5
+    call(visitor, "send", chat_question("一页"))
+    sent = [m["content"] for m in entries[0].sides[-1].messages]
+    assert len(sent) == 5 and "二页" not in sent
+
+
+def test_a_new_page_shows_the_last_chat_and_battle(visitor, entries):
+    open_page(visitor, "page3")
+    call(visitor, "send", chat_question("断线之前"), session="page3")
+    open_page(visitor, "page4")
+    events = visitor.get("/config").json()["dependencies"]
+    restored = [event for event in events if event["api_name"].startswith("restore")]
+    assert len(restored) == 2
+    texts = [shown(send_event(visitor, event, [], session="page4")) for event in restored]
+    assert any("断线之前" in text for text in texts)
 
 
 # -- sizes -----------------------------------------------------------------------------------------
@@ -355,7 +371,7 @@ def test_the_rate_of_a_voter_is_limited(visitor, page, monkeypatch):
     refused = [
         "Too many requests" in shown(call(visitor, "battle", battle, "page4")) for _ in range(14)
     ]
-    assert refused[:10] == [False] * 10 and all(refused[10:])
+    assert refused[:10] == [False] * 10 and refused[10:].count(True) >= 2  # one more in 6 s
 
 
 def test_the_rate_of_an_address_is_limited(visitor, page, monkeypatch):

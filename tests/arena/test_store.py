@@ -164,7 +164,7 @@ def test_votes_that_are_refused(ledger):
     for wrong in ((number, "v2", 0), (number + 99, "v1", 0)):
         with pytest.raises(UserError, match="not yours"):
             ledger.vote(*wrong)
-    with pytest.raises(UserError, match="failed"):
+    with pytest.raises(UserError, match="nothing to vote on"):
         ledger.vote(failed, "v1", 0)
     for choice in (2, -1, True, None, "0", "best", 0.0):
         with pytest.raises(UserError, match="expected one of 0, 1, tie, none"):

@@ -4,7 +4,6 @@ import gradio as gr
 
 from minigpt.arena import html
 from minigpt.arena.arena import MAX_PROMPT_CHARS, MAX_SIDES, check_prompt
-from minigpt.arena.ratings import vote_choices
 from minigpt.arena.ui.context import REFRESH_SECONDS, strings_of, use_preset
 from minigpt.arena.ui.sampling import SamplingControls
 from minigpt.common.errors import UserError
@@ -16,7 +15,7 @@ class ArenaTab:
     def __init__(self, context):
         self.context = context
         i18n = context.i18n
-        with gr.Tab(i18n("arena"), id="arena") as self.tab:
+        with gr.Tab(i18n("arena"), id="arena", render_children=True) as self.tab:
             self._build_mode(i18n)
             self._build_question(i18n)
             with gr.Row(equal_height=True):
@@ -53,7 +52,10 @@ class ArenaTab:
                 elem_id="arena-pairing",
             )
             self.models = gr.CheckboxGroup(
-                [], label=i18n("models"), visible=False, elem_id="arena-models"
+                self.context.arena.endpoints.names(),
+                label=i18n("models"),
+                visible=False,
+                elem_id="arena-models",
             )
 
     def _build_question(self, i18n):
@@ -76,7 +78,7 @@ class ArenaTab:
 
     def _connect_events(self):
         inputs = {self.question, self.mode, self.pairing, self.models, *self.sampling.components}
-        outputs = [*self.cards, self.status, *self.vote_buttons.values()]
+        outputs = self.outputs = [*self.cards, self.status, *self.vote_buttons.values()]
         start = [self.send_button.click, self.question.submit, self.regenerate_button.click]
         options = dict(show_progress_on=self.status, **self.context.generation_queue)
         gr.on(start, self.battle, inputs, outputs, **options)
@@ -84,18 +86,20 @@ class ArenaTab:
         for vote, button in self.vote_buttons.items():
             button.click(self._vote_event(vote), None, outputs, show_progress="hidden")
         hidden = dict(show_progress="hidden")
-        self.mode.change(self.show_mode, self.mode, [self.pairing, self.models], **hidden)
+        shown = [self.pairing, self.models]
+        self.mode.change(self.show_mode, {self.mode, self.models}, shown, **hidden)
         self.presets.input(use_preset, self.presets, self.question, **hidden)
 
     # -- events: values and updates are {component: value} --
 
-    def show_mode(self, mode):
-        """Show the controls for blind or open battles."""
-        # With the models: an update that arrived while they were hidden may be lost.
-        names = self.context.arena.endpoints.names()
+    def show_mode(self, values):
+        """Show the controls for blind or open battles. For an open one the first two models are
+        chosen, if none is."""
+        mode, names = values[self.mode], self.context.arena.endpoints.names()
+        chosen = [name for name in values[self.models] or [] if name in names] or names[:2]
         return {
             self.pairing: gr.update(visible=mode == "blind"),
-            self.models: gr.update(visible=mode == "open", choices=names),
+            self.models: gr.update(visible=mode == "open", choices=names, value=chosen),
         }
 
     def battle(self, values, request: gr.Request):
@@ -106,18 +110,23 @@ class ArenaTab:
         except UserError as error:
             yield {self.status: html.note(str(error))}
             return
-        session.arena_battle = arena_battle
-        problem = None
-        try:
-            while not arena_battle.battle.ended:
-                yield self._updates(strings, arena_battle)
-                arena_battle.battle.wait(REFRESH_SECONDS)
-            self.context.arena.record(arena_battle)
-        except UserError as error:  # the ledger cannot be written
-            problem = str(error)
-        finally:
-            arena_battle.battle.stop()  # if the visitor left the page
-        yield self._updates(strings, arena_battle, problem)
+        session.arena_battle, session.tab = arena_battle, "arena"
+        yield self._updates(strings, arena_battle)
+        yield from self._follow(session, arena_battle, strings)
+
+    def restore(self, request: gr.Request):
+        """Show the battle of a page that was loaded again, to its end."""
+        session, strings = self.context.session(request), strings_of(request)
+        if session.arena_battle:
+            yield from self._follow(session, session.arena_battle, strings)
+
+    def _follow(self, session, arena_battle, strings):
+        """Updates until the battle is recorded, unless another one begins."""
+        while not arena_battle.settled.wait(REFRESH_SECONDS):
+            if session.arena_battle is not arena_battle:
+                return
+            yield self._updates(strings, arena_battle)
+        yield self._updates(strings, arena_battle, arena_battle.problem)
 
     def _begin(self, values, request):
         """Start the battle that the visitor asks for; UserError if it cannot start."""
@@ -183,7 +192,7 @@ class ArenaTab:
         n_sides = len(arena_battle.names)
         votable = is_recorded and arena_battle.votable
         updates = {button: gr.update(visible=False) for button in self.vote_buttons.values()}
-        for vote in vote_choices(n_sides):
+        for vote in arena_battle.choices:
             updates[self.vote_buttons[vote]] = gr.update(
                 value=html.vote_label(strings, vote, n_sides),
                 visible=votable,
@@ -201,4 +210,7 @@ class ArenaTab:
             parts.append(strings["voted" if arena_battle.kind == "blind" else "voted_open"])
         elif is_recorded:
             parts.append(strings["vote_now" if arena_battle.votable else "not_votable"])
+        if is_recorded and arena_battle.names_visible and arena_battle.silent_names:
+            names = ", ".join(arena_battle.silent_names)
+            parts.append(strings["silent"].format(names=names))
         return " ".join(parts)

@@ -36,7 +36,8 @@ class PageContext:
 
     def session(self, request):
         """The Session of the page that sent a request."""
-        return self.sessions.get(self._session_owner(request), request.session_hash)
+        owner, is_known = self._session_owner(request), self.voter(request) is not None
+        return self.sessions.get(owner, request.session_hash, continued=is_known)
 
     def check_rate(self, action, request):
         """UserError if a visitor asks or votes ("ask", "vote") too often."""
@@ -47,11 +48,8 @@ class PageContext:
             raise UserError(message.format(seconds=max(1, round(seconds))))
 
     def leave(self, request: gr.Request):
-        """Stop the generation for a page that was closed. If only its connection was lost (a phone
-        that sleeps), it can still vote: the session stays."""
-        session = self.sessions.find(self._session_owner(request), request.session_hash)
-        if session:
-            session.stop()
+        """A page was closed, or its connection was lost (a phone that sleeps): see Sessions."""
+        self.sessions.leave(self._session_owner(request), request.session_hash)
 
     def _session_owner(self, request):
         """The voter; without a cookie, all visitors of the address together."""

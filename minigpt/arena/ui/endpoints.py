@@ -6,6 +6,7 @@ from minigpt.arena import html
 from minigpt.arena.endpoints import Endpoint
 from minigpt.arena.ui.context import client_address, strings_of
 from minigpt.common.errors import UserError
+from minigpt.common.urls import with_scheme
 
 # Environment variables whose value may be sent as a key to a server that was added on the page.
 KEY_PREFIX = "MINIGPT_"
@@ -15,15 +16,15 @@ OWN_SECRETS = {"MINIGPT_AUTH", "MINIGPT_ADMIN_PASSWORD", "MINIGPT_API_KEY"}  # n
 class EndpointsTab:
     """Builds the tab and handles its events.
 
-    context: PageContext. monitor: HealthMonitor. admin: AdminPassword. allowed: the networks in
-    which added servers may be. model_lists: the page's ModelLists.
+    context: PageContext. monitor: HealthMonitor. admin: AdminPassword. allowed, caps: of the
+    servers that are added, as Endpoint takes them. model_lists: the page's ModelLists.
     """
 
-    def __init__(self, context, monitor, admin, allowed, model_lists):
-        self.context, self.monitor = context, monitor
-        self.admin, self.allowed, self.model_lists = admin, allowed, model_lists
+    def __init__(self, context, monitor, admin, allowed, caps, model_lists):
+        self.context, self.monitor, self.admin = context, monitor, admin
+        self.allowed, self.caps, self.model_lists = allowed, caps, model_lists
         i18n = context.i18n
-        with gr.Tab(i18n("endpoints"), id="endpoints") as self.tab:
+        with gr.Tab(i18n("endpoints"), id="endpoints", render_children=True) as self.tab:
             self.table = gr.HTML("", elem_id="endpoint-table")
             self.check_button = gr.Button(i18n("check_now"), elem_id="endpoint-check")
             with gr.Accordion(i18n("admin"), open=False):
@@ -78,7 +79,9 @@ class EndpointsTab:
             model, key = (values[box].strip() or None for box in (self.remote_model, self.key))
             if key is not None and not may_be_sent(key):
                 raise UserError(strings["key_variable"])
-            endpoint = Endpoint(name, values[self.url].strip(), model, key, allowed=self.allowed)
+            url = with_scheme(values[self.url].strip())
+            limits = dict(allowed=self.allowed, caps=self.caps)
+            endpoint = Endpoint(name, url, model, key, **limits)
             self.context.arena.endpoints.add(endpoint)
             self.monitor.check(endpoint)
 

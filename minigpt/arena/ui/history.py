@@ -14,7 +14,7 @@ class HistoryTab:
     def __init__(self, context):
         self.context = context
         i18n = context.i18n
-        with gr.Tab(i18n("history"), id="history") as self.tab:
+        with gr.Tab(i18n("history"), id="history", render_children=True) as self.tab:
             with gr.Row():
                 self.text = gr.Textbox("", label=i18n("search"), elem_id="history-search", scale=3)
                 self.model = gr.Dropdown(

@@ -18,7 +18,7 @@ class LeaderboardTab:
             (i18n("kind_open"), "open"),
             (i18n("kind_all"), "all"),
         ]
-        with gr.Tab(i18n("leaderboard"), id="leaderboard") as self.tab:
+        with gr.Tab(i18n("leaderboard"), id="leaderboard", render_children=True) as self.tab:
             self.kind = gr.Radio(kinds, value="blind", show_label=False, elem_id="board-kind")
             self.tables = gr.HTML("", elem_id="board")
             gr.HTML(html.download_links("leaderboard.csv"))

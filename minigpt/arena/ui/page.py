@@ -5,8 +5,11 @@ To add a tab, write a class like the others in this folder and build it in Page.
 
 import gradio as gr
 
+from minigpt.arena import html
+from minigpt.arena.i18n import ENGLISH
 from minigpt.arena.ui.arena import ArenaTab
 from minigpt.arena.ui.chat import ChatTab
+from minigpt.arena.ui.context import strings_of
 from minigpt.arena.ui.endpoints import EndpointsTab
 from minigpt.arena.ui.history import HistoryTab
 from minigpt.arena.ui.leaderboard import LeaderboardTab
@@ -14,28 +17,38 @@ from minigpt.arena.ui.leaderboard import LeaderboardTab
 
 class Page:
     """context: PageContext. monitor: HealthMonitor. admin: AdminPassword. allowed: the networks in
-    which servers that the admin adds may be (minigpt.arena.safe_http.Allowed)."""
+    which servers that the admin adds may be (minigpt.openai.safe_http.Allowed); caps: how much an
+    answer of these may cost (minigpt.openai.transport.Caps)."""
 
-    def __init__(self, context, monitor, admin, allowed):
+    def __init__(self, context, monitor, admin, allowed, caps=None):
         self.context, self.monitor = context, monitor
-        self.admin, self.allowed = admin, allowed
+        self.admin, self.allowed, self.caps = admin, allowed, caps
 
     def build(self):
         """The page as gr.Blocks."""
         context = self.context
         with gr.Blocks(title="MiniGPT Arena", analytics_enabled=False, fill_width=True) as blocks:
-            with gr.Tabs():
+            header = gr.HTML(html.page_header(ENGLISH))
+            with gr.Tabs() as tabs:
                 chat, arena = ChatTab(context), ArenaTab(context)
                 LeaderboardTab(context)
                 HistoryTab(context)
                 models = ModelLists(context.arena.endpoints, chat.model, arena.models)
-                EndpointsTab(context, self.monitor, self.admin, self.allowed, models)
+                EndpointsTab(context, self.monitor, self.admin, self.allowed, self.caps, models)
             # On every visit to a tab, because another page may have added or removed endpoints.
             for event in (blocks.load, chat.tab.select, arena.tab.select):
                 inputs, outputs = models.components, list(models.components)
                 event(models.model_lists, inputs, outputs, show_progress="hidden")
+            blocks.load(self.opened, None, [header, tabs], show_progress="hidden")
+            for tab in (chat, arena):
+                blocks.load(tab.restore, None, tab.outputs, show_progress="hidden")
             blocks.unload(context.leave)
         return blocks
+
+    def opened(self, request: gr.Request):
+        """The heading in the visitor's language, and the tab in which they asked something last."""
+        selected = self.context.session(request).tab
+        return html.page_header(strings_of(request)), gr.Tabs(selected=selected)
 
 
 class ModelLists:
@@ -54,7 +67,7 @@ class ModelLists:
         names = self._endpoints.names()
         chosen, several = values[self._dropdown], values[self._checkboxes] or []
         if chosen not in names:
-            chosen = names[0] if names else None
+            chosen = self._endpoints.first_alive()
         several = [name for name in several if name in names]
         return {
             self._dropdown: gr.update(choices=names, value=chosen),

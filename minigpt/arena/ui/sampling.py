@@ -17,12 +17,13 @@ class Slider(NamedTuple):
     step: float
 
 
+# The defaults are those of sample.py and server.py, so that a model answers alike everywhere.
 SLIDERS = {
-    "temperature": Slider(0, 2, 0.7, 0.05),
-    "top_k": Slider(0, 200, 50, 1),
+    "temperature": Slider(0, 2, 0.1, 0.05),
+    "top_k": Slider(0, 200, 20, 1),
     "top_p": Slider(0.05, 1, 1, 0.05),
-    "repetition_penalty": Slider(0.8, 2, 1.05, 0.05),
-    "max_tokens": Slider(1, 1024, 200, 1),
+    "repetition_penalty": Slider(0.8, 2, 1, 0.05),
+    "max_tokens": Slider(1, 1024, 225, 1),
 }
 INTEGERS = ("top_k", "max_tokens")
 
