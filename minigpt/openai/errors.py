@@ -164,8 +164,8 @@ FIELDS = {
     ),
     # A limit that is too high for the context is no matter of this field, nor is one too low.
     "max_tokens": re.compile(
-        r"(?is)^(?!.*(?:context|prompt|上下文|输入|at least|more than))(?=.*(?:\bmax_?tokens\b|max_completion_tokens))"
-        r"|use\W+max_completion_tokens"
+        r"(?is)^(?!.*(?:context|prompt|上下文|输入|at least|more than))"
+        r"(?=.*(?:\bmax_?tokens\b|max_completion_tokens))|use\W+max_completion_tokens"
     ),
     "max_completion_tokens": _words(r"max_completion_tokens"),
     "temperature": _words(r"(?<![a-z])temperature(?![a-z])|温度"),
@@ -287,7 +287,7 @@ RULES = (
         Fault.MODEL,
         range(200, 501),
         _words(
-            r"\bmodel\b.{0,100}?\b(?:not (?:exist|found)|does not exist|(?:decommission|deprecat)ed)",
+            r"\bmodel\b.{0,100}?\b(?:not (?:exist|found)|does not exist)\b|decommissioned",
             r"\b(?:invalid|unknown|no such|not a valid|failed to load) model\b|\bno models? loaded",
             r"model_not_found|access to (?:the )?model|模型.{0,20}(?:不存在|未找到|无效|下线|下架)",
         ),
@@ -368,15 +368,14 @@ def _message_in(value):
     *levels, last = _levels(value)
     if isinstance(last, dict):
         levels.append(last)
-    message = (
-        last if isinstance(last, str) else json.dumps(_without_echoes(last), ensure_ascii=False)
-    )
+    is_text = isinstance(last, str)
+    message = last if is_text else json.dumps(_without_echoes(last), ensure_ascii=False)
     message = message[:_SAID]
     raw = next((_raw(level) for level in levels if _raw(level)), "")
     # An HTTP status is shown anyway.
     codes = [str(c)[:60] for level in levels for c in _codes(level) if type(c) in (int, str)]
     new = [c for c in dict.fromkeys(codes) if c not in message and not re.fullmatch("[45]..|0", c)]
-    more = ", ".join(filter(None, new)) if isinstance(last, str) else ""
+    more = ", ".join(filter(None, new)) if is_text else ""
     return message + raw + (f" [{more}]" if more else "")
 
 
