@@ -48,8 +48,8 @@ _PLACE = re.compile(r"([1-9]\d{0,5})/([1-9]\d{0,5})")
 class Finished:
     """An entry that is not asked again, or, if it was refused, not by this run.
 
-    pairs: (question, answer) each; those of another than a done entry go to the rejects. about: further
-    fields of its progress line. raw, reasons: the last answer, and what was wrong with it.
+    pairs: (question, answer) each; of an entry that is not done they go to the rejects. about:
+    further fields of its progress line. raw, reasons: the last answer, and what was wrong with it.
     """
 
     entry: str
@@ -88,9 +88,10 @@ class PairsLog:
     """See the module's docstring. One thread uses it.
 
     generation: the hash of `facts`.  pairs: how many are in the file, of all generations.
-    refused: the hashes of the entries that servers refused in the last run.  earlier: entries that only other generations finished.  lost: entries that are finished by their
-    progress line, but whose pairs are gone: they are asked again.  repaired: what was cut off or
-    rewritten, a line each, for the user.
+    refused: the hashes of the entries that servers refused in the last run.  earlier: entries that
+    only other generations finished.  lost: entries that are finished by their progress line, but
+    whose pairs are gone: they are asked again.  repaired: what was cut off or rewritten, a line
+    each, for the user.
     """
 
     def __init__(self, path, facts, on_pair=None, on_finished=None):
@@ -238,8 +239,8 @@ class PairsLog:
     # -- writing -----------------------------------------------------------------------------------
 
     def add(self, finished):
-        """Write a Finished entry; returns its progress line. It survives kill -9. Of a refused entry
-        nothing is written before close().
+        """Write a Finished entry; returns its progress line. It survives kill -9. Of a refused
+        entry nothing is written before close().
 
         UserError where the disk fails; the entry is then not finished.
         """

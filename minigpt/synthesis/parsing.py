@@ -57,8 +57,9 @@ def parse_reply(text, cut=False):
 
 def breaks_off(text):
     """Whether a reply ends within an object, so that its end is missing."""
-    starts = [begins.start() for begins in BEGINS.finditer(_without_thinking(text)[:LONGEST])]
-    return bool(starts) and not ENDS.search(_without_thinking(text)[:LONGEST], starts[-1])
+    text = _without_thinking(text)[:LONGEST]
+    starts = [begins.start() for begins in BEGINS.finditer(text)]
+    return bool(starts) and not ENDS.search(text, starts[-1])
 
 
 def objects_in(text, cut=False):
@@ -85,7 +86,7 @@ def objects_in(text, cut=False):
             continue
         following = BEGINS.search(text, place, end)
         part = text[start : following.start() if following else end]
-        part = _closed(part, not (following or lacks_brace))
+        part = _closed(part, cut or not (following or lacks_brace))
         if len(part) <= min(REPAIRED, budget):
             budget -= len(part)
             yield _repaired(part)
@@ -117,11 +118,11 @@ def _lacks_brace(problem, text):
     return is_at_end and "delimiter" in problem.msg and text.rstrip().endswith('"')
 
 
-def _closed(part, is_last):
-    """`part` up to the brace that ends its object: the last one behind a value; else, where another
-    object follows, the last one, or all of it."""
+def _closed(part, may_be_cut):
+    """`part` up to the brace that ends its object: the last one behind a value; else, but not where
+    the object may be cut, the last one, or all of it."""
     ends = [match.end() for match in ENDS.finditer(part)]
-    if ends or is_last:
+    if ends or may_be_cut:
         return part[: ends[-1]] if ends else ""
     return part[: part.rfind("}") + 1] or part
 

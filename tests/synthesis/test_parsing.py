@@ -7,7 +7,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minigpt.synthesis.parsing import LONGEST, QA, REPAIRED, REPAIRED_IN_ALL, breaks_off, parse_reply
+from minigpt.synthesis.parsing import (
+    LONGEST,
+    QA,
+    REPAIRED,
+    REPAIRED_IN_ALL,
+    breaks_off,
+    parse_reply,
+)
 
 TWO = [QA("黄河有多长？", "5464千米。"), QA("长江有多长？", "6300千米。")]
 OBJECTS = [pair._asdict() for pair in TWO]
