@@ -24,6 +24,7 @@ from typing import NamedTuple
 from minigpt.common.errors import UserError
 from minigpt.data.pipeline import read_entries
 from minigpt.data.sentences import ENDS
+from minigpt.openai.answers import CUT_REASONS
 from minigpt.openai.errors import QuestionRefused
 from minigpt.synthesis.filters import Finding, feedback, filter_pairs
 from minigpt.synthesis.journal import Finished, entry_hash
@@ -34,9 +35,6 @@ from minigpt.synthesis.verification.judge import NoVerdict, Usage
 TICK = 0.2  # seconds between two looks at whether to stop
 ROUND = "#"  # between a topic's title and the number of its round, in an id
 CUT = "cut off"  # the broken rule of a reply that breaks off
-# What finish_reason is, where the server failed.
-SERVER_FAILED = {"insufficient_system_resource", "error", "network_error", "server_error", "abort"}
-SERVER_FAILED |= {"aborted", "cancelled", "canceled", "timeout", "internal_error", "unavailable"}
 
 
 # -- what is asked about ---------------------------------------------------------------------------
@@ -259,7 +257,7 @@ class PairGenerator:
                 break
             result.raw, result.reasons = answer.text, [finding.reason for finding in findings]
             if result.attempts > self.retries:
-                result.outcome = "refused" if _failed_within(answer) else "rejected"
+                result.outcome = "refused" if _is_ended_by_server(answer) else "rejected"
                 break
             # Chat templates want the two in turn, and something in each.
             messages = [
@@ -302,9 +300,12 @@ class PairGenerator:
         return judgement.kept, judgement.findings
 
 
-def _failed_within(answer):
-    """Whether a server says that a failure of its own ended the answer."""
-    return answer.cut and answer.finish_reason.lower() in SERVER_FAILED
+def _is_ended_by_server(answer):
+    """Whether neither the model nor the token limit ended an answer, but the server: a failure, or
+    its moderation. Then the entry may be answered another time."""
+    if answer.cut:
+        return answer.finish_reason not in CUT_REASONS
+    return breaks_off(answer.text) and answer.finish_reason is None
 
 
 # -- many at a time --------------------------------------------------------------------------------
