@@ -56,15 +56,33 @@ class Answer(NamedTuple):
     finish_reason: str | None = None
 
 
+class UnsupportedFields:
+    """The fields that a server does not take. The clients of one address, each with its key, may
+    share it."""
+
+    def __init__(self):
+        self._lock, self.names = threading.Lock(), frozenset()
+
+    def add(self, names):
+        """Add names; returns those that are new, sorted."""
+        with self._lock:
+            news = names - self.names
+            self.names |= news
+        return sorted(news)
+
+
 class Client:
     """A server's API at `url` (…/v1, or the full address …/chat/completions). Any number of threads
     may use it.
 
     name: how messages call it. connections: how many are kept. timeout: seconds for an answer, from
-    its first byte to its last. warn(text): called when the server has to be asked another way.
+    its first byte to its last. fields: UnsupportedFields. warn(text): called when the server has to
+    be asked another way.
     """
 
-    def __init__(self, url, key=None, name=None, *, connections=4, timeout=120.0, warn=print):
+    def __init__(
+        self, url, key=None, name=None, *, connections=4, timeout=120.0, fields=None, warn=print
+    ):
         self.name, self._key, self._warn = name or url, key, warn
         self._caps = _caps(timeout)
         self._path = urlsplit(url).path.removesuffix(CHAT)
@@ -74,8 +92,7 @@ class Client:
             keep=connections,
             ca_bundle=os.environ.get("REQUESTS_CA_BUNDLE") or None,
         )
-        self._lock, self._left_out = threading.Lock(), frozenset()
-        self._has_answered = False
+        self._unsupported, self._has_answered = fields or UnsupportedFields(), False
 
     def close(self):
         """Close the idle connections; requests that run may finish."""
@@ -106,7 +123,7 @@ class Client:
         """The Answer to `question`, the fields of a chat completion. A field that the server turns
         out not to support (errors.FIELDS: temperature, seed, the name max_tokens …) is left out.
         Raises TemporaryError, QuestionRefused, ServerUnusable."""
-        left_out = self._left_out
+        left_out = self._unsupported.names
         while True:
             body = _without(question, left_out)
             try:
@@ -117,17 +134,11 @@ class Client:
                     raise self._consequence(error, fault, body) from None
                 left_out = left_out | {field}
                 continue
-            self._remember(left_out)
-            return answer
-
-    def _remember(self, left_out):
-        """A question was answered without these fields, so the next ones are asked without."""
-        with self._lock:
             self._has_answered = True
-            news = left_out - self._left_out
-            self._left_out |= news
-        for name in sorted(news):
-            self._warn(f"{self.name}: it does not take {name}; it is asked without from now on")
+            # Without these fields it answered, so the next questions are asked without.
+            for name in self._unsupported.add(left_out):
+                self._warn(f"{self.name}: it does not take {name}; it is asked without from now on")
+            return answer
 
     def _post(self, body):
         began = time.monotonic()

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from minigpt.common.errors import UserError
-from minigpt.openai.client import Answer, Client, listed
+from minigpt.openai.client import Answer, Client, UnsupportedFields, listed
 from minigpt.openai.errors import QuestionRefused, ServerUnusable, TemporaryError
 from minigpt.synthesis.backoff import (
     CircuitBreaker,
@@ -82,7 +82,8 @@ class Clock:
 class _PoolServer:
     """A server and its questions in flight. The pool's lock guards it."""
 
-    def __init__(self, client, limit, policy):
+    def __init__(self, client, address, limit, policy):
+        self.address = address  # several servers, each with a key, may have the same
         self.client, self.limit, self.breaker = client, limit, CircuitBreaker(policy)
         self.refusals = RefusalStreak(policy)
         self.in_flight = self.requests = self.turn = 0
@@ -186,11 +187,12 @@ class Pool:
         self._warn, self._policy, self._clock = warn, policy or RetryPolicy(), clock
         self._random = rng or random.Random()
         share = -(-workers // len(servers))
+        more = dict(connections=workers, timeout=timeout, warn=warn)
+        fields = {server.name: UnsupportedFields() for server in servers}
         self._servers = [
             _PoolServer(
-                Client(
-                    server.name, server.key, name, connections=workers, timeout=timeout, warn=warn
-                ),
+                Client(server.name, server.key, name, fields=fields[server.name], **more),
+                server.name,
                 ConcurrencyLimit(share, workers),
                 self._policy,
             )
@@ -376,7 +378,7 @@ class Pool:
                     server.limit.answered()
                     server.refusals.answered()
                 elif not attempt.is_ping:
-                    retries.refused[server] = outcome
+                    retries.refused |= dict.fromkeys(self._refusers(server, outcome), outcome)
                     server.refusals.refused(outcome, retries.is_new)
             elif isinstance(outcome, TemporaryError):
                 server.last = f"{server.name}: {outcome}"
@@ -399,6 +401,13 @@ class Pool:
                 news += self._take_out(server, server.refusals)
             self._changed.notify_all()
         return news
+
+    def _refusers(self, server, refusal):
+        """The servers that refuse what one has refused: moderation is that of the address, all else
+        may be a matter of the key."""
+        if refusal.reason is not None:
+            return [server]
+        return [other for other in self._servers if other.address == server.address]
 
     def _take_out(self, server, why):
         """Ask a server no more; returns warnings."""
