@@ -88,7 +88,7 @@ def is_judged_wrong(judge, pair, texts):
     """Whether the judge drops it; no verdict drops it, too."""
     entry = texts[pair.id]
     try:
-        return not judge(entry.title, entry.text, [(pair.question, pair.answer)]).kept
+        return not judge(entry.title, entry.text, [QA(pair.question, pair.answer)]).kept
     except NoVerdict:
         return True
 

@@ -1,7 +1,7 @@
 """The judge: asks a model whether answers follow from the text that they were written from.
 
     judge = Judge(ask)                                  # ask(messages, attempt) → an Answer
-    judgement = judge(title, text, pairs)
+    judgement = judge(title, text, pairs)               # pairs: QAs
     judgement.kept, judgement.findings, judgement.usage
 
 The rules of minigpt/synthesis/filters.py compare words, and no rule knows what they say. The judge

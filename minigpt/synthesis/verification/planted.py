@@ -40,20 +40,22 @@ def plant_errors(pairs, seed=0):
         by_id[pair.id].append(pair)
     found = []
     for pair in pairs:
-        others = [other for other in by_id[pair.id] if other.answer != pair.answer]
-        strangers = draw.choice(pairs)
+        others = [other for other in by_id[pair.id] if _differ(other.answer, pair.answer)]
+        stranger = draw.choice(pairs)
+        is_other = stranger.id != pair.id and _differ(stranger.answer, pair.answer)
         wrong = {
-            "another text": strangers.answer if strangers.id != pair.id else None,
+            "another text": stranger.answer if is_other else None,
             "another question": draw.choice(others).answer if others else None,
             "number": _other_number(pair.answer, draw),
             "opposite": _opposite(pair.answer),
         }
-        found += [
-            (kind, pair._replace(answer=answer))
-            for kind, answer in wrong.items()
-            if answer and answer not in pair.answer and pair.answer not in answer
-        ]
+        found += [(kind, pair._replace(answer=text)) for kind, text in wrong.items() if text]
     return found
+
+
+def _differ(one, other):
+    """Whether neither answer is a part of the other one, which could be right, too."""
+    return one not in other and other not in one
 
 
 def _other_number(answer, draw):
