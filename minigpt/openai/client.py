@@ -157,8 +157,7 @@ class Client:
         mean. question: None where none was asked."""
         if error.status is None:
             return TemporaryError(error.kind, error.message, fault is Fault.BUSY)
-        # What let us in, and had the model, may have changed its mind only about this question, or
-        # for this moment.
+        # The key and the model were right before, so this is about the question, or the moment.
         if self._has_answered and fault in (Fault.ACCESS, Fault.MODEL):
             fault = {Fault.ACCESS: Fault.UNKNOWN, Fault.MODEL: Fault.DOWN}[fault]
         message = one_line(f"{error.status} {error.said}")

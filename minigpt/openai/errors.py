@@ -91,7 +91,16 @@ class TemporaryError(Exception):
         return self.kind in _OF_SERVER
 
 
-_OF_SERVER = {"refused", "unreachable", "unknown host", "proxy", "tls", "http 429", "http 503"}
+_OF_SERVER = {
+    "refused",
+    "unreachable",
+    "unknown host",
+    "proxy",
+    "tls",
+    "http 429",
+    "http 503",
+    "http 529",
+}
 
 
 class QuestionRefused(UserError):
@@ -119,7 +128,7 @@ class Fault(enum.Enum):
     DOWN = "it fails at the moment: TemporaryError"
     CREDIT = "nothing is left to pay with: ServerUnusable"
     KEY = "the key is missing or wrong: ServerUnusable"
-    ACCESS = "it lets this user in nowhere: ServerUnusable; if it has answered before, as UNKNOWN"
+    ACCESS = "it does not admit this user: ServerUnusable; if it has answered before, as UNKNOWN"
     MODEL = "no such model, or no API here: ServerUnusable; if it has answered before, as DOWN"
 
 

@@ -304,7 +304,7 @@ def _is_ended_by_server(answer):
     """Whether neither the model nor the token limit ended an answer, but the server: a failure, or
     its moderation. Then the entry may be answered another time."""
     if answer.cut:
-        return answer.finish_reason not in CUT_REASONS
+        return answer.finish_reason.lower() not in CUT_REASONS
     return breaks_off(answer.text) and answer.finish_reason is None
 
 

@@ -417,8 +417,9 @@ class _Journal:
         if self._unended:  # an editor took the last line's end
             self._unended = False
             self.append(b"\n")
-        is_told = cut and self._torn
-        return [f"{self.path}: {cut:,} bytes of an unfinished entry cut off"] if is_told else []
+        if not cut or not self._torn:
+            return []
+        return [f"{self.path}: {cut:,} bytes of an unfinished entry cut off"]
 
     def append(self, data):
         """Write `data` at the end: as a rule in one piece. UserError where the disk fails; the file

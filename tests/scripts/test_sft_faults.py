@@ -247,12 +247,12 @@ def test_costs_are_unknown_where_no_usage_is_sent(work):
 
 def test_all_faults_in_turn_and_two_kills(work):
     """bench/generate.py --measure=faults does the same with 5,000 entries and five kills."""
-    work, script = work(130), FaultsInTurn(3, 4)
+    work, script = work(110), FaultsInTurn(3, 4)
     with serving(script) as server:
         survive(work, server, 2, "--workers=8", "--min_success=0", "--retries=8")
     assert set(script.met) == set(FAULTS)
-    check_whole(work, 130, {"done": 130})
-    assert len(work.pairs) == 390
+    check_whole(work, 110, {"done": 110})
+    assert len(work.pairs) == 330
 
 
 # -- many keys, other ways of asking ---------------------------------------------------------------
