@@ -64,7 +64,7 @@ def main():
         servers = read_servers(settings.base_url, settings.api_key_env)
         pool = Pool(servers, settings.model, workers=settings.workers)
         pool.check()
-        judge = Judge(lambda messages, _: pool.ask(messages, temperature=0.0, schema=SCHEMA))
+        judge = Judge(lambda messages, _: pool.ask(messages, temperature=0.01, schema=SCHEMA))
         finders[f"judge ({pool.model})"] = lambda case: is_judged_wrong(judge, case[1], texts)
     totals, dropped = Counter(kind for kind, _ in cases), {}
     for name, find in finders.items():

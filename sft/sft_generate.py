@@ -229,8 +229,8 @@ def judge_function(settings, pool):
     """The function by which a judge asks: cold, because there is one right verdict."""
 
     def ask(messages, attempt):
-        # Asked again at temperature 0 it would say the same.
-        temperature = 0.0 if attempt == 0 else 0.45
+        # Some servers refuse 0. Asked again as cold, it would say the same.
+        temperature = 0.01 if attempt == 0 else 0.45
         limit = settings.max_tokens
         return pool.ask(messages, temperature=temperature, max_tokens=limit, schema=VERDICTS)
 

@@ -380,7 +380,7 @@ def test_the_judge_drops_what_does_not_follow(work):
         assert code == 0, err
         assert sum(map(is_judging, server.seen)) == 4 == len(server.seen) - 4
         judge = next(filter(is_judging, server.seen))
-        assert judge.body["temperature"] == 0 and "verdicts" in str(judge.body["response_format"])
+        assert judge.body["temperature"] == 0.01 and "verdicts" in str(judge.body["response_format"])
         assert all(text in judge.text for text in garden.entry(0)["text"].split("。"))
         assert work.run(server, *words)[0] == 0 and len(server.seen) == 8  # it is in the journal
     check_whole(work, 4, {"done": 4})
