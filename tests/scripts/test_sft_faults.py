@@ -375,12 +375,13 @@ def test_the_judge_drops_what_does_not_follow(work):
     work = work(4)
     script = judged_by(lambda asked: good(verdicts(asked, ["产什么"])))
     with ScriptedServer(script) as server:
-        words = ("--verify=true", "--n_min=2", "--price_in=1000000")
+        words = ("--verify=true", "--n_min=2", "--price_in=1000000", "--workers=1")
         code, out, err = work.run(server, *words)
         assert code == 0, err
         assert sum(map(is_judging, server.seen)) == 4 == len(server.seen) - 4
         judge = next(filter(is_judging, server.seen))
-        assert judge.body["temperature"] == 0.01 and "verdicts" in str(judge.body["response_format"])
+        sent = judge.body
+        assert sent["temperature"] == 0.01 and "verdicts" in str(sent["response_format"])
         assert all(text in judge.text for text in garden.entry(0)["text"].split("。"))
         assert work.run(server, *words)[0] == 0 and len(server.seen) == 8  # it is in the journal
     check_whole(work, 4, {"done": 4})
