@@ -1,6 +1,7 @@
-"""Long runs of sft/sft_generate.py: speed with many workers, memory, kill -9.
+"""Long runs of sft/sft_generate.py: speed with many workers, memory, kill -9, faults of servers.
 
-    python bench/generate.py                        # all three; takes minutes
+    python bench/generate.py                        # all four; takes half an hour
+    python bench/generate.py --measure=faults       # one of speed, memory, killed, faults
     python bench/generate.py --entries=500 --seconds=5
 
 Runs the script against the tests' scripted server (tests/scripted_server.py) on a real socket. The
@@ -11,6 +12,9 @@ speed    answers per second with 1 worker and with 8, from the first request to 
 memory   of the script's process after a fifth of the entries and near the end
 kill -9  one request in five fails or gets a bad answer, and the script is killed five times; at the
          end every entry must be accounted for once, and no reported pair may be lost
+faults   the server goes through all faults in turn (tests/pair_work.py), some of which end the run.
+         The script is killed five times, and the same command is given until nothing is left: every
+         entry must have its pairs, because no fault was an entry's own
 """
 
 import contextlib
@@ -33,6 +37,7 @@ from minigpt.common.errors import ROOT, UserError, preflight, run
 
 
 class Settings:
+    measure: str = ""  # only this one
     entries: int = 5000  # in the runs for memory and kill -9
     seconds: float = 20.0  # approximate duration of each run for speed
     latency: float = 0.2  # seconds before an answer in the runs for speed
@@ -48,6 +53,7 @@ if __name__ == "__main__":
     preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
 
 import garden
+from pair_work import FaultsInTurn, Work, serving, survive, writer
 from scripted_server import ScriptedServer, error, good, half, reset
 
 from bench.processes import resident_memory
@@ -61,7 +67,13 @@ def main():
     settings = read_settings()
     print(settings.describe(), flush=True)
     print("| what | figure |\n|---|---|")
-    for measure in (speed, memory, killed):
+    measures = [speed, memory, killed, faults]
+    names = [measure.__name__ for measure in measures]
+    if settings.measure not in ("", *names):
+        raise UserError(f"measure={settings.measure}: expected one of {', '.join(names)}")
+    for measure in measures:
+        if settings.measure not in ("", measure.__name__):
+            continue
         with tempfile.TemporaryDirectory() as folder:
             for what, figure in measure(settings, pathlib.Path(folder)):
                 print(f"| {what} | {figure} |", flush=True)
@@ -143,9 +155,25 @@ def killed(settings, folder):
     )
 
 
-def writer(asked):
-    """Three good pairs, without delay."""
-    return good(garden.reply(asked.body["messages"]))
+def faults(settings, folder):
+    """Yield rows: the entries and pairs after all faults of a server and five kills."""
+    work, script, began = Work(folder), FaultsInTurn(settings.entries // 25, 12), time.monotonic()
+    garden.write_entries(work.input, settings.entries)
+    with serving(script) as server:
+        codes = survive(work, server, 5, "--workers=8", "--min_success=0", most=200)
+    outcomes = Counter(line["outcome"] for line in work.progress)
+    questions = [pair["question"] for pair in work.pairs]
+    yield (
+        f"{settings.entries:,} entries, {len(script.met)} kinds of faults in turn "
+        f"({script.met.total():,} in {len(server.seen):,} requests), 5 × kill -9",
+        f"{len({line['entry'] for line in work.progress}):,} accounted for ({dict(outcomes)}), "
+        f"{len(work.progress) - len({line['entry'] for line in work.progress})} twice",
+    )
+    yield (
+        f"{len(codes)} runs, ended by {dict(Counter(codes))}",
+        f"{len(questions):,} pairs of {3 * settings.entries:,}, "
+        f"{len(questions) - len(set(questions))} doubled; {time.monotonic() - began:.0f} s",
+    )
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
-"""What is in a file of question–answer pairs: a table, and a picture beside the file.
+"""What is in a file of question–answer pairs: a table, and a picture beside the file. Of several
+files, such as those of several generators: one table, side by side.
 
     python sft/sft_report.py sft/my_pairs.jsonl
     python sft/sft_report.py sft/my_pairs.jsonl --input=wiki/ --png=pairs.png
+    python sft/sft_report.py sft/qwen.jsonl sft/glm.jsonl
 
 Any file of pairs that data/prepare_sft.py reads (--format=qa) will do. Of one that
 sft/sft_generate.py is writing, or has written, the progress file beside it is counted as well:
@@ -26,16 +28,14 @@ class Settings:
 
 
 def read_settings():
-    """(settings, path): the settings, and the one file that the command line names."""
+    """(settings, files): the settings, and the files that the command line names."""
     words = sys.argv[1:]
     files = [word for word in words if not word.startswith("-") and not word.endswith(".py")]
     rest = [word for word in words if word not in files]
     settings = configure(Settings, doc=__doc__, argv=rest, quiet=True)
-    if len(files) != 1:
-        raise UserError(
-            f"{len(files)} files given, expected one: python sft/sft_report.py FILE.jsonl"
-        )
-    return settings, pathlib.Path(files[0])
+    if not files:
+        raise UserError("no file given: python sft/sft_report.py FILE.jsonl [ANOTHER.jsonl …]")
+    return settings, files
 
 
 if __name__ == "__main__":
@@ -44,18 +44,17 @@ if __name__ == "__main__":
 from minigpt.plotting.output import output_paths, write_figure
 from minigpt.plotting.pairs import pairs_figure
 from minigpt.synthesis.dedup import Deduplicator
-from minigpt.synthesis.statistics import collect_statistics, describe
+from minigpt.synthesis.statistics import collect_statistics, compare, describe, questions_shared
 
 
 def main():
-    """File → table and picture."""
-    settings, path = read_settings()
+    """Files → table and picture."""
+    settings, files = read_settings()
+    if len(files) > 1:
+        return report_several(settings, files)
+    path = pathlib.Path(files[0])
     pictures = output_paths(settings.png or str(path.with_suffix(".png")))
-    statistics = collect_statistics(
-        path, Deduplicator() if settings.doubles else None, settings.input
-    )
-    if not statistics.pairs:
-        raise UserError(f"{path}: no pairs in it yet")
+    statistics = statistics_of(path, settings)
     print(describe(statistics))
     rules = statistics.progress.first.most_common() if statistics.progress else []
     figure, notes = pairs_figure(
@@ -65,6 +64,28 @@ def main():
     for note in notes:
         print(note)
     print(f"\nwrote {', '.join(map(str, pictures))}")
+
+
+def report_several(settings, files):
+    """Print what several files hold, side by side."""
+    if settings.png:
+        raise UserError(f"png={settings.png}: a picture shows one file, and {len(files)} are given")
+    found = [statistics_of(path, settings) for path in files]
+    print(compare(found, questions_shared(files) if settings.doubles else None))
+    if settings.input:
+        for statistics in found:
+            total, covered = statistics.input
+            share = f"{covered:,} of {total:,} entries of the source have pairs"
+            print(f"{statistics.path.name}: {share}")
+
+
+def statistics_of(path, settings):
+    """The PairStatistics of a file; UserError where it has no pairs."""
+    deduplicator = Deduplicator() if settings.doubles else None
+    statistics = collect_statistics(path, deduplicator, settings.input)
+    if not statistics.pairs:
+        raise UserError(f"{path}: no pairs in it yet")
+    return statistics
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from minigpt.evaluation.rouge import words
 from minigpt.inference.engine import Token
 from minigpt.openai import request_reader
 from minigpt.openai.answers import read_part
-from minigpt.openai.errors import ApiError, error_text
+from minigpt.openai.errors import FIELDS, ApiError, error_text
 from minigpt.openai.events import EventReader
 from minigpt.openai.ignored_fields import without_ignored
 from minigpt.openai.schemas import ChatRequest
@@ -48,7 +48,7 @@ from minigpt.serving.streaming import Choice
 from minigpt.synthesis.dedup import comparable
 from minigpt.synthesis.filters import Rules, filter_pairs
 from minigpt.synthesis.generator import shortened
-from minigpt.synthesis.parsing import QA, parse_reply
+from minigpt.synthesis.parsing import QA, breaks_off, parse_reply
 from minigpt.synthesis.templates import PLACEHOLDER
 from minigpt.tokenizer import tokenizer as tokenizer_module
 from minigpt.tokenizer.huggingface import _joined
@@ -194,6 +194,9 @@ HOSTILE = {
     "normalize: a mark of two": (lambda x: normalize("NFC", x), lambda n: "\u0f73" * n),
     "comparable": (comparable, lambda n: MARKS * n),
     **{f"parse_reply: {kind}": (parse_reply, make) for kind, make in REPLIES.items()},
+    **{f"breaks_off: {kind}": (breaks_off, make) for kind, make in REPLIES.items()},
+    "error: reason": (lambda x: ApiError("", "", 400, x).reason, lambda n: "a-1_" * n),
+    "error: meaning": (lambda x: ApiError("", "", 400, x).meaning(FIELDS), lambda n: "max " * n),
     **{f"check: {kind}": (check_answer, make) for kind, make in CHECKED.items()},
     "words": (words, lambda n: "龘" * n, 8_000),
     "measure": (measure, lambda n: [1, 2] * n),

@@ -33,17 +33,19 @@ def with_scheme(url):
 
 
 def api_path(url):
-    """The path of a server's OpenAI API: the path of its URL without a last slash and without
-    /chat/completions. /v1 is added if no part of the path is a version."""
-    path = urlsplit(url).path.rstrip("/").removesuffix("/chat/completions").rstrip("/")
-    return path if _VERSION.search(path) else path + "/v1"
+    """The path of a server's OpenAI API: the path of its URL without a last slash. A full address
+    is taken as it is, without its /chat/completions. To any other one /v1 is added if no part of
+    the path is a version."""
+    path = urlsplit(url).path.rstrip("/")
+    api = path.removesuffix("/chat/completions").rstrip("/")
+    return api if api != path or _VERSION.search(path) else path + "/v1"
 
 
 def root_path(url):
     """The part of the path before the API's version, where a server describes itself."""
     path = api_path(url)
-    *_, version = _VERSION.finditer(path)
-    return path[: version.start()]
+    starts = [version.start() for version in _VERSION.finditer(path)]
+    return path[: starts[-1]] if starts else path
 
 
 def is_key(text):

@@ -5,9 +5,10 @@
     answer = client.ask({"model": "qwen3-8b", "messages": messages, "max_tokens": 2048})
     answer.text, answer.cut, answer.completion_tokens
 
-What goes wrong is a TemporaryError (worth another try), QuestionRefused (this question alone) or
-ServerUnusable (this server), with what the server said: bounded, printable, without the key. The
-server is the user's own choice; minigpt/arena/endpoints.py streams from those that strangers name.
+What goes wrong is a TemporaryError (worth another try), QuestionRefused (this question) or
+ServerUnusable (this server), by the table in minigpt/openai/errors.py, with what the server said:
+bounded, printable, without the key. The server is the user's own choice;
+minigpt/arena/endpoints.py streams from those that strangers name.
 """
 
 import os
@@ -20,7 +21,7 @@ from urllib.parse import urlsplit
 from minigpt.common.report import one_line
 from minigpt.openai.answers import decode, joined, read_json, read_parts
 from minigpt.openai.errors import (
-    OVERLOAD,
+    REMEDIES,
     ApiError,
     Fault,
     QuestionRefused,
@@ -34,11 +35,17 @@ CONNECT_SECONDS = 10.0
 MODELS_SECONDS = 30.0  # for the list of models
 MAX_BYTES = 8 << 20  # of one answer, what a model thinks beforehand included
 MAX_NAMES = 20  # of models, in a message
+CHAT = "/chat/completions"
+# A text with one of these as finish_reason ended by itself. None says nothing, any other one says
+# that the text broke off.
+ENDED = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "completed", "normal")
+ENDED += ("tool_calls", "function_call", "")
 
 
 class Answer(NamedTuple):
-    """What a server wrote. cut: it had no tokens left; tokens: None where it does not count them;
-    seconds: from asking to its end; server: the client's name."""
+    """What a server wrote. cut: it says that the text broke off; tokens: None where it does not
+    count them; seconds: from asking to its end; server: the client's name; finish_reason: why the
+    text ended, None where it does not say."""
 
     text: str
     cut: bool
@@ -46,26 +53,46 @@ class Answer(NamedTuple):
     completion_tokens: int | None
     seconds: float
     server: str
+    finish_reason: str | None = None
+
+
+class UnsupportedFields:
+    """The fields that a server does not take. The clients of one address, each with its key, may
+    share it."""
+
+    def __init__(self):
+        self._lock, self.names = threading.Lock(), frozenset()
+
+    def add(self, names):
+        """Add names; returns those that are new, sorted."""
+        with self._lock:
+            news = names - self.names
+            self.names |= news
+        return sorted(news)
 
 
 class Client:
-    """A server's API at `url` (…/v1). Any number of threads may use it.
+    """A server's API at `url` (…/v1, or the full address …/chat/completions). Any number of threads
+    may use it.
 
     name: how messages call it. connections: how many are kept. timeout: seconds for an answer, from
-    its first byte to its last. warn(text): called when the server has to be asked another way.
+    its first byte to its last. fields: UnsupportedFields. warn(text): called when the server has to
+    be asked another way.
     """
 
-    def __init__(self, url, key=None, name=None, *, connections=4, timeout=120.0, warn=print):
+    def __init__(
+        self, url, key=None, name=None, *, connections=4, timeout=120.0, fields=None, warn=print
+    ):
         self.name, self._key, self._warn = name or url, key, warn
         self._caps = _caps(timeout)
-        self._path = urlsplit(url).path
+        self._path = urlsplit(url).path.removesuffix(CHAT)
         self._transport = Transport(
             url,
             proxy=proxy_of_environment(url),
             keep=connections,
             ca_bundle=os.environ.get("REQUESTS_CA_BUNDLE") or None,
         )
-        self._lock, self._left_out = threading.Lock(), frozenset()
+        self._unsupported, self._has_answered = fields or UnsupportedFields(), False
 
     def close(self):
         """Close the idle connections; requests that run may finish."""
@@ -79,7 +106,7 @@ class Client:
         except ApiError as error:
             if error.status in (404, 405, 501):
                 return None
-            raise self._consequence(error, None) from None
+            raise self._consequence(error, error.meaning()[0], None) from None
         return names and [one_line(without(self._key, name), 80) for name in names]
 
     def _models(self):
@@ -94,59 +121,60 @@ class Client:
 
     def ask(self, question):
         """The Answer to `question`, the fields of a chat completion. A field that the server turns
-        out not to support (response_format, seed, the name max_tokens) is left out. Raises
-        TemporaryError, QuestionRefused, ServerUnusable."""
-        left_out = self._left_out
+        out not to support (errors.FIELDS: temperature, seed, the name max_tokens …) is left out.
+        Raises TemporaryError, QuestionRefused, ServerUnusable."""
+        left_out = self._unsupported.names
         while True:
             body = _without(question, left_out)
             try:
                 answer = self._post(body)
             except ApiError as error:
-                field = error.unsupported_field(body)
-                if field is None:
-                    raise self._consequence(error, body) from None
+                fault, field = error.meaning(body)
+                if fault is not Fault.FIELD or field in left_out:
+                    raise self._consequence(error, fault, body) from None
                 left_out = left_out | {field}
                 continue
-            self._remember(left_out)
+            self._has_answered = True
+            # Without these fields it answered, so the next questions are asked without.
+            for name in self._unsupported.add(left_out):
+                self._warn(f"{self.name}: it does not take {name}; it is asked without from now on")
             return answer
-
-    def _remember(self, left_out):
-        """A question was answered without these fields, so the next ones are asked without."""
-        with self._lock:
-            news = left_out - self._left_out
-            self._left_out |= news
-        for name in sorted(news):
-            self._warn(f"{self.name}: it does not take {name}; it is asked without from now on")
 
     def _post(self, body):
         began = time.monotonic()
-        request = "POST", self._path + "/chat/completions", body
+        request = "POST", self._path + CHAT, body
         with self._transport.exchange(*request, key=self._key, caps=self._caps) as response:
-            whole = joined(read_parts(response, streamed=False))
+            whole = joined(read_parts(response, streamed=body.get("stream", False)))
+        reason, usage = whole.finish_reason, whole.usage or {}
+        is_cut = reason is not None and reason.lower() not in ENDED
         # Some servers take all that a model wrote for its thoughts, if it never ends them.
-        is_thought = not (whole.text.strip() or whole.is_cut)
-        text, usage = whole.reasoning if is_thought else whole.text, whole.usage or {}
+        text = whole.text if whole.text.strip() or is_cut else whole.reasoning
         tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        return Answer(text, whole.is_cut, *tokens, time.monotonic() - began, self.name)
+        return Answer(text, is_cut, *tokens, time.monotonic() - began, self.name, reason)
 
-    def _consequence(self, error, question):
-        """The TemporaryError, QuestionRefused or ServerUnusable that an ApiError means. question:
-        None where none was asked."""
+    def _consequence(self, error, fault, question):
+        """The TemporaryError, QuestionRefused or ServerUnusable that an ApiError and its Fault
+        mean. question: None where none was asked."""
         if error.status is None:
-            return TemporaryError(error.kind, error.message, overload=error.kind == "timeout")
-        fault = error.fault
+            return TemporaryError(error.kind, error.message, fault is Fault.BUSY)
+        # The key and the model were right before, so this is about the question, or the moment.
+        if self._has_answered and fault in (Fault.ACCESS, Fault.MODEL):
+            fault = {Fault.ACCESS: Fault.UNKNOWN, Fault.MODEL: Fault.DOWN}[fault]
         message = one_line(f"{error.status} {error.said}")
-        if fault is Fault.KEY:
+        if fault in (Fault.BUSY, Fault.DOWN):
+            kind = f"http {error.status}"
+            return TemporaryError(kind, message, fault is Fault.BUSY, error.retry_after)
+        if fault in (Fault.KEY, Fault.ACCESS):
             wants = "it wants a key: name its variable in api_key_env"
             return ServerUnusable(f"{'it refuses the key' if self._key else wants} ({message})")
         if fault is Fault.CREDIT:
             return ServerUnusable(f"it wants to be paid ({message})")
         if fault is Fault.MODEL:
             return ServerUnusable(self._no_model(message, question))
-        if fault is Fault.MOMENT:
-            overload, kind = error.status in OVERLOAD, f"http {error.status}"
-            return TemporaryError(kind, message, overload, error.retry_after)
-        return QuestionRefused(f"{self.name}: {message}")
+        message = f"{self.name}: {message}"
+        if fault is Fault.ENTRY:
+            return QuestionRefused(message)
+        return QuestionRefused(message, error.reason, REMEDIES.get(fault, REMEDIES[Fault.UNKNOWN]))
 
     def _no_model(self, message, question):
         """Why there is no such route, or no such model."""
@@ -165,11 +193,15 @@ def _caps(seconds):
 
 
 def _without(question, left_out):
-    """The question as a server takes it: max_tokens has another name, the rest no substitute."""
+    """The question as a server takes it: max_tokens has another name, no stream is a stream, the
+    rest has no substitute."""
+    more = {}
+    if "max_tokens" in left_out and "max_tokens" in question:
+        more["max_completion_tokens"] = question["max_tokens"]
+    if "stream" in left_out:
+        more |= {"stream": True, "stream_options": {"include_usage": True}}
     body = {name: value for name, value in question.items() if name not in left_out}
-    if "max_tokens" in question and "max_tokens" in left_out:
-        body["max_completion_tokens"] = question["max_tokens"]
-    return body
+    return body | {name: value for name, value in more.items() if name not in left_out - {"stream"}}
 
 
 def listed(names):

@@ -16,6 +16,7 @@ class RetryPolicy:
     down: float = 1.0  # for so long; doubles each time it still fails
     max_down: float = 60.0
     tries: int = 10  # of one question, while others are answered
+    refusals: int = 10  # in a row for one reason, after which a server is out
 
 
 class ConcurrencyLimit:
@@ -86,3 +87,32 @@ class CircuitBreaker:
         """A question has ended, whatever that says."""
         if is_probe:
             self.is_probing = False
+
+
+class RefusalStreak:
+    """The refusals in a row of a server: so many for one reason are no matter of the questions.
+    str(): why the server is out, with what may help."""
+
+    def __init__(self, policy):
+        self._most, self._n, self._last = policy.refusals, 0, None
+
+    @property
+    def is_long(self):
+        """Whether there are too many."""
+        return self._n >= self._most
+
+    def answered(self):
+        """A question was answered."""
+        self._n = 0
+
+    def refused(self, refusal, is_new=True):
+        """A question was refused. is_new: not by an earlier run as well."""
+        if not is_new or refusal.reason is None:
+            return
+        is_same = self._n > 0 and refusal.reason == self._last.reason
+        self._n, self._last = self._n + 1 if is_same else 1, refusal
+
+    def __str__(self):
+        said = str(self._last).partition(": ")[2]
+        remedy = f"; {self._last.remedy}" if self._last.remedy else ""
+        return f"it refused {self._n} questions in a row for one reason ({said}{remedy})"

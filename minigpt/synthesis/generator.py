@@ -6,11 +6,13 @@ time.
     for task, result in run_tasks(tasks.missing(log), generator, workers=4, close=pool.close):
         log.add(result.finished(task, deduplicator))
 
-`ask(messages, attempt)` returns an answer, so nothing here knows HTTP. minigpt/synthesis/parsing.py
+`ask(messages, attempt)` returns an answer, so nothing here knows HTTP; it is called with
+refused=True for an entry that was refused in the last run. minigpt/synthesis/parsing.py
 parses the replies, minigpt/synthesis/filters.py checks the pairs. Entries are read from the files
 as they are needed: only a few are in memory.
 """
 
+import functools
 import itertools
 import threading
 import time
@@ -22,14 +24,17 @@ from typing import NamedTuple
 from minigpt.common.errors import UserError
 from minigpt.data.pipeline import read_entries
 from minigpt.data.sentences import ENDS
+from minigpt.openai.answers import CUT_REASONS
 from minigpt.openai.errors import QuestionRefused
-from minigpt.synthesis.filters import feedback, filter_pairs
+from minigpt.synthesis.filters import Finding, feedback, filter_pairs
 from minigpt.synthesis.journal import Finished, entry_hash
-from minigpt.synthesis.parsing import parse_reply
+from minigpt.synthesis.parsing import breaks_off, parse_reply
 from minigpt.synthesis.pool import PoolClosed
+from minigpt.synthesis.verification.judge import NoVerdict, Usage
 
 TICK = 0.2  # seconds between two looks at whether to stop
 ROUND = "#"  # between a topic's title and the number of its round, in an id
+CUT = "cut off"  # the broken rule of a reply that breaks off
 
 
 # -- what is asked about ---------------------------------------------------------------------------
@@ -37,7 +42,8 @@ ROUND = "#"  # between a topic's title and the number of its round, in an id
 
 class Task(NamedTuple):
     """What pairs are generated about. entry: its hash; left_out: characters cut off the end of its
-    text; previous: what the model wrote last about the same topic."""
+    text; previous: what the model wrote last about the same topic; refused: whether a server
+    refused it in the last run."""
 
     entry: str
     id: str
@@ -45,6 +51,7 @@ class Task(NamedTuple):
     text: str
     left_out: int = 0
     previous: str = ""
+    refused: bool = False
 
 
 class EntryTasks:
@@ -67,9 +74,9 @@ class EntryTasks:
     def _entries(self, clean):
         return itertools.islice(read_entries(self._paths, "auto" if clean else "none"), self._limit)
 
-    def missing(self, log):
+    def missing(self, log, refused=()):
         """Yield the Tasks of entries that are not in the log (anything that has the hashes of those
-        that are finished), each once."""
+        that are finished), each once. refused: hashes of those that were refused before."""
         running = set()
         for entry in self._entries(self._clean):
             self.read += 1
@@ -80,7 +87,7 @@ class EntryTasks:
             running.add(key)
             self.begun += 1
             text, left_out = shortened(entry.text, self._text_max)
-            yield Task(key, entry.id, entry.title, text, left_out)
+            yield Task(key, entry.id, entry.title, text, left_out, refused=key in refused)
 
 
 class TopicTasks:
@@ -92,7 +99,7 @@ class TopicTasks:
     def __init__(self, paths, rounds, memory, limit=None):
         topics = list(read_entries(paths, clean="none"))
         # A topic that is listed twice counts once: its rounds must come in order.
-        self._topics = list({(topic.title, topic.text): topic for topic in topics}.values())
+        self._topics = _in_turn({(topic.title, topic.text): topic for topic in topics}.values())
         self._rounds, self._memory = rounds, memory
         self.read = self.begun = 0
         self.total = len(self._topics) * rounds
@@ -100,10 +107,10 @@ class TopicTasks:
         if not self._topics:
             raise UserError(f"--input={paths}: no topic in it")
 
-    def missing(self, log):
-        """Yield the Tasks that are not in the log. A topic's rounds come in order, because a prompt
-        shows the pairs of the rounds before: while the log lacks the last round, None is yielded,
-        which means: try again later."""
+    def missing(self, log, refused=()):
+        """Yield the Tasks that are not in the log; see EntryTasks. A topic's rounds come in order,
+        because a prompt shows the pairs of the rounds before: while the log lacks the last round,
+        None is yielded, which means: try again later."""
         for number in range(1, self._rounds + 1):
             for topic in self._topics:
                 if self.read == self.total:
@@ -116,10 +123,21 @@ class TopicTasks:
                     yield None
                 self.begun += 1
                 id_, previous = f"{topic.title}{ROUND}{number}", self._memory.text(topic.title)
-                yield Task(key, id_, topic.title, topic.text, previous=previous)
+                about = dict(previous=previous, refused=key in refused)
+                yield Task(key, id_, topic.title, topic.text, **about)
 
     def _key(self, topic, number):
         return entry_hash(topic.title, topic.text, str(number))
+
+
+def _in_turn(topics):
+    """The topics, those of one title not one after the other but in turn with other titles: so an
+    answer about a title is in the prompt when the title's turn comes again."""
+    by_title = defaultdict(list)
+    for topic in topics:
+        by_title[topic.title].append(topic)
+    turns = itertools.zip_longest(*by_title.values())
+    return [topic for turn in turns for topic in turn if topic is not None]
 
 
 class RecentPairs:
@@ -155,7 +173,8 @@ def shortened(text, limit):
 @dataclass
 class Result:
     """The result of a Task. pairs: those that passed; first, last: how often the first and the last
-    reply broke each rule; reasons: what was wrong with the last reply, or why the server refused.
+    reply broke each rule; reasons: what was wrong with the last reply, or why the server refused;
+    uncounted: answers of which the server reports no tokens; judging: what the judge cost.
     """
 
     outcome: str
@@ -167,6 +186,8 @@ class Result:
     attempts: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    uncounted: int = 0
+    judging: Usage = field(default_factory=Usage)
     seconds: float = 0.0
 
     def finished(self, task, deduplicator):
@@ -185,6 +206,8 @@ class Result:
             last=dict(self.last),
             doubles=dict(doubled),
             **(dict(left_out=task.left_out) if task.left_out else {}),
+            **(dict(uncounted=self.uncounted) if self.uncounted else {}),
+            **(dict(judging=self.judging._asdict()) if self.judging.answers else {}),
         )
         return Finished(task.entry, task.id, self.outcome, pairs, about, self.raw, self.reasons)
 
@@ -192,12 +215,14 @@ class Result:
 @dataclass(frozen=True)
 class PairGenerator:
     """Task → Result. retries: how often the model is asked again when too few pairs passed, each
-    time with its last reply and what was wrong with it. Any thread may call it."""
+    time with its last reply and what was wrong with it. judge: a Judge of the pairs that pass the
+    rules, or None. Any thread may call it."""
 
     ask: object
     template: object
     rules: object
     retries: int = 2
+    judge: object = None
 
     def messages(self, task):
         """The first prompt."""
@@ -208,35 +233,31 @@ class PairGenerator:
             n_min=rules.n_min,
             n_max=rules.n_max,
             question_max=rules.question_max,
+            answer_min=rules.answer_min,
             answer_max=rules.answer_max,
             previous=task.previous,
         )
 
     def __call__(self, task):
-        source = None if self.template.source == "topic" else f"{task.title}\n{task.text}"
         messages, result = self.messages(task), Result("rejected")
         began = time.monotonic()
         while True:
             try:
-                answer = self.ask(messages, result.attempts)
+                ask = self.ask if not task.refused else functools.partial(self.ask, refused=True)
+                answer = ask(messages, result.attempts)
+                findings = self._take(answer, task, result)
             except QuestionRefused as error:
                 result.reasons.append(str(error))
-                result.outcome = "rejected" if result.attempts else "refused"
+                # What is refused for its own words is refused again; all else may be the server's.
+                is_own = error.reason is None and not isinstance(error, NoVerdict)
+                result.outcome = "rejected" if is_own and result.attempts else "refused"
                 break
-            result.attempts += 1
-            result.prompt_tokens += answer.prompt_tokens or 0
-            result.completion_tokens += answer.completion_tokens or 0
-            reply = parse_reply(answer.text, answer.cut)
-            kept, findings = filter_pairs(reply, source, self.rules, result.pairs)
-            result.pairs += kept
-            result.last = Counter(finding.rule for finding in findings)
-            if result.attempts == 1:
-                result.first = result.last
             if len(result.pairs) >= self.rules.n_min:
                 result.outcome = "done"
                 break
             result.raw, result.reasons = answer.text, [finding.reason for finding in findings]
             if result.attempts > self.retries:
+                result.outcome = "refused" if _is_ended_by_server(answer) else "rejected"
                 break
             # Chat templates want the two in turn, and something in each.
             messages = [
@@ -246,6 +267,45 @@ class PairGenerator:
             ]
         result.seconds = time.monotonic() - began
         return result
+
+    def _take(self, answer, task, result):
+        """Add to the Result what is good in an Answer; returns Findings, what is not."""
+        result.attempts += 1
+        result.prompt_tokens += answer.prompt_tokens or 0
+        result.completion_tokens += answer.completion_tokens or 0
+        result.uncounted += None in (answer.prompt_tokens, answer.completion_tokens)
+        source = None if self.template.source == "topic" else f"{task.title}\n{task.text}"
+        reply = parse_reply(answer.text, answer.cut)
+        kept, findings = filter_pairs(reply, source, self.rules, result.pairs)
+        if answer.cut or breaks_off(answer.text):
+            reason = answer.finish_reason or "null"
+            findings.insert(0, Finding(CUT, "", f"回答没有写完（finish_reason：{reason}）。"))
+        if kept and self.judge:
+            kept, more = self._judged(kept, task, result)
+            findings += more
+        result.pairs += kept
+        result.last = Counter(finding.rule for finding in findings)
+        if result.attempts == 1:
+            result.first = result.last
+        return findings
+
+    def _judged(self, pairs, task, result):
+        """(the pairs that follow from the text, Findings of the others)."""
+        try:
+            judgement = self.judge(task.title, task.text, pairs)
+        except NoVerdict as error:
+            result.judging = result.judging.plus(error.usage)
+            raise
+        result.judging = result.judging.plus(judgement.usage)
+        return judgement.kept, judgement.findings
+
+
+def _is_ended_by_server(answer):
+    """Whether neither the model nor the token limit ended an answer, but the server: a failure, or
+    its moderation. Then the entry may be answered another time."""
+    if answer.cut:
+        return answer.finish_reason.lower() not in CUT_REASONS
+    return breaks_off(answer.text) and answer.finish_reason is None
 
 
 # -- many at a time --------------------------------------------------------------------------------

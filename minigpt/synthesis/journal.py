@@ -11,6 +11,10 @@ FILE.jsonl           a pair a line: question, answer, id and hash of its entry, 
 FILE.progress.jsonl  a line for each generation (its settings) and for each finished entry
 FILE.rejects.jsonl   the entries with too few pairs: the last raw answer, reasons, what passed
 
+An entry that a server refused is not finished: the next run asks about it again. Its lines are
+written at the end of a run that ends in order, so they are the last ones of their files, and the
+next run cuts them off.
+
 All lines of an entry are one write, its progress line follows, and every write appends. So whatever
 ends the run (kill -9, a full disk, a power cut) leaves complete entries and at most one partial
 entry at the end, which the next run cuts off and asks again.
@@ -34,6 +38,7 @@ from minigpt.common.json_text import parse_json
 from minigpt.common.locks import lock_if_possible
 
 OUTCOMES = ("done", "rejected", "refused")  # refused: the server refused the question
+REFUSED = "refused"
 SYNC_SECONDS = 1.0  # how much work a power cut may cost
 _HASH = re.compile("[0-9a-f]{32}")
 _PLACE = re.compile(r"([1-9]\d{0,5})/([1-9]\d{0,5})")
@@ -41,10 +46,10 @@ _PLACE = re.compile(r"([1-9]\d{0,5})/([1-9]\d{0,5})")
 
 @dataclass(frozen=True)
 class Finished:
-    """An entry that is not asked again.
+    """An entry that is not asked again, or, if it was refused, not by this run.
 
-    pairs: (question, answer) each; those of a rejected entry go to the rejects. about: further
-    fields of its progress line. raw, reasons: the last answer, and what was wrong with it.
+    pairs: (question, answer) each; of an entry that is not done they go to the rejects. about:
+    further fields of its progress line. raw, reasons: the last answer, and what was wrong with it.
     """
 
     entry: str
@@ -83,9 +88,10 @@ class PairsLog:
     """See the module's docstring. One thread uses it.
 
     generation: the hash of `facts`.  pairs: how many are in the file, of all generations.
-    earlier: entries that only other generations finished.  lost: entries that are finished by their
-    progress line, but whose pairs are gone: they are asked again.  repaired: what was cut off or
-    rewritten, a line each, for the user.
+    refused: the hashes of the entries that servers refused in the last run.  earlier: entries that
+    only other generations finished.  lost: entries that are finished by their progress line, but
+    whose pairs are gone: they are asked again.  repaired: what was cut off or rewritten, a line
+    each, for the user.
     """
 
     def __init__(self, path, facts, on_pair=None, on_finished=None):
@@ -107,6 +113,7 @@ class PairsLog:
         self._progress = _Journal(progress, ("generation", "entry"))
         self._rejects = _Journal(rejects, ("entry",))
         self._finished, self.repaired, self._synced = set(), [], time.monotonic()
+        self.refused, self._held = set(), []  # of the last run, and of this one
         is_new = not progress.exists()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,6 +148,8 @@ class PairsLog:
                 f"{self.earlier:,} entries were finished before. They are asked again; the old "
                 "pairs stay"
             )
+        if self.refused:
+            lines.append(f"{len(self.refused):,} entries that were refused are asked again")
         if len(self):
             lines.append(f"going on: {len(self):,} entries finished, {self.pairs:,} pairs written")
         return lines
@@ -149,19 +158,26 @@ class PairsLog:
 
     def _open(self, facts, on_pair, on_finished):
         others = set()  # finished by other generations
-        known, with_pairs = False, set()
-        for number, _, record in self._progress.lines(is_ours=True):
+        known, with_pairs, kept = False, set(), 0
+        for number, end, record in self._progress.lines(is_ours=True):
             if "entry" not in record:
                 known |= record["generation"] == self.generation
+                kept = end
                 continue
             if not _is_finished(record):
                 raise self._progress.foreign(number, "no line of progress")
+            if record["outcome"] == REFUSED:
+                if record["generation"] == self.generation:
+                    self.refused.add(record["entry"])
+                continue
+            kept = end
             key = bytes.fromhex(record["entry"])
             if record["generation"] != self.generation:
                 others.add(key)
                 continue
             on_finished(record)
             (with_pairs if record["pairs"] else self._finished).add(key)
+        self._progress.cut(kept, in_order=True)
         found, older = self._read_pairs(on_pair, is_ours=self._progress.good > 0)
         reject = self._last_reject()
         # Everything has been read and is ours: from here on the files may be changed.
@@ -178,6 +194,7 @@ class PairsLog:
             self._finished.add(reject[0])
         self.lost = len(with_pairs - found.keys())
         self._finished |= found.keys()
+        self.refused -= {key.hex() for key in self._finished}
         self.earlier = len((others | older) - self._finished)
 
     def _read_pairs(self, on_pair, is_ours):
@@ -207,11 +224,14 @@ class PairsLog:
         return found, older
 
     def _last_reject(self):
-        """(entry, outcome) of the last line of the rejects, where it is of this generation."""
-        last = None
-        for number, _, last in self._rejects.lines(is_ours=True):
-            if not _is_finished({**last, "pairs": 0}):
+        """(entry, outcome) of the last rejected entry, where it is of this generation."""
+        last, kept = None, 0
+        for number, end, record in self._rejects.lines(is_ours=True):
+            if not _is_finished({**record, "pairs": 0}):
                 raise self._rejects.foreign(number, "not an entry that this script rejected")
+            if record["outcome"] != REFUSED:
+                last, kept = record, end
+        self._rejects.cut(kept, in_order=True)
         if last is None or last["generation"] != self.generation:
             return None
         return bytes.fromhex(last["entry"]), last["outcome"]
@@ -219,12 +239,16 @@ class PairsLog:
     # -- writing -----------------------------------------------------------------------------------
 
     def add(self, finished):
-        """Write a Finished entry; returns its progress line. It survives kill -9.
+        """Write a Finished entry; returns its progress line. It survives kill -9. Of a refused
+        entry nothing is written before close().
 
         UserError where the disk fails; the entry is then not finished.
         """
-        common = dict(entry=finished.entry, generation=self.generation)
         n = len(finished.pairs)
+        if finished.outcome == REFUSED:
+            self._held.append(finished)
+            self._finished.add(bytes.fromhex(finished.entry))
+            return self._progress_line(finished.entry, REFUSED, 0, finished.about)
         if finished.outcome == "done":
             self._write(
                 self._pairs,
@@ -238,10 +262,7 @@ class PairsLog:
                 ],
             )
         else:
-            passed = [dict(question=q, answer=a) for q, a in finished.pairs]
-            about = dict(reasons=finished.reasons, raw=finished.raw, passed=passed)
-            record = dict(common, id=finished.id, outcome=finished.outcome, **about)
-            self._write(self._rejects, [record])
+            self._write(self._rejects, [self._reject_line(finished)])
             n = 0
         record = self._write_progress(finished.entry, finished.outcome, n, finished.about)
         self._finished.add(bytes.fromhex(finished.entry))
@@ -249,8 +270,17 @@ class PairsLog:
         self.sync()
         return record
 
-    def _write_progress(self, entry, outcome, n, about):
-        record = dict(entry=entry, generation=self.generation, outcome=outcome, pairs=n, **about)
+    def _reject_line(self, finished):
+        passed = [dict(question=q, answer=a) for q, a in finished.pairs]
+        about = dict(reasons=finished.reasons, raw=finished.raw, passed=passed)
+        common = dict(entry=finished.entry, generation=self.generation, id=finished.id)
+        return dict(common, outcome=finished.outcome, **about)
+
+    def _progress_line(self, entry, outcome, n, about):
+        return dict(entry=entry, generation=self.generation, outcome=outcome, pairs=n, **about)
+
+    def _write_progress(self, *line):
+        record = self._progress_line(*line)
         self._write(self._progress, [record])
         return record
 
@@ -267,8 +297,13 @@ class PairsLog:
                 journal.sync()
             self._synced = time.monotonic()
 
-    def close(self):
-        """Write everything to the disk and close the files."""
+    def close(self, keep_refused=True):
+        """Write everything to the disk and close the files. keep_refused: False where the run ends
+        by a fault that may have caused the refusals; then nothing is said of these entries."""
+        held, self._held = self._held if keep_refused else [], []
+        self._write(self._rejects, [self._reject_line(one) for one in held])
+        lines = [self._progress_line(one.entry, REFUSED, 0, one.about) for one in held]
+        self._write(self._progress, lines)
         for journal in (self._pairs, self._rejects, self._progress):
             journal.close()
 
@@ -313,6 +348,7 @@ class _Journal:
         self.path, self.good = path, 0
         self._heads = [f'{{"{key}": '.encode() for key in keys]
         self._file, self._size = None, None  # of what is whole
+        self._torn = True  # whether what lies behind it is a torn write
         self._unended = self._dirty = False
 
     def lock(self):
@@ -364,9 +400,11 @@ class _Journal:
             "Put the line back as it was, or give another --output (this one may be its --exclude)"
         )
 
-    def cut(self, size):
-        """Keep only the first `size` bytes of what lines() found."""
+    def cut(self, size, in_order=False):
+        """Keep only the first `size` bytes of what lines() found. in_order: what is cut off was
+        written to be cut off."""
         if self._size is not None and size < self._size:
+            self._torn = not in_order or self._size < self.path.stat().st_size
             self._size, self._unended = size, False
 
     def repair(self):
@@ -379,7 +417,9 @@ class _Journal:
         if self._unended:  # an editor took the last line's end
             self._unended = False
             self.append(b"\n")
-        return [f"{self.path}: {cut:,} bytes of an unfinished entry cut off"] if cut else []
+        if not cut or not self._torn:
+            return []
+        return [f"{self.path}: {cut:,} bytes of an unfinished entry cut off"]
 
     def append(self, data):
         """Write `data` at the end: as a rule in one piece. UserError where the disk fails; the file

@@ -5,8 +5,8 @@
 
 The prompt asks for JSON and models write something like it. Each object is parsed by itself, so
 that a mistake in one costs no other: as JSON, then with ASCII punctuation, then by json-repair.
-A reply that was cut off (`cut`) is never repaired at its end: that would invent the end of an
-answer.
+A string that runs to the end of the reply is never repaired, whatever the server says about the
+end: that would invent the end of an answer.
 """
 
 import json
@@ -47,34 +47,49 @@ def parse_reply(text, cut=False):
     Parses JSON of any shape (a list, an object with a list somewhere in it, one object, an object
     a line), alone, in fences or between prose, with full-width quotes, colons and commas, inner
     quotes that are not escaped, commas too many or too few. Numbers become strings; an object whose
-    question or answer is anything else is skipped. A <think> part is dropped.
-    cut: the reply ended at its maximum length; the incomplete object at its end is skipped.
+    question or answer is anything else is skipped. A <think> part is dropped. Of an object that
+    the reply's end breaks off nothing is kept.
+    cut: the server says that the reply broke off; without it, an object that lacks only its last
+    brace is whole.
     """
+    return [pair for value in objects_in(text, cut) for pair in _pairs(value)]
+
+
+def breaks_off(text):
+    """Whether a reply ends within an object, so that its end is missing."""
+    text = _without_thinking(text)[:LONGEST]
+    starts = [begins.start() for begins in BEGINS.finditer(text)]
+    return bool(starts) and not ENDS.search(text, starts[-1])
+
+
+def objects_in(text, cut=False):
+    """Yield the value of each object in a reply that begins as JSON does; see parse_reply()."""
     text = _without_thinking(text)
     cut, text = cut or len(text) > LONGEST, text[:LONGEST]
-    pairs, place, broken, budget = [], 0, 0, REPAIRED_IN_ALL
+    place, broken, budget = 0, 0, REPAIRED_IN_ALL
     end = len(text)  # no object begins after it
     while broken < BROKEN and (begins := BEGINS.search(text, place, end)):
         start = begins.start()
         try:
             value, place = _DECODER.raw_decode(text, start)
-            pairs += _pairs(value)
+            yield value
             continue
         except RecursionError:
             problem = None
         except ValueError as error:
             problem = error
         broken, place = broken + 1, begins.end()
-        if cut and _runs_out(problem, text):
+        lacks_brace = not cut and _lacks_brace(problem, text)
+        if _runs_out(problem, text) and not lacks_brace:
             # Behind the quote that opens the last string is nothing but that string.
             end = problem.pos if problem.msg.startswith("Unterminated") else end
             continue
         following = BEGINS.search(text, place, end)
-        part = _closed(text[start : following.start() if following else end], cut)
+        part = text[start : following.start() if following else end]
+        part = _closed(part, cut or not (following or lacks_brace))
         if len(part) <= min(REPAIRED, budget):
             budget -= len(part)
-            pairs += _pairs(_repaired(part))
-    return pairs
+            yield _repaired(part)
 
 
 def _without_thinking(text):
@@ -96,11 +111,18 @@ def _runs_out(problem, text):
     )
 
 
-def _closed(part, cut):
+def _lacks_brace(problem, text):
+    """Whether an object at the end of a reply is JSON but for its last brace: its last string is
+    closed."""
+    is_at_end = problem is not None and problem.pos >= len(text.rstrip())
+    return is_at_end and "delimiter" in problem.msg and text.rstrip().endswith('"')
+
+
+def _closed(part, may_be_cut):
     """`part` up to the brace that ends its object: the last one behind a value; else, but not where
-    the reply was cut, the last one, or all of it."""
+    the object may be cut, the last one, or all of it."""
     ends = [match.end() for match in ENDS.finditer(part)]
-    if ends or cut:
+    if ends or may_be_cut:
         return part[: ends[-1]] if ends else ""
     return part[: part.rfind("}") + 1] or part
 

@@ -10,8 +10,11 @@
 
 A question goes to the least busy server. How many a server gets at a time grows with its answers
 and halves when it is overloaded. What fails is tried again, there or elsewhere, after a random
-pause; a server that keeps failing is not asked for a while. A wrong key or an unknown model takes a
-server out for the rest of the run. minigpt/openai/client.py asks one question.
+pause; a server that keeps failing is not asked for a while. What one server refuses is asked of the
+others. A wrong key, an unknown model, or so many refusals in a row for one reason take a server out
+for the rest of the run. minigpt/openai/errors.py says what a failure means,
+minigpt/synthesis/backoff.py (RetryPolicy) how often and how long; minigpt/openai/client.py asks one
+question.
 """
 
 import itertools
@@ -22,25 +25,20 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from minigpt.common.errors import UserError
-from minigpt.openai.client import Answer, Client, listed
+from minigpt.openai.client import Answer, Client, UnsupportedFields, listed
 from minigpt.openai.errors import QuestionRefused, ServerUnusable, TemporaryError
-from minigpt.synthesis.backoff import CircuitBreaker, ConcurrencyLimit, RetryPolicy
+from minigpt.synthesis.backoff import (
+    CircuitBreaker,
+    ConcurrencyLimit,
+    RefusalStreak,
+    RetryPolicy,
+)
 
 PING = {"messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
-# Kinds of failures that no question causes.
-_SERVER_FAILURES = {
-    "refused",
-    "unreachable",
-    "unknown host",
-    "proxy",
-    "tls",
-    "http 429",
-    "http 503",
-}
 
 
 class PoolClosed(UserError):
@@ -84,8 +82,10 @@ class Clock:
 class _PoolServer:
     """A server and its questions in flight. The pool's lock guards it."""
 
-    def __init__(self, client, limit, policy):
+    def __init__(self, client, address, limit, policy):
+        self.address = address  # several servers, each with a key, may have the same
         self.client, self.limit, self.breaker = client, limit, CircuitBreaker(policy)
+        self.refusals = RefusalStreak(policy)
         self.in_flight = self.requests = self.turn = 0
         self.failures, self.last = Counter(), "not asked"
         self.paused, self.out = -math.inf, None  # until when; why
@@ -95,7 +95,8 @@ class _PoolServer:
         return self.client.name
 
     def admits(self, now):
-        has_room = self.in_flight < self.limit.n
+        # After a streak of refusals it is not asked until the answers in flight have decided.
+        has_room = self.in_flight < self.limit.n and not self.refusals.is_long
         return not self.out and has_room and now >= self.paused and self.breaker.admits(now)
 
     def opens(self):
@@ -119,23 +120,27 @@ class _Retries:
     """The failures of one call of ask(). ready: when the question may be asked again; failed: how
     often it failed; doubted: how often the question itself may be the cause; blamed: how often
     others were answered meanwhile; answered: the pool's answers at its last failure; server: where
-    that was."""
+    that was; refused: the servers that refused it → their QuestionRefused; is_new: whether a
+    refusal says something about the server."""
 
     began: float
     ready: float
+    is_new: bool = True
     failed: int = 0
     doubted: int = 0
     blamed: int = 0
     answered: int = 0
     server: _PoolServer | None = None
+    refused: dict = field(default_factory=dict)
 
 
 class _Attempt(NamedTuple):
-    """A question that is with a server."""
+    """A question that is with a server. is_ping: a question of the pool's own went in its place."""
 
     server: _PoolServer
     began: float
     is_probe: bool
+    is_ping: bool
 
 
 # -- the pool --------------------------------------------------------------------------------------
@@ -150,8 +155,9 @@ class Pool:
 
     model: its name at all servers; None: check() finds the only one that they serve, or says which
     there are. workers: questions with the servers at a time, over all. timeout: seconds for an
-    answer. structured: ask for JSON by the schema, where a server can. patience: seconds without
-    any answer after which ask() gives up. warn(text): called with what the user should know.
+    answer. structured: ask for JSON by the schema, where a server can. extra: further fields of
+    every request, as a provider wants them. patience: seconds without any answer after which ask()
+    gives up. warn(text): called with what the user should know.
     policy (a RetryPolicy), clock, rng (a random.Random): for tests.
     """
 
@@ -163,6 +169,7 @@ class Pool:
         workers=4,
         timeout=120.0,
         structured=True,
+        extra=None,
         patience=3600.0,
         warn=_say,
         policy=None,
@@ -176,14 +183,16 @@ class Pool:
                 raise UserError(f"{name}={value}: expected more than 0")
         self.model = model
         self._workers, self._structured, self._patience = workers, structured, patience
+        self._extra = extra or {}
         self._warn, self._policy, self._clock = warn, policy or RetryPolicy(), clock
         self._random = rng or random.Random()
         share = -(-workers // len(servers))
+        more = dict(connections=workers, timeout=timeout, warn=warn)
+        fields = {server.name: UnsupportedFields() for server in servers}
         self._servers = [
             _PoolServer(
-                Client(
-                    server.name, server.key, name, connections=workers, timeout=timeout, warn=warn
-                ),
+                Client(server.name, server.key, name, fields=fields[server.name], **more),
+                server.name,
                 ConcurrencyLimit(share, workers),
                 self._policy,
             )
@@ -226,38 +235,44 @@ class Pool:
 
     def _ping(self, server):
         with suppress(QuestionRefused):  # a question so short may be refused; the model is there
-            server.client.ask(dict(PING, model=self.model))
+            server.client.ask(self._ping_question())
 
-    def ask(self, messages, *, temperature=None, max_tokens=None, schema=None, seed=None):
-        """The Answer to a conversation; returns when there is one, however long that takes.
+    def _ping_question(self):
+        return PING | self._extra | {"model": self.model}
 
-        messages: [{"role": …, "content": …}, …]. What is None is left to the server. schema: a JSON
-        schema that the answer should follow; a server that cannot is asked without. Raises
-        QuestionRefused for this question alone; for the whole run PoolClosed, Unreachable, and
-        UserError where no server is left.
-        """
-        if self.model is None:
-            raise UserError("model: expected a name, or check() before the first question")
+    def _question(self, messages, schema, given):
         question = dict(model=self.model, messages=messages, stream=False)
-        given = dict(temperature=temperature, max_tokens=max_tokens, seed=seed)
         question.update({name: value for name, value in given.items() if value is not None})
         if schema is not None and self._structured:
             wanted = {"name": "answer", "strict": True, "schema": schema}
             question["response_format"] = {"type": "json_schema", "json_schema": wanted}
+        return question | self._extra
+
+    def ask(self, messages, *, schema=None, refused_before=False, **given):
+        """The Answer to a conversation; returns when there is one, however long that takes.
+
+        messages: [{"role": …, "content": …}, …]. given: temperature, top_p, max_tokens, seed; what
+        is None is left to the server. schema: a JSON schema that the answer should follow; a server
+        that cannot is asked without. refused_before: by an earlier run, so that another refusal
+        says nothing about the server. Raises QuestionRefused for this question alone, when every
+        server that can be asked has refused it; for the whole run PoolClosed, Unreachable, and
+        UserError where no server is left.
+        """
+        if self.model is None:
+            raise UserError("model: expected a name, or check() before the first question")
+        question = self._question(messages, schema, given)
         now = self._clock.now()
-        retries = _Retries(now, now)
+        retries = _Retries(now, now, is_new=not refused_before)
         while True:
             attempt = self._enter(retries)
-            # It failed often, and nothing was answered since: is it this question, or is it all?
-            is_ping = retries.doubted >= self._policy.tries and retries.answered == self._answers
             try:
-                asked = dict(PING, model=self.model) if is_ping else question
+                asked = self._ping_question() if attempt.is_ping else question
                 outcome = attempt.server.client.ask(asked)
             except BaseException as error:
                 outcome = error
             for text in self._leave(attempt, outcome, retries):
                 self._warn(text)
-            if is_ping and isinstance(outcome, (Answer, QuestionRefused)):
+            if attempt.is_ping and isinstance(outcome, (Answer, QuestionRefused)):
                 continue
             if isinstance(outcome, Answer):
                 return outcome
@@ -265,7 +280,7 @@ class Pool:
                 raise QuestionRefused(
                     f"{retries.server.last} (failure {retries.failed}; others were answered)"
                 )
-            if not isinstance(outcome, (TemporaryError, ServerUnusable)):
+            if not isinstance(outcome, (TemporaryError, ServerUnusable, QuestionRefused)):
                 raise outcome
 
     def close(self):
@@ -296,7 +311,10 @@ class Pool:
                     server.turn = next(self._turn)
                     server.in_flight += 1
                     server.requests += 1
-                    return _Attempt(server, now, server.breaker.enter())
+                    # It failed often, and nothing was answered since: is it this question, or all?
+                    often = retries.doubted >= self._policy.tries
+                    is_ping = often and retries.answered == self._answers
+                    return _Attempt(server, now, server.breaker.enter(), is_ping)
                 wake = self._wake(retries, now)
                 self._clock.wait(self._changed, None if wake is None else wake - now)
 
@@ -306,10 +324,19 @@ class Pool:
             raise PoolClosed("the pool of servers was closed")
         if all(server.out for server in self._servers):
             raise UserError("\n".join(server.out for server in self._servers))
+        if self._is_refused(retries):
+            raise list(retries.refused.values())[-1]
         if self._trouble is not None and now >= self._give_up(retries):
             reasons = [server.out or server.last for server in self._servers]
             waited = f"no server has answered for {self._patience:g} s; what was written is safe"
             raise Unreachable("\n".join([f"{waited}: run it again to go on", *reasons]))
+
+    def _is_refused(self, retries):
+        """Whether the question is given up: a server that counts refused it, and no other one can
+        be asked now."""
+        others = [s for s in self._servers if s not in retries.refused and not s.out]
+        has_verdict = any(not s.out and not s.refusals.is_long for s in retries.refused)
+        return has_verdict and not any(server.breaker.is_closed for server in others)
 
     def _give_up(self, retries):
         return max(self._trouble, retries.began) + self._patience
@@ -322,7 +349,7 @@ class Pool:
             or sum(server.in_flight for server in self._servers) >= self._workers
         ):
             return None
-        free = [server for server in self._servers if server.admits(now)]
+        free = [s for s in self._servers if s.admits(now) and s not in retries.refused]
         return min(
             free,
             key=lambda s: (s is retries.server, s.in_flight / s.limit.n, s.turn),
@@ -349,6 +376,10 @@ class Pool:
                     news.append(f"{server.name}: it answers again")
                 if isinstance(outcome, Answer):
                     server.limit.answered()
+                    server.refusals.answered()
+                elif not attempt.is_ping:
+                    retries.refused |= dict.fromkeys(self._refusers(server, outcome), outcome)
+                    server.refusals.refused(outcome, retries.is_new)
             elif isinstance(outcome, TemporaryError):
                 server.last = f"{server.name}: {outcome}"
                 server.failures[outcome.kind] += 1
@@ -361,20 +392,35 @@ class Pool:
                     server.paused = max(server.paused, now + pause)
                 if server.breaker.failed(now, attempt.is_probe):
                     news.append(f"{server.last}; it is not asked for a while")
-                self._count(retries, server, outcome.kind, now)
+                self._count(retries, server, outcome, now)
             else:
                 server.breaker.left(attempt.is_probe)
-                if isinstance(outcome, ServerUnusable) and not server.out:
-                    server.out = f"{server.name}: {outcome}"
-                    if not all(other.out for other in self._servers):  # else it ends the run
-                        news.append(f"{server.out}; it is not asked any more")
+                if isinstance(outcome, ServerUnusable):
+                    news += self._take_out(server, outcome)
+            if server.refusals.is_long and not server.in_flight:
+                news += self._take_out(server, server.refusals)
             self._changed.notify_all()
         return news
 
-    def _count(self, retries, server, kind, now):
+    def _refusers(self, server, refusal):
+        """The servers that refuse what one has refused: moderation is that of the address, all else
+        may be a matter of the key."""
+        if refusal.reason is not None:
+            return [server]
+        return [other for other in self._servers if other.address == server.address]
+
+    def _take_out(self, server, why):
+        """Ask a server no more; returns warnings."""
+        if server.out:
+            return []
+        server.out = f"{server.name}: {why}"
+        ends_run = all(other.out for other in self._servers)  # whose error says it
+        return [] if ends_run else [f"{server.out}; it is not asked any more"]
+
+    def _count(self, retries, server, outcome, now):
         """Note a failure of a question, and when it may be asked again: after a random time up to
         one that doubles, so that many do not come back together ("full jitter")."""
-        if kind not in _SERVER_FAILURES:
+        if not outcome.is_of_server:
             retries.blamed += bool(retries.doubted) and retries.answered < self._answers
             retries.doubted += 1
         longest = self._policy.pause * 2 ** min(retries.failed, 30)

@@ -23,11 +23,13 @@ class ProgressCounts:
     """Counts of entries, pairs, tokens and broken rules.
 
     outcomes: Counter of "done", "rejected", "refused".  doubles: Counter of "exact" and "near".
-    first, last: Counters of rules that first and last replies broke.
+    first, last: Counters of rules that first and last replies broke.  uncounted: answers of which
+    the server reports no tokens.  judging: Counter of the judge's Usage.
     """
 
     def __init__(self, price_in=None, price_out=None):
         self._prices = price_in, price_out
+        self.judging, self.uncounted = Counter(), 0
         self._began = time.monotonic()
         self.outcomes, self.doubles, self.first, self.last = (Counter() for _ in range(4))
         self.pairs = self.attempts = self.prompt_tokens = self.completion_tokens = self.cut = 0
@@ -41,6 +43,8 @@ class ProgressCounts:
         for name in ("doubles", "first", "last"):
             getattr(self, name).update(record.get(name, {}))
         self.cut += "left_out" in record
+        self.uncounted += record.get("uncounted", 0)
+        self.judging.update(record.get("judging", {}))
 
     @property
     def entries(self):
@@ -54,10 +58,17 @@ class ProgressCounts:
 
     @property
     def cost(self):
-        """What the tokens cost, or None where no price is known."""
+        """What the counted tokens cost, those of the judge apart; None where no price is known."""
+        return self._cost_of(self.prompt_tokens, self.completion_tokens)
+
+    @property
+    def judging_cost(self):
+        """The same of the judge, at the same prices."""
+        return self._cost_of(self.judging["prompt_tokens"], self.judging["completion_tokens"])
+
+    def _cost_of(self, *tokens):
         if self._prices == (None, None):
             return None
-        tokens = self.prompt_tokens, self.completion_tokens
         return sum(n * (price or 0) for n, price in zip(tokens, self._prices, strict=True)) / 1e6
 
     def line(self, total, left, in_flight):
@@ -72,9 +83,20 @@ class ProgressCounts:
             f"{self.entries - self.outcomes['done']:,} rejected",
             f"{self.completion_tokens / max(seconds, 1e-9):,.0f} tok/s",
             f"{in_flight} in flight",
-            "" if self.cost is None else f"cost {self.cost:.2f}",
+            "" if self.cost is None else f"cost {self.shown_cost()}",
         ]
         return " | ".join(filter(None, parts))
+
+    def shown_cost(self):
+        """The cost as text: "unknown" where the server reports no tokens."""
+        return _shown(f"{self.cost:.2f}", self.uncounted, self.attempts)
+
+
+def _shown(figure, uncounted, answers):
+    """A figure from tokens, of which some answers report none."""
+    if uncounted and uncounted >= answers:
+        return "unknown"
+    return f"{figure} + unknown" if uncounted else figure
 
 
 def summary(columns):
@@ -92,14 +114,41 @@ def summary(columns):
         row("duplicates left out, exact", lambda t: f"{t.doubles['exact']:,}"),
         row("duplicates left out, near", lambda t: f"{t.doubles['near']:,}"),
         row("answers", lambda t: f"{t.attempts:,}"),
-        row("tokens read", lambda t: f"{t.prompt_tokens:,}"),
-        row("tokens written", lambda t: f"{t.completion_tokens:,}"),
+        row("tokens read", lambda t: _shown(f"{t.prompt_tokens:,}", t.uncounted, t.attempts)),
+        row(
+            "tokens written", lambda t: _shown(f"{t.completion_tokens:,}", t.uncounted, t.attempts)
+        ),
     ]
+    if any(counts.uncounted for counts in every):
+        rows.append(row("answers without a count of tokens", lambda t: f"{t.uncounted:,}"))
     if any(counts.cut for counts in every):
         rows.append(row("entries cut at text_max", lambda t: f"{t.cut:,}"))
     if any(counts.cost is not None for counts in every):
-        rows.append(row("cost", lambda t: f"{t.cost:.2f}"))
+        rows.append(row("cost", lambda t: t.shown_cost()))
+    if any(counts.judging["answers"] for counts in every):
+        rows += _judging_rows(row, every)
     return table(["", *columns], rows) + "\n\n" + rules_table(every[-1])
+
+
+def _judging_rows(row, every):
+    """Rows of the table about the judge."""
+
+    def figure(name, by=lambda n: f"{n:,}"):
+        return lambda t: _shown(by(t.judging[name]), t.judging["uncounted"], t.judging["answers"])
+
+    rows = [
+        row("judge: answers", lambda t: f"{t.judging['answers']:,}"),
+        row("judge: tokens read", figure("prompt_tokens")),
+        row("judge: tokens written", figure("completion_tokens")),
+    ]
+    if any(counts.judging_cost is not None for counts in every):
+        rows.append(
+            row(
+                "judge: cost at these prices",
+                lambda t: figure("", lambda _: f"{t.judging_cost:.2f}")(t),
+            )
+        )
+    return rows
 
 
 def rules_table(counts):

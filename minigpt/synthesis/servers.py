@@ -1,12 +1,15 @@
-"""Servers as people name them: an address and the environment variable that holds its key.
+"""Servers as people name them: an address, and the environment variable or the file that holds its
+key or keys.
 
 servers = read_servers(["localhost:1234", "https://api.example.com/v1"], ["none", "SOME_KEY"])
+servers = read_servers(["https://api.example.com/v1"], key_file="keys.txt")     # one for each key
 """
 
 import os
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from minigpt.common.errors import UserError
@@ -18,8 +21,8 @@ class Server:
     """An address and, if it wants one, its key, which nothing shows.
 
     base_url: as people write it. http:// may be left out for this machine alone; /v1 is added where
-    no part of the path is a version; a last slash and /chat/completions are taken off. UserError
-    where it is no address.
+    no part of the path is a version; a full address, …/chat/completions, is taken as it is.
+    UserError where it is no address.
     """
 
     base_url: str
@@ -40,12 +43,19 @@ class Server:
         return f"{parts.scheme}://{parts.netloc}{api_path(url)}"
 
 
-def read_servers(base_urls, api_key_env=()):
-    """Servers with the keys that environment variables hold.
+def read_servers(base_urls, api_key_env=(), key_file=""):
+    """Servers with the keys that environment variables or a file hold.
 
     api_key_env: names of variables, none at all, one for all servers, or one for each ("none" where
-    one needs no key). UserError with every mistake, a line each; it shows no key.
+    one needs no key). key_file: a file of keys for one address, a key a line, empty lines and those
+    that begin with # apart. UserError with every mistake, a line each; it shows no key.
     """
+    if key_file:
+        if api_key_env or len(base_urls) != 1:
+            raise UserError(
+                f"api_key_file={key_file}: expected one base_url, and no api_key_env beside it"
+            )
+        return [Server(base_urls[0], key) for key in _read_keys(key_file)]
     names = [None if name.lower() == "none" else name for name in api_key_env]
     names = names * len(base_urls) if len(names) == 1 else names or [None] * len(base_urls)
     problems, servers = [], []
@@ -69,6 +79,30 @@ def read_servers(base_urls, api_key_env=()):
     if problems:
         raise UserError("\n".join(problems))
     return servers
+
+
+def _read_keys(path):
+    """The keys in a file, in its order."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise UserError(f"api_key_file={path}: cannot be read ({why})") from None
+    problems, keys = [], {}
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line or line.startswith("#"):
+            continue
+        if not is_key(line):
+            problems.append(f"{path}, line {number}: no key (a space, or no ASCII)")
+        elif line in keys:
+            problems.append(f"{path}, line {number}: the same key as in line {keys[line]}")
+        else:
+            keys[line] = number
+    if not keys and not problems:
+        problems.append(f"{path}: no key in it; expected a key a line")
+    if problems:
+        raise UserError("\n".join(problems))
+    return list(keys)
 
 
 def _key_in(name):

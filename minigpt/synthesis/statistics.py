@@ -2,6 +2,7 @@
 
     statistics = collect_statistics("sft/my_pairs.jsonl", Deduplicator())
     print(describe(statistics))
+    print(compare([statistics, others]))        # several files side by side
 
 Any file of question–answer pairs will do; of one that sft/sft_generate.py wrote, its progress is
 counted too.
@@ -17,6 +18,7 @@ from minigpt.common.json_text import parse_json
 from minigpt.common.report import table
 from minigpt.data.formats import parse_qa
 from minigpt.data.pipeline import read_entries, read_records
+from minigpt.synthesis.dedup import comparable
 from minigpt.synthesis.generator import ROUND
 from minigpt.synthesis.journal import beside, entry_hash
 from minigpt.synthesis.progress import ProgressCounts, rules_table
@@ -46,6 +48,7 @@ class PairStatistics:
     questions, answers: length in characters → pairs.  openings: first two characters → pairs.
     kinds: a label of KINDS or OTHER → pairs.  per_entry: pairs of an entry → entries; `unnamed`
     pairs say no entry.  models: who wrote them → pairs.  doubles: "exact", "near" → pairs.
+    repeated: the sum of repetition() over the answers.
     progress: of the progress file, None where there is none.  input: entries of the source, and
     how many of them have pairs; None where no source was given.
     """
@@ -58,6 +61,7 @@ class PairStatistics:
     kinds: Counter = field(default_factory=Counter)
     per_entry: Counter = field(default_factory=Counter)
     unnamed: int = 0
+    repeated: float = 0.0
     models: Counter = field(default_factory=Counter)
     doubles: Counter = field(default_factory=Counter)
     progress: ProgressCounts | None = None
@@ -90,8 +94,16 @@ def _count(statistics, pair, deduplicator):
     statistics.answers[len(pair.answer)] += 1
     statistics.openings[opening(pair.question)] += 1
     statistics.kinds[question_kind(pair.question)] += 1
+    statistics.repeated += repetition(pair.answer)
     if deduplicator and (found := deduplicator.add(pair.question, pair.answer)):
         statistics.doubles[found] += 1
+
+
+def repetition(text, n=4):
+    """The fraction of a text's character n-grams that occurred before in it; 0.0 if it has none."""
+    text = comparable(text)
+    grams = [text[i : i + n] for i in range(len(text) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def opening(question):
@@ -191,3 +203,68 @@ def describe(statistics, most=15):
             f"entries by the progress file: {outcomes}\n\n{rules_table(statistics.progress)}"
         )
     return "\n\n".join(parts)
+
+
+def compare(files, shared=None):
+    """What several files hold, a table with a column for each.
+
+    files: PairStatistics. shared: of each file the pairs whose question is in an earlier one, or
+    None.
+    """
+
+    def share(n, whole):
+        return f"{n / whole:.1%}" if whole else "-"
+
+    def lengths(counts):
+        return " / ".join(str(quantile(counts, at)) for at in (0.1, 0.5, 0.9))
+
+    def outcome(name):
+        def shown(s):
+            return share(s.progress.outcomes[name], s.progress.entries) if s.progress else "-"
+
+        return shown
+
+    def worst(s):
+        broken = s.progress.first.most_common(1) if s.progress else []
+        return f"{broken[0][0]} ({broken[0][1]:,})" if broken else "-"
+
+    def most(counts, whole):
+        (name, n), *_ = counts.most_common(1) or [("-", 0)]
+        return f"{name} {share(n, whole)}"
+
+    rows = [
+        ("written by", lambda s: ", ".join(s.models) or "-"),
+        ("pairs", lambda s: f"{s.pairs:,}"),
+        ("entries", lambda s: f"{s.per_entry.total():,}"),
+        ("pairs of an entry", lambda s: _mean(s.pairs - s.unnamed, s.per_entry.total())),
+        ("characters of a question, 10 / 50 / 90 %", lambda s: lengths(s.questions)),
+        ("characters of an answer, 10 / 50 / 90 %", lambda s: lengths(s.answers)),
+        ("repeated 4-grams in an answer", lambda s: share(s.repeated, s.pairs)),
+        ("most frequent opening", lambda s: most(s.openings, s.pairs)),
+        ("most frequent question", lambda s: most(s.kinds, s.pairs)),
+        ("duplicates, exact", lambda s: share(s.doubles["exact"], s.pairs)),
+        ("duplicates, near", lambda s: share(s.doubles["near"], s.pairs)),
+        ("entries done", outcome("done")),
+        ("entries rejected", outcome("rejected")),
+        ("entries refused by servers", outcome("refused")),
+        ("most broken rule, first replies", worst),
+    ]
+    cells = [[name, *map(show, files)] for name, show in rows]
+    if shared is not None:
+        pairs = [s.pairs for s in files]
+        cells.append(["in an earlier file", *map(share, shared, pairs)])
+    return table(["", *(s.path.name for s in files)], cells)
+
+
+def _mean(n, of):
+    return f"{n / of:.2f}" if of else "-"
+
+
+def questions_shared(paths):
+    """For each file, how many of its questions are in an earlier one."""
+    seen, found = set(), []
+    for path in paths:
+        asked = [comparable(pair.question) for _, pair, _ in read_records([path], parse_qa)]
+        found.append(sum(question in seen for question in asked))
+        seen.update(asked)
+    return found

@@ -14,8 +14,8 @@ A file is UTF-8 text of three parts, divided by lines that hold --- and nothing 
     the user message
 
 With `source: topic` the prompt has only a topic, and answers are not compared with a text.
-Placeholders are {text} {title} {n_min} {n_max} {question_max} {answer_max} {previous} (the
-last pairs about a topic); other braces, such as those of JSON, are text. A paragraph with a
+Placeholders are {text} {title} {n_min} {n_max} {question_max} {answer_min} {answer_max} {previous}
+(the last pairs about a topic); other braces, such as those of JSON, are text. A paragraph with a
 placeholder whose value is "" is left out: without a title there is no title line.
 """
 
@@ -29,7 +29,7 @@ from minigpt.common.errors import ROOT, UserError
 FOLDER = ROOT / "sft" / "prompts"  # those that come with the project
 SOURCES = ("text", "topic")
 HEADER = ("source", "note")
-NAMES = ("text", "title", "n_min", "n_max", "question_max", "answer_max", "previous")
+NAMES = ("text", "title", "n_min", "n_max", "question_max", "answer_min", "answer_max", "previous")
 PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 
@@ -49,10 +49,12 @@ class Template(NamedTuple):
         """Whether earlier pairs change the prompt."""
         return "{previous}" in self.system + self.user
 
-    def messages(self, *, text, title, n_min, n_max, question_max, answer_max, previous=""):
+    def messages(
+        self, *, text, title, n_min, n_max, question_max, answer_max, answer_min=1, previous=""
+    ):
         """The messages as OpenAI's chat API takes them. Braces in the values are
         not filled in."""
-        given = (text, title, n_min, n_max, question_max, answer_max, previous)
+        given = (text, title, n_min, n_max, question_max, answer_min, answer_max, previous)
         values = {name: str(value) for name, value in zip(NAMES, given, strict=True)}
         parts = {"system": self.system, "user": self.user}
         filled = {role: _fill(part, values) for role, part in parts.items()}

@@ -14,6 +14,8 @@ from minigpt.common import urls
         ("http://gateway/v2/team/v1", "/v2/team", "/v2/team/v1"),
         ("https://a.example/v1beta/openai", "", "/v1beta/openai"),
         ("https://a.example/v1/chat/completions", "", "/v1"),
+        ("http://lab:3000/api/chat/completions", "/api", "/api"),
+        ("http://lab/chat/completions", "", ""),
     ],
 )
 def test_the_path_of_the_api_and_its_prefix(url, root, api):

@@ -1,13 +1,11 @@
 """sft/sft_generate.py, run as a user runs it, against servers on real sockets that do all that
 servers do; and the parts under it that have no file of their own."""
 
-import contextlib
 import json
 import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,6 +18,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from local_server import serve_runs
+from pair_work import Work, check_whole, lines, serving, writer
 from scripted_server import ScriptedServer, error, good, half, reset
 from tiny_run import run_here, save_scripted_run, write_jsonl
 
@@ -42,82 +41,7 @@ from minigpt.synthesis.journal import beside, entry_hash
 from minigpt.synthesis.pool import PoolClosed
 from minigpt.synthesis.templates import load
 
-SCRIPT = "sft/sft_generate.py"
 PROMPT = load(ROOT / "sft" / "prompts" / "wiki.md")
-
-
-def writer(asked):
-    """A server that writes three good pairs."""
-    return good(garden.reply(asked.body["messages"]))
-
-
-@contextlib.contextmanager
-def serving(script):
-    """A ScriptedServer to whom a request that was cut off, by a kill of either side, is no mistake
-    of the script."""
-    with ScriptedServer(script) as server:
-        yield server
-        server.errors[:] = [e for e in server.errors if not isinstance(e, json.JSONDecodeError)]
-
-
-def lines(path):
-    """The objects of a file, a line each; [] where there is none."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
-
-
-class Work:
-    """A folder with entries, and the script that is run on it."""
-
-    def __init__(self, folder):
-        self.folder, self.output = folder, folder / "pairs.jsonl"
-        self.input = folder / "wiki.jsonl"
-
-    def words(self, server, *more):
-        given = {word.partition("=")[0] for word in more}
-        ours = [f"--input={self.input}", f"--output={self.output}", f"--base_url={server.base_url}"]
-        ours += ["--patience=20", "--prompt=wiki"]
-        return [*(word for word in ours if word.partition("=")[0] not in given), *more]
-
-    def run(self, server, *more):
-        """(exit code, stdout, stderr), run in this process, which spares a second each time."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            return run_here(SCRIPT, *self.words(server, *more))
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def start(self, server, *more):
-        """The same as a process of its own."""
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / SCRIPT), *self.words(server, *more)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-        )
-
-    def wait_for(self, n, seconds=60):
-        """Until n entries are finished."""
-        deadline = time.monotonic() + seconds
-        progress = beside(self.output)[0]
-        while not progress.exists() or progress.read_bytes().count(b'"outcome"') < n:
-            assert time.monotonic() < deadline, f"{n} entries were not finished in {seconds} s"
-            time.sleep(0.01)
-
-    @property
-    def pairs(self):
-        return lines(self.output)
-
-    @property
-    def progress(self):
-        return [line for line in lines(beside(self.output)[0]) if "entry" in line]
-
-    @property
-    def rejects(self):
-        return lines(beside(self.output)[1])
 
 
 @pytest.fixture
@@ -130,18 +54,6 @@ def work(tmp_path):
         return made
 
     return make
-
-
-def check_whole(work, n, outcomes=None):
-    """Every one of n entries is finished once, and has just the pairs that its line says."""
-    progress, pairs = work.progress, work.pairs
-    assert len(progress) == len({line["entry"] for line in progress}) == n
-    if outcomes:
-        assert Counter(line["outcome"] for line in progress) == outcomes
-    n_pairs = {line["entry"]: line["pairs"] for line in progress if line["pairs"]}
-    assert Counter(pair["entry"] for pair in pairs) == n_pairs
-    assert len({pair["question"] for pair in pairs}) == len(pairs)
-    assert len(work.rejects) == sum(line["outcome"] != "done" for line in progress)
 
 
 # -- all goes well ---------------------------------------------------------------------------------

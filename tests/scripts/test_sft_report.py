@@ -204,11 +204,29 @@ def test_the_script(written, source, tmp_path):
     assert code == 0 and (tmp_path / "a" / "b.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
+def test_several_files_side_by_side(written, pairs, tmp_path):
+    """What generators wrote about the same texts; each figure by hand."""
+    loops = [dict(question="黄河有多长？", answer="很长很长很长很长。", id="1"), *[]]
+    write_jsonl(tmp_path / "loops.jsonl", loops)
+    code, out, err = run_here("sft/sft_report.py", written, pairs, tmp_path / "loops.jsonl")
+    assert (code, err) == (0, "") and not list(tmp_path.glob("*.png"))
+    rows = {line[:42].strip(): line[42:].split() for line in out.splitlines()}
+    assert rows["pairs"] == ["4", "5", "1"] and rows["written by"] == ["qwen", "unknown", "unknown"]
+    assert rows["pairs of an entry"] == ["2.00", "2.00", "1.00"]
+    assert rows["duplicates, exact"] == ["0.0%", "20.0%", "0.0%"]
+    assert rows["entries rejected"] == ["33.3%", "-", "-"]
+    assert rows["in an earlier file"] == ["0.0%", "0.0%", "100.0%"]
+    # 很长很长很长很长: five 4-grams, two of them different.
+    assert rows["repeated 4-grams in an answer"] == ["0.0%", "0.0%", "60.0%"]
+    assert "pronoun (6)" in out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "0 files given, expected one"),
-        (["a.jsonl", "b.jsonl"], "2 files given"),
+        ([], "no file given"),
+        (["a.jsonl", "b.jsonl", "--png=a.png"], "a picture shows one file, and 2 are given"),
+        (["a.jsonl", "b.jsonl"], "a.jsonl: no such file"),
         (["none.jsonl"], "none.jsonl: no such file"),
         (["none.jsonl", "--png=a.gif"], "ends in .png or .svg"),
         (["none.jsonl", "--pgn=a.png"], "did you mean png?"),

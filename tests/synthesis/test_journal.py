@@ -125,24 +125,46 @@ def test_what_is_finished_is_known_again(path):
     write(path, ENTRIES)
     before, seen, records = contents(path), [], []
     log = PairsLog(path, FACTS, seen.append, records.append)
-    assert all(entry.entry in log for entry in ENTRIES) and len(log) == len(ENTRIES)
+    *known, refused = ENTRIES
+    assert all(entry.entry in log for entry in known) and len(log) == len(known)
+    assert refused.entry not in log and log.refused == {refused.entry}
     assert entry_hash("庚") not in log and log.pairs == 6 and log.repaired == []
     assert [record["question"] for record in seen] == list(wanted(ENTRIES))
-    assert [record["outcome"] for record in records] == [entry.outcome for entry in ENTRIES]
+    assert [record["outcome"] for record in records] == [entry.outcome for entry in known]
+    assert log.add(refused)["outcome"] == "refused" and refused.entry in log
+    assert contents(path) != before  # until it is closed nothing is said of it
     log.close()
     assert contents(path) == before
+
+
+def test_refusals_are_the_last_lines_and_asked_again(path):
+    one, two, three = (finished(name, 0, "refused") for name in "子丑寅")
+    write(path, [one, *ENTRIES[:3], two])
+    outcomes = [line.get("outcome") for line in lines(beside(path)[0])]
+    assert outcomes == [None, "done", "done", "rejected", "refused", "refused"]
+    log = PairsLog(path, FACTS)
+    assert log.refused == {one.entry, two.entry} and log.repaired == []
+    assert any("2 entries that were refused are asked again" in text for text in log.notices())
+    log.add(finished("子"))
+    log.add(three)
+    log.close(keep_refused=False)
+    rest = [line["entry"] for line in lines(beside(path)[0]) if line.get("outcome") == "refused"]
+    assert rest == [] and len(lines(beside(path)[1])) == 1
+    log = PairsLog(path, FACTS)
+    assert one.entry in log and two.entry not in log and three.entry not in log
+    log.close()
 
 
 def test_another_generation_asks_again_and_leaves_the_old_pairs(path):
     write(path, ENTRIES)
     seen, records = [], []
     log = PairsLog(path, {**FACTS, "model": "other"}, seen.append, records.append)
-    assert log.earlier == len(ENTRIES) and len(log) == 0
+    assert log.earlier == len(ENTRIES) - 1 and len(log) == 0  # one was refused
     assert len(seen) == log.pairs == 6 and records == []
     log.add(ENTRIES[0])
     assert ENTRIES[0].entry in log and log.pairs == 9
     log.close()
-    assert PairsLog(path, {**FACTS, "model": "other"}).earlier == len(ENTRIES) - 1
+    assert PairsLog(path, {**FACTS, "model": "other"}).earlier == len(ENTRIES) - 2
     assert questions(path) == wanted([*ENTRIES, ENTRIES[0]])
 
 
@@ -264,7 +286,7 @@ def test_pairs_that_somebody_deleted_are_asked_again(path):
 
 
 def test_an_editor_that_took_the_last_line_end(path):
-    write(path, ENTRIES)
+    write(path, ENTRIES[:-1])
     before = contents(path)
     for file in before:
         file.write_bytes(before[file][:-1])

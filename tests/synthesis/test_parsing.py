@@ -7,7 +7,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minigpt.synthesis.parsing import LONGEST, QA, REPAIRED, REPAIRED_IN_ALL, parse_reply
+from minigpt.synthesis.parsing import (
+    LONGEST,
+    QA,
+    REPAIRED,
+    REPAIRED_IN_ALL,
+    breaks_off,
+    parse_reply,
+)
 
 TWO = [QA("黄河有多长？", "5464千米。"), QA("长江有多长？", "6300千米。")]
 OBJECTS = [pair._asdict() for pair in TWO]
@@ -127,8 +134,10 @@ def test_cut_the_last_object_is_dropped_before_any_repair(whole):
     for i in range(len(whole) + 1):
         expected = sum(end <= i for end in ends)
         assert parse_reply(whole[:i], cut=True) == pairs[:expected], whole[:i]
-    # The same without the server's word that it was cut: the end is repaired.
-    assert len(parse_reply(whole[: ends[1] - 4])) == 2
+        # Without the server's word that it was cut: half an answer is none, either.
+        found = parse_reply(whole[:i])
+        assert found == pairs[: len(found)] and len(found) >= expected, whole[:i]
+    assert not breaks_off(whole) and breaks_off(whole[: ends[1] - 4])
 
 
 def test_cut_within_a_string_that_shows_an_object():

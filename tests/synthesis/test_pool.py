@@ -89,6 +89,8 @@ def in_threads(n, call):
         ("127.0.0.1:8080", "http://127.0.0.1:8080/v1"),
         ("[::1]:8080", "http://[::1]:8080/v1"),
         ("http://lab-pc:1234/v1/chat/completions", "http://lab-pc:1234/v1"),
+        ("http://lab-pc:3000/api/chat/completions", "http://lab-pc:3000/api"),
+        ("https://x.example.com/openai/chat/completions/", "https://x.example.com/openai"),
         ("https://openrouter.ai/api", "https://openrouter.ai/api/v1"),
         ("https://ark.example.com/api/v3/", "https://ark.example.com/api/v3"),
         ("https://g.example.com/v1beta/openai/", "https://g.example.com/v1beta/openai"),
@@ -387,6 +389,146 @@ def test_a_server_that_has_too_much_to_do_blames_nobody(serve):
             done.set()
 
     assert in_threads(2, ask) == ["x", "x"]
+
+
+# -- refusals --------------------------------------------------------------------------------------
+
+
+def numbered(i):
+    return [{"role": "user", "content": f"第{i}问？"}]
+
+
+def ask_many(pool, n):
+    """What each of n questions, one after the other, returns or raises."""
+    found = []
+    for i in range(n):
+        try:
+            found.append(pool.ask(numbered(i)).text)
+        except UserError as caught:
+            found.append(caught)
+    return found
+
+
+def test_ten_refusals_for_one_reason_take_a_server_out(serve):
+    server = serve(script=lambda asked: error(400, f"no se puede ({asked.number}7)"))
+    pool, news = pool_of(server)
+    *first, tenth = ask_many(pool, 10)
+    assert {type(caught) for caught in first} == {QuestionRefused} and type(tenth) is UserError
+    assert str(tenth).startswith(f"{server.base_url}: it refused 10 questions in a row for one")
+    assert "no se puede" in str(tenth) and "--extra_body" in str(tenth)
+    assert pool.snapshot()[0].state == "out" and len(server.seen) == 10 and not news
+
+
+def test_refusals_for_several_reasons_or_with_answers_between_do_not(serve):
+    def script(asked):
+        if asked.number % 10 == 0:
+            return good("x")
+        return error(400, "no" if asked.number % 10 < 6 else "ne")
+
+    pool, _ = pool_of(serve(script=script))
+    found = ask_many(pool, 40)
+    assert found.count("x") == 4 and pool.snapshot()[0].state == "up"
+
+
+def test_what_moderation_refuses_is_not_counted_nor_what_was_refused_before(serve):
+    server = serve(error(400, "content_filter"))
+    pool, _ = pool_of(server)
+    assert {type(caught) for caught in ask_many(pool, 25)} == {QuestionRefused}
+    server.script = lambda asked: error(400, "no se puede")
+    for i in range(25):
+        with pytest.raises(QuestionRefused, match="no se puede"):
+            pool.ask(numbered(i), refused_before=True)
+    assert pool.snapshot()[0].state == "up"
+
+
+def test_a_refused_question_is_asked_elsewhere(serve):
+    bad, well = serve(error(400, "content_filter")), serve(good("x"))
+    pool, news = pool_of(bad, well)
+    assert ask_many(pool, 6) == ["x"] * 6 and 0 < len(bad.seen) <= 6 and not news
+    well.script = lambda asked: error(400, "moderation")
+    with pytest.raises(QuestionRefused):
+        pool.ask(ASK)
+    assert bad.seen[-1].text == well.seen[-1].text == "首都？"
+
+
+def test_a_refused_question_does_not_wait_for_a_server_that_is_down(serve):
+    bad, dead = serve(error(400, "content_filter")), serve(good("x"))
+    dead.die()
+    policy = RetryPolicy(pause=0.002, max_pause=0.01, down_after=1, down=60.0)
+    pool, _ = pool_of(bad, dead, policy=policy)
+    for caught in ask_many(pool, 3):
+        assert isinstance(caught, QuestionRefused) and "content_filter" in str(caught)
+
+
+def test_a_question_waits_for_another_server_where_the_one_that_refused_it_is_out(serve):
+    bad, other = serve(error(400, "no se puede")), serve(FAULTS["500"])
+    policy = RetryPolicy(pause=0.002, max_pause=0.01, down_after=1, down=0.05, max_down=0.05)
+    pool, news = pool_of(bad, other, policy=policy, workers=1)
+
+    def ask(i):
+        if i == 0:
+            until(lambda: pool.snapshot()[0].state == "out")
+            other.script = lambda asked: good("x")
+            return None
+        return ask_many(pool, 20)
+
+    _, found = in_threads(2, ask)
+    assert found[-1] == "x" and any("in a row for one reason" in text for text in news)
+
+
+def test_answers_in_flight_decide_on_a_streak_of_refusals(serve):
+    release = threading.Event()
+
+    def script(asked):
+        return held(release) if asked.text == "首都？" else error(400, "no se puede")
+
+    server = serve(script=script)
+    pool, _ = pool_of(server, workers=2)
+
+    def ask(i):
+        if i == 0:
+            return pool.ask(ASK).text
+        until(lambda: server.in_flight)
+        if i == 1:
+            return ask_many(pool, 11)
+        until(lambda: len(server.seen) == 11)
+        time.sleep(0.05)
+        asked = len(server.seen)
+        release.set()
+        return asked
+
+    text, found, asked = in_threads(3, ask)
+    assert text == "x" and asked == 11  # no more was asked before the answer decided
+    assert {type(caught) for caught in found} == {QuestionRefused} and len(found) == 11
+    assert pool.snapshot()[0].state == "up"
+
+
+def test_keys_of_one_address(serve):
+    """Moderation is that of the address; a field that one learns to leave out is left out by all;
+    another refusal may be a matter of the key."""
+
+    def script(asked):
+        if "seed" in asked.body:
+            return error(400, "seed?")
+        if asked.text == "首都？":
+            return error(400, "content_filter")
+        return error(400, "ne") if asked.headers["authorization"].endswith("-1") else good("x")
+
+    server = serve(script=script)
+    pool, news = pool_of(*(Server(server.base_url, f"key-{i}") for i in range(4)))
+    assert pool.ask(numbered(0), seed=7).text == "x" and len(news) == 1
+    with pytest.raises(QuestionRefused, match="content_filter"):
+        pool.ask(ASK)
+    assert [asked.text for asked in server.seen].count("首都？") == 1
+    assert ask_many(pool, 60) == ["x"] * 60 and len(news) == 2 and "in a row" in news[1]
+
+
+def test_extra_fields_are_in_every_request(serve):
+    server = serve(good("x"), lists_models=False)
+    pool, _ = pool_of(server, extra={"enable_thinking": False})
+    pool.check()
+    pool.ask(ASK)
+    assert [asked.body["enable_thinking"] for asked in server.seen] == [False, False]
 
 
 # -- how much a server gets ------------------------------------------------------------------------
