@@ -131,7 +131,7 @@ def hf_name(path):
         return None
     folder = path if path.is_dir() else path.parent
     model = _fields(folder / "config.json")
-    if "prompt_format" in model or (folder / "tokenizer.tiktoken").exists():  # a run
+    if "prompt_format" in model:  # a run; its tokenizer.json need not be read
         return None
     is_model = "model_type" in model or "architectures" in model
     if is_model or _is_bare(folder) or "model" in _fields(folder / "tokenizer.json"):
