@@ -92,7 +92,10 @@ def parse_text(record, text_field="", title_field=""):
         missing = f"field `{text_field or 'text'}` is missing"
         if recognize(record) is None:
             names = ", ".join(map(str, itertools.islice(record, 12))) or "none"
-            missing += f" (it has: {names}; name the text with --text_field=NAME)"
+            missing += (
+                f" (it has: {names}; name the text with --text_field=NAME; questions with answers "
+                f"are for data/prepare_sft.py)"
+            )
         raise BadRecord(missing)
     text = record[found]
     if isinstance(text, list) and all(isinstance(line, str) for line in text):

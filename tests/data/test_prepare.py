@@ -1,5 +1,6 @@
 """data/prepare.py and data/prepare_sft.py from files to blocks, through the library and as run."""
 
+import gzip
 import json
 import os
 import re
@@ -388,8 +389,11 @@ def test_what_is_lost_passed_over_or_read_otherwise_is_told(make, texts_file, tm
     (folder / "README.md").write_text("about")
     with pytest.raises(UserError, match=r"list\.json, item 6: no JSON"):
         make("text", folder)
+    (folder / "torn.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n')[:-9])
+    with pytest.raises(UserError, match=r"torn\.jsonl\.gz: cannot be unpacked"):
+        make("text", folder)
     meta, _, made = make("text", folder, skip_bad=True)
-    assert meta["counts"]["kept"] == 29 + 2 and meta["counts"]["dropped"] == {"bad": 1}
+    assert meta["counts"]["kept"] == 29 + 2 and meta["counts"]["dropped"] == {"bad": 2}
     told = table(meta)
     for says in (
         "big5.txt: read as Big5",
@@ -398,7 +402,8 @@ def test_what_is_lost_passed_over_or_read_otherwise_is_told(make, texts_file, tm
         "README.md (metadata)",
     ):
         assert says in told, told
-    (reject,) = read_lines(made / "rejects.jsonl")
+    reject, torn = read_lines(made / "rejects.jsonl")
+    assert torn["reason"].startswith("cannot be unpacked") and torn["unit"] == "file"
     assert (reject["line"], reject["unit"]) == (6, "item")
 
 
