@@ -3,6 +3,7 @@
     python bench/prepare.py                                     # MB/s and the ratio to tiktoken
     python bench/prepare.py --input=wiki/ --megabytes=300
     python bench/prepare.py --memory=true --megabytes=1000      # peak of all its processes
+    python bench/prepare.py --memory=true --megabytes=1000 --container=parquet     # or zst
 
 The input recombines the sentences of --input at random into entries of 5 to 20 sentences, so it can
 have any size and has no duplicate entries. The encoder caches words, so repeated sentences make it
@@ -13,6 +14,7 @@ included. Rounds alternate; medians are shown.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -23,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Literal
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -38,6 +41,7 @@ class Settings:
     fresh: bool = False  # entries of random clauses that hardly ever repeat
     workers: int = 2  # processes of data/prepare.py
     rounds: int = 3  # of bare tiktoken and data/prepare.py, alternating
+    container: Literal["jsonl", "zst", "parquet"] = "jsonl"  # what data/prepare.py reads
     memory: bool = False  # measure memory instead of time
     out_dir: str = "out"  # folder of the temporary input and dataset
 
@@ -67,7 +71,8 @@ def main():
         folder = pathlib.Path(name)
         path = folder / "input.jsonl"
         recombined(settings.input, settings.megabytes, path, settings.fresh)
-        command = [sys.executable, ROOT / "data/prepare.py", f"--input={path}"]
+        packed = PACK[settings.container](path)
+        command = [sys.executable, ROOT / "data/prepare.py", f"--input={packed}"]
         command += [f"--dataset={folder / 'processed'}", f"--workers={settings.workers}"]
         for name in ("tokenizer", "block_size", "layout"):
             command.append(f"--{name}={getattr(settings, name)}")
@@ -97,6 +102,32 @@ def recombined(paths, megabytes, path, fresh=False):
             size += len(line.encode())
             file.write(line)
     print(f"{path}: {size / 1e6:.0f} MB, {number:,} entries of {len(parts):,} sentences")
+
+
+def as_zst(path):
+    """Write a file again as .zst; return its path."""
+    import zstandard
+
+    packed = path.with_name("input.jsonl.zst")
+    with open(path, "rb") as file, open(packed, "wb") as out:
+        zstandard.ZstdCompressor().copy_stream(file, out)
+    return packed
+
+
+def as_parquet(path):
+    """Write a .jsonl again as .parquet, in row groups of 10,000; return its path."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    packed = path.with_name("input.parquet")
+    schema = pa.schema([(name, pa.string()) for name in ("id", "title", "text")])
+    with open(path, encoding="utf-8") as file, pq.ParquetWriter(packed, schema) as writer:
+        while rows := [json.loads(line) for line in itertools.islice(file, 10_000)]:
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+    return packed
+
+
+PACK = {"jsonl": lambda path: path, "zst": as_zst, "parquet": as_parquet}
 
 
 def speed(settings, path, command):

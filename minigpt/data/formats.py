@@ -92,7 +92,10 @@ def parse_text(record, text_field="", title_field=""):
         missing = f"field `{text_field or 'text'}` is missing"
         if recognize(record) is None:
             names = ", ".join(map(str, itertools.islice(record, 12))) or "none"
-            missing += f" (it has: {names}; name the text with --text_field=NAME)"
+            missing += (
+                f" (it has: {names}; name the text with --text_field=NAME; questions with answers "
+                f"are for data/prepare_sft.py)"
+            )
         raise BadRecord(missing)
     text = record[found]
     if isinstance(text, list) and all(isinstance(line, str) for line in text):
@@ -105,8 +108,12 @@ def parse_text(record, text_field="", title_field=""):
 
 def text_format(text_field="", title_field=""):
     """The Format "text" with other names of fields; "" leaves the usual ones."""
+    usual = FORMATS["text"]
+    if not (text_field or title_field):
+        return usual
     parse = functools.partial(parse_text, text_field=text_field, title_field=title_field)
-    return replace(FORMATS["text"], parse=parse) if text_field or title_field else FORMATS["text"]
+    example = {title_field or "title": "黄河", text_field or "text": usual.example["text"]}
+    return replace(usual, parse=parse, fields=(text_field or "text",), example=example)
 
 
 def _field(record, names):

@@ -42,7 +42,7 @@ from minigpt.data.formats import Entry, Format, parse_text, read_record
 from minigpt.data.hashing import below, hash_all
 from minigpt.data.packing import Segments, replacing, token_dtype
 from minigpt.data.parallel import core_count, ordered_map
-from minigpt.data.readers.chunks import Reject
+from minigpt.data.readers.chunks import Chunk, Reject
 from minigpt.data.readers.containers import READ_SIZE, documents
 from minigpt.data.readers.encodings import Decoding, check_encoding
 from minigpt.data.readers.files import SourceFile, find_files, search
@@ -115,6 +115,19 @@ def read_chunks(source, encoding="auto"):
             yield chunk._replace(size=source.size - counted, wiki=wiki)
             counted = source.size
         source.notes += [f"{document.name}: {note}" for note in decoding.notes()]
+
+
+def _chunks(source, options):
+    """read_chunks(), but with skip_bad a file that cannot be read on is a bad record."""
+    try:
+        yield from read_chunks(source, options.encoding)
+    except UserError as error:
+        if not options.skip_bad:
+            raise
+        lost = source.path.stat().st_size - source.size
+        reason = str(error).removeprefix(f"{source.name}: ")
+        yield Chunk(source.name, "reject", 1, Reject(source.name, 1, reason, "", "file", lost))
+    source.close()
 
 
 def _is_dump(chunk):
@@ -274,7 +287,7 @@ def _write_dataset(folder, sources, tokenizer, options):
     writer = DatasetWriter(
         folder, options.layout, options.block_size, tokenizer.pad, dtype, skip_bad
     )
-    chunks = (chunk for source in sources for chunk in read_chunks(source, options.encoding))
+    chunks = (chunk for source in sources for chunk in _chunks(source, options))
     try:
         with tqdm(total=total, unit="B", unit_scale=True, desc="preparing") as bar:
             for encoded in ordered_map(ChunkWorker, options, chunks, processes):
@@ -316,7 +329,7 @@ def automatic_fraction(files, options):
     n_bytes = amount = 0
     hashes = set()
     for file in files if is_small else files[:: -(-len(files) // 16)]:
-        for chunk in read_chunks(SourceFile(file), options.encoding):
+        for chunk in _chunks(SourceFile(file), options):
             raw = parse_records(chunk, options)[0]
             samples = clean_samples(raw, options, chunk.wiki)
             kept = [i for i, sample in enumerate(samples) if encoder.size(sample)]

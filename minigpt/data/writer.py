@@ -83,14 +83,15 @@ def source_notes(per_source):
 
 def check_splits(counts, fraction):
     """UserError, with the reason, unless both splits have a block. counts: of DatasetWriter."""
-    one_key = counts.pop("one_key")
+    one_key, first_bad = counts.pop("one_key"), counts.pop("first_bad")
     if counts["train"]["blocks"] and counts["val"]["blocks"]:
         return
     read, kept, dropped = counts["read"], counts["kept"], counts["dropped"]
     reasons = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
     found = f"{read} entries read, {kept} kept" + (f" (dropped: {reasons})" if reasons else "")
     if not kept:
-        raise UserError(f"nothing to train on: {found}")
+        why = f"; the first bad one: {first_bad}" if first_bad else ""
+        raise UserError(f"nothing to train on: {found}{why}")
     if kept == 1 and dropped.get("duplicate", 0) == read - 1 > 0:
         raise UserError(f"{found}: all have the same content; train and val need two at least")
     if kept == 1:
@@ -115,6 +116,7 @@ class DatasetWriter:
         self._changes = Changes(MOST_EXAMPLES)
         self._per_source = {}  # name → SourceCounts
         self._split_hashes = set()  # of the kept samples; two are enough
+        self._first_bad = None  # its message
         self._skip_bad, self._rejects = skip_bad, None
         self._seen, self._rejects_path = SeenHashes(), folder / "rejects.jsonl"
         self._numbers = {split: {"entries": 0, "characters": 0} for split in SPLITS}
@@ -169,6 +171,8 @@ class DatasetWriter:
             raise UserError(f"{message}. Fix it, or skip such records with --skip_bad=true")
         if rejects and not self._rejects:
             self._rejects = open(self._rejects_path, "w", encoding="utf-8", newline="\n")
+        if rejects:
+            self._first_bad = self._first_bad or rejects[0].message()
         for reject in rejects:
             self.counts["dropped"]["bad"] += 1
             self._rejects.write(json.dumps(reject._asdict(), ensure_ascii=False) + "\n")
@@ -183,6 +187,7 @@ class DatasetWriter:
         self.counts["dropped"] = dict(self.counts["dropped"].most_common())
         self.counts["cleaning"] = self._changes
         self.counts["one_key"] = len(self._split_hashes) == 1
+        self.counts["first_bad"] = self._first_bad
         self.counts["notes"] = source_notes(self._per_source)
         return self.counts
 

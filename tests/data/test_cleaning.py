@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.data import cleaning
-from minigpt.data.cleaning import RULES, clean, clean_all
+from minigpt.data.cleaning import LIGHT, RULES, Changes, clean, clean_all, clean_light, is_wiki
 
 examples = pytest.mark.parametrize("rule", RULES, ids=[rule.example for rule in RULES])
 # Everything that rules look at, so that rules meet each other.
@@ -210,3 +210,93 @@ def test_real_wiki_text(shared_data):
     assert not any(left.search(text) for text in cleaned)
     assert not any(t.startswith(title + "\n") for t, title in zip(cleaned, titles, strict=True))
     assert sum(map(len, cleaned)) > 0.95 * sum(map(len, texts))
+
+
+# -- light cleaning --------------------------------------------------------------------------------
+
+light_examples = pytest.mark.parametrize("rule", LIGHT, ids=[rule.name for rule in LIGHT])
+
+
+@light_examples
+def test_a_light_rule_does_what_its_example_says(rule, monkeypatch):
+    before, after = rule.example.split(" → ")
+    assert clean_light(before) == after
+    others = [s for s, r in zip(cleaning._LIGHT_STEPS, LIGHT, strict=True) if r is not rule]
+    monkeypatch.setattr(cleaning, "_LIGHT_STEPS", others)
+    assert clean_light(before) != after
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "床前明月光，\n疑是地上霜。\n\n    举头望明月，\n",
+        "```cpp\nvector<b> x[] = {};\n\tif (a<b && c>d) f( );\n```\n",
+        "黄河的长度是（  ）。（　　）‘，’“。”",
+        "| 甲 | 乙 |\n|---|---|\n- [ ] 待办\n<think>\n\n</think>",
+        "用 `&lt;` 和 `&nbsp;`；\n```html\n&amp;amp;\n```",
+        "👨‍👩‍👧 ❤️ می‌خواهم  क्‍ष",
+        "  两端的空白　",
+    ],
+)
+def test_light_cleaning_changes_nothing_else(text):
+    assert clean_light(text) == text
+
+
+@settings(deadline=None)
+@given(leftovers | st.text(max_size=9))
+def test_light_cleaning_is_idempotent_and_leaves_no_control_character(text):
+    once = clean_light(text)
+    assert clean_light(once) == once
+    assert not set(once) & set("\x00\x07\x1b\r\u200b\ufeff\u2028\x85\x0c")
+
+
+# -- by the shape of the source --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"id": "1", "url": "", "title": "题", "text": "文。"}, True),
+        ({"id": "1", "revid": "2", "url": "u", "title": "题", "text": "文。"}, True),
+        ({"title": "黄河", "text": "黄河\n\n黄河是第二长河。"}, True),
+        ({"text": "黄河\n\n“黄河”是第二长河。"}, True),
+        ({"title": "静夜思", "text": "静夜思\n\n床前明月光，\n疑是地上霜。"}, False),
+        ({"id": 1, "title": "题", "author": "李白", "text": "床前明月光，\n疑是地上霜。"}, False),
+        ({"url": "u", "title": "题", "text": "代码\n", "score": 3}, False),
+        ({"text": "文。"}, False),
+        ({"content": "文。"}, False),
+    ],
+)
+def test_a_wiki_dump_is_known_by_its_records(record, expected):
+    assert is_wiki([record] * 5) is expected
+    assert not is_wiki([])
+
+
+@pytest.mark.parametrize(
+    ("text", "after"),
+    [
+        ("黄河\n\n黄河是长河。\n很长。", "黄河是长河。很长。"),
+        ("黄河\n\n《黄河》是歌。", "《黄河》是歌。"),
+        ("黄河\n黄河是长河。", "黄河黄河是长河。"),  # no blank line
+        ("黄河\n\n长江是长河。", "黄河长江是长河。"),
+        ("长" * 99 + "\n\n" + "长" * 99, "长" * 198),  # too long for a title
+    ],
+)
+def test_a_title_line_without_a_title(text, after):
+    assert clean(text) == after
+    assert clean_all([text], [""]) == [after]
+
+
+# -- what is changed is counted --------------------------------------------------------------------
+
+
+def test_changes_are_counted_by_rule():
+    changes = Changes(examples=2)
+    texts = ["题\n\n文（）字。", "甲（）乙（；）", "干净。", "丙（）丁"]
+    assert clean_all(texts, ["题", "", "", ""], changes) == ["文字。", "甲乙", "干净。", "丙丁"]
+    assert changes["empty （）"][:2] == (3, 9) and len(changes["empty （）"].examples) == 2
+    assert changes["title line"] == (1, 3, [("题\n\n文（）字。", "文（）字。")])
+    other = Changes()
+    clean_light("a\u200bb&nbsp;c", other)
+    changes.merge(other)
+    assert changes["invisible characters"][:2] == (1, 1) and changes["entities"][:2] == (1, 6)

@@ -1,7 +1,9 @@
 """data/prepare.py and data/prepare_sft.py from files to blocks, through the library and as run."""
 
+import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from minigpt.data.encoders import PairEncoder
 from minigpt.data.formats import FORMATS
 from minigpt.data.hashing import SeenHashes, is_val
 from minigpt.data.pipeline import PrepareOptions, automatic_fraction, prepare, read_entries, table
-from minigpt.data.readers import files, records
+from minigpt.data.readers import containers, records
 from minigpt.tokenizer.tokenizer import load_tokenizer
 
 LAYOUTS = ["pad", "split", "concat", "packed"]
@@ -187,7 +189,7 @@ def test_a_larger_vocabulary_takes_wider_ids(make, texts_file, monkeypatch):
 def test_any_number_of_workers_gives_the_same_blocks(
     make, texts_file, tmp_path, monkeypatch, layout
 ):
-    for module in (files, records, pipeline):
+    for module in (containers, records, pipeline):
         monkeypatch.setattr(module, "READ_SIZE", 600)
     made = []
     for workers in (1, 3) if layout == "concat" else (1, 2):
@@ -374,6 +376,94 @@ def test_bad_records_are_copied_when_skipped(make, texts_file, tmp_path):
     # The next run, without bad records, has no such file.
     make("text", texts_file, skip_bad=True)
     assert not (folder / "rejects.jsonl").exists()
+
+
+def test_what_is_lost_passed_over_or_read_otherwise_is_told(make, texts_file, tmp_path):
+    folder = tmp_path / "input"
+    folder.mkdir()
+    items = [json.dumps({"text": text}, ensure_ascii=False) for text in TEXTS[:30]]
+    items[5] = items[5][:-2]
+    (folder / "list.json").write_text(f"[{', '.join(items)}]", encoding="utf-8")
+    (folder / "big5.txt").write_text("天下大勢，分久必合。\n" * 9, encoding="big5")
+    (folder / "zero.txt").write_bytes("周末七国\0分争。\n".encode())
+    (folder / "README.md").write_text("about")
+    with pytest.raises(UserError, match=r"list\.json, item 6: no JSON"):
+        make("text", folder)
+    (folder / "torn.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n')[:-9])
+    with pytest.raises(UserError, match=r"torn\.jsonl\.gz: cannot be unpacked"):
+        make("text", folder)
+    meta, _, made = make("text", folder, skip_bad=True)
+    assert meta["counts"]["kept"] == 29 + 2 and meta["counts"]["dropped"] == {"bad": 2}
+    told = table(meta)
+    for says in (
+        "big5.txt: read as Big5",
+        "zero.txt: 1 NUL byte left out, the first in line 1",
+        f"list.json: 1 bad record of it left out, {len(items[5].encode()) + 2} bytes",
+        "README.md (metadata)",
+    ):
+        assert says in told, told
+    reject, torn = read_lines(made / "rejects.jsonl")
+    assert torn["reason"].startswith("cannot be unpacked") and torn["unit"] == "file"
+    assert (reject["line"], reject["unit"]) == (6, "item")
+
+
+def test_texts_of_other_fields_and_line_breaks(make, tmp_path, byte_tokenizer):
+    records = [{"TITLE": "题", "Content": f"诗{i}\n  春江潮水，\n海上明月。"} for i in range(30)]
+    path = write_lines(tmp_path / "a.jsonl", records)
+    _, blocks, folder = make("text", path, "split", val_fraction=0.2)
+    texts = joined_texts(blocks["train"], byte_tokenizer)
+    texts += joined_texts(blocks["val"], byte_tokenizer)
+    assert sorted(texts) == sorted(record["Content"] for record in records)
+    assert read_lines(folder / "val.jsonl")[0]["title"] == "题"
+    script = "data/prepare.py"
+    words = [f"--input={path}", f"--dataset={folder}", "--workers=1", "--text_field=title"]
+    code, _, errors = run_here(script, *words, "--skip_bad=true")
+    assert code == 2 and "all have the same content" in errors
+    code, _, errors = run_here(script, *words[:3], "--text_field=other")
+    assert code == 2 and "`other` is missing (it has: TITLE, Content; name" in errors
+
+
+def test_cleaning_is_shown(tmp_path):
+    texts = [f"题{i}\n\n题{i}（）是第{i}个。" for i in range(30)]
+    path = write_lines(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    words = [f"--input={path}", f"--dataset={tmp_path / 'made'}", "--workers=1"]
+    code, printed, _ = run_here("data/prepare.py", *words, "--show_cleaning=5")
+    assert code == 0 and printed.count("empty （）: ") == 2 and printed.count("title line: ") == 3
+    assert re.search(r'empty （）  +30  +60  ".*（）.*" → ', printed)
+    for old, new in (("true", "wiki"), ("false", "none")):
+        made = []
+        for name in (old, new):
+            assert run_here("data/prepare.py", *words, f"--clean={name}")[0] == 0
+            made.append((tmp_path / "made/train.bin").read_bytes())
+        assert made[0] == made[1]
+
+
+def test_a_file_with_many_tokens_a_character_is_named(make, tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.txt").write_text(f"the story of {i}\n" * 200)
+    (tmp_path / "odd.txt").write_text("天下大势\n" * 200, encoding="utf-8")
+    meta, _, _ = make("text", tmp_path, val_fraction=0.5)
+    (note,) = [note for note in meta["notes"] if "tokens a character" in note]
+    assert "odd.txt: 2.60 tokens a character, 1.00 in the other files" in note
+
+
+@pytest.mark.parametrize(
+    ("pairs", "says"),
+    [
+        ([{"question": f"{i}", "answer": "a", "id": 1} for i in range(9)], "have the same `id`"),
+        ([{"question": "q", "answer": "a"}] * 9, "9 entries read, 1 kept.*have the same content"),
+        ([{"question": "q", "answer": "a"}], "two at least; give more text"),
+    ],
+)
+def test_why_a_split_is_empty(make, tmp_path, pairs, says):
+    with pytest.raises(UserError, match=says):
+        make("qa", write_lines(tmp_path / "qa.jsonl", pairs))
+
+
+def test_home(make, texts_file, monkeypatch):
+    monkeypatch.setenv("HOME", str(texts_file.parent))
+    monkeypatch.setenv("USERPROFILE", str(texts_file.parent))
+    assert make("text", "~/texts.jsonl")[0]["counts"]["kept"] == 60
 
 
 def half_written(folder):

@@ -8,8 +8,8 @@ LONGEST = 2**26  # bytes in a line, a row, or an item of a list; a longer one is
 class Reject(NamedTuple):
     """A record that cannot be used: where it is, why, and how it begins.
 
-    line: its number, counted in `unit`: "line", "item" (of a JSON list on one line) or "row" (of a
-    table).  size: the bytes that are lost with it.
+    line: its number, counted in `unit`: "line", "item" (of a JSON list on one line), "row" (of a
+    table) or "file" (which cannot be read on).  size: the bytes that are lost with it.
     """
 
     source: str
@@ -21,6 +21,8 @@ class Reject(NamedTuple):
 
     def message(self):
         """Return the one line of an error."""
+        if self.unit == "file":
+            return f"{self.source}: {self.reason}"
         where = f"{self.source}, {self.unit} {self.line}"
         return f'{where}: {self.reason}; it begins "{" ".join(self.text[:60].splitlines())}"'
 

@@ -267,9 +267,12 @@ def _without_broken(data, codec):
 
 
 def _is_utf8(line):
-    """Whether a line is in UTF-8, maybe with some broken bytes."""
-    if _is_valid(line):
+    """Whether a line is in UTF-8, maybe with some broken bytes, or with surrogates (CESU-8)."""
+    try:
+        line.decode("utf-8", "surrogatepass")
         return True
+    except UnicodeDecodeError:
+        pass
     good, broken = _without_broken(line, "utf-8")
     letters = _ASCII.sub(b"", good)
     if len(letters) < 3 * broken:
@@ -329,7 +332,10 @@ def _detect(lines):
         codec = max(found, key=lambda name: (name is not None, found[name]))
     if codec is None or _without_broken(data, codec)[1] * 50 > max(len(letters), 100):
         return None
-    return codec
+    # Any bytes are characters where each is one; but those of a text are mostly letters.
+    text = letters.decode(codec, "ignore")
+    is_likely = len(text) < len(letters) or sum(map(str.isalpha, text)) >= 0.7 * len(text)
+    return codec if is_likely else None
 
 
 _ASCII = re.compile(rb"[\x00-\x7f]+")
