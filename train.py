@@ -23,6 +23,7 @@ from minigpt.evaluation.examples import Example, example_ids, first_held_out
 from minigpt.inference.engine import Engine, Request
 from minigpt.models import checkpoint
 from minigpt.models.device import peak_flops, pick_dtype
+from minigpt.tokenizer.chat_template import from_json
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from minigpt.training.distributed import Distributed
 from minigpt.training.dpo import make_dpo
@@ -144,7 +145,7 @@ def make_log(out_dir, trainer, resumed):
 def write_sample(trainer):
     """A prompt and how the model continues it; "" where there is no prompt."""
     settings, tokenizer = trainer.settings, trainer.tokenizer
-    prompt_format = trainer.data.train.meta["prompt_format"]
+    prompt_format = from_json(trainer.data.train.meta)
     example = Example(None, settings.sample_prompt, "")
     if settings.origin("sample_prompt") == "default":
         example = first_held_out(settings.dataset, prompt_format) or example

@@ -26,7 +26,7 @@ from config.configurator import configure
 from minigpt.common.errors import run
 from minigpt.common.report import table, write_jsonl
 from minigpt.common.scripts import call
-from minigpt.data.encoders import ConversationEncoder
+from minigpt.data.encoders import DialogueEncoder
 from minigpt.data.formats import FORMATS
 from minigpt.data.hashing import is_val
 from minigpt.data.pipeline import PrepareOptions, prepare
@@ -40,7 +40,7 @@ CASES = {
     "concat": ("concat", True),
     "concat, isolate=false": ("concat", False),
 }
-CHAT = ConversationEncoder()
+CHAT = DialogueEncoder("chat")
 VAL_FRACTION = 0.2
 
 

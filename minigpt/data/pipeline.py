@@ -26,6 +26,7 @@ import json
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,7 +40,15 @@ from minigpt.data.block_format import FORMAT
 from minigpt.data.cleaning import clean as clean_text
 from minigpt.data.cleaning import clean_all
 from minigpt.data.encoders import SampleEncoder, encoder_of
-from minigpt.data.formats import Entry, Format, parse_text, read_record
+from minigpt.data.formats import (
+    Conversation,
+    Entry,
+    Format,
+    LeftOut,
+    Pair,
+    parse_text,
+    read_record,
+)
 from minigpt.data.hashing import below, hash_all
 from minigpt.data.packing import Segments, replacing, token_dtype
 from minigpt.data.parallel import core_count, ordered_map
@@ -47,7 +56,9 @@ from minigpt.data.readers.encodings import to_utf8
 from minigpt.data.readers.files import READ_SIZE, SourceFile, find_files
 from minigpt.data.readers.records import Reject, cut_into_chunks, records_in
 from minigpt.data.sentences import SMALLEST_BLOCK, Cutter
+from minigpt.data.shapes.dialogues import expanded
 from minigpt.data.writer import DatasetWriter, EncodedChunk
+from minigpt.tokenizer.chat_template import to_json as prompt_format_json
 from minigpt.tokenizer.tokenizer import load_tokenizer
 
 LARGEST_FRACTION = 0.1  # of the samples: the largest automatic val_fraction
@@ -92,6 +103,18 @@ class PrepareOptions:
             raise UserError("\n".join(problems))
 
 
+@dataclass
+class Parsed:
+    """The records of a chunk. dropped: reason → records that teach nothing; shapes: what was
+    recognized → records; unused: field → records whose field is not read."""
+
+    samples: list = field(default_factory=list)
+    rejects: list = field(default_factory=list)
+    dropped: Counter = field(default_factory=Counter)
+    shapes: Counter = field(default_factory=Counter)
+    unused: Counter = field(default_factory=Counter)
+
+
 # -- the steps, in their order ---------------------------------------------------------------------
 
 
@@ -107,38 +130,50 @@ def read_chunks(source):
 
 
 def parse_records(chunk, options):
-    """Chunk → (samples, rejects)."""
-    samples, rejects = [], []
-    parse, validate = options.format.parse, options.encoder.check
+    """Chunk → Parsed."""
+    parsed = Parsed()
+    parse, fit = options.format.parse, options.encoder.fit
     for line, record in records_in(chunk):
-        if not isinstance(record, Reject):
-            record = read_record(record, parse, chunk.source, line, validate)
-        (rejects if isinstance(record, Reject) else samples).append(record)
-    return samples, rejects
+        if isinstance(record, Reject):
+            parsed.rejects.append(record)
+            continue
+        for each in expanded(record):
+            found = read_record(each, parse, chunk.source, line, fit)
+            if isinstance(found, Reject):
+                parsed.rejects.append(found)
+                continue
+            shape, unused = options.format.shape_of(each)
+            parsed.shapes[shape] += 1
+            parsed.unused.update(unused)
+            if isinstance(found, LeftOut):
+                parsed.dropped[str(found)] += 1
+            else:
+                parsed.samples.append(found)
+    return parsed
 
 
 def clean_samples(samples, options):
     """Return one sample per input. Texts are cleaned, or "" where nothing is left; others are not
     changed."""
-    if options.format.sample_type is not Entry:
-        return samples
+    entries = [sample for sample in samples if isinstance(sample, Entry)]
     if options.clean:
-        texts = _cleaned(samples)
+        texts = _cleaned(entries)
     else:
-        texts = [entry.text if entry.text.strip() else "" for entry in samples]
-    return [Entry(entry.id, entry.title, text) for entry, text in zip(samples, texts, strict=True)]
+        texts = [entry.text if entry.text.strip() else "" for entry in entries]
+    cleaned = iter([e._replace(text=text) for e, text in zip(entries, texts, strict=True)])
+    return [next(cleaned) if isinstance(sample, Entry) else sample for sample in samples]
 
 
 def hash_samples(samples, options):
     """Samples → (hashes (n,) uint64 that find duplicates, hashes (n,) uint64 of which the lowest
     are val)."""
     contents = list(map(options.encoder.content, samples))
-    if options.format.sample_type is Entry and not options.clean:
+    keys = list(map(options.encoder.split_key, samples))
+    entries = [i for i, sample in enumerate(samples) if isinstance(sample, Entry)]
+    if entries and not options.clean:
         # By the cleaned text: cleaned and raw data of the same files hold out the same entries.
-        texts = zip(_cleaned(samples), contents, strict=True)
-        keys = [text or content for text, content in texts]
-    else:
-        keys = list(map(options.encoder.split_key, samples))
+        for i, text in zip(entries, _cleaned([samples[i] for i in entries]), strict=True):
+            keys[i] = text or contents[i]
     hashes = hash_all(contents)
     return hashes, hashes if keys == contents else hash_all(keys)
 
@@ -172,12 +207,13 @@ class ChunkWorker:
 
     def __call__(self, chunk):
         options = self.options
-        samples, rejects = parse_records(chunk, options)
-        samples = clean_samples(samples, options)
+        parsed = parse_records(chunk, options)
+        samples = clean_samples(parsed.samples, options)
         hashes, split_hashes = hash_samples(samples, options)
         encoded = tokenize(samples, options, self.cutter)
 
-        result = EncodedChunk(chunk.size, rejects)
+        result = EncodedChunk(chunk.size, parsed.rejects, parsed.dropped)
+        result.shapes, result.unused = parsed.shapes, parsed.unused
         result.dropped.update(reason for reason in encoded if isinstance(reason, str))
         kept = [i for i, found in enumerate(encoded) if not isinstance(found, str)]
         segments = [segment for i in kept for segment in encoded[i].segments]
@@ -248,7 +284,7 @@ def _meta(sources, tokenizer, options, counts):
         "dtype": token_dtype(tokenizer.n_vocab).name,
         "block_size": options.block_size,
         "layout": options.layout,
-        "prompt_format": options.encoder.prompt_format,
+        **prompt_format_json(options.encoder.prompt_format),
         "val_fraction": options.val_fraction,
         "counts": counts,
         "sources": [{"name": s.name, "bytes": s.size, "sha256": s.sha256} for s in sources],
@@ -285,7 +321,7 @@ def automatic_fraction(files, options):
     hashes = set()
     for file in files if is_small else files[:: -(-len(files) // 16)]:
         for chunk in read_chunks(SourceFile(file)):
-            samples = clean_samples(parse_records(chunk, options)[0], options)
+            samples = clean_samples(parse_records(chunk, options).samples, options)
             samples = [sample for sample in samples if encoder.size(sample)]
             amount += sum(map(encoder.size, samples))
             hashes.update(hash_samples(samples, options)[1].tolist())
@@ -300,22 +336,46 @@ def automatic_fraction(files, options):
     return fraction
 
 
+def prompt_format_of(paths, format):
+    """The prompt format that suits the first records of each file: "chat" if one has messages,
+    instructions or a system text, else "qa"."""
+    for file in find_files(paths):
+        for chunk in itertools.islice(read_chunks(SourceFile(file)), 1):
+            for line, record in records_in(chunk):
+                for each in () if isinstance(record, Reject) else expanded(record):
+                    sample = read_record(each, format.parse, chunk.source, line)
+                    if isinstance(sample, Pair | Reject | LeftOut):
+                        continue
+                    has_lists = any(isinstance(value, list) for value in each.values())
+                    if isinstance(sample, Conversation) or len(sample.turns) > 1 or has_lists:
+                        return "chat"
+    return "qa"
+
+
 # -- reading without encoding: files → samples, in this process ------------------------------------
 
 
 def read_records(paths, parse):
     """Yield (kind of chunk, parse(record), record) for each record under `paths` (see find_files),
     in order. parse: of formats.py, or any function that raises BadRecord. UserError names file,
-    line and beginning of a record that cannot be used."""
+    line and beginning of a record that cannot be used. How many teach nothing (LeftOut) is printed
+    at the end."""
+    left_out = Counter()
     for file in find_files(paths):
         for chunk in read_chunks(SourceFile(file)):
             for line, record in records_in(chunk):
-                sample = record
-                if not isinstance(record, Reject):
-                    sample = read_record(record, parse, chunk.source, line)
-                if isinstance(sample, Reject):
-                    raise UserError(sample.message())
-                yield chunk.kind, sample, record
+                if isinstance(record, Reject):
+                    raise UserError(record.message())
+                for each in expanded(record):
+                    sample = read_record(each, parse, chunk.source, line)
+                    if isinstance(sample, Reject):
+                        raise UserError(sample.message())
+                    if isinstance(sample, LeftOut):
+                        left_out[str(sample)] += 1
+                    else:
+                        yield chunk.kind, sample, each
+    for reason, n in left_out.items():
+        print(f"{paths}: left out: {reason} {n:,}", file=sys.stderr)
 
 
 def read_entries(paths, clean=True):
@@ -344,6 +404,10 @@ def table(meta):
     dropped = sum(counts["dropped"].values())
     lines = [f"read {counts['read']:,} = kept {counts['kept']:,} + dropped {dropped:,}"]
     lines += [f"    dropped: {reason} {n:,}" for reason, n in counts["dropped"].items()]
+    lines += [f"    recognized: {shape} in {n:,}" for shape, n in counts["shapes"].items()]
+    if counts["unused"]:
+        unused = ", ".join(f"{name} ({n:,})" for name, n in counts["unused"].items())
+        lines.append(f"    fields that are not read: {unused}")
     if counts["left_out"]:
         characters = sum(counts[split]["characters"] for split in ("train", "val"))
         share = counts["left_out"] / (characters + counts["left_out"])

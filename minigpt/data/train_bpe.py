@@ -18,14 +18,18 @@ from minigpt.data.formats import (
     FORMATS,
     Conversation,
     Entry,
+    LeftOut,
     Pair,
     formats_of,
     read_record,
     recognize,
+    to_conversation,
 )
 from minigpt.data.hashing import is_val
 from minigpt.data.pipeline import read_chunks
 from minigpt.data.readers.records import Reject, records_in
+from minigpt.data.shapes.dialogues import expanded
+from minigpt.data.shapes.fields import normalized
 from minigpt.tokenizer.huggingface import byte_characters
 from minigpt.tokenizer.tokenizer import PATTERNS
 
@@ -88,13 +92,14 @@ def training_texts(source, val_fraction, statistics):
     for chunk in read_chunks(source):
         texts = []
         for line, record in records_in(chunk):
-            key, parts = _key_and_texts(record, chunk.source, line)
-            if key is None:
-                statistics.unusable += 1
-            elif is_val(key, val_fraction):
-                statistics.held_out += 1
-            else:
-                texts += parts
+            parts = expanded(record) if isinstance(record, dict) else [record]
+            for key, found in (_key_and_texts(part, chunk.source, line) for part in parts):
+                if key is None:
+                    statistics.unusable += 1
+                elif is_val(key, val_fraction):
+                    statistics.held_out += 1
+                else:
+                    texts += found
         statistics.texts += len(texts)
         statistics.characters += sum(map(len, texts))
         yield texts, chunk.size
@@ -105,14 +110,27 @@ def _key_and_texts(record, source, line):
     compute it; (None, []) where the record has no text."""
     if isinstance(record, Reject):
         return None, []
-    format = recognize(record, TRAINED_ON) or FORMATS["text"]
+    format = recognize(normalized(record), TRAINED_ON) or FORMATS["text"]
     sample = read_record(record, format.parse, source, line)
+    if isinstance(sample, Reject | LeftOut):
+        return None, []
     if isinstance(sample, Entry):
         sample = sample._replace(text=clean(sample.text, sample.title))
+        texts = [sample.text]
+    else:
+        texts = _turn_texts(sample)
+        sample = to_conversation(sample)
     encoder = encoder_of(format.sample_type)
-    if isinstance(sample, Reject) or not encoder.size(sample):
-        return None, []
-    return encoder.split_key(sample), encoder.texts(sample)
+    return (encoder.split_key(sample), texts) if encoder.size(sample) else (None, [])
+
+
+def _turn_texts(sample):
+    """The texts of a Pair, or of a Conversation with its roles as the template "chat" has them."""
+    if isinstance(sample, Pair):
+        return [sample.question, sample.answer]
+    return [
+        content if role == "assistant" else f"{role}\n{content}" for role, content in sample.turns
+    ]
 
 
 def sentences(text):

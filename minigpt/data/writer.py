@@ -17,13 +17,15 @@ from minigpt.data.hashing import SeenHashes
 from minigpt.data.packing import Segments, SplitWriter
 
 SPLITS = ("train", "val")
+MOST_NAMES = 20  # of shapes and of unused fields that are counted
 
 
 @dataclass
 class EncodedChunk:
     """The samples of one chunk, in tokens.
 
-    size: bytes of the file.  rejects: [Reject, …].  dropped: reason → samples.
+    size: bytes of the file.  rejects: [Reject, …].  dropped: reason → samples.  shapes, unused: see
+    Parsed in pipeline.py.
     Of the n samples that are kept: hashes (n,) uint64, of their contents; numbers (n, 3): segments,
     characters, characters left out; segments: those of all samples; val: index of a held-out
     sample → its line of val.jsonl.
@@ -32,6 +34,8 @@ class EncodedChunk:
     size: int
     rejects: list
     dropped: Counter = field(default_factory=Counter)
+    shapes: Counter = field(default_factory=Counter)
+    unused: Counter = field(default_factory=Counter)
     hashes: np.ndarray | None = None
     numbers: np.ndarray | None = None
     segments: Segments | None = None
@@ -43,6 +47,7 @@ class DatasetWriter:
 
     def __init__(self, folder, layout, block_size, pad, dtype, skip_bad):
         self.counts = {"read": 0, "kept": 0, "dropped": Counter(), "cut": 0, "left_out": 0}
+        self.counts |= {"shapes": Counter(), "unused": Counter()}
         self._skip_bad, self._rejects = skip_bad, None
         self._seen, self._rejects_path = SeenHashes(), folder / "rejects.jsonl"
         self._numbers = {split: {"entries": 0, "characters": 0} for split in SPLITS}
@@ -56,6 +61,9 @@ class DatasetWriter:
         dropped = self.counts["dropped"]
         self._add_rejects(encoded.rejects)
         dropped.update(encoded.dropped)
+        for name in ("shapes", "unused"):
+            found = self.counts[name] + getattr(encoded, name)
+            self.counts[name] = Counter(dict(found.most_common(MOST_NAMES)))
         fresh = self._seen.first_time(encoded.hashes)
         held_out = np.zeros(len(fresh), bool)
         held_out[list(encoded.val)] = True
@@ -97,7 +105,8 @@ class DatasetWriter:
         for file in (self._val_text, self._rejects):
             if file:
                 file.close()
-        self.counts["dropped"] = dict(self.counts["dropped"].most_common())
+        for name in ("dropped", "shapes", "unused"):
+            self.counts[name] = dict(self.counts[name].most_common())
         return self.counts
 
     def abandon(self):

@@ -26,10 +26,11 @@ from minigpt.data.formats import (
     parse_text,
 )
 from minigpt.data.pipeline import read_records
-from minigpt.data.prompts import chat_ids, prompt_ids, stop_ids
+from minigpt.data.prompts import chat_ids, end_of, prompt_ids, reply_text, stop_ids
 from minigpt.data.readers.files import find_files
 from minigpt.data.sentences import ENDS
 from minigpt.inference.engine import Request
+from minigpt.tokenizer.chat_template import from_json, kind_of, name_of
 
 HELD_OUT, SEEN, OTHER = "held out", "seen in training", "others"
 
@@ -84,7 +85,7 @@ def read_examples(paths, prompt_format):
     data/prepare_sft.py reads."""
     if prompt_format == "qa":
         return [Example(*pair) for pair in read_pairs(paths)], 0
-    if prompt_format == "chat":
+    if kind_of(prompt_format) == "chat":
         return [example_of(conversation) for conversation in read_conversations(paths)], 0
     entries = [entry for _, entry, _ in read_records(paths, parse_text)]
     examples = []
@@ -97,7 +98,7 @@ def read_examples(paths, prompt_format):
 
 def first_held_out(dataset, prompt_format):
     """The first Example of a dataset's val.jsonl; None if there is none for this prompt format."""
-    parse = {"qa": parse_qa, "chat": parse_chat}.get(prompt_format)
+    parse = {"qa": parse_qa, "chat": parse_chat}.get(kind_of(prompt_format))
     path = Path(dataset) / "val.jsonl"
     made = None
     if parse:  # BadRecord is a ValueError
@@ -173,8 +174,8 @@ def membership(examples, dataset, tokenizer, prompt_format):
             kept = [parse_json(line) for line in file]
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
-    if blocks.meta["prompt_format"] != prompt_format:
-        raise UserError(f"{dataset}: its prompt format is not {prompt_format}, the run's")
+    if from_json(blocks.meta) != prompt_format:
+        raise UserError(f"{dataset}: its template is not {name_of(prompt_format)}, the run's")
     plain = prompt_format == "plain"
     seen = set() if plain else _trained(examples, blocks, tokenizer, prompt_format)
     ids = {str(record["id"]) for record in kept if record.get("id") is not None}
@@ -203,19 +204,19 @@ def _trained(examples, blocks, tokenizer, prompt_format):
     """Indices of the examples whose prompt and reference are in the blocks.
 
     In every layout only PAD is between pairs and between conversations. A pair ends with EOT, a
-    conversation with a turn that is not followed by a line break and another turn.
+    conversation with the end of a turn that is followed by the first id of another conversation.
     """
     dtype = blocks.tokens.dtype
     wanted = {}
     for i, example in enumerate(examples):
         ids = example_ids(tokenizer, prompt_format, example)
-        ids = [*ids, *tokenizer.encode(example.reference)]
+        ids = [*ids, *tokenizer.encode(reply_text(prompt_format, example.reference))]
         wanted.setdefault(np.asarray(ids, dtype).tobytes(), []).append(i)
     stream = np.asarray(blocks.tokens).reshape(-1)
-    ended = stream == (tokenizer.eot if prompt_format == "qa" else tokenizer.special["IM_END"])
-    if prompt_format == "chat":
-        follows = np.append(stream[1:], tokenizer.pad)
-        ended &= (follows == tokenizer.special["IM_START"]) | (follows == tokenizer.pad)
+    ended = stream == end_of(tokenizer, prompt_format)
+    if kind_of(prompt_format) == "chat":
+        beginnings = {int(np.frombuffer(key, dtype)[0]) for key in wanted}
+        ended &= np.isin(np.append(stream[1:], tokenizer.pad), [tokenizer.pad, *beginnings])
     ends = np.flatnonzero(ended | (stream == tokenizer.pad))
     starts = np.concatenate(([0], ends[:-1] + 1))
     found = set()

@@ -10,6 +10,7 @@ from functools import cached_property
 from minigpt.openai.formats import TokenTexts
 from minigpt.openai.request_reader import RequestLimits, RequestRefused
 from minigpt.serving.allowed_hosts import AllowedHosts
+from minigpt.tokenizer.chat_template import kind_of
 from minigpt.tokenizer.huggingface import SPECIAL_TEXTS
 
 DESCRIPTIONS = {
@@ -39,13 +40,14 @@ class Served:
 
     def as_dict(self):
         """The model as /v1/models lists it."""
-        facts = ("created", "prompt_format", "n_params", "step")
+        facts = ("created", "n_params", "step")
         return dict(
             {name: getattr(self, name) for name in facts},
             id=self.name,
             object="model",
             owned_by="minigpt",
-            description=DESCRIPTIONS[self.prompt_format],
+            prompt_format=kind_of(self.prompt_format),
+            description=DESCRIPTIONS[kind_of(self.prompt_format)],
             max_model_len=self.block_size,
         )
 

@@ -18,7 +18,7 @@ from tiny_run import pack, run_here, write_jsonl
 
 from data_utils import Blocks
 from minigpt.common.errors import UserError
-from minigpt.data.encoders import ConversationEncoder
+from minigpt.data.encoders import DialogueEncoder
 from minigpt.data.formats import FORMATS, Conversation, parse_chat
 from minigpt.data.hashing import is_val
 from minigpt.data.pipeline import PrepareOptions, prepare, table
@@ -43,7 +43,7 @@ from minigpt.tokenizer.tokenizer import load_tokenizer
 from minigpt.training import summary
 
 CHAT, ALPACA = FORMATS["chat"], FORMATS["alpaca"]
-ENCODER = ConversationEncoder()
+ENCODER = DialogueEncoder("chat")
 LAYOUTS = ["pad", "split", "concat", "packed"]
 
 
@@ -56,11 +56,12 @@ def said(*turns):
     return {"messages": [message(*turn) for turn in zip(turns[::2], turns[1::2], strict=True)]}
 
 
-def encoded(tokenizer, conversation, block_size=512):
+def encoded(tokenizer, conversation, block_size=512, encoder=ENCODER):
     """(ids, bounds, characters, characters left out), or the reason why it is dropped."""
-    rows = [array("I", tokenizer.encode(text)) for text in ENCODER.texts(conversation)]
+    sample = encoder.fit(conversation)
+    rows = [array("I", tokenizer.encode(text)) for text in encoder.texts(sample)]
     cutter = SimpleNamespace(tokenizer=tokenizer, block_size=block_size)
-    found = ENCODER.encode(conversation, rows, cutter, "pad")
+    found = encoder.encode(sample, rows, cutter, "pad")
     if isinstance(found, str):
         return found
     ((ids, *bounds),), characters, left_out = found
@@ -268,7 +269,9 @@ def test_duplicates_and_sides_go_by_the_content_where_there_is_no_id(make, tmp_p
     path = write_jsonl(tmp_path / "chat.jsonl", records + other)
     meta, _, folder = make(CHAT, path)
     assert meta["counts"]["dropped"] == {"duplicate": 1} and meta["counts"]["kept"] == 42
-    keys = [json.dumps([list(m.values()) for m in r["messages"]]) for r in records + other[1:]]
+    contents = [[m["content"] for m in r["messages"]] for r in [*records, other[1]]]
+    keys = ["".join(each) for each in contents]  # a question and its answer, as of a pair
+    keys.append(json.dumps([list(m.values()) for m in other[2]["messages"]]))
     lines = (folder / "val.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == sum(is_val(key, 0.2) for key in keys)
 
@@ -320,7 +323,9 @@ def test_the_script(tmp_path, byte_tokenizer):
     code, printed, errors = run_here("data/prepare_sft.py", *words, "--format=chat")
     assert code == 0, errors
     assert "read 60 = kept 60 + dropped 0" in printed
-    code, _, errors = run_here("data/prepare_sft.py", *words)
+    code, printed, errors = run_here("data/prepare_sft.py", *words)
+    assert code == 0 and "recognized: chat (messages) in 60" in printed, errors
+    code, _, errors = run_here("data/prepare_sft.py", *words, "--format=qa")
     line = errors.replace("\r", "\n").strip().splitlines()[-1]
     assert code == 2 and "chat.jsonl, line 1: field `question` is missing" in line
     assert "--format=chat" in line
