@@ -228,7 +228,7 @@ class MixedEncoder(TextEncoder):
             raise LeftOut("conversation not drawn")
         if self.template == "plain":
             return Rendered(id_, turns, [Part(text)])
-        return Rendered(id_, turns, _parts(self.template, turns))
+        return DialogueEncoder(self.template).fit(sample)
 
     def size(self, sample):
         return len(self.content(sample))

@@ -308,8 +308,9 @@ def describe(formats):
 
 def summary(formats):
     """Return the formats in one line, for an error: names, and the fields that tell them."""
-    fields = {format: ", ".join(group[0] for group in format.fields) for format in formats}
-    return ", ".join(f"{format.name} ({fields[format]})" for format in formats)
+    return ", ".join(
+        f"{format.name} ({', '.join(group[0] for group in format.fields)})" for format in formats
+    )
 
 
 def _hint(record, parse):

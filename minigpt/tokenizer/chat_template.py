@@ -72,26 +72,26 @@ def to_json(prompt_format):
     return fields
 
 
-def find_template(name):
-    """The prompt format that --template names: "qa", a name of TEMPLATES, or FILE.jinja. UserError
+def find_template(name, flag="--template"):
+    """The prompt format that a setting names: "qa", a name of TEMPLATES, or FILE.jinja. UserError
     where there is no such file, or where it cannot be used."""
     if name in ("qa", "chat"):
         return name
     path = FOLDER / f"{name}.jinja" if name in TEMPLATES else Path(name).expanduser()
     if path.suffix != ".jinja":
         known = ", ".join(("qa", *TEMPLATES))
-        raise UserError(f"--template={name}: expected {known} or FILE.jinja")
+        raise UserError(f"{flag}={name}: expected {known} or FILE.jinja")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise UserError(f"--template={name}: cannot be read ({reason})") from None
+        raise UserError(f"{flag}={name}: cannot be read ({reason})") from None
     if "bos_token" in text:  # our texts begin without one
         text = "{%- set bos_token = '' -%}\n" + text
     try:
         load_template(text)
     except TemplateRefused as error:
-        raise UserError(f"--template={name}: {error}") from None
+        raise UserError(f"{flag}={name}: {error}") from None
     return text
 
 

@@ -247,7 +247,7 @@ def check_prompt_format(settings, parent, prompt_format):
     if parent.prompt_format != prompt_format:
         ours, theirs = name_of(prompt_format), name_of(parent.prompt_format)
         raise UserError(
-            f"{settings.dataset}: its prompts have the template {ours}, those of {parent.folder} "
+            f"{settings.dataset}: its prompts have the format {ours}, those of {parent.folder} "
             f"{theirs}: prepare the pairs with --template={theirs}, or fine-tune a run with {ours}"
         )
 

@@ -107,20 +107,25 @@ def parse_squad(record):
 
 def expanded(record):
     """The records in a record: an article of SQuAD, CMRC or DRCD has `paragraphs`, a paragraph has
-    `qas`; each question becomes a record, with its paragraph. Others are themselves."""
-    paragraphs = (
-        record.get("paragraphs") if isinstance(record.get("paragraphs"), list) else [record]
-    )
+    `qas`; each question becomes a record with its paragraph. Others are themselves."""
+    paragraphs = record.get("paragraphs", [record])
+    if not _all_have_questions(paragraphs):
+        yield record
+        return
     for paragraph in paragraphs:
-        if not isinstance(paragraph, dict) or not isinstance(paragraph.get("qas"), list):
-            yield record if paragraph is record else {"paragraphs": paragraph}
-            continue
         about = {name: paragraph[name] for name in ("context", "context_text") if name in paragraph}
         id_ = paragraph.get("context_id", paragraph.get("id"))
         for asked in paragraph["qas"]:
-            yield (
-                {**asked, **about, "context_id": id_} if isinstance(asked, dict) else {"qas": asked}
-            )
+            yield {**asked, **about, "context_id": id_}
+
+
+def _all_have_questions(paragraphs):
+    return isinstance(paragraphs, list) and all(
+        isinstance(each, dict)
+        and isinstance(each.get("qas"), list)
+        and all(isinstance(asked, dict) for asked in each["qas"])
+        for each in paragraphs
+    )
 
 
 def _before(record):
