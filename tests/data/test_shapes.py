@@ -217,6 +217,11 @@ def test_fields_with_other_names():
     assert named.parse({"ask": "谁？", "回应": "我。"}) == Pair(None, "谁？", "我。")
     found = read({"ask": "谁？", "say": "我。"}, named)
     assert found.reason == "field `回应` (--answer_field) is missing; it has ask, say"
+    system = any_of(formats_of(Pair, Conversation), {"system": "sys"})  # which a record may lack
+    assert system.parse({"question": "谁？", "answer": "我。"}) == Pair(None, "谁？", "我。")
+    turns = (("system", "短。"), ("user", "谁？"), ("assistant", "我。"))
+    given = {"sys": "短。", "question": "谁？", "answer": "我。"}
+    assert system.parse(given) == Conversation(None, turns)
     squad = any_of(formats_of(Pair), {"input": "context"})
     asked = {"question": "谁？", "context": "我在。", "answer": "我。"}
     assert squad.parse(asked) == Pair(None, "谁？\n\n我在。", "我。")

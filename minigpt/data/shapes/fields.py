@@ -9,10 +9,12 @@ import math
 from minigpt.common.json_text import parse_json
 from minigpt.data.shapes.samples import BadRecord, LeftOut
 
+OPTIONAL = ("system", "history", "input", "title")  # fields that a record may lack
+
 
 def normalized(record, names=None):
     """A record with its field names in lower case; those that `names` (ours → theirs) lists have
-    our names. BadRecord where the record lacks one of theirs."""
+    our names. BadRecord where the record lacks one of theirs that is not OPTIONAL."""
     fields = record
     if not all(type(name) is str and name.islower() for name in record):
         fields = {}
@@ -22,6 +24,9 @@ def normalized(record, names=None):
         fields = dict(fields)
         for ours, theirs in names.items():
             if theirs not in record and theirs.lower() not in fields:
+                if ours in OPTIONAL:
+                    fields.pop(ours, None)
+                    continue
                 has = ", ".join(map(str, record))
                 raise BadRecord(f"field `{theirs}` (--{ours}_field) is missing; it has {has}")
             value = record[theirs] if theirs in record else fields[theirs.lower()]
