@@ -133,23 +133,28 @@ def parse_records(chunk, options):
     """Chunk → Parsed."""
     parsed = Parsed()
     parse, fit = options.format.parse, options.encoder.fit
-    for line, record in records_in(chunk):
-        if isinstance(record, Reject):
-            parsed.rejects.append(record)
+    for record, found in _samples(chunk, parse, fit):
+        if isinstance(found, Reject):
+            parsed.rejects.append(found)
             continue
-        for each in expanded(record):
-            found = read_record(each, parse, chunk.source, line, fit)
-            if isinstance(found, Reject):
-                parsed.rejects.append(found)
-                continue
-            shape, unused = options.format.shape_of(each)
-            parsed.shapes[shape] += 1
-            parsed.unused.update(unused)
-            if isinstance(found, LeftOut):
-                parsed.dropped[str(found)] += 1
-            else:
-                parsed.samples.append(found)
+        shape, unused = options.format.shape_of(record)
+        parsed.shapes[shape] += 1
+        parsed.unused.update(unused)
+        if isinstance(found, LeftOut):
+            parsed.dropped[str(found)] += 1
+        else:
+            parsed.samples.append(found)
     return parsed
+
+
+def _samples(chunk, parse, fit=None):
+    """Yield (record, its sample or LeftOut or Reject) for each record of a chunk."""
+    for line, record in records_in(chunk):
+        for each in (record,) if isinstance(record, Reject) else expanded(record):
+            if isinstance(each, Reject):
+                yield each, each
+            else:
+                yield each, read_record(each, parse, chunk.source, line, fit)
 
 
 def clean_samples(samples, options):
@@ -341,14 +346,12 @@ def prompt_format_of(paths, format):
     instructions or a system text, else "qa"."""
     for file in find_files(paths):
         for chunk in itertools.islice(read_chunks(SourceFile(file)), 1):
-            for line, record in records_in(chunk):
-                for each in () if isinstance(record, Reject) else expanded(record):
-                    sample = read_record(each, format.parse, chunk.source, line)
-                    if isinstance(sample, Pair | Reject | LeftOut):
-                        continue
-                    has_lists = any(isinstance(value, list) for value in each.values())
-                    if isinstance(sample, Conversation) or len(sample.turns) > 1 or has_lists:
-                        return "chat"
+            for record, sample in _samples(chunk, format.parse):
+                if isinstance(sample, Pair | Reject | LeftOut):
+                    continue
+                has_lists = any(isinstance(value, list) for value in record.values())
+                if isinstance(sample, Conversation) or len(sample.turns) > 1 or has_lists:
+                    return "chat"
     return "qa"
 
 
@@ -363,17 +366,13 @@ def read_records(paths, parse):
     left_out = Counter()
     for file in find_files(paths):
         for chunk in read_chunks(SourceFile(file)):
-            for line, record in records_in(chunk):
-                if isinstance(record, Reject):
-                    raise UserError(record.message())
-                for each in expanded(record):
-                    sample = read_record(each, parse, chunk.source, line)
-                    if isinstance(sample, Reject):
-                        raise UserError(sample.message())
-                    if isinstance(sample, LeftOut):
-                        left_out[str(sample)] += 1
-                    else:
-                        yield chunk.kind, sample, each
+            for record, sample in _samples(chunk, parse):
+                if isinstance(sample, Reject):
+                    raise UserError(sample.message())
+                if isinstance(sample, LeftOut):
+                    left_out[str(sample)] += 1
+                else:
+                    yield chunk.kind, sample, record
     for reason, n in left_out.items():
         print(f"{paths}: left out: {reason} {n:,}", file=sys.stderr)
 
