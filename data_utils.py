@@ -32,7 +32,7 @@ FACTS = dict(
     prompt_format=Literal["plain", "qa", "chat"],
     counts=dict,
 )
-MORE_FACTS = dict(kind=str, command=str)
+MORE_FACTS = dict(kind=str, command=str, chat_template=str)
 COUNTS = dict(blocks=int, targets=int)  # per split
 
 

@@ -52,6 +52,7 @@ from minigpt.evaluation.perplexity import (
 )
 from minigpt.models import checkpoint
 from minigpt.models.device import pick_device, pick_dtype
+from minigpt.tokenizer.chat_template import from_json, kind_of
 
 
 def main():
@@ -84,13 +85,14 @@ def main():
             figures["tokens"] = over | block_perplexity(trained.model, blocks, **size)
             show_tokens(figures["tokens"])
         passages, name = [], str(Path(dataset) / "val.jsonl")
-        kept_as = read_meta(dataset)["prompt_format"] if settings.split == "val" else None
+        prompt_format = from_json(read_meta(dataset))
+        kept_as = kind_of(prompt_format) if settings.split == "val" else None
         if kept_as == "qa":
             pairs = read_pairs(name)
             passages = answer_passages(tokenizer, [(pair.question, pair.answer) for pair in pairs])
             name += ", answers"
         elif kept_as == "chat":
-            passages = reply_passages(tokenizer, read_conversations(name))
+            passages = reply_passages(tokenizer, read_conversations(name), prompt_format)
             name += ", the assistant's turns"
         elif kept_as == "plain":
             passages = text_passages(tokenizer, read_texts(name))

@@ -36,6 +36,7 @@ from minigpt.evaluation.examples import Example, example_ids, first_held_out
 from minigpt.inference.engine import Engine, Request
 from minigpt.models import checkpoint
 from minigpt.models.device import peak_flops, pick_dtype
+from minigpt.tokenizer.chat_template import from_json
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from minigpt.training.distributed import Distributed
 from minigpt.training.dpo import make_dpo
@@ -159,7 +160,7 @@ def sample_example(trainer):
     """The Example that the run's samples continue or answer."""
     settings = trainer.settings
     if settings.origin("sample_prompt") == "default":
-        prompt_format = trainer.data.train.meta["prompt_format"]
+        prompt_format = from_json(trainer.data.train.meta)
         if example := first_held_out(settings.dataset, prompt_format):
             return example
     return Example(None, settings.sample_prompt, "")
@@ -168,11 +169,12 @@ def sample_example(trainer):
 def write_sample(trainer):
     """A prompt and how the model continues it; "" where there is no prompt."""
     settings, tokenizer = trainer.settings, trainer.tokenizer
+    prompt_format = from_json(trainer.data.train.meta)
     example = sample_example(trainer)
     if not example.prompt:
         return ""
     request = Request(
-        example_ids(tokenizer, trainer.data.train.meta["prompt_format"], example),
+        example_ids(tokenizer, prompt_format, example),
         settings.sample_tokens,
         temperature=0.7,
         top_k=50,

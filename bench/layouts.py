@@ -57,14 +57,14 @@ if __name__ == "__main__":
 
 from minigpt.common.report import table, write_jsonl
 from minigpt.common.scripts import call
-from minigpt.data.encoders import ConversationEncoder
+from minigpt.data.encoders import DialogueEncoder
 from minigpt.data.formats import FORMATS
 from minigpt.data.hashing import is_val
 from minigpt.data.pipeline import PrepareOptions, prepare
 from minigpt.evaluation.examples import read_conversations
 from minigpt.models import checkpoint
 
-CHAT = ConversationEncoder()
+CHAT = DialogueEncoder("chat")
 
 
 class Tuned(NamedTuple):

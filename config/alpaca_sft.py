@@ -3,6 +3,8 @@
     python data/prepare_sft.py config/alpaca_sft.py --input=YOUR_INSTRUCTIONS --format=alpaca
     python train.py config/alpaca_sft.py
 
+With --template=alpaca in the first command the turns have Alpaca's preamble and headings instead.
+
 From GPT-2's weights (downloaded once, or in a folder) instead of config/alpaca.py's:
 
     python data/prepare_sft.py config/alpaca_sft.py --input=YOUR_INSTRUCTIONS --format=alpaca \\

@@ -3,9 +3,8 @@
     python data/prepare_sft.py config/minimind_sft.py --input=YOUR_PAIRS
     python train.py config/minimind_sft.py
 
-For conversations add --format=chat (OpenAI's `messages`) or --format=alpaca to the first command. A
-run keeps its prompt format: minimind_lora.py then wants conversations or instructions too, in place
-of the bundled pairs, and minimind_dpo.py's first command --format=chat.
+Conversations and instructions are recognized and make a run that reads ChatML. A run keeps its
+template: give --template=chat to the first commands of minimind_lora.py and minimind_dpo.py then.
 """
 
 out_dir = "out/minimind_sft"

@@ -12,6 +12,11 @@ fields, and optionally `id`:
 
 {formats}
 
+With --conversations=plain pairs and conversations (the shapes of data/prepare_sft.py) are texts,
+too: the contents of their turns, with blank lines between. With --conversations=chat, alpaca,
+vicuna, gemma or FILE.jinja they are in that template. --conversations_share=0.1 takes a tenth of
+them, drawn at random.
+
 The dataset folder then has train.bin, val.bin and their masks (see data_utils.py), val.jsonl (the
 held-out entries as text) and meta.json. It is written under a temporary name and renamed when it is
 complete: if the run is interrupted, the old data stays.
@@ -25,7 +30,15 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, preflight, run
-from minigpt.data.formats import FORMATS, describe, text_format
+from minigpt.data.formats import (
+    FORMATS,
+    Conversation,
+    Pair,
+    any_of,
+    describe,
+    formats_of,
+    text_format,
+)
 
 
 class Settings:
@@ -35,6 +48,10 @@ class Settings:
     encoding: str = "auto"  # of the files; auto: recognized for each of them
     text_field: str = ""  # the field of a record that is the text; "": text, content, 正文, …
     title_field: str = ""  # the field that is its title; "": title, 标题, …
+    conversations: str = "none"  # none: only texts; plain: conversations as texts as well; or the
+    #                             template in which they are learned, as in data/prepare_sft.py
+    conversations_share: float = 1.0  # the share of them that is taken, drawn at random …
+    seed: int = 0  # … from this seed
     clean: Literal["auto", "wiki", "light", "none", "true", "false"] = "auto"  # wiki: remove title
     #                             lines, line breaks and the leftovers of wiki dumps; light: only
     #                             invisible characters and entities, line breaks and code stay;
@@ -60,6 +77,7 @@ def read_settings():
 if __name__ == "__main__":
     preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
 
+from minigpt.data.encoders import MixedEncoder
 from minigpt.data.pipeline import (
     CLEANING_NAMES,
     PrepareOptions,
@@ -68,16 +86,22 @@ from minigpt.data.pipeline import (
     prepare,
     table,
 )
+from minigpt.tokenizer.chat_template import find_template
 
 
 def main():
     """Settings → dataset folder, and a table of what it holds."""
     settings = read_settings()
     print(settings.describe(), flush=True)
+    format, encoder = text_format(settings.text_field, settings.title_field), None
+    if settings.conversations != "none":
+        format = any_of({"text": format} | formats_of(Pair, Conversation))
+        encoder = conversations_encoder(settings)
     options = PrepareOptions(
         input=settings.input,
         dataset=settings.dataset,
-        format=text_format(settings.text_field, settings.title_field),
+        format=format,
+        encoder=encoder,
         tokenizer=settings.tokenizer,
         block_size=settings.block_size,
         layout=settings.layout,
@@ -93,6 +117,17 @@ def main():
     if settings.show_cleaning:
         print("\n".join(cleaning_examples(meta, settings.show_cleaning)))
     print(table(meta))
+
+
+def conversations_encoder(settings):
+    """The encoder of texts and conversations. UserError for settings that cannot be."""
+    share = settings.conversations_share
+    if not 0 < share <= 1:
+        raise UserError(f"--conversations_share={share}: expected a share above 0, up to 1")
+    template = settings.conversations
+    if template != "plain":
+        template = find_template(template, "--conversations")
+    return MixedEncoder(template, share, settings.seed)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
 """Preference pairs → blocks for train.py --stage=dpo.
 
     python data/prepare_dpo.py --input=preferences.jsonl --dataset=data/processed_dpo
-    python data/prepare_dpo.py --input=chats.jsonl --format=chat --dataset=data/chat_dpo
+    python data/prepare_dpo.py --input=chats.jsonl --template=chat --dataset=data/chat_dpo
     python data/prepare_dpo.py --from_qa=sft/sft_saves.jsonl --input=preferences.jsonl
 
-Reads .jsonl (a record a line) and .json (a list of records), each also as .gz. A record has these
-fields, and optionally `id`:
+Reads the same files as data/prepare.py. A record has these fields, in any case, and optionally
+`id`:
 
 {formats}
 
---format is the prompt format of the model that will be trained: for qa the prompt is one question,
-for chat it may be several messages.
+A text may also be a whole conversation in the form "Human: … Assistant: …", as Anthropic's HH has
+it. --template is that of the model that will be trained, as in data/prepare_sft.py: for qa the
+prompt is one question, for the others it may be several messages.
 
 The arena's preferences.jsonl is such a file. --from_qa makes one from question–answer pairs: their
 answers are chosen, and rejected are answers that are known to be wrong (the answer to another
@@ -18,9 +19,9 @@ question, a cut one, one that repeats itself).
 
 Learned are both answers, each with its end. `id` names what a preference is about: all with that id
 go to train, or all to val; where there is none, all with that prompt. Preferences that are too long
-for a block are dropped, and so are those with equal answers; both are counted. Blocks 2i and 2i + 1
-are a preference. val.jsonl has the held-out ones as data/prepare_sft.py writes them, with the field
-`rejected`.
+for a block are dropped, and so are those with an empty side or with equal answers; all are counted.
+Blocks 2i and 2i + 1 are a preference. val.jsonl has the held-out ones as data/prepare_sft.py writes
+them, with the field `rejected`.
 """
 
 import pathlib
@@ -31,16 +32,25 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, preflight, run
-from minigpt.data.formats import FORMATS, describe
+from minigpt.data.formats import Preference, any_of, describe, field_names, formats_of
+
+FORMATS = formats_of(Preference)
 
 
 class Settings:
     """The knobs of this script alone."""
 
     input: str = ""  # files or folders, comma-separated; with from_qa, the one file to write first
+    encoding: str = "auto"  # of the files; auto: recognized for each of them
     from_qa: str = ""  # question–answer pairs, of which preference pairs are made
     seed: int = 0  # of what from_qa draws
-    format: Literal["qa", "chat"] = "qa"  # the prompt format of the model to be trained
+    template: str = "auto"  # of the model to be trained: qa, chat, alpaca, vicuna, gemma or
+    #                             FILE.jinja; auto: qa, or chat where the first prompts have several
+    #                             messages
+    format: Literal["auto", "qa", "chat"] = "auto"  # the older name of template
+    prompt_field: str = ""  # the name that this field has in your records, if it is another one
+    chosen_field: str = ""
+    rejected_field: str = ""
     dataset: str = "data/processed_dpo"  # the folder to write
     val_fraction: float | None = None  # share of the entries held out; none: 10 %, but no more
     #                             than makes some 3,000 pairs
@@ -50,7 +60,7 @@ class Settings:
 
 def read_settings():
     """The settings, checked."""
-    doc = __doc__.replace("{formats}", describe([FORMATS["preference"]]))
+    doc = __doc__.replace("{formats}", describe(FORMATS.values()))
     return configure(Settings, shared="tokenizer block_size", doc=doc, quiet=True)
 
 
@@ -60,9 +70,16 @@ if __name__ == "__main__":
 from minigpt.common.report import check_writable, write_jsonl
 from minigpt.data.block_format import PREFERENCES
 from minigpt.data.encoders import PreferenceEncoder
-from minigpt.data.pipeline import PrepareOptions, command_line, prepare, table
+from minigpt.data.pipeline import (
+    PrepareOptions,
+    command_line,
+    prepare,
+    prompt_format_of,
+    table,
+)
 from minigpt.evaluation.examples import read_pairs
 from minigpt.synthesis.preferences import make_preferences
+from minigpt.tokenizer.chat_template import find_template
 
 
 def main():
@@ -71,14 +88,21 @@ def main():
     print(settings.describe(), flush=True)
     if settings.from_qa:
         write_made(settings)
+    format = any_of(FORMATS, field_names(settings))
+    template = settings.format if settings.template == "auto" else settings.template
+    if template == "auto":
+        prompt_format = prompt_format_of(settings.input, format, settings.encoding)
+    else:
+        prompt_format = find_template(template)
     options = PrepareOptions(
         input=settings.input,
         dataset=settings.dataset,
-        format=FORMATS["preference"],
-        encoder=PreferenceEncoder(settings.format),
+        format=format,
+        encoder=PreferenceEncoder(prompt_format),
         tokenizer=settings.tokenizer,
         block_size=settings.block_size,
         layout="pad",  # a preference is two blocks: nothing else may be in them
+        encoding=settings.encoding,
         val_fraction=settings.val_fraction,
         skip_bad=settings.skip_bad,
         workers=settings.workers,

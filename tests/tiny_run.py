@@ -15,6 +15,7 @@ import torch
 
 from data_utils import IS_START, TARGET
 from minigpt.models import checkpoint
+from minigpt.tokenizer.chat_template import to_json
 from model import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def save_run(folder, model, tokenizer, prompt_format="plain", dataset="nowhere"):
     """Save `model` as a trained run; returns the folder."""
-    meta = dict(prompt_format=prompt_format, step=7, dataset=str(dataset), settings={})
+    meta = dict(**to_json(prompt_format), step=7, dataset=str(dataset), settings={})
     checkpoint.save(folder, model, tokenizer, meta)
     return folder
 

@@ -1,11 +1,12 @@
 """Samples → tokens and targets: what the model reads, and which of it is learned.
 
-    encoder = encoder_of(Pair)                    # PairEncoder()
-    texts = encoder.texts(pair)                   # what the tokenizer encodes
-    encoder.encode(pair, ids, cutter, "concat")   # Encoded: segments with their targets
+    encoder = encoder_of(Pair)                        # DialogueEncoder("qa")
+    sample = encoder.fit(pair)                        # as this encoder takes it
+    texts = encoder.texts(sample)                     # what the tokenizer encodes
+    encoder.encode(sample, ids, cutter, "concat")     # Encoded: segments with their targets
 
-One class for each type of sample, all with the interface SampleEncoder. The loss mask is made here,
-where the parts of a sample are known: it is never searched for in the tokens later.
+One class for each kind of training, all with the interface SampleEncoder. The loss mask is made
+here, where the parts of a sample are known: it is never searched for in the tokens later.
 """
 
 import itertools
@@ -15,8 +16,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from minigpt.data.formats import BadRecord, Conversation, Entry, Pair, Preference
-from minigpt.data.prompts import conversation_ids, turn_text
+from minigpt.data.formats import (
+    BadRecord,
+    Conversation,
+    Entry,
+    LeftOut,
+    Pair,
+    Preference,
+    to_conversation,
+)
+from minigpt.data.hashing import is_val
+from minigpt.data.prompts import ids_of, sample_parts
+from minigpt.tokenizer.chat_template import Part, TemplateRefused, kind_of
 
 
 class Encoded(NamedTuple):
@@ -33,18 +44,40 @@ class Encoded(NamedTuple):
     left_out: int
 
 
+class Rendered(NamedTuple):
+    """A conversation in its prompt format: `parts` is what the model reads, [Part, …]."""
+
+    id: str | None
+    turns: tuple
+    parts: list
+
+
+class RenderedPreference(NamedTuple):
+    """A Preference in its prompt format: the parts of the prompt with each of the answers."""
+
+    preference: Preference
+    chosen: list
+    rejected: list
+
+    @property
+    def id(self):
+        return self.preference.id
+
+
 class SampleEncoder(Protocol):
     """How one type of sample becomes tokens.
 
-    prompt_format: of the model that will be trained: "plain", "qa" or "chat"
+    prompt_format: of the model that will be trained (minigpt/tokenizer/chat_template.py)
     held_out:      how much the automatic val_fraction holds out, in the unit of size()
     """
 
     prompt_format: str
     held_out: int
 
-    def check(self, sample):
-        """Raise BadRecord where the sample is good, but not for this prompt format."""
+    def fit(self, sample):
+        """The sample as the other methods take it. BadRecord where it is good, but not for this
+        prompt format; LeftOut where it is not wanted."""
+        return sample
 
     def size(self, sample) -> int:
         """How much of `held_out` the sample is; 0 where it is empty."""
@@ -117,135 +150,207 @@ class TextEncoder(SampleEncoder):
 
 
 @dataclass(frozen=True)
-class PairEncoder(SampleEncoder):
-    """Question–answer pairs. Targets are the answer and its EOT. A pair is never cut: one that is
-    longer than a block is dropped. Its id names the paragraph that it is about."""
+class DialogueEncoder(SampleEncoder):
+    """Pairs and conversations, in the prompt format "qa" or in a chat template. Targets are what
+    the assistant says and the end of each of its turns.
 
-    prompt_format = "qa"
-    held_out = 3000  # pairs
+    learn_prompt: all tokens are targets but the first
+    too_long:     what happens to a sample that is longer than a block. "drop": it loses its last
+                  turns, each whole, and is dropped where no turn of the assistant is left.
+                  "truncate": it is cut at the end of the block, and dropped where no target is left
+    """
 
-    def content(self, pair):
-        return pair.question + pair.answer
+    prompt_format: str
+    learn_prompt: bool = False
+    too_long: str = "drop"
+    held_out = 3000  # pairs or conversations
 
-    def texts(self, pair):
-        return pair.question, pair.answer
+    def fit(self, sample):
+        id_, turns = to_conversation(sample)
+        if self.prompt_format == "qa" and [role for role, _ in turns] != ["user", "assistant"]:
+            raise BadRecord(
+                "it has several turns or a system text, but --template=qa takes one question and "
+                "its answer: give --template=chat"
+            )
+        return Rendered(id_, turns, _parts(self.prompt_format, turns))
 
-    def encode(self, pair, ids, cutter, layout):
-        segment = _answered(cutter.tokenizer, *ids)
-        if len(segment[0]) > cutter.block_size:
+    def content(self, sample):
+        # Alike for all prompt formats: they hold out the same samples.
+        if [role for role, _ in sample.turns] == ["user", "assistant"]:
+            return "".join(content for _, content in sample.turns)
+        return json.dumps(sample.turns, ensure_ascii=False)
+
+    def texts(self, sample):
+        return _texts(sample.parts)
+
+    def encode(self, sample, ids, cutter, layout):
+        ids, spans = _assembled(cutter.tokenizer, sample.parts, ids)
+        lengths = [len(content) for _, content in sample.turns]
+        size, characters = cutter.block_size, sum(lengths)
+        if self.too_long == "truncate" and spans[-1][1] > size:
+            spans = [(first, min(last, size)) for first, last in spans if first < size]
+            kept = characters - len(cutter.tokenizer.decode(ids[size:]))
+        else:
+            # It ends with the last turn of the assistant that fits: a question without an answer
+            # after it teaches nothing.
+            spans = [span for span in spans if span[1] <= size]
+            replies = [i for i, (role, _) in enumerate(sample.turns) if role == "assistant"]
+            kept = sum(lengths[: replies[len(spans) - 1] + 1]) if spans else 0
+        if not spans:
             return "too long"
-        return Encoded([segment], len(pair.question) + len(pair.answer), 0)
+        end = spans[-1][1]
+        bounds = (1, end) if self.learn_prompt else itertools.chain(*spans)
+        return Encoded([(ids[:end], *bounds)], max(kept, 0), characters - max(kept, 0))
 
-    def to_json(self, pair):
-        return {"id": pair.id, "question": pair.question, "answer": pair.answer}
+    def to_json(self, sample):
+        return {"id": sample.id} | _turns_json(self.prompt_format, sample.turns)
 
 
 @dataclass(frozen=True)
-class ConversationEncoder(SampleEncoder):
-    """Conversations, in ChatML's marks. Targets are the content and the end of each turn of the
-    assistant. One that is longer than a block loses its last turns, each whole."""
+class MixedEncoder(TextEncoder):
+    """Entries, and conversations as texts to pretrain on.
 
-    prompt_format = "chat"
-    held_out = 3000  # conversations
+    template: "plain": their contents, with blank lines between, are a text like another; else the
+              prompt format in which they are encoded, whole turns to a block, all tokens targets
+    share:    of the conversations that are taken, drawn at random (seed)
+    """
 
-    def content(self, conversation):
-        return json.dumps(conversation.turns, ensure_ascii=False)
+    template: str = "plain"
+    share: float = 1.0
+    seed: int = 0
 
-    def texts(self, conversation):
-        return [turn_text(role, content) for role, content in conversation.turns]
+    def fit(self, sample):
+        if isinstance(sample, Entry):
+            return sample
+        id_, turns = to_conversation(sample)
+        text = "\n\n".join(content for _, content in turns)
+        if self.share < 1 and not is_val(f"{self.seed} {text}", self.share):
+            raise LeftOut("conversation not drawn")
+        if self.template == "plain":
+            return Rendered(id_, turns, [Part(text)])
+        return DialogueEncoder(self.template).fit(sample)
 
-    def encode(self, conversation, ids, cutter, layout):
-        roles = [role for role, _ in conversation.turns]
-        ids, spans = conversation_ids(cutter.tokenizer, roles, ids)
-        spans = [span for span in spans if span[1] <= cutter.block_size]
-        if not spans:
-            return "too long"
-        # It ends with the last turn of the assistant that fits: a question without an answer after
-        # it teaches nothing.
-        learned = [i for i, role in enumerate(roles) if role == "assistant"][: len(spans)]
-        lengths = [len(content) for _, content in conversation.turns]
-        kept = sum(lengths[: learned[-1] + 1])
-        segment = ids[: spans[-1][1]], *itertools.chain(*spans)
-        return Encoded([segment], kept, sum(lengths) - kept)
+    def size(self, sample):
+        return len(self.content(sample))
 
-    def to_json(self, conversation):
-        return {"id": conversation.id, "messages": _messages(conversation.turns)}
+    def content(self, sample):
+        if isinstance(sample, Entry):
+            return sample.text
+        return "\n\n".join(content for _, content in sample.turns)
+
+    def split_key(self, sample):
+        return self.content(sample)
+
+    def texts(self, sample):
+        return super().texts(sample) if isinstance(sample, Entry) else _texts(sample.parts)
+
+    def encode(self, sample, ids, cutter, layout):
+        if isinstance(sample, Entry) or self.template == "plain":
+            return super().encode(self._entry(sample), ids, cutter, layout)
+        dialogue = DialogueEncoder(self.template, learn_prompt=True)
+        return dialogue.encode(sample, ids, cutter, layout)
+
+    def to_json(self, sample):
+        return super().to_json(self._entry(sample))
+
+    def _entry(self, sample):
+        return sample if isinstance(sample, Entry) else Entry(sample.id, "", self.content(sample))
 
 
 @dataclass(frozen=True)
 class PreferenceEncoder(SampleEncoder):
-    """Preferences, for models of the prompt format "qa" or "chat". Each becomes two segments: the
-    prompt with the chosen answer, and with the rejected one. So in the layout `pad` blocks 2i and
-    2i + 1 are preference i (minigpt/training/dpo.py). Targets are both answers and their ends.
+    """Preferences, for models of the prompt format "qa" or of a chat template. Each becomes two
+    segments: the prompt with the chosen answer, and with the rejected one. So in the layout `pad`
+    blocks 2i and 2i + 1 are preference i (minigpt/training/dpo.py). Targets are both answers and
+    their ends.
     """
 
     prompt_format: str
     held_out = 3000  # preferences
 
-    def check(self, preference):
-        if self.prompt_format == "qa" and [role for role, _ in preference.turns] != ["user"]:
-            raise BadRecord("field `prompt`: several messages, as --format=chat takes them")
+    def fit(self, sample):
+        if self.prompt_format == "qa" and [role for role, _ in sample.turns] != ["user"]:
+            raise BadRecord(
+                "field `prompt`: several messages, but --template=qa takes one question: give "
+                "--template=chat"
+            )
+        if sample.chosen == sample.rejected:
+            raise LeftOut("equal answers")
+        answers = sample.chosen, sample.rejected
+        wholes = [(*sample.turns, ("assistant", answer)) for answer in answers]
+        return RenderedPreference(sample, *(_parts(self.prompt_format, each) for each in wholes))
 
-    def content(self, preference):
-        return json.dumps(preference[1:4], ensure_ascii=False)
+    def content(self, sample):
+        return json.dumps(sample.preference[1:4], ensure_ascii=False)
 
-    def split_key(self, preference):
+    def split_key(self, sample):
         # As for pairs; without an id, those with the same prompt are on one side.
-        if preference.id is not None:
-            return preference.id
-        return json.dumps(preference.turns, ensure_ascii=False)
+        if sample.id is not None:
+            return sample.id
+        return json.dumps(sample.preference.turns, ensure_ascii=False)
 
-    def texts(self, preference):
-        """The turns, then both answers."""
-        prompt = [content for _, content in preference.turns]
-        if self.prompt_format == "chat":
-            prompt = [turn_text(role, content) for role, content in preference.turns]
-        return *prompt, preference.chosen, preference.rejected
+    def texts(self, sample):
+        return [*_texts(sample.chosen), *_texts(sample.rejected)]
 
-    def encode(self, preference, ids, cutter, layout):
-        if preference.chosen == preference.rejected:
-            return "equal answers"
-        *prompt, chosen, rejected = ids
-        roles = [role for role, _ in preference.turns]
-        answers = chosen, rejected
-        segments = [self._segment(cutter.tokenizer, roles, prompt, each) for each in answers]
+    def encode(self, sample, ids, cutter, layout):
+        encoded = iter(ids)
+        segments = []
+        for parts in (sample.chosen, sample.rejected):
+            ids, spans = _assembled(cutter.tokenizer, parts, encoded)
+            # Earlier turns of the assistant are the same on both sides: only the last is judged.
+            segments.append((ids[: spans[-1][1]], *spans[-1]))
         if max(len(each[0]) for each in segments) > cutter.block_size:
             return "too long"
-        asked = sum(len(content) for _, content in preference.turns)
-        return Encoded(segments, 2 * asked + len(preference.chosen) + len(preference.rejected), 0)
+        _, turns, chosen, rejected, _ = sample.preference
+        asked = sum(len(content) for _, content in turns)
+        return Encoded(segments, 2 * asked + len(chosen) + len(rejected), 0)
 
-    def _segment(self, tokenizer, roles, prompt, answer):
-        if self.prompt_format == "chat":
-            # Earlier turns of the assistant are the same on both sides: only the last is judged.
-            ids, spans = conversation_ids(tokenizer, [*roles, "assistant"], [*prompt, answer])
-            return ids, *spans[-1]
-        return _answered(tokenizer, *prompt, answer)
-
-    def to_json(self, preference):
+    def to_json(self, sample):
         """The chosen answer as data/prepare_sft.py would write it, so that the evaluations read it,
         and the rejected answer."""
-        found = {"id": preference.id}
-        if self.prompt_format == "chat":
-            found["messages"] = _messages((*preference.turns, ("assistant", preference.chosen)))
-        else:
-            found |= {"question": preference.turns[0][1], "answer": preference.chosen}
-        return found | {"rejected": preference.rejected, "kind": preference.kind}
+        _, turns, chosen, rejected, kind = sample.preference
+        whole = _turns_json(self.prompt_format, (*turns, ("assistant", chosen)))
+        return {"id": sample.id} | whole | {"rejected": rejected, "kind": kind}
 
 
-def _answered(tokenizer, question, answer):
-    """The segment (ids, first, last) of a question and its answer, in the prompt format "qa"."""
-    ids = array("I", [*question, tokenizer.answer_mark, *answer, tokenizer.eot])
-    return ids, len(question) + 1, len(ids)
+def _parts(prompt_format, turns):
+    try:
+        return sample_parts(prompt_format, turns)
+    except TemplateRefused as error:
+        raise BadRecord(str(error)) from None
 
 
-def _messages(turns):
-    return [{"role": role, "content": content} for role, content in turns]
+def _texts(parts):
+    return [part.text for part in parts if not part.special]
+
+
+def _assembled(tokenizer, parts, encoded):
+    """Parts as (ids as array("I"), spans): the ids from the first to before the last of a span are
+    what the assistant says in a turn, and its end. encoded: the ids of the _texts() of the parts.
+    """
+    encoded = iter(encoded)
+    ids, spans, is_open = array("I"), [], False
+    for part in parts:
+        first = spans.pop()[0] if is_open else len(ids)
+        ids.extend(ids_of(tokenizer, [part], encoded))
+        if part.learned:
+            spans.append((first, len(ids)))
+        is_open = part.learned and not part.special  # a special token ends the turn
+    return ids, spans
+
+
+def _turns_json(prompt_format, turns):
+    """The turns as a line of val.jsonl has them."""
+    if kind_of(prompt_format) == "chat":
+        return {"messages": [{"role": role, "content": content} for role, content in turns]}
+    (_, question), (_, answer) = turns
+    return {"question": question, "answer": answer}
 
 
 _ENCODERS = {
     Entry: TextEncoder(),
-    Pair: PairEncoder(),
-    Conversation: ConversationEncoder(),
+    Pair: DialogueEncoder("qa"),
+    Conversation: DialogueEncoder("chat"),
     Preference: PreferenceEncoder("chat"),
 }
 

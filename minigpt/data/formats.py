@@ -1,14 +1,16 @@
 """Formats: every shape of record that is read, in one registry.
 
     FORMATS["qa"].parse({"question": "谁？", "answer": "我。"})  # Pair(None, "谁？", "我。")
-    read_record(record, parse_qa, "a.jsonl", 7)   # a Pair, or a Reject that names file and line
+    any_of(formats_of(Pair, Conversation))        # a Format that recognizes which one a record has
+    read_record(record, parse_qa, "a.jsonl", 7)   # a Pair, a LeftOut, or a Reject: file and line
     recognize(record)                             # the Format by the record's fields, or None
 
-To add a format, write a function record → Entry, Pair, Conversation or Preference, and add a Format
-to the registry. The knob --format, --help, error messages, the training of tokenizers and the
-evaluations read the registry.
+To add a format, write a function record → Entry, Pair, Conversation or Preference
+(minigpt/data/shapes/), and add a Format to the registry. The knob --format, --help, error messages,
+the training of tokenizers and the evaluations read the registry.
 """
 
+import difflib
 import functools
 import itertools
 import json
@@ -16,57 +18,28 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
 
 from minigpt.data.readers.chunks import Reject
+from minigpt.data.shapes.dialogues import (
+    ANSWER,
+    ANSWERS,
+    HISTORY,
+    INPUT,
+    INSTRUCTION,
+    MESSAGES,
+    QUESTION,
+    SYSTEM,
+    TOOLS,
+    parse_alpaca,
+    parse_chat,
+    parse_qa,
+    parse_squad,
+)
+from minigpt.data.shapes.fields import first_name, is_empty, normalized
+from minigpt.data.shapes.preferences import CHOSEN, PROMPT, REJECTED, parse_preference
+from minigpt.data.shapes.samples import BadRecord, Conversation, Entry, LeftOut, Pair, Preference
 
-ROLES = ("system", "user", "assistant")  # of the messages in a conversation
-
-
-# -- samples: what records become ------------------------------------------------------------------
-
-
-class Entry(NamedTuple):
-    """A text to continue; `id` as the file gives it, else "FILE:LINE"."""
-
-    id: str | None
-    title: str
-    text: str
-
-
-class Pair(NamedTuple):
-    """A question with its answer; `id` names the entry they are about, None where there is none."""
-
-    id: str | None
-    question: str
-    answer: str
-
-
-class Conversation(NamedTuple):
-    """The messages of a conversation: `turns` is ((role, content), …), with the roles of ROLES;
-    `id` as the file gives it, None where there is none."""
-
-    id: str | None
-    turns: tuple
-
-
-class Preference(NamedTuple):
-    """A prompt with a chosen and a rejected answer. `turns` is the prompt, as in a Conversation;
-    its last turn is the user's. `id` names what the prompt is about, `kind` what is wrong with the
-    rejected answer; None where not given."""
-
-    id: str | None
-    turns: tuple
-    chosen: str
-    rejected: str
-    kind: str | None
-
-
-class BadRecord(ValueError):
-    """A record that cannot become a sample; the message is the reason."""
-
-
-# -- record → sample -------------------------------------------------------------------------------
+# -- texts -----------------------------------------------------------------------------------------
 
 
 # Fields of a text and of its title, in any case; the first that a record has counts.
@@ -112,8 +85,9 @@ def text_format(text_field="", title_field=""):
     if not (text_field or title_field):
         return usual
     parse = functools.partial(parse_text, text_field=text_field, title_field=title_field)
+    fields = ((text_field.lower(),),) if text_field else usual.fields
     example = {title_field or "title": "黄河", text_field or "text": usual.example["text"]}
-    return replace(usual, parse=parse, fields=(text_field or "text",), example=example)
+    return replace(usual, parse=parse, fields=fields, example=example)
 
 
 def _field(record, names):
@@ -123,83 +97,6 @@ def _field(record, names):
             return name
     by_lower = {field.strip().lower(): field for field in record if isinstance(field, str)}
     return next((by_lower[name.lower()] for name in names if name.lower() in by_lower), None)
-
-
-def parse_qa(record):
-    """Fields `question` and `answer`, optional `id` → Pair, both texts stripped."""
-    return Pair(_id_of(record), _stripped(record, "question"), _stripped(record, "answer"))
-
-
-def parse_alpaca(record):
-    """Fields `instruction` and `output`, optional `input` and `id` → Conversation of two turns. The
-    user's turn is the instruction, a blank line and the input."""
-    asked = [_stripped(record, "instruction")]
-    more = record.get("input")
-    if more is not None and str(more).strip():
-        asked.append(_stripped(record, "input"))
-    turns = ("user", "\n\n".join(asked)), ("assistant", _stripped(record, "output"))
-    return Conversation(_id_of(record), turns)
-
-
-def parse_chat(record):
-    """Field `messages`, [{"role": one of ROLES, "content": text}, …], optional `id` → Conversation,
-    each content stripped. After a turn of the user there must be one of the assistant."""
-    turns = _turns(record.get("messages"), "messages")
-    roles = [role for role, _ in turns]
-    if "assistant" not in itertools.dropwhile(lambda role: role != "user", roles):
-        raise BadRecord("no turn of the assistant after one of the user")
-    return Conversation(_id_of(record), turns)
-
-
-def parse_preference(record):
-    """Fields `prompt` (a text, or a list of messages that ends with the user's), `chosen` and
-    `rejected`, optional `id` and `kind` → Preference, all texts stripped."""
-    prompt = record.get("prompt")
-    if isinstance(prompt, list):
-        if not prompt:
-            raise BadRecord("field `prompt` is empty")
-        turns = _turns(prompt, "prompt")
-        if turns[-1][0] != "user":
-            raise BadRecord(
-                f"field `prompt`: the last message is the {turns[-1][0]}'s, not the user's"
-            )
-    else:
-        turns = (("user", _stripped(record, "prompt")),)
-    chosen, rejected = _stripped(record, "chosen"), _stripped(record, "rejected")
-    kind = record.get("kind")
-    return Preference(_id_of(record), turns, chosen, rejected, None if kind is None else str(kind))
-
-
-def _turns(messages, field):
-    """A list of messages → ((role, content), …)."""
-    if messages is None:
-        raise BadRecord(f"field `{field}` is missing")
-    if not isinstance(messages, list):
-        raise BadRecord(f"field `{field}`: expected a list, found {type(messages).__name__}")
-    turns = []
-    for number, message in enumerate(messages, start=1):
-        where = f"message {number}" if field == "messages" else f"field `{field}`, message {number}"
-        if not isinstance(message, dict):
-            raise BadRecord(f"{where}: expected a JSON object, found {type(message).__name__}")
-        role = message.get("role")
-        if role not in ROLES:
-            raise BadRecord(f"{where}: its role is {role!r}; expected one of {', '.join(ROLES)}")
-        content = message.get("content")
-        _check_words(f"{where}: `content`", content)
-        turns.append((role, content.strip()))
-    return tuple(turns)
-
-
-def _stripped(record, field):
-    """A field's text, blanks at both ends removed. BadRecord where nothing is left."""
-    _check_words(f"field `{field}`", record.get(field))
-    return record[field].strip()
-
-
-def _check_words(name, value):
-    if isinstance(value, str) and not value.strip():
-        raise BadRecord(f"{name} is empty")
-    _check_text(name, value)
 
 
 def _check_text(name, value):
@@ -222,71 +119,108 @@ class Format:
     """One shape of record.
 
     name:        the value of --format
-    fields:      a record that has all of them is recognized as this format
-    parse:       record → Entry, Pair, Conversation or Preference; BadRecord where it cannot be used
+    fields:      groups of names: a record that has a name of each group is of this format
+    parse:       record, as shapes.fields.normalized() returns it → Entry, Pair, Conversation or
+                 Preference; BadRecord where it cannot be used
     description: one line for --help and the documents
     example:     a record of this format
+    optional:    groups of names of more fields that are read
     """
 
     name: str
-    fields: tuple[str, ...]
+    fields: tuple[tuple[str, ...], ...]
     parse: Callable
     description: str
     example: dict
+    optional: tuple[tuple[str, ...], ...] = ()
 
     @cached_property
     def sample_type(self):
-        """What parse() returns: Entry, Pair, Conversation or Preference."""
+        """What parse() returns for the example: Entry, Pair, Conversation or Preference."""
         return type(self.parse(self.example))
 
     def matches(self, record):
         """Return whether a record has the fields of this format."""
-        return all(field in record for field in self.fields)
+        return all(any(name in record for name in group) for group in self.fields)
+
+    def used(self, record):
+        """The names of the fields that are read of a record."""
+        groups = (*self.fields, *self.optional)
+        return [name for name in dict.fromkeys(itertools.chain(*groups)) if name in record]
+
+    def shape_of(self, record):
+        """(shape, unused) of a record that was read: the format with the fields that are read and
+        hold something, and the names of the fields that are not read."""
+        record = normalized(record)
+        names = [first_name(record, group) for group in self.fields]
+        more = [first_name(record, group) for group in self.optional]
+        names += [name for name in more if name is not None and not is_empty(record[name])]
+        read = {"id", *itertools.chain(*self.fields, *self.optional)}
+        shape = f"{self.name} ({', '.join(dict.fromkeys(filter(None, names)))})"
+        return shape, [name[:40] for name in record if name not in read]
 
 
 _ALL = (  # a record may match several: the first one counts
     Format(
-        "qa",
-        fields=("question",),
-        parse=parse_qa,
-        description="`question`, `answer`: question, answer mark, answer, EOT",
-        example={"question": "黄河有多长？", "answer": "五千四百多公里。"},
-    ),
-    Format(
-        "alpaca",
-        fields=("instruction",),
-        parse=parse_alpaca,
-        description="`instruction`, `output`, optional `input`: a conversation of two turns; the "
-        "user's is instruction, blank line, input",
-        example={"instruction": "把数字翻倍。", "input": "21", "output": "42"},
+        "preference",
+        fields=(CHOSEN, REJECTED),
+        parse=parse_preference,
+        description="`chosen`, `rejected` (texts or lists of messages) and `prompt` (a text or a "
+        "list of messages; `instruction` and `input`; `conversations`; or the common beginning of "
+        "both), optional `system`, `history`, `kind`",
+        example={"prompt": "黄河有多长？", "chosen": "五千四百多公里。", "rejected": "很长。"},
+        optional=(PROMPT, INSTRUCTION, INPUT, MESSAGES, SYSTEM, HISTORY, ("kind",)),
     ),
     Format(
         "chat",
-        fields=("messages",),
+        fields=(MESSAGES,),
         parse=parse_chat,
-        description="`messages`, a list of `role` (system, user, assistant) and `content`, as in "
-        "OpenAI's API: the turns in ChatML's marks",
+        description="`messages` or `conversations`, a list of `role` and `content`, or of `from` "
+        "and `value` (system, user or human, assistant or gpt, tool, …), optional `system`, "
+        "`tools`: a conversation",
         example={
             "messages": [
                 {"role": "user", "content": "早。"},
                 {"role": "assistant", "content": "你好。"},
             ]
         },
+        optional=(SYSTEM, TOOLS),
     ),
     Format(
-        "preference",
-        fields=("prompt", "chosen", "rejected"),
-        parse=parse_preference,
-        description="`prompt` (a text, or a list of messages that ends with the user's), `chosen`, "
-        "`rejected`, optional `kind`",
-        example={"prompt": "黄河有多长？", "chosen": "五千四百多公里。", "rejected": "很长。"},
+        "alpaca",
+        fields=(INSTRUCTION, ("output", *ANSWER)),
+        parse=parse_alpaca,
+        description="`instruction`, `output` (or `response`), optional `input`, `history`, "
+        "`system`: a conversation; the user's turn is instruction, blank line, input",
+        example={"instruction": "把数字翻倍。", "input": "21", "output": "42"},
+        optional=(INPUT, HISTORY, SYSTEM, TOOLS),
+    ),
+    Format(
+        "qa",
+        fields=(QUESTION, ANSWER),
+        parse=parse_qa,
+        description="`question`, `answer` (or prompt, query, input; response, completion, output, "
+        "target), optional `input`, `history`, `system`: a pair, or with the last two a "
+        "conversation",
+        example={"question": "黄河有多长？", "answer": "五千四百多公里。"},
+        optional=(INPUT, HISTORY, SYSTEM, TOOLS),
+    ),
+    Format(
+        "squad",
+        fields=(("question", "query_text", "query"), ANSWERS),
+        parse=parse_squad,
+        description="`question`, `answers` as in SQuAD, CMRC and DRCD, also nested in `paragraphs` "
+        "and `qas`: a pair; the paragraph is not learned",
+        example={"question": "黄河有多长？", "answers": [{"text": "五千四百多公里"}]},
+        optional=(("context_id",),),
     ),
     Format(
         "text",
-        fields=("text",),
+        fields=(TEXT_FIELDS,),
         parse=parse_text,
         description="`text` (or `content`, `body`, `正文`, …), optional `title`: a text",
         example={"title": "黄河", "text": "黄河是中国的第二长河。"},
+        optional=(TITLE_FIELDS,),
     ),
 )
 FORMATS = {format.name: format for format in _ALL}
@@ -313,6 +247,106 @@ def recognize(record, among=FORMATS):
     return next((format for format in among.values() if format.matches(record)), None)
 
 
+# -- reading ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AnyFormat:
+    """Several formats of which each record has one (--format=auto), or fields with names of the
+    user's own; it is used like a Format.
+
+    formats: name → Format.  names: ours → theirs, of --question_field=… and its like.
+    """
+
+    formats: dict
+    names: dict
+
+    @property
+    def sample_type(self):
+        """That of the first format."""
+        return next(iter(self.formats.values())).sample_type
+
+    def format_of(self, record):
+        """The Format of a record, or None."""
+        if len(self.formats) == 1:
+            return next(iter(self.formats.values()))
+        return recognize(record, self.formats)
+
+    def shape_of(self, record):
+        """As Format.shape_of()."""
+        record = normalized(record, self.names)
+        return self.format_of(record).shape_of(record)
+
+    def parse(self, record):
+        """Record → sample. BadRecord says which fields are wanted where none is recognized."""
+        record = normalized(record, self.names)
+        format = self.format_of(record)
+        if format is None:
+            raise BadRecord(_unknown(record, self.formats.values()))
+        return format.parse(record)
+
+
+def any_of(formats, names=None):
+    """The AnyFormat of formats (name → Format)."""
+    return AnyFormat(
+        dict(formats), {ours: theirs for ours, theirs in (names or {}).items() if theirs}
+    )
+
+
+def field_names(settings):
+    """Ours → theirs of the settings NAME_field."""
+    values = settings.as_dict()
+    return {k.removesuffix("_field"): v for k, v in values.items() if k.endswith("_field") and v}
+
+
+def _unknown(record, formats):
+    """The error of a record that has no known shape: what it has, what is known, near misses."""
+    groups = {group[0]: group for format in formats for group in format.fields}
+    known = ", ".join(" + ".join(group[0] for group in format.fields) for format in formats)
+    has = ", ".join(str(name)[:40] for name in [*record][:8]) or "none"
+    ours_of = {name: ours for ours, group in groups.items() for name in group}
+    near = {}  # ours → theirs
+    for field in map(str, record):
+        if field not in ours_of:
+            close = difflib.get_close_matches(field[:40], ours_of, 1, cutoff=0.7)
+            near.update({ours_of[name]: field[:40] for name in close})
+    # Of a format of which the record has a part, what is missing.
+    missing = [
+        (group[0], f"; beside `{'`, `'.join(found)}` there is no `{'` or `'.join(group[:4])}`")
+        for format in formats
+        if (found := [name for name in format.used(record) if name in ours_of])
+        for group in format.fields
+        if not any(name in record for name in group)
+    ]
+    ours, lacks = missing[0] if missing else (next(iter(near), "question"), "")
+    hint = ", ".join(f"{theirs} → {ours}" for ours, theirs in near.items())
+    return (
+        f"unknown shape: its fields are {has}{lacks}; known are {known}"
+        + (f"; did you mean {hint}?" if hint else "")
+        + f"; a field with another name is given as in --{ours}_field={near.get(ours, 'NAME')}"
+    )
+
+
+def read_record(record, parse, source, line, fit=None):
+    """Return the sample of a record, a LeftOut where it teaches nothing, or a Reject with where it
+    is and why it cannot be used.
+
+    parse: record → sample.  fit: sample → the sample as an encoder takes it; it raises BadRecord
+    for a sample that is good, but not wanted.
+    """
+    try:
+        sample = parse(normalized(record))
+        sample = fit(sample) if fit else sample
+    except LeftOut as reason:
+        return reason
+    except BadRecord as error:
+        reason = f"{error}{_hint(normalized(record), parse)}"
+        return Reject(source, line, reason, json.dumps(record, ensure_ascii=False))
+    if type(sample) is Entry and sample.id is None:
+        sample = sample._replace(id=f"{source}:{line}")
+    return sample
+
+
 def describe(formats):
     """Return the lines that --help shows of these formats: name, description, an example."""
     width = max(len(format.name) for format in formats)
@@ -327,34 +361,22 @@ def describe(formats):
     return "\n".join(lines)
 
 
-def read_record(record, parse, source, line, check=None):
-    """Return the sample of a record, or a Reject with where it is and why it cannot be used.
-
-    parse: record → sample.  check: raises BadRecord for a sample that is good, but not wanted.
-    """
-    try:
-        sample = parse(record)
-        if check:
-            check(sample)
-    except BadRecord as error:
-        reason = f"{error}{_hint(record, parse)}"
-        return Reject(source, line, reason, json.dumps(record, ensure_ascii=False))
-    if type(sample) is Entry and sample.id is None:
-        sample = sample._replace(id=f"{source}:{line}")
-    return sample
-
-
 def summary(formats):
     """Return the formats in one line, for an error: names, and the fields that tell them."""
-    return ", ".join(f"{format.name} ({', '.join(format.fields)})" for format in formats)
+    return ", ".join(
+        f"{format.name} ({', '.join(group[0] for group in format.fields)})" for format in formats
+    )
 
 
 def _hint(record, parse):
     """What an error adds where a record has the fields of another format than the wanted one."""
     parse = getattr(parse, "func", parse)
-    wanted = next((format for format in FORMATS.values() if format.parse is parse), None)
+    if isinstance(getattr(parse, "__self__", None), AnyFormat):
+        wanted = list(parse.__self__.formats.values())
+    else:
+        wanted = [format for format in FORMATS.values() if format.parse is parse]
     found = recognize(record)
-    if not wanted or not found or wanted.matches(record):
+    if not wanted or not found or any(format.matches(record) for format in wanted):
         return ""
     script = SCRIPTS[found.sample_type]
     of_script = [each for each in FORMATS.values() if SCRIPTS[each.sample_type] == script]
@@ -374,6 +396,4 @@ def to_conversation(sample):
 
 def parse_dialogue(record):
     """A record of any format that becomes a Pair or a Conversation → Conversation."""
-    formats = formats_of(Pair, Conversation)
-    format = recognize(record, formats) or formats["chat"]
-    return to_conversation(format.parse(record))
+    return to_conversation(any_of(formats_of(Pair, Conversation)).parse(record))

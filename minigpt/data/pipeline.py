@@ -26,6 +26,7 @@ import json
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,7 +39,15 @@ from minigpt.common.errors import UserError
 from minigpt.data.block_format import FORMAT
 from minigpt.data.cleaning import Changes, clean_all, clean_light, is_wiki
 from minigpt.data.encoders import SampleEncoder, encoder_of
-from minigpt.data.formats import Entry, Format, parse_text, read_record
+from minigpt.data.formats import (
+    Conversation,
+    Entry,
+    Format,
+    LeftOut,
+    Pair,
+    parse_text,
+    read_record,
+)
 from minigpt.data.hashing import below, hash_all
 from minigpt.data.packing import Segments, replacing, token_dtype
 from minigpt.data.parallel import core_count, ordered_map
@@ -48,7 +57,9 @@ from minigpt.data.readers.encodings import Decoding, check_encoding
 from minigpt.data.readers.files import SourceFile, find_files, search
 from minigpt.data.readers.records import cut_into_chunks, records_in
 from minigpt.data.sentences import SMALLEST_BLOCK, Cutter
+from minigpt.data.shapes.dialogues import expanded
 from minigpt.data.writer import DatasetWriter, EncodedChunk, check_splits
+from minigpt.tokenizer.chat_template import to_json as prompt_format_json
 from minigpt.tokenizer.tokenizer import load_tokenizer
 
 CLEANING = ("auto", "wiki", "light", "none")
@@ -100,6 +111,18 @@ class PrepareOptions:
         check_encoding(self.encoding)
 
 
+@dataclass
+class Parsed:
+    """The records of a chunk. dropped: reason → records that teach nothing; shapes: what was
+    recognized → records; unused: field → records whose field is not read."""
+
+    samples: list = field(default_factory=list)
+    rejects: list = field(default_factory=list)
+    dropped: Counter = field(default_factory=Counter)
+    shapes: Counter = field(default_factory=Counter)
+    unused: Counter = field(default_factory=Counter)
+
+
 # -- the steps, in their order ---------------------------------------------------------------------
 
 
@@ -139,20 +162,34 @@ def _is_dump(chunk):
 
 
 def parse_records(chunk, options):
-    """Chunk → (samples, rejects)."""
-    samples, rejects = [], []
-    parse, validate = options.format.parse, options.encoder.check
+    """Chunk → Parsed."""
+    parsed = Parsed()
+    for record, found in _samples(chunk, options.format.parse, options.encoder.fit):
+        if isinstance(found, Reject):
+            parsed.rejects.append(found)
+            continue
+        shape, unused = options.format.shape_of(record)
+        parsed.shapes[shape] += 1
+        parsed.unused.update(unused)
+        if isinstance(found, LeftOut):
+            parsed.dropped[str(found)] += 1
+        else:
+            parsed.samples.append(found)
+    return parsed
+
+
+def _samples(chunk, parse, fit=None):
+    """Yield (record, its sample or LeftOut or Reject) for each record of a chunk."""
     for line, record in records_in(chunk):
-        sample = _sample(chunk, line, record, parse, validate)
-        (rejects if isinstance(sample, Reject) else samples).append(sample)
-    return samples, rejects
+        for each in (record,) if isinstance(record, Reject) else expanded(record):
+            yield each, _sample(chunk, line, each, parse, fit)
 
 
-def _sample(chunk, line, record, parse, validate=None):
-    """The sample of a record (a dict, or a Reject) of a chunk, or a Reject."""
+def _sample(chunk, line, record, parse, fit):
+    """The sample of a record (a dict, or a Reject) of a chunk, or a LeftOut or a Reject."""
     if isinstance(record, Reject):
         return record
-    sample = read_record(record, parse, chunk.source, line, validate)
+    sample = read_record(record, parse, chunk.source, line, fit)
     if isinstance(sample, Reject):
         size = len(sample.text.encode("utf-8", "replace"))
         return sample._replace(unit=chunk.unit, size=size)
@@ -166,10 +203,10 @@ def clean_samples(samples, options, wiki, changes=None):
     wiki: whether they are of a wiki dump; then clean="auto" applies the rules for it, and else the
     light ones.  changes: Changes, in which is counted what the rules do.
     """
-    if options.format.sample_type is not Entry:
-        return samples
-    texts = clean_texts(samples, options.clean, wiki, changes)
-    return [Entry(entry.id, entry.title, text) for entry, text in zip(samples, texts, strict=True)]
+    entries = [sample for sample in samples if isinstance(sample, Entry)]
+    texts = clean_texts(entries, options.clean, wiki, changes)
+    cleaned = iter([e._replace(text=text) for e, text in zip(entries, texts, strict=True)])
+    return [next(cleaned) if isinstance(sample, Entry) else sample for sample in samples]
 
 
 def clean_texts(entries, how, wiki, changes=None):
@@ -191,13 +228,13 @@ def hash_samples(samples, cleaned, options, wiki):
     """(samples, the same cleaned) → (hashes (n,) uint64 that find duplicates, hashes (n,) uint64 of
     which the lowest are val)."""
     contents = list(map(options.encoder.content, cleaned))
-    how = "wiki" if wiki else "light"
-    if options.format.sample_type is Entry and options.clean not in ("auto", how):
+    keys = list(map(options.encoder.split_key, cleaned))
+    entries = [i for i, sample in enumerate(samples) if isinstance(sample, Entry)]
+    if entries and options.clean not in ("auto", "wiki" if wiki else "light"):
         # By the text as "auto" cleans it: whatever `clean` is, the same entries are held out.
-        texts = zip(clean_texts(samples, "auto", wiki), contents, strict=True)
-        keys = [text or content for text, content in texts]
-    else:
-        keys = list(map(options.encoder.split_key, cleaned))
+        texts = clean_texts([samples[i] for i in entries], "auto", wiki)
+        for i, text in zip(entries, texts, strict=True):
+            keys[i] = text or contents[i]
     hashes = hash_all(contents)
     return hashes, hashes if keys == contents else hash_all(keys)
 
@@ -227,13 +264,14 @@ class ChunkWorker:
 
     def __call__(self, chunk):
         options = self.options
-        raw, rejects = parse_records(chunk, options)
+        parsed = parse_records(chunk, options)
         changes = Changes(options.show_cleaning)
-        samples = clean_samples(raw, options, chunk.wiki, changes)
-        hashes, split_hashes = hash_samples(raw, samples, options, chunk.wiki)
+        samples = clean_samples(parsed.samples, options, chunk.wiki, changes)
+        hashes, split_hashes = hash_samples(parsed.samples, samples, options, chunk.wiki)
         encoded = tokenize(samples, options, self.cutter)
 
-        result = EncodedChunk(chunk.source, chunk.size, rejects, changes)
+        result = EncodedChunk(chunk.source, chunk.size, parsed.rejects, changes, parsed.dropped)
+        result.shapes, result.unused = parsed.shapes, parsed.unused
         result.dropped.update(reason for reason in encoded if isinstance(reason, str))
         kept = [i for i, found in enumerate(encoded) if not isinstance(found, str)]
         segments = [segment for i in kept for segment in encoded[i].segments]
@@ -308,7 +346,7 @@ def _meta(sources, tokenizer, options, counts):
         "dtype": token_dtype(tokenizer.n_vocab).name,
         "block_size": options.block_size,
         "layout": options.layout,
-        "prompt_format": options.encoder.prompt_format,
+        **prompt_format_json(options.encoder.prompt_format),
         "val_fraction": options.val_fraction,
         "counts": counts,
         "cleaning": {rule: change._asdict() for rule, change in counts.pop("cleaning").items()},
@@ -330,7 +368,7 @@ def automatic_fraction(files, options):
     hashes = set()
     for file in files if is_small else files[:: -(-len(files) // 16)]:
         for chunk in _chunks(SourceFile(file), options):
-            raw = parse_records(chunk, options)[0]
+            raw = parse_records(chunk, options).samples
             samples = clean_samples(raw, options, chunk.wiki)
             kept = [i for i, sample in enumerate(samples) if encoder.size(sample)]
             raw, samples = ([each[i] for i in kept] for each in (raw, samples))
@@ -347,25 +385,45 @@ def automatic_fraction(files, options):
     return fraction
 
 
+def prompt_format_of(paths, format, encoding="auto"):
+    """The prompt format that suits the first records of each file: "chat" if one has messages,
+    instructions or a system text, else "qa"."""
+    for file in find_files(paths):
+        for chunk in itertools.islice(read_chunks(SourceFile(file), encoding), 1):
+            for record, sample in _samples(chunk, format.parse):
+                if isinstance(sample, Pair | Reject | LeftOut):
+                    continue
+                has_lists = any(isinstance(value, list) for value in record.values())
+                if isinstance(sample, Conversation) or len(sample.turns) > 1 or has_lists:
+                    return "chat"
+    return "qa"
+
+
 # -- reading without encoding: files → samples, in this process ------------------------------------
 
 
 def read_records(paths, parse):
     """Yield (kind of chunk, parse(record), record) for each record under `paths` (see find_files),
     in order. parse: of formats.py, or any function that raises BadRecord. UserError names file,
-    line and beginning of a record that cannot be used."""
+    line and beginning of a record that cannot be used. How many teach nothing (LeftOut) is printed
+    at the end."""
     for chunk, sample, record in _read(paths, parse):
         yield chunk.kind, sample, record
 
 
 def _read(paths, parse):
+    left_out = Counter()
     for file in find_files(paths):
         for chunk in read_chunks(SourceFile(file)):
-            for line, record in records_in(chunk):
-                sample = _sample(chunk, line, record, parse)
+            for record, sample in _samples(chunk, parse):
                 if isinstance(sample, Reject):
                     raise UserError(sample.message())
-                yield chunk, sample, record
+                if isinstance(sample, LeftOut):
+                    left_out[str(sample)] += 1
+                else:
+                    yield chunk, sample, record
+    for reason, n in left_out.items():
+        print(f"{paths}: left out: {reason} {n:,}", file=sys.stderr)
 
 
 def read_entries(paths, clean="auto"):
@@ -393,6 +451,10 @@ def table(meta):
     dropped = sum(counts["dropped"].values())
     lines = [f"read {counts['read']:,} = kept {counts['kept']:,} + dropped {dropped:,}"]
     lines += [f"    dropped: {reason} {n:,}" for reason, n in counts["dropped"].items()]
+    lines += [f"    recognized: {shape} in {n:,}" for shape, n in counts["shapes"].items()]
+    if counts["unused"]:
+        unused = ", ".join(f"{name} ({n:,})" for name, n in counts["unused"].items())
+        lines.append(f"    fields that are not read: {unused}")
     if counts["left_out"]:
         characters = sum(counts[split]["characters"] for split in ("train", "val"))
         share = counts["left_out"] / (characters + counts["left_out"])

@@ -1,16 +1,19 @@
 """Prompt formats: a question or a conversation → the ids that a model continues.
 
 A checkpoint records its format, so nothing guesses: "plain" continues the text as it is, "qa" puts
-the answer mark after a question, "chat" reads turns in ChatML's marks. Training data is encoded
-here, too, so that a model is prompted exactly as it was trained.
+the answer mark after a question, and all others read a conversation in a chat template
+(minigpt/tokenizer/chat_template.py). Training data is encoded here, too, so that a model is
+prompted exactly as it was trained.
 """
 
+import bisect
 import math
 from array import array
 
 from minigpt.common.errors import UserError
+from minigpt.tokenizer.chat_template import NAMED, Part, kind_of, load_template
 
-FORMATS = ("plain", "qa", "chat")
+FORMATS = NAMED  # a template of its own is the fourth kind
 
 
 class TooLong(UserError):
@@ -39,8 +42,9 @@ def prompt_ids(tokenizer, prompt_format, text, room=math.inf):
     """The ids to continue for a person's `text`. TooLong, before it is encoded, where it is so long
     that they are certainly more than `room`; the caller checks their number."""
     check_length(tokenizer, [text], room)
-    if prompt_format == "chat":
-        return [*_encoded_turn(tokenizer, "user", text), *_opening_ids(tokenizer)]
+    if kind_of(prompt_format) == "chat":
+        parts = load_template(prompt_format).parts((("user", text),), generate=True)
+        return list(ids_of(tokenizer, parts))
     ids = tokenizer.encode(text)
     return [*ids, tokenizer.answer_mark] if prompt_format == "qa" else ids
 
@@ -48,42 +52,42 @@ def prompt_ids(tokenizer, prompt_format, text, room=math.inf):
 def chat_ids(tokenizer, prompt_format, messages, room, truncate=None):
     """The ids to continue for a conversation: messages is [(role, content), …].
 
-    "plain" and "qa" models read the last user message alone; "chat" models read every turn.
-    truncate="oldest" reads the latest_turns() alone. UserError where no user speaks, TooLong where
-    the ids are more than `room`.
+    "plain" and "qa" models read the last user message alone; others read every turn.
+    truncate="oldest" reads the latest_turns() alone. UserError where no user speaks, or where the
+    chat template refuses the messages, TooLong where the ids are more than `room`.
     """
     last = _last_question(messages)
-    if prompt_format != "chat":
+    if kind_of(prompt_format) != "chat":
         return _fitting(prompt_ids(tokenizer, prompt_format, messages[last][1], room), room)
     if truncate == "oldest":
-        messages = latest_turns(tokenizer, messages, room)
-    check_length(tokenizer, [content for _, content in messages], room)
-    turns = [_encoded_turn(tokenizer, *message) for message in messages]
-    return _fitting([*(id_ for turn in turns for id_ in turn), *_opening_ids(tokenizer)], room)
+        messages = latest_turns(tokenizer, prompt_format, messages, room)
+    return _chat_prompt(tokenizer, load_template(prompt_format), messages, room)
 
 
-def latest_turns(tokenizer, messages, room):
-    """The messages without the oldest turns, so many of them that at most `room` ids are left for
-    a "chat" model: never the system's, never the last user message or what follows it. If these
-    alone are more than `room`, they are returned. UserError where no user speaks.
+def latest_turns(tokenizer, prompt_format, messages, room):
+    """The messages without the oldest turns, so many of them that a chat prompt has at most `room`
+    ids: never without the system's, the last user message or what follows it. If these alone are
+    more than `room`, they are returned. UserError where no user speaks."""
+    template, last = load_template(prompt_format), _last_question(messages)
+    droppable = [i for i in range(last) if messages[i][0] != "system"]
+    counts = [
+        n
+        for n, first in enumerate([*droppable, last])
+        if not template.pairwise or messages[first][0] == "user"
+    ]
 
-    A turn is encoded only if its length allows that it fits.
-    """
-    last = _last_question(messages)
-    kept = {i for i, (role, _) in enumerate(messages) if i >= last or role == "system"}
-    if sum(tokenizer.fewest(messages[i][1]) for i in kept) > room:
-        return [messages[i] for i in sorted(kept)]
-    left = room - len(_opening_ids(tokenizer))
-    left -= sum(len(_encoded_turn(tokenizer, *messages[i])) for i in kept)
-    # Dropping the oldest turns until the others fit is keeping the latest ones as long as they fit.
-    for i in (i for i in reversed(range(last)) if i not in kept):
-        if tokenizer.fewest(messages[i][1]) > left:
-            break
-        left -= len(_encoded_turn(tokenizer, *messages[i]))
-        if left < 0:
-            break
-        kept.add(i)
-    return [messages[i] for i in sorted(kept)]
+    def without(n):
+        dropped = set(droppable[:n])
+        return [message for i, message in enumerate(messages) if i not in dropped]
+
+    def fits(n):
+        try:
+            return bool(_chat_prompt(tokenizer, template, without(n), room))
+        except TooLong:
+            return False
+
+    found = bisect.bisect_left(counts, True, key=fits)  # the more is dropped, the shorter it is
+    return without(counts[min(found, len(counts) - 1)])
 
 
 def _last_question(messages):
@@ -94,54 +98,50 @@ def _last_question(messages):
     return asked[-1]
 
 
+def _chat_prompt(tokenizer, template, messages, room):
+    check_length(tokenizer, [content for _, content in messages], room)
+    parts = template.parts(tuple(messages), generate=True)
+    return _fitting(list(ids_of(tokenizer, parts)), room)
+
+
 def _fitting(ids, room):
     if len(ids) > room:
         raise TooLong(len(ids), room)
     return ids
 
 
-def turn_text(role, content):
-    """The text of a turn that is encoded in one go. The content of the assistant is encoded alone,
-    as a model generates it: its role is part of the prompt."""
-    return content if role == "assistant" else f"{role}\n{content}"
+def sample_parts(prompt_format, turns):
+    """The Parts of a whole sample to train on, ((role, content), …). For "qa" it is one question
+    and its answer. TemplateRefused where a chat template refuses it."""
+    if prompt_format == "qa":
+        (_, question), (_, answer) = turns
+        return [Part(question), Part("", "A"), Part(answer, "", True), Part("", "EOT", True)]
+    return load_template(prompt_format).parts(turns)
 
 
-def conversation_ids(tokenizer, roles, turns):
-    """A whole conversation and its targets: (ids as array("I"), spans). The ids from the first to
-    before the last of a span are the content of a turn of the assistant, and the turn's end.
-
-    turns: for each turn the ids of its turn_text(). The ids up to a span are those of chat_ids()
-    for the turns before it.
-    """
-    ids, spans = array("I"), []
-    for role, content in zip(roles, turns, strict=True):
-        ids.extend(_line_break(tokenizer) if ids else ())
-        ids.extend(_turn_ids(tokenizer, role, content))
-        if role == "assistant":
-            spans.append((len(ids) - len(content) - 1, len(ids)))
-    return ids, spans
+def reply_text(prompt_format, text):
+    """The text that is encoded after a prompt, for the reply `text`: a chat template may have a
+    blank before it."""
+    lead = load_template(prompt_format).lead if kind_of(prompt_format) == "chat" else ""
+    return lead + text
 
 
-def _encoded_turn(tokenizer, role, content):
-    """A turn with the line break after it."""
-    ids = tokenizer.encode(turn_text(role, content))
-    return [*_turn_ids(tokenizer, role, ids), *_line_break(tokenizer)]
+def ids_of(tokenizer, parts, encoded=None):
+    """The ids of Parts as array("I"). encoded: an iterator over the ids of their texts, if they are
+    encoded already."""
+    ids = array("I")
+    for part in parts:
+        if part.special:
+            ids.append(tokenizer.special[part.special])
+        else:
+            ids.extend(tokenizer.encode(part.text) if encoded is None else next(encoded))
+    return ids
 
 
-def _turn_ids(tokenizer, role, ids):
-    """<|im_start|>role, line break, content, <|im_end|>: ChatML. ids: of the turn_text()."""
-    start, end = tokenizer.special["IM_START"], tokenizer.special["IM_END"]
-    opening = _opening_ids(tokenizer) if role == "assistant" else [start]
-    return [*opening, *ids, end]
-
-
-def _line_break(tokenizer):
-    return tokenizer.encode("\n")
-
-
-def _opening_ids(tokenizer):
-    """The ids that start the assistant's turn."""
-    return [tokenizer.special["IM_START"], *tokenizer.encode("assistant\n")]
+def end_of(tokenizer, prompt_format):
+    """The id that ends what a model of this format generates."""
+    name = load_template(prompt_format).end if kind_of(prompt_format) == "chat" else "EOT"
+    return tokenizer.special[name]
 
 
 def stop_ids(tokenizer):

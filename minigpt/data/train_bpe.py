@@ -13,11 +13,23 @@ from dataclasses import dataclass
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from minigpt.data.encoders import encoder_of
-from minigpt.data.formats import FORMATS, TRAINED_ON, Entry, read_record, recognize, text_format
+from minigpt.data.formats import (
+    FORMATS,
+    TRAINED_ON,
+    Entry,
+    LeftOut,
+    Pair,
+    read_record,
+    recognize,
+    text_format,
+    to_conversation,
+)
 from minigpt.data.hashing import is_val
 from minigpt.data.pipeline import clean_texts, read_chunks
 from minigpt.data.readers.chunks import Reject
 from minigpt.data.readers.records import records_in
+from minigpt.data.shapes.dialogues import expanded
+from minigpt.data.shapes.fields import normalized
 from minigpt.tokenizer.huggingface import byte_characters
 from minigpt.tokenizer.tokenizer import PATTERNS
 
@@ -80,13 +92,15 @@ def training_texts(source, val_fraction, statistics, clean="auto", encoding="aut
     for chunk in read_chunks(source, encoding):
         texts = []
         for line, record in records_in(chunk):
-            key, parts = _key_and_texts(record, chunk, line, clean, texts_format)
-            if key is None:
-                statistics.unusable += 1
-            elif is_val(key, val_fraction):
-                statistics.held_out += 1
-            else:
-                texts += parts
+            parts = expanded(record) if isinstance(record, dict) else [record]
+            for part in parts:
+                key, found = _key_and_texts(part, chunk, line, clean, texts_format)
+                if key is None:
+                    statistics.unusable += 1
+                elif is_val(key, val_fraction):
+                    statistics.held_out += 1
+                else:
+                    texts += found
         statistics.texts += len(texts)
         statistics.characters += sum(map(len, texts))
         yield texts, chunk.size
@@ -97,17 +111,26 @@ def _key_and_texts(record, chunk, line, clean, texts_format):
     compute it; (None, []) where the record has no text."""
     if isinstance(record, Reject):
         return None, []
-    format = recognize(record, TRAINED_ON)
+    format = recognize(normalized(record), TRAINED_ON)
     format = texts_format if format in (None, FORMATS["text"]) else format
     sample = read_record(record, format.parse, chunk.source, line)
-    encoder = encoder_of(format.sample_type)
-    if isinstance(sample, Reject):
+    if isinstance(sample, Reject | LeftOut):
         return None, []
     if isinstance(sample, Entry):
         # The split is decided by what "auto" leaves of a text.
         key, text = (clean_texts([sample], how, chunk.wiki)[0] for how in ("auto", clean))
         return (key or text, [text]) if text else (None, [])
-    return encoder.split_key(sample), encoder.texts(sample)
+    encoder, whole = encoder_of(format.sample_type), to_conversation(sample)
+    return (encoder.split_key(whole), _turn_texts(sample)) if encoder.size(whole) else (None, [])
+
+
+def _turn_texts(sample):
+    """The texts of a Pair, or of a Conversation with its roles as the template "chat" has them."""
+    if isinstance(sample, Pair):
+        return [sample.question, sample.answer]
+    return [
+        content if role == "assistant" else f"{role}\n{content}" for role, content in sample.turns
+    ]
 
 
 def sentences(text):

@@ -21,6 +21,7 @@ SPLITS = ("train", "val")
 MOST_EXAMPLES = 1000  # of each rule of cleaning
 FAR_ABOVE = 2  # times as many tokens a character as in the other files, of which each has so many
 LEAST_CHARACTERS = 500
+MOST_NAMES = 20  # of shapes and of unused fields that are counted
 
 
 @dataclass
@@ -28,7 +29,8 @@ class EncodedChunk:
     """The samples of one chunk, in tokens.
 
     source: the name of its document.  size: bytes of the file.  rejects: [Reject, …].
-    changes: what cleaning has changed (Changes).  dropped: reason → samples.
+    changes: what cleaning has changed (Changes).  dropped: reason → samples.  shapes, unused: see
+    Parsed in pipeline.py.
     Of the n samples that are kept: hashes (n,) uint64, of their contents; split_hashes (n,) uint64,
     of what decides between train and val; numbers (n, 3): segments,
     characters, characters left out; segments: those of all samples; val: index of a held-out
@@ -40,6 +42,8 @@ class EncodedChunk:
     rejects: list
     changes: Changes
     dropped: Counter = field(default_factory=Counter)
+    shapes: Counter = field(default_factory=Counter)
+    unused: Counter = field(default_factory=Counter)
     hashes: np.ndarray | None = None
     split_hashes: np.ndarray | None = None
     numbers: np.ndarray | None = None
@@ -113,6 +117,7 @@ class DatasetWriter:
 
     def __init__(self, folder, layout, block_size, pad, dtype, skip_bad):
         self.counts = {"read": 0, "kept": 0, "dropped": Counter(), "cut": 0, "left_out": 0}
+        self.counts |= {"shapes": Counter(), "unused": Counter()}
         self._changes = Changes(MOST_EXAMPLES)
         self._per_source = {}  # name → SourceCounts
         self._split_hashes = set()  # of the kept samples; two are enough
@@ -134,6 +139,9 @@ class DatasetWriter:
         if len(self._split_hashes) < 2:
             self._split_hashes.update(np.unique(encoded.split_hashes)[:2].tolist())
         dropped.update(encoded.dropped)
+        for name in ("shapes", "unused"):
+            found = self.counts[name] + getattr(encoded, name)
+            self.counts[name] = Counter(dict(found.most_common(MOST_NAMES)))
         fresh = self._seen.first_time(encoded.hashes)
         held_out = np.zeros(len(fresh), bool)
         held_out[list(encoded.val)] = True
@@ -184,7 +192,8 @@ class DatasetWriter:
         for file in (self._val_text, self._rejects):
             if file:
                 file.close()
-        self.counts["dropped"] = dict(self.counts["dropped"].most_common())
+        for name in ("dropped", "shapes", "unused"):
+            self.counts[name] = dict(self.counts[name].most_common())
         self.counts["cleaning"] = self._changes
         self.counts["one_key"] = len(self._split_hashes) == 1
         self.counts["first_bad"] = self._first_bad

@@ -28,7 +28,7 @@ from minigpt.common.presets import read_text
 from minigpt.common.report import check_writable, write_json, write_jsonl
 from minigpt.data.formats import BadRecord, parse_text
 from minigpt.data.pipeline import read_records
-from minigpt.data.prompts import prompt_ids
+from minigpt.data.prompts import prompt_ids, reply_text
 from minigpt.evaluation.examples import Example, write_answers
 from minigpt.inference.engine import Engine
 from minigpt.inference.kv_cache import KVCache
@@ -319,7 +319,8 @@ def find_label(text, labels):
 
 def label_ids(task, tokenizer, prompt_format):
     """The ids of each label as it follows a question."""
-    return [tokenizer.encode(task.answer(label, prompt_format)) for label in task.labels]
+    answers = [task.answer(label, prompt_format) for label in task.labels]
+    return [tokenizer.encode(reply_text(prompt_format, answer)) for answer in answers]
 
 
 def answer_room(task, tokenizer, prompt_format):

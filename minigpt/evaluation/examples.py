@@ -16,6 +16,7 @@ import numpy as np
 from data_utils import Blocks
 from minigpt.common.errors import UserError
 from minigpt.common.json_text import parse_json
+from minigpt.data.block_format import IS_START
 from minigpt.data.cleaning import clean, clean_light
 from minigpt.data.formats import (
     Conversation,
@@ -26,10 +27,18 @@ from minigpt.data.formats import (
     parse_text,
 )
 from minigpt.data.pipeline import read_entries, read_records
-from minigpt.data.prompts import chat_ids, prompt_ids, stop_ids
+from minigpt.data.prompts import (
+    chat_ids,
+    end_of,
+    ids_of,
+    prompt_ids,
+    sample_parts,
+    stop_ids,
+)
 from minigpt.data.readers.files import find_files
 from minigpt.data.sentences import ENDS
 from minigpt.inference.engine import Request
+from minigpt.tokenizer.chat_template import from_json, kind_of, name_of
 
 HELD_OUT, SEEN, OTHER = "held out", "seen in training", "others"
 
@@ -84,7 +93,7 @@ def read_examples(paths, prompt_format):
     data/prepare_sft.py reads."""
     if prompt_format == "qa":
         return [Example(*pair) for pair in read_pairs(paths)], 0
-    if prompt_format == "chat":
+    if kind_of(prompt_format) == "chat":
         return [example_of(conversation) for conversation in read_conversations(paths)], 0
     entries = [(entry.id, *first_sentence(entry.text)) for entry in read_entries(paths)]
     examples = [Example(*entry) for entry in entries if entry[2]]
@@ -93,7 +102,7 @@ def read_examples(paths, prompt_format):
 
 def first_held_out(dataset, prompt_format):
     """The first Example of a dataset's val.jsonl; None if there is none for this prompt format."""
-    parse = {"qa": parse_qa, "chat": parse_chat}.get(prompt_format)
+    parse = {"qa": parse_qa, "chat": parse_chat}.get(kind_of(prompt_format))
     path = Path(dataset) / "val.jsonl"
     made = None
     if parse:  # BadRecord is a ValueError
@@ -169,8 +178,8 @@ def membership(examples, dataset, tokenizer, prompt_format):
             kept = [parse_json(line) for line in file]
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
-    if blocks.meta["prompt_format"] != prompt_format:
-        raise UserError(f"{dataset}: its prompt format is not {prompt_format}, the run's")
+    if from_json(blocks.meta) != prompt_format:
+        raise UserError(f"{dataset}: its prompt format is not {name_of(prompt_format)}, the run's")
     plain = prompt_format == "plain"
     seen = set() if plain else _trained(examples, blocks, tokenizer, prompt_format)
     ids = {str(record["id"]) for record in kept if record.get("id") is not None}
@@ -201,22 +210,28 @@ def membership(examples, dataset, tokenizer, prompt_format):
 def _trained(examples, blocks, tokenizer, prompt_format):
     """Indices of the examples whose prompt and reference are in the blocks.
 
-    In every layout only PAD is between pairs and between conversations. A pair ends with EOT, a
-    conversation with a turn that is not followed by a line break and another turn.
+    Each pair and each conversation is a segment, which ends with the end of an answer. In the
+    layout `packed`, which has no segments, it ends where the first id of another one, or PAD,
+    follows.
     """
     dtype = blocks.tokens.dtype
     wanted = {}
     for i, example in enumerate(examples):
-        ids = example_ids(tokenizer, prompt_format, example)
-        ids = [*ids, *tokenizer.encode(example.reference)]
+        turns = example.turns or (("user", example.prompt),)
+        parts = sample_parts(prompt_format, (*turns, ("assistant", example.reference)))
+        last = max(n for n, part in enumerate(parts) if part.learned)  # the end of the answer
+        ids = ids_of(tokenizer, parts[:last])
         wanted.setdefault(np.asarray(ids, dtype).tobytes(), []).append(i)
     stream = np.asarray(blocks.tokens).reshape(-1)
-    ended = stream == (tokenizer.eot if prompt_format == "qa" else tokenizer.special["IM_END"])
-    if prompt_format == "chat":
-        follows = np.append(stream[1:], tokenizer.pad)
-        ended &= (follows == tokenizer.special["IM_START"]) | (follows == tokenizer.pad)
-    ends = np.flatnonzero(ended | (stream == tokenizer.pad))
-    starts = np.concatenate(([0], ends[:-1] + 1))
+    if blocks.meta["layout"] == "packed":
+        ended = stream == end_of(tokenizer, prompt_format)
+        beginnings = {int(np.frombuffer(key, dtype)[0]) for key in wanted}
+        ended &= np.isin(np.append(stream[1:], tokenizer.pad), [tokenizer.pad, *beginnings])
+        ends = np.flatnonzero(ended | (stream == tokenizer.pad))
+        starts = np.concatenate(([0], ends[:-1] + 1))
+    else:
+        starts = np.flatnonzero(np.asarray(blocks.mask).reshape(-1) & IS_START)
+        ends = np.append(starts[1:], len(stream)) - 1
     found = set()
     for start, end in zip(starts, ends, strict=True):
         found.update(wanted.get(stream[start:end].tobytes(), ()))

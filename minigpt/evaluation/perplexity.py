@@ -23,7 +23,7 @@ from tqdm import tqdm
 from data_utils import Batch, evaluation_batches
 from minigpt.common.errors import UserError
 from minigpt.data.block_format import TARGET
-from minigpt.data.prompts import chat_ids, prompt_ids
+from minigpt.data.prompts import chat_ids, prompt_ids, reply_text
 from minigpt.training.losses import next_token, total_loss
 
 
@@ -53,17 +53,18 @@ def answer_passages(tokenizer, pairs):
     return passages
 
 
-def reply_passages(tokenizer, conversations):
+def reply_passages(tokenizer, conversations, prompt_format="chat"):
     """Conversations as Passages, one for each assistant turn after a user turn, scored given the
-    turns before it."""
+    turns before it in a chat template."""
     passages = []
     for conversation in conversations:
         asked = False
         for i, (role, content) in enumerate(conversation.turns):
             asked = asked or role == "user"
             if role == "assistant" and asked:
-                before = chat_ids(tokenizer, "chat", conversation.turns[:i], math.inf)
-                ids = np.asarray([*before, *tokenizer.encode(content)], np.int64)
+                before = chat_ids(tokenizer, prompt_format, conversation.turns[:i], math.inf)
+                reply = tokenizer.encode(reply_text(prompt_format, content))
+                ids = np.asarray([*before, *reply], np.int64)
                 passages.append(Passage(content, ids, len(before)))
     return passages
 

@@ -61,7 +61,7 @@ def held_out_passages(trained):
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
-                passages += _passages(trained.tokenizer, parse_json(line))
+                passages += _passages(trained, parse_json(line))
             except (ValueError, LookupError, TypeError, AttributeError):
                 raise UserError(
                     f"{path}:{number}: no entry, pair or conversation as data/prepare*.py write "
@@ -73,12 +73,13 @@ def held_out_passages(trained):
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path, passages
 
 
-def _passages(tokenizer, record):
+def _passages(trained, record):
     """The Passages of a line of val.jsonl. A wrong line raises any of several errors."""
+    tokenizer = trained.tokenizer
     if "question" in record:
         return answer_passages(tokenizer, [(record["question"], record["answer"])])
     if "messages" in record:
-        return reply_passages(tokenizer, [parse_chat(record)])
+        return reply_passages(tokenizer, [parse_chat(record)], trained.prompt_format)
     return text_passages(tokenizer, [record["text"]])
 
 

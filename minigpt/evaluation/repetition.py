@@ -26,6 +26,7 @@ from minigpt.data.hashing import hash_all
 from minigpt.data.pipeline import read_records
 from minigpt.data.prompts import prompt_ids, stop_ids
 from minigpt.inference.engine import Request
+from minigpt.tokenizer.chat_template import kind_of, name_of
 
 WINDOW = 50  # positions; see nearby()
 MEASURES = (
@@ -134,13 +135,14 @@ def read_questions(path, prompt_format):
         raise UserError(f"{path}: expected a name that ends in .txt, .csv, .jsonl or .json")
     questions = list(dict.fromkeys(filter(None, map(str.strip, found))))
     if not questions:
-        raise UserError(f"{path}: nothing here to ask a run whose prompt format is {prompt_format}")
+        kind = name_of(prompt_format)
+        raise UserError(f"{path}: nothing here to ask a run whose prompt format is {kind}")
     return questions
 
 
 def _csv_questions(path, prompt_format):
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    wanted = ("qa", "chat") if prompt_format == "chat" else (prompt_format,)
+    wanted = ("qa", "chat") if kind_of(prompt_format) == "chat" else (prompt_format,)
     try:
         columns = [name for name in ("prompt", "question") if name in (rows.fieldnames or ())]
         if not columns:

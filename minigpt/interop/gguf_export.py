@@ -14,6 +14,7 @@ from minigpt.common.errors import UserError
 from minigpt.interop.export_folder import DTYPES, NAME, converted, exported
 from minigpt.interop.hf_config import FAMILIES, yarn_attention
 from minigpt.interop.hf_weights import to_hf
+from minigpt.tokenizer.chat_template import kind_of, load_template
 from minigpt.tokenizer.export import (
     answer_mark_text,
     chat_template,
@@ -206,19 +207,27 @@ def _add_weight(gguf, writer, name, weight, kind):
     writer.add_tensor(name, data, raw_dtype=raw)
 
 
+def _around_question(trained):
+    """The texts before and after a question in a prompt of one turn."""
+    if kind_of(trained.prompt_format) == "chat":
+        turns = (("user", "\0"),)
+        parts = load_template(trained.prompt_format).parts(turns, generate=True)
+        return "".join(part.text for part in parts).split("\0")
+    return "", answer_mark_text(trained.tokenizer) if trained.prompt_format == "qa" else ""
+
+
 def modelfile(path, trained):
     """The text of Ollama's Modelfile for the GGUF file `path`. Ollama reads this Go template, not
-    the Jinja template in the file."""
-    tokenizer = trained.tokenizer
+    the Jinja template in the file. Only in ChatML it has the earlier turns of a conversation."""
     if trained.prompt_format == "chat":
         start, end = SPECIAL_TEXTS["IM_START"], SPECIAL_TEXTS["IM_END"]
         turn = f"{start}{{{{ .Role }}}}\n{{{{ .Content }}}}{end}\n"
         template = f"{{{{ range .Messages }}}}{turn}{{{{ end }}}}{start}assistant\n"
     else:
-        mark = answer_mark_text(tokenizer) if trained.prompt_format == "qa" else ""
+        before, after = _around_question(trained)
         template = (
             "{{ range $i, $_ := .Messages }}{{ if eq (len (slice $.Messages $i)) 1 }}"
-            f"{{{{ .Content }}}}{mark}{{{{ end }}}}{{{{ end }}}}"
+            f"{before}{{{{ .Content }}}}{after}{{{{ end }}}}{{{{ end }}}}"
         )
     return f'''FROM ./{Path(path).name}
 TEMPLATE """{template}"""

@@ -37,6 +37,7 @@ from minigpt.common.locks import locked
 from minigpt.common.types import typed
 from minigpt.models.lora import LoRA, adapters, attach, merge
 from minigpt.models.shapes import check_adapters, check_weights, config_to_json, model_config
+from minigpt.tokenizer.chat_template import from_json, load_template
 from minigpt.tokenizer.huggingface import PREFIX, hf_name
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from model import GPT
@@ -52,7 +53,7 @@ REQUIRED_FIELDS = dict(model=dict, tokenizer=str, tokenizer_hash=str, n_vocab=in
 REQUIRED_FIELDS |= dict(prompt_format=Literal["plain", "qa", "chat"], step=int, settings=dict)
 OPTIONAL_FIELDS = dict(lora=dict, dataset=str, init_from=str, reference=str, reference_hash=str)
 # Of an imported model its class in transformers; of each dataset the hash of its blocks.
-OPTIONAL_FIELDS |= dict(architecture=str, dataset_hashes=dict)
+OPTIONAL_FIELDS |= dict(architecture=str, dataset_hashes=dict, chat_template=str)
 LORA_FIELDS = dict(rank=int, alpha=float, dropout=float, targets=list[str], first_block=int)
 LORA_FIELDS |= dict(base_hash=str)
 LORA_BASE_FIELDS = dict(base=str, base_from_here=str)
@@ -69,7 +70,8 @@ class Checkpoint:
 
     @property
     def prompt_format(self):
-        return self.meta["prompt_format"]
+        """See minigpt/tokenizer/chat_template.py."""
+        return from_json(self.meta)
 
 
 def save(folder, model, tokenizer, meta, state=None):
@@ -261,10 +263,14 @@ def _read_meta(folder):
         meta["lora"], problems = typed(
             meta["lora"], LORA_FIELDS | LORA_BASE_FIELDS, f"{path}: lora"
         )
-    texts = {
-        name: meta.get(name) for name in (REQUIRED_FIELDS | OPTIONAL_FIELDS) if name != "settings"
-    }
+    names = (REQUIRED_FIELDS | OPTIONAL_FIELDS).keys() - {"settings", "chat_template"}
+    texts = {name: meta.get(name) for name in sorted(names)}
     problems += _string_problems(texts | meta.get("lora", {}) if not problems else texts, path)
+    if "chat_template" in meta and not problems:
+        try:
+            load_template(meta["chat_template"])
+        except UserError as error:
+            problems.append(f"{path}: chat_template: {error}")
     if problems:
         raise UserError("\n".join(problems))
     config = model_config(meta["model"], path)

@@ -11,6 +11,7 @@ from minigpt.data.prompts import TooLong, chat_ids, check_length, latest_turns, 
 from minigpt.inference.engine import Request
 from minigpt.openai.request_reader import RequestRefused
 from minigpt.serving.json_constraint import JsonConstraint
+from minigpt.tokenizer.chat_template import kind_of
 
 SAMPLING = (
     *("temperature", "top_k", "top_p", "min_p"),
@@ -33,9 +34,10 @@ def read_conversation(service, served, asked):
     kept = turns
     try:
         truncate = asked.truncate or service.options.truncate
-        if served.prompt_format == "chat" and truncate == "oldest":
+        if kind_of(served.prompt_format) == "chat" and truncate == "oldest":
             answer = min(_max_new_tokens(service, asked), served.block_size // 2)
-            kept = latest_turns(served.tokenizer, turns, min(room, served.block_size - answer))
+            room_beside = min(room, served.block_size - answer)
+            kept = latest_turns(served.tokenizer, served.prompt_format, turns, room_beside)
         ids = chat_ids(served.tokenizer, served.prompt_format, kept, room)
     except TooLong as error:
         raise too_long("messages", error) from None

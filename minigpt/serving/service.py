@@ -14,6 +14,7 @@ from minigpt.openai.formats import TokenTexts
 from minigpt.openai.request_reader import RequestLimits, RequestRefused
 from minigpt.serving.allowed_hosts import AllowedHosts
 from minigpt.serving.json_constraint import token_table
+from minigpt.tokenizer.chat_template import kind_of
 from minigpt.tokenizer.huggingface import SPECIAL_TEXTS
 
 MOST_NAMES = 1000  # of ignored fields that are remembered: senders choose them
@@ -53,13 +54,14 @@ class Served:
     def as_dict(self, limits):
         """The model as /v1/models lists it, by the names that clients look for: some read OpenAI's
         fields, some vLLM's (max_model_len), some OpenRouter's (name, context_length)."""
-        facts = ("name", "created", "prompt_format", "n_params", "step")
+        facts = ("name", "created", "n_params", "step")
         return dict(
             {name: getattr(self, name) for name in facts},
             id=self.name,
             object="model",
             owned_by="minigpt",
-            description=DESCRIPTIONS[self.prompt_format],
+            prompt_format=kind_of(self.prompt_format),
+            description=DESCRIPTIONS[kind_of(self.prompt_format)],
             max_model_len=self.block_size,
             context_length=self.block_size,
             max_output_tokens=limits.max_tokens,

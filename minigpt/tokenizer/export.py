@@ -18,15 +18,10 @@ import json
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from minigpt.tokenizer.chat_template import kind_of, template_text
 from minigpt.tokenizer.huggingface import SPECIAL_TEXTS, byte_characters
 
 # Simple Jinja: each program that reads it has an interpreter of its own.
-_CHATML = """\
-{%- for message in messages -%}
-{{ START + message['role'] + '\\n' + message['content'] + END + '\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ START + 'assistant\\n' }}{%- endif -%}
-"""
 _LAST_QUESTION = """\
 {%- set last = namespace(question=none) -%}
 {%- for message in messages -%}
@@ -122,7 +117,7 @@ def tokenizer_config(tokenizer, prompt_format, block_size):
 
 
 def end_id(tokenizer, prompt_format):
-    """The id that ends the output of a model of this format."""
+    """The id that ends the output of a model of this format, and `eos_token` in its template."""
     return tokenizer.special["IM_END"] if prompt_format == "chat" else tokenizer.eot
 
 
@@ -138,15 +133,10 @@ def chat_template(tokenizer, prompt_format):
     If the answer mark is an ordinary token, it is text after the question: a question whose last
     characters merge with it (gpt2: one that ends in "#") becomes other ids.
     """
-    if prompt_format == "chat":
-        template = _CHATML
-        written = dict(START=SPECIAL_TEXTS["IM_START"], END=SPECIAL_TEXTS["IM_END"])
-    else:
-        template = _LAST_QUESTION
-        written = dict(MARK=answer_mark_text(tokenizer) if prompt_format == "qa" else "")
-    for name, text in written.items():
-        template = template.replace(name, json.dumps(text, ensure_ascii=False))
-    return template
+    if kind_of(prompt_format) == "chat":
+        return template_text(prompt_format)
+    mark = answer_mark_text(tokenizer) if prompt_format == "qa" else ""
+    return _LAST_QUESTION.replace("MARK", json.dumps(mark, ensure_ascii=False))
 
 
 def answer_mark_text(tokenizer):

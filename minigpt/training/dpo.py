@@ -28,6 +28,7 @@ from minigpt.common.files import written_whole
 from minigpt.data.block_format import PREFERENCES, TARGET
 from minigpt.models import checkpoint
 from minigpt.models.device import autocast
+from minigpt.tokenizer.chat_template import from_json, name_of
 from minigpt.training import losses
 
 ROWS = 32  # pairs in a batch of the reference, whatever batch_size: the same bits every time
@@ -230,7 +231,7 @@ def make_dpo(settings, parent, model, data, dtype, distributed, resumed):
     parent: the Checkpoint that the run starts from, or that it resumes. model: its model, not yet
     changed. UserError where the data and the run have different prompt formats.
     """
-    check_prompt_format(settings, parent, data.train.meta["prompt_format"])
+    check_prompt_format(settings, parent, from_json(data.train.meta))
     metadata = reference_metadata(parent, resumed)
 
     def load():
@@ -244,10 +245,13 @@ def make_dpo(settings, parent, model, data, dtype, distributed, resumed):
 def check_prompt_format(settings, parent, prompt_format):
     """UserError where the prompts of the pairs have another format than those of the run."""
     if parent.prompt_format != prompt_format:
+        ours, theirs = name_of(prompt_format), name_of(parent.prompt_format)
+        remedy = "fine-tune that run first"
+        if theirs != "plain":
+            remedy = f"prepare the pairs with --template={theirs}"
         raise UserError(
-            f"{settings.dataset}: its prompts have the format {prompt_format}, those of "
-            f"{parent.folder} {parent.prompt_format}: fine-tune that run first, or prepare the "
-            f"pairs with its --format"
+            f"{settings.dataset}: its prompts have the format {ours}, those of {parent.folder} "
+            f"{theirs}: {remedy}"
         )
 
 

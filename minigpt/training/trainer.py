@@ -24,6 +24,7 @@ from data_utils import evaluation_batches
 from minigpt.common.errors import UserError
 from minigpt.models import checkpoint
 from minigpt.models.device import autocast
+from minigpt.tokenizer.chat_template import from_json, to_json
 from minigpt.training.losses import total_loss
 from minigpt.training.objectives import NextToken
 from minigpt.training.optim import lr_scale, set_lr
@@ -264,7 +265,7 @@ class Trainer:
         if not self.distributed.is_main:
             return
         meta = dict(
-            prompt_format=self.data.train.meta["prompt_format"],
+            **to_json(from_json(self.data.train.meta)),
             step=self.state.step,
             tokens=self.state.tokens,
             val_loss=self.state.val_loss,

@@ -42,12 +42,13 @@ def test_every_format_reads_its_example_and_is_recognized_by_it(name):
     format = FORMATS[name]
     assert format.name == name and recognize(format.example) is format
     assert format.sample_type in SCRIPTS
-    for field in format.fields:
-        assert f"`{field}`" in format.description
-        without = {key: value for key, value in format.example.items() if key != field}
+    for group in format.fields:
+        assert f"`{group[0]}`" in format.description
+        without = {key: value for key, value in format.example.items() if key not in group}
         assert not format.matches(without)
         reject = read_record(without, format.parse, "a", 1)
-        assert reject.reason.startswith(f"field `{field}` is missing")
+        if name != "squad":  # without `answers`, a record of another format
+            assert reject.reason.startswith(f"field `{group[0]}` is missing")
 
 
 def test_help_lists_every_format():
@@ -77,7 +78,8 @@ from minigpt.data.formats import FORMATS, Format, Pair
 def parse(record):
     return Pair(None, record["q"], record["a"])
 
-FORMATS["short"] = Format("short", ("q",), parse, "`q`, `a`: a short pair", {"q": "?", "a": "!"})
+fields = ("q",), ("a",)
+FORMATS["short"] = Format("short", fields, parse, "`q`, `a`: a short pair", {"q": "?", "a": "!"})
 for line in sys.stdin:
     sys.argv = line.split()
     try:
@@ -160,7 +162,6 @@ def test_an_instruction_and_its_input_are_one_message(record, asked):
     ("parse", "record", "says"),
     [
         (parse_alpaca, {"instruction": "Say."}, "field `output` is missing"),
-        (parse_alpaca, {"instruction": "Say.", "output": " "}, "field `output` is empty"),
         (
             parse_alpaca,
             {"instruction": "Say.", "output": "a", "input": ["b"]},
@@ -199,10 +200,9 @@ def test_an_instruction_and_its_input_are_one_message(record, asked):
         (
             parse_qa,
             {"prompt": "谁？", "chosen": "我。", "rejected": "你。"},
-            "field `question` is missing (it looks like data for data/prepare_dpo.py)",
+            "field `answer` is missing (it looks like data for data/prepare_dpo.py)",
         ),
         (parse_qa, {"question": "谁？"}, "field `answer` is missing"),
-        (parse_qa, {"question": " ", "answer": "我。"}, "field `question` is empty"),
         (
             parse_qa,
             {"question": "谁？", "answer": ["我"]},
@@ -212,15 +212,14 @@ def test_an_instruction_and_its_input_are_one_message(record, asked):
         (parse_chat, {"messages": ["a"]}, "message 1: expected a JSON object, found str"),
         (
             parse_chat,
-            said("user", "a", "tool", "b"),
-            "message 2: its role is 'tool'; expected one of system, user, assistant",
+            said("user", "a", "robot", "b"),
+            "message 2: its role is 'robot'; expected one of system, user, assistant, tool",
         ),
         (
             parse_chat,
             {"messages": [{"content": "a"}]},
-            "message 1: its role is None; expected one of system, user, assistant",
+            "message 1: its role is None; expected one of system, user, assistant, tool",
         ),
-        (parse_chat, said("user", " "), "message 1: `content` is empty"),
         (
             parse_chat,
             {"messages": [message("user", "a"), {"role": "assistant"}]},
@@ -228,8 +227,8 @@ def test_an_instruction_and_its_input_are_one_message(record, asked):
         ),
         (
             parse_chat,
-            {"messages": [message("user", [{"type": "text", "text": "a"}])]},
-            "message 1: `content`: expected text, found list",
+            {"messages": [message("user", [{"type": "image_url", "image_url": {}}])]},
+            "message 1: a part of the type image_url is no text and cannot be learned",
         ),
         (parse_chat, {"messages": []}, "no turn of the assistant after one of the user"),
         (

@@ -18,7 +18,7 @@ from tiny_run import run_here
 from data_utils import Blocks
 from minigpt.common.errors import UserError
 from minigpt.data import pipeline
-from minigpt.data.encoders import PairEncoder
+from minigpt.data.encoders import DialogueEncoder
 from minigpt.data.formats import FORMATS
 from minigpt.data.hashing import SeenHashes, is_val
 from minigpt.data.pipeline import PrepareOptions, automatic_fraction, prepare, read_entries, table
@@ -304,7 +304,7 @@ def test_the_fraction_by_itself(tmp_path, monkeypatch):
     pairs = write_lines(
         tmp_path / "c.jsonl", [{"question": f"{i}{text}", "answer": "a"} for i in range(90)]
     )
-    monkeypatch.setattr(PairEncoder, "held_out", 3)
+    monkeypatch.setattr(DialogueEncoder, "held_out", 3)
     assert fraction(pairs, "qa") == pytest.approx(3 / 90)
 
 

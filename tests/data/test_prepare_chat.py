@@ -3,6 +3,7 @@ what it answers."""
 
 import importlib
 import json
+import re
 import signal
 import sys
 import threading
@@ -18,7 +19,7 @@ from tiny_run import pack, run_here, write_jsonl
 
 from data_utils import Blocks
 from minigpt.common.errors import UserError
-from minigpt.data.encoders import ConversationEncoder
+from minigpt.data.encoders import DialogueEncoder
 from minigpt.data.formats import FORMATS, Conversation, parse_chat
 from minigpt.data.hashing import is_val
 from minigpt.data.pipeline import PrepareOptions, prepare, table
@@ -43,7 +44,7 @@ from minigpt.tokenizer.tokenizer import load_tokenizer
 from minigpt.training import summary
 
 CHAT, ALPACA = FORMATS["chat"], FORMATS["alpaca"]
-ENCODER = ConversationEncoder()
+ENCODER = DialogueEncoder("chat")
 LAYOUTS = ["pad", "split", "concat", "packed"]
 
 
@@ -56,11 +57,12 @@ def said(*turns):
     return {"messages": [message(*turn) for turn in zip(turns[::2], turns[1::2], strict=True)]}
 
 
-def encoded(tokenizer, conversation, block_size=512):
+def encoded(tokenizer, conversation, block_size=512, encoder=ENCODER):
     """(ids, bounds, characters, characters left out), or the reason why it is dropped."""
-    rows = [array("I", tokenizer.encode(text)) for text in ENCODER.texts(conversation)]
+    sample = encoder.fit(conversation)
+    rows = [array("I", tokenizer.encode(text)) for text in encoder.texts(sample)]
     cutter = SimpleNamespace(tokenizer=tokenizer, block_size=block_size)
-    found = ENCODER.encode(conversation, rows, cutter, "pad")
+    found = encoder.encode(sample, rows, cutter, "pad")
     if isinstance(found, str):
         return found
     ((ids, *bounds),), characters, left_out = found
@@ -185,6 +187,132 @@ def test_last_turns_are_left_out_each_whole(byte_tokenizer):
     assert encoded(byte_tokenizer, conversation, one - 1) == "too long"
 
 
+# -- learned and cut -------------------------------------------------------------------------------
+
+
+def learned_of(record, block_size, **knobs):
+    """(texts of the tokens up to the last target, what of it is learned), in bytes; or a reason."""
+    encoder = DialogueEncoder(**({"prompt_format": "qa"} | knobs))
+    tokenizer = load_tokenizer("zh")
+    found = encoded(tokenizer, record, block_size, encoder)
+    if isinstance(found, str):
+        return found
+    ids, bounds, characters, left_out = found
+    names = {i: name for name, i in tokenizer.special.items()}
+    shown = [names.get(i) or tokenizer.decode([i]) for i in ids]
+    spans = [shown[a:b] for a, b in zip(bounds[::2], bounds[1::2], strict=True)]
+    return "|".join(shown), ["|".join(span) for span in spans], characters, left_out
+
+
+QUESTION = Conversation(None, (("user", "中国的首都是哪里？"), ("assistant", "北京是首都。")))
+
+
+def test_the_prompt_is_learned_but_its_first_token():
+    whole = "中国|的首|都是|哪里|？|A|北京|是|首|都|。|EOT"
+    assert learned_of(QUESTION, 16) == (whole, ["北京|是|首|都|。|EOT"], 15, 0)
+    assert learned_of(QUESTION, 16, learn_prompt=True)[1] == [whole.removeprefix("中国|")]
+    chat = learned_of(QUESTION, 64, prompt_format="chat", learn_prompt=True)
+    assert chat[1] == [chat[0].removeprefix("IM_START|")] and chat[0].endswith("。|IM_END")
+
+
+def test_what_is_too_long_is_dropped_or_cut():
+    assert learned_of(QUESTION, 12)[2:] == (15, 0)  # fits
+    assert learned_of(QUESTION, 11) == "too long"
+    cut = learned_of(QUESTION, 8, too_long="truncate")
+    assert cut == ("中国|的首|都是|哪里|？|A|北京|是", ["北京|是"], 12, 3)
+    cut = learned_of(QUESTION, 8, too_long="truncate", learn_prompt=True)
+    assert cut[1] == ["的首|都是|哪里|？|A|北京|是"]
+    # Not one token of the answer fits.
+    assert learned_of(QUESTION, 6, too_long="truncate") == "too long"
+    assert learned_of(QUESTION, 6, too_long="truncate", learn_prompt=True) == "too long"
+
+
+def test_a_conversation_is_cut_within_a_turn():
+    two = Conversation(None, QUESTION.turns * 2)
+    whole, spans, _, _ = learned_of(two, 99, prompt_format="chat")
+    n_first = len(learned_of(QUESTION, 99, prompt_format="chat")[0].split("|"))
+    n = len(whole.split("|"))
+    kept = learned_of(two, n - 2, prompt_format="chat")
+    assert kept[1] == spans[:1] and len(kept[0].split("|")) == n_first and kept[2:] == (15, 15)
+    cut = learned_of(two, n - 2, prompt_format="chat", too_long="truncate")
+    assert cut[0] == "|".join(whole.split("|")[:-2]) and cut[1] == [
+        "北京|是|首|都|。|IM_END",
+        "北京|是|首|都",
+    ]
+    assert cut[2:] == (29, 1)
+
+
+def test_the_scripts_knobs_reach_the_masks(tmp_path, byte_tokenizer):
+    pairs = [{"question": f"{i}?", "answer": "y" * (5 if i % 2 else 30)} for i in range(60)]
+    path = write_jsonl(tmp_path / "a.jsonl", pairs)
+    found = {}
+    for knob in ("--too_long=drop", "--too_long=truncate", "--learn_prompt=true"):
+        words = [f"--input={path}", f"--dataset={tmp_path / 'made'}", knob, "--layout=pad"]
+        words += ["--block_size=16", f"--tokenizer={byte_tokenizer.name}", "--workers=1"]
+        code, _, errors = run_here("data/prepare_sft.py", *words)
+        assert code == 0, errors
+        blocks = Blocks(tmp_path / "made", "train", byte_tokenizer)
+        found[knob] = blocks.meta["counts"], blocks.mask & 1
+    (drop, masks), (cut, cut_masks), (_, all_masks) = found.values()
+    assert drop["dropped"] == {"too long": 30} and cut["dropped"] == {} and cut["cut"] == 30
+    assert set(masks.sum(axis=1)) == {6} and {13, 12} >= set(cut_masks.sum(axis=1)) - {6} != set()
+    assert set(all_masks.sum(axis=1) - masks.sum(axis=1)) == {2, 3}  # "i?" and the answer mark
+
+
+# -- conversations as texts to pretrain on ---------------------------------------------------------
+
+
+def prepared_texts(tmp_path, byte_tokenizer, *words, block_size=96):
+    """(the printed table, rows of the train split as texts) of texts and conversations."""
+    talks = [
+        {"conversations": [{"from": "human", "value": f"{i}?"}, {"from": "gpt", "value": f"{i}!"}]}
+        for i in range(100)
+    ]
+    texts = [{"text": f"A text, the {i}th."} for i in range(50)]
+    path = write_jsonl(tmp_path / "mixed.jsonl", [*talks, *texts])
+    words = [f"--input={path}", f"--dataset={tmp_path / 'made'}", *words, "--workers=1"]
+    words += [f"--tokenizer={byte_tokenizer.name}", f"--block_size={block_size}", "--layout=split"]
+    code, printed, errors = run_here("data/prepare.py", *words)
+    if code:
+        return errors, []
+    blocks = Blocks(tmp_path / "made", "train", byte_tokenizer)
+    assert blocks.meta["prompt_format"] == "plain"
+    names = {i: f"<{name}>" for name, i in byte_tokenizer.special.items()}
+    rows = ["".join(names.get(i) or chr(i) for i in row) for row in blocks.tokens.tolist()]
+    masks = (blocks.mask & 1).sum(axis=1).tolist()
+    rows = [row.replace("<PAD>", "") for row in rows]
+    assert masks == [len(re.sub("<[A-Z_]+>", "-", row)) - 1 for row in rows]  # all but the first
+    return printed, rows
+
+
+def test_conversations_are_text_only_where_asked(tmp_path, byte_tokenizer):
+    error, _ = prepared_texts(tmp_path, byte_tokenizer)
+    assert "it looks like --format=chat of data/prepare_sft.py" in error
+
+
+def test_conversations_as_plain_text(tmp_path, byte_tokenizer):
+    printed, rows = prepared_texts(tmp_path, byte_tokenizer, "--conversations=plain")
+    assert "read 150 = kept 150 + dropped 0" in printed
+    talks = {row for row in rows if "?" in row}
+    assert talks <= {f"{i}?\n\n{i}!<EOT>" for i in range(100)} and len(talks) > 60
+
+
+def test_a_share_of_them_is_drawn_in_a_template(tmp_path, byte_tokenizer):
+    share = "--conversations=chat", "--conversations_share=0.3"
+    printed, rows = prepared_texts(tmp_path, byte_tokenizer, *share)
+    n = 100 - int(re.search(r"dropped: conversation not drawn (\d+)", printed)[1])
+    assert 15 <= n <= 45
+    talks = {row for row in rows if "?" in row}
+    turn = "<IM_START>user\n{0}?<IM_END>\n<IM_START>assistant\n{0}!<IM_END>"
+    assert talks < {turn.format(i) for i in range(100)}
+    again = prepared_texts(tmp_path, byte_tokenizer, *share)
+    assert again == (printed, rows)
+    other = prepared_texts(tmp_path, byte_tokenizer, *share, "--seed=1")
+    assert {row for row in other[1] if "?" in row} != talks
+    errors, _ = prepared_texts(tmp_path, byte_tokenizer, share[0], "--conversations_share=0")
+    assert "--conversations_share=0.0: expected a share above 0, up to 1" in errors
+
+
 # -- from files to blocks --------------------------------------------------------------------------
 
 RECORDS = [
@@ -268,7 +396,9 @@ def test_duplicates_and_sides_go_by_the_content_where_there_is_no_id(make, tmp_p
     path = write_jsonl(tmp_path / "chat.jsonl", records + other)
     meta, _, folder = make(CHAT, path)
     assert meta["counts"]["dropped"] == {"duplicate": 1} and meta["counts"]["kept"] == 42
-    keys = [json.dumps([list(m.values()) for m in r["messages"]]) for r in records + other[1:]]
+    contents = [[m["content"] for m in r["messages"]] for r in [*records, other[1]]]
+    keys = ["".join(each) for each in contents]  # a question and its answer, as of a pair
+    keys.append(json.dumps([list(m.values()) for m in other[2]["messages"]]))
     lines = (folder / "val.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == sum(is_val(key, 0.2) for key in keys)
 
@@ -320,7 +450,9 @@ def test_the_script(tmp_path, byte_tokenizer):
     code, printed, errors = run_here("data/prepare_sft.py", *words, "--format=chat")
     assert code == 0, errors
     assert "read 60 = kept 60 + dropped 0" in printed
-    code, _, errors = run_here("data/prepare_sft.py", *words)
+    code, printed, errors = run_here("data/prepare_sft.py", *words)
+    assert code == 0 and "recognized: chat (messages) in 60" in printed, errors
+    code, _, errors = run_here("data/prepare_sft.py", *words, "--format=qa")
     line = errors.replace("\r", "\n").strip().splitlines()[-1]
     assert code == 2 and "chat.jsonl, line 1: field `question` is missing" in line
     assert "--format=chat" in line

@@ -148,11 +148,9 @@ def test_val_jsonl_reads_as_what_was_chosen(prepared):
 
 
 BAD = [
-    (pair("q", "a", None), "field `rejected` is missing"),
-    (pair("q", "a", 3), "field `rejected`: expected text, found int"),
-    (pair("q", " ", "b"), "field `chosen` is empty"),
-    (pair(7, "a", "b"), "field `prompt`: expected text, found int"),
-    (pair([], "a", "b"), "field `prompt` is empty"),
+    ({"prompt": "q", "chosen": "a"}, "field `rejected` is missing"),
+    (pair("q", "a", True), "field `rejected`: expected text, found bool"),
+    ({"chosen": "a", "rejected": "b"}, "no prompt: expected the field `prompt`, or"),
     (pair([{"role": "robot", "content": "x"}], "a", "b"), "role is 'robot'"),
     (pair([{"role": "system", "content": "x"}], "a", "b"), "the last message is the system's"),
     (
@@ -170,7 +168,7 @@ def test_a_bad_record_says_what_is_wrong(record, reason):
 
 
 def test_messages_are_for_chat_alone(prepared):
-    with pytest.raises(UserError, match="as --format=chat takes them"):
+    with pytest.raises(UserError, match="give --template=chat"):
         prepared([pair([dict(role=r, content="q") for r in ("system", "user")], "a", "b")])
     with pytest.raises(UserError, match="line 1: field `chosen` is missing"):
         prepared([{"prompt": "q", "answer": "a"}])

@@ -21,6 +21,7 @@ from minigpt.interop import export_folder, hf_export
 from minigpt.interop import hf_import as hf
 from minigpt.interop.hf_weights import to_hf
 from minigpt.models import checkpoint
+from minigpt.tokenizer.chat_template import TEMPLATES, find_template, template_text
 from minigpt.tokenizer.export import chat_template, merges, token_texts, tokenizer_json
 from minigpt.tokenizer.tokenizer import PATTERNS, SPECIAL_NAMES, Imported, Tokenizer, load_tokenizer
 from model import GPTConfig
@@ -239,6 +240,25 @@ def chatting(exported):
 def test_prompts(chatting, prompt_format, messages):
     ours, theirs = chatting(prompt_format)
     assert rendered(theirs, messages) == chat_ids(ours, prompt_format, messages, 10_000)
+
+
+# A system text comes first, and contents have no blanks at their ends, as where data are prepared.
+stripped = contents.map(str.strip).filter(bool)
+exchanges = st.lists(st.tuples(stripped, stripped), max_size=2)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@settings(max_examples=30)
+@given(system=st.just("") | stripped, earlier=exchanges, question=stripped)
+def test_prompts_of_templates(chatting, name, system, earlier, question):
+    prompt_format = find_template(name)
+    ours, theirs = chatting(prompt_format)
+    messages = [("system", system)] if system else []
+    for asked, answered in earlier:
+        messages += [("user", asked), ("assistant", answered)]
+    messages.append(("user", question))
+    assert rendered(theirs, messages) == chat_ids(ours, prompt_format, messages, 10_000)
+    assert theirs.chat_template == template_text(prompt_format)
 
 
 @pytest.mark.parametrize("prompt_format", ["qa", "plain"])
