@@ -17,6 +17,7 @@ in one pass, and the remaining marks are dropped.
 import html
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -200,7 +201,7 @@ def _clean_body(text, changes):
     for name, flatten in _FLATTEN:
         before, text = text, flatten(text)
         if changes is not None and text != before:
-            changes.add(name, before, text, abs(len(before) - len(text)))
+            changes.add(name, before, text)
         for _ in range(PASSES):
             before = text
             text = _pass(text, changes)
@@ -215,17 +216,12 @@ def _pass(text, changes):
     for needs, pattern, replacement, name in _STEPS:
         for part in needs:
             if part in text if part else hidden:
-                text = _substituted(text, pattern, replacement, name, changes)
+                after, n = pattern.subn(replacement, text)
+                if n and changes is not None:
+                    changes.add(name, text, after, n)
+                text = after
                 break
     return text.strip()
-
-
-def _substituted(text, pattern, replacement, name, changes):
-    after = pattern.sub(replacement, text)
-    if changes is not None and after != text:
-        changed = sum(match.end() - match.start() for match in pattern.finditer(text))
-        changes.add(name, text, after, changed)
-    return after
 
 
 # -- light cleaning --------------------------------------------------------------------------------
@@ -264,7 +260,10 @@ def clean_light(text, changes=None):
     where nothing but blanks is left."""
     if _LIGHT_START.search(text):
         for _, pattern, replacement, name in _LIGHT_STEPS:
-            text = _substituted(text, pattern, replacement, name, changes)
+            after, n = pattern.subn(replacement, text)
+            if after != text and changes is not None:
+                changes.add(name, text, after, n)
+            text = after
     return text if text.strip() else ""
 
 
@@ -301,13 +300,14 @@ def is_wiki(records):
 # -- the report ------------------------------------------------------------------------------------
 
 
-class Change(NamedTuple):
+@dataclass(slots=True)
+class Change:
     """What a rule did: texts and characters that it changed, and [(before, after)] around the
     first places."""
 
-    entries: int
-    characters: int
-    examples: list
+    entries: int = 0
+    characters: int = 0
+    examples: list = field(default_factory=list)
 
 
 class Changes(dict):
@@ -322,22 +322,26 @@ class Changes(dict):
         """What is added from now on is of another text."""
         self._in_text.clear()
 
-    def add(self, rule, before, after, characters):
-        """Add that a rule has changed so many characters of a text."""
-        found = self.get(rule, Change(0, 0, []))
-        is_first = rule not in self._in_text
-        self._in_text.add(rule)
-        if is_first and len(found.examples) < self.examples:
-            found.examples.append(_around(before, after))
-        self[rule] = Change(found.entries + is_first, found.characters + characters, found.examples)
+    def add(self, rule, before, after, places=1):
+        """Add that a rule has changed a text, at so many places. Counted are the characters that
+        are gone; where they were replaced by as many, one for each place."""
+        found = self.get(rule)
+        if found is None:
+            found = self[rule] = Change()
+        if rule not in self._in_text:
+            self._in_text.add(rule)
+            found.entries += 1
+            if len(found.examples) < self.examples:
+                found.examples.append(_around(before, after))
+        found.characters += max(places, abs(len(before) - len(after)))
 
     def merge(self, other):
         """Add the Changes of other texts."""
         for rule, change in other.items():
-            found = self.get(rule, Change(0, 0, []))
-            examples = (found.examples + change.examples)[: self.examples]
-            entries, characters = found.entries + change.entries, found.characters
-            self[rule] = Change(entries, characters + change.characters, examples)
+            found = self.setdefault(rule, Change())
+            found.entries += change.entries
+            found.characters += change.characters
+            found.examples += change.examples[: self.examples - len(found.examples)]
 
 
 def _around(before, after, margin=12):
@@ -432,7 +436,8 @@ def _without_title(text, title, changes=None):
     else:
         is_title = len(first) <= _LONGEST_TITLE and body.lstrip(_QUOTES_BEFORE).startswith(first)
     if is_title and changes is not None:
-        changes.add("title line", text, body, len(text) - len(body))
+        changes.next_text()
+        changes.add("title line", text, body)
     return body if is_title else text
 
 
@@ -467,7 +472,7 @@ _CLASSES = _classes()
 
 def clean_all(texts, titles, changes=None):
     """[clean(text, title) for …], several times faster if few texts need cleaning."""
-    whole, texts = texts, [_without_title(*pair) for pair in zip(texts, titles, strict=True)]
+    texts = [_without_title(*pair, changes) for pair in zip(texts, titles, strict=True)]
     joined = _EDGE + "".join([text + _EDGE for text in texts])
     codes = np.frombuffer(joined.encode("utf-16-le", "surrogatepass"), "<u2")
     edges = np.flatnonzero(codes == ord(_EDGE))
@@ -478,11 +483,9 @@ def clean_all(texts, titles, changes=None):
         first, second = bits[:-1], bits[1:]
         begins = first & _ALONE | (first & (_OPEN | _LEFT | _SPACE)) << _SECOND & second
         places = np.flatnonzero(begins != 0)  # bools: several times faster
-        dirty = set((edges.searchsorted(places, side="right") - 1).tolist())
-    for i in range(len(texts)) if changes is not None else dirty:
+        dirty = np.unique(edges.searchsorted(places, side="right") - 1).tolist()
+    for i in dirty:
         if changes is not None:
             changes.next_text()
-            _without_title(whole[i], titles[i], changes)
-        if i in dirty:
-            texts[i] = _clean_body(texts[i], changes)
+        texts[i] = _clean_body(texts[i], changes)
     return texts

@@ -28,7 +28,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -349,7 +349,7 @@ def _meta(sources, tokenizer, options, counts):
         **prompt_format_json(options.encoder.prompt_format),
         "val_fraction": options.val_fraction,
         "counts": counts,
-        "cleaning": {rule: change._asdict() for rule, change in counts.pop("cleaning").items()},
+        "cleaning": {rule: asdict(change) for rule, change in counts.pop("cleaning").items()},
         "sources": [{"name": s.name, "bytes": s.size, "sha256": s.sha256} for s in sources],
         "command": options.command,
         **options.facts,

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.data import cleaning
-from minigpt.data.cleaning import LIGHT, RULES, Changes, clean, clean_all, clean_light, is_wiki
+from minigpt.data.cleaning import (
+    LIGHT,
+    RULES,
+    Change,
+    Changes,
+    clean,
+    clean_all,
+    clean_light,
+    is_wiki,
+)
 
 examples = pytest.mark.parametrize("rule", RULES, ids=[rule.example for rule in RULES])
 # Everything that rules look at, so that rules meet each other.
@@ -294,9 +303,11 @@ def test_changes_are_counted_by_rule():
     changes = Changes(examples=2)
     texts = ["题\n\n文（）字。", "甲（）乙（；）", "干净。", "丙（）丁"]
     assert clean_all(texts, ["题", "", "", ""], changes) == ["文字。", "甲乙", "干净。", "丙丁"]
-    assert changes["empty （）"][:2] == (3, 9) and len(changes["empty （）"].examples) == 2
-    assert changes["title line"] == (1, 3, [("题\n\n文（）字。", "文（）字。")])
+    empty = changes["empty （）"]
+    assert (empty.entries, empty.characters, len(empty.examples)) == (3, 9, 2)
+    assert changes["title line"] == Change(1, 3, [("题\n\n文（）字。", "文（）字。")])
     other = Changes()
     clean_light("a\u200bb&nbsp;c", other)
     changes.merge(other)
-    assert changes["invisible characters"][:2] == (1, 1) and changes["entities"][:2] == (1, 6)
+    assert changes["invisible characters"].characters == 1
+    assert changes["entities"] == Change(1, 5, [("a\u200bb&nbsp;c", "a\u200bb c")])
