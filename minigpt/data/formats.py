@@ -384,7 +384,7 @@ def _hint(record, parse):
     return f" (it looks like {what} {script})"
 
 
-# -- any format as a conversation ------------------------------------------------------------------
+# -- any format as a conversation, or as a pair ---------------------------------------------------
 
 
 def to_conversation(sample):
@@ -392,6 +392,16 @@ def to_conversation(sample):
     if isinstance(sample, Pair):
         return Conversation(sample.id, (("user", sample.question), ("assistant", sample.answer)))
     return sample
+
+
+def parse_pair(record):
+    """A record of any format that becomes a Pair or a Conversation → Pair. BadRecord where it is
+    more than one question and its answer."""
+    format = recognize(record, formats_of(Pair, Conversation)) or FORMATS["qa"]
+    id_, turns = to_conversation(format.parse(record))
+    if [role for role, _ in turns] != ["user", "assistant"]:
+        raise BadRecord("several turns or a system text; expected one question and its answer")
+    return Pair(id_, *(content for _, content in turns))
 
 
 def parse_dialogue(record):

@@ -23,6 +23,7 @@ from minigpt.data.formats import (
     Pair,
     parse_chat,
     parse_dialogue,
+    parse_pair,
     parse_qa,
     parse_text,
 )
@@ -69,8 +70,9 @@ def read_texts(paths):
 
 
 def read_pairs(paths):
-    """The question–answer Pairs under `paths`."""
-    return [pair for _, pair, _ in read_records(paths, parse_qa)]
+    """The question–answer Pairs under `paths`, whose records may be of any format that
+    data/prepare_sft.py reads, with one question and its answer."""
+    return [pair for _, pair, _ in read_records(paths, parse_pair)]
 
 
 def read_conversations(paths):

@@ -12,7 +12,7 @@ from tiny_run import run_here, write_jsonl
 
 from data_utils import Blocks
 from minigpt.data.encoders import DialogueEncoder
-from minigpt.data.formats import FORMATS, any_of, formats_of, read_record
+from minigpt.data.formats import FORMATS, any_of, formats_of, parse_pair, read_record
 from minigpt.data.readers.records import Reject
 from minigpt.data.shapes.dialogues import expanded
 from minigpt.data.shapes.samples import Conversation, LeftOut, Pair, Preference
@@ -301,6 +301,13 @@ def test_answers_that_part_early_are_left_out():
     record = dict(zip(("chosen", "rejected"), map(messages, sides), strict=True))
     assert str(read(record, DPO)) == "answers of several turns"
     assert "no prompt" in read({"chosen": "a", "rejected": "b"}, DPO).reason
+
+
+def test_any_shape_of_one_question_is_a_pair():
+    for name, record in shapes_of("", [("谁？", "我。")]):
+        assert read_record(record, parse_pair, "a", 1) == Pair(None, "谁？", "我。"), name
+    found = read_record({"messages": messages(TURNS)}, parse_pair, "a", 1)
+    assert found.reason == "several turns or a system text; expected one question and its answer"
 
 
 # -- the scripts -----------------------------------------------------------------------------------
