@@ -302,9 +302,12 @@ class PairGenerator:
 
 def _is_ended_by_server(answer):
     """Whether neither the model nor the token limit ended an answer, but the server: a failure, or
-    its moderation. Then the entry may be answered another time."""
+    its moderation. So it is where there is no text at all. Then the entry may be answered another
+    time."""
     if answer.cut:
         return answer.finish_reason.lower() not in CUT_REASONS
+    if not answer.text.strip():
+        return True
     return breaks_off(answer.text) and answer.finish_reason is None
 
 
