@@ -157,7 +157,7 @@ def killed(settings, folder):
 
 def faults(settings, folder):
     """Yield rows: the entries and pairs after all faults of a server and five kills."""
-    work, script, began = Work(folder), FaultsInTurn(settings.entries // 25, 12), time.monotonic()
+    work, script, began = Work(folder), FaultsInTurn(settings.entries // 30, 12), time.monotonic()
     garden.write_entries(work.input, settings.entries)
     with serving(script) as server:
         codes = survive(work, server, 5, "--workers=8", "--min_success=0", most=200)

@@ -240,16 +240,16 @@ class PairGenerator:
 
     def __call__(self, task):
         messages, result = self.messages(task), Result("rejected")
+        ask = functools.partial(self.ask, refused=True) if task.refused else self.ask
         began = time.monotonic()
         while True:
             try:
-                ask = self.ask if not task.refused else functools.partial(self.ask, refused=True)
                 answer = ask(messages, result.attempts)
                 findings = self._take(answer, task, result)
             except QuestionRefused as error:
                 result.reasons.append(str(error))
                 # What is refused for its own words is refused again; all else may be the server's.
-                is_own = error.reason is None and not isinstance(error, NoVerdict)
+                is_own = error.reason is None
                 result.outcome = "rejected" if is_own and result.attempts else "refused"
                 break
             if len(result.pairs) >= self.rules.n_min:
@@ -302,9 +302,12 @@ class PairGenerator:
 
 def _is_ended_by_server(answer):
     """Whether neither the model nor the token limit ended an answer, but the server: a failure, or
-    its moderation. Then the entry may be answered another time."""
+    its moderation. So it is where there is no text at all. Then the entry may be answered another
+    time."""
     if answer.cut:
         return answer.finish_reason.lower() not in CUT_REASONS
+    if not answer.text.strip():
+        return True
     return breaks_off(answer.text) and answer.finish_reason is None
 
 

@@ -39,6 +39,7 @@ from minigpt.synthesis.backoff import (
 )
 
 PING = {"messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
+FAILED_OFTEN = (None, "failed often")  # a reason of QuestionRefused
 
 
 class PoolClosed(UserError):
@@ -277,9 +278,8 @@ class Pool:
             if isinstance(outcome, Answer):
                 return outcome
             if retries.blamed >= self._policy.tries:
-                raise QuestionRefused(
-                    f"{retries.server.last} (failure {retries.failed}; others were answered)"
-                )
+                often = f"(failure {retries.failed}; others were answered)"
+                raise QuestionRefused(f"{retries.server.last} {often}", FAILED_OFTEN)
             if not isinstance(outcome, (TemporaryError, ServerUnusable, QuestionRefused)):
                 raise outcome
 

@@ -215,6 +215,16 @@ def test_half_a_sentence_is_no_pair_and_the_reject_says_why(work, reason, outcom
         assert len(server.seen) == (2 if outcome == "refused" else 0)
 
 
+def test_an_empty_answer_is_no_answer(work):
+    work = work(2)
+    with ScriptedServer(lambda asked: good("")) as server:
+        assert work.run(server, "--retries=0")[0] == 1
+        check_whole(work, 2, {"refused": 2})
+        server.script = writer
+        assert work.run(server)[0] == 0
+    check_whole(work, 2, {"done": 2})
+
+
 def test_whole_pairs_before_the_break_are_kept(work):
     work = work(2)
     with ScriptedServer(cut("content_filter")) as server:

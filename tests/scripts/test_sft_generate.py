@@ -757,6 +757,9 @@ def test_refused_at_once_or_later():
     result = generator(few, QuestionRefused("too long"))[0](task_of(0))
     assert result.outcome == "rejected" and result.reasons[-1] == "too long"
     assert result.raw == few and len(result.pairs) == 1
+    # For a reason that may be the server's it is not final.
+    result = generator(few, QuestionRefused("no", (400, "no")))[0](task_of(0))
+    assert result.outcome == "refused" and result.reasons[-1] == "no"
 
 
 def test_no_more_pairs_than_wanted():

@@ -483,7 +483,7 @@ def test_answers_in_flight_decide_on_a_streak_of_refusals(serve):
         return held(release) if asked.text == "首都？" else error(400, "no se puede")
 
     server = serve(script=script)
-    pool, _ = pool_of(server, workers=2)
+    pool, _ = pool_of(server, workers=4)
 
     def ask(i):
         if i == 0:
@@ -492,12 +492,14 @@ def test_answers_in_flight_decide_on_a_streak_of_refusals(serve):
         if i == 1:
             return ask_many(pool, 11)
         until(lambda: len(server.seen) == 11)
-        time.sleep(0.05)
+        if i == 2:
+            return ask_many(pool, 1)
+        time.sleep(0.1)
         asked = len(server.seen)
         release.set()
         return asked
 
-    text, found, asked = in_threads(3, ask)
+    text, found, _, asked = in_threads(4, ask)
     assert text == "x" and asked == 11  # no more was asked before the answer decided
     assert {type(caught) for caught in found} == {QuestionRefused} and len(found) == 11
     assert pool.snapshot()[0].state == "up"

@@ -94,7 +94,7 @@ class NoVerdict(QuestionRefused):
     """The judge did not judge every pair. usage: what it cost nevertheless."""
 
     def __init__(self, message, usage):
-        super().__init__(message)
+        super().__init__(message, (None, "no verdict"))
         self.usage = usage
 
 
