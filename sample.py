@@ -17,6 +17,7 @@ from pathlib import Path
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
+from minigpt.common.report import ENDED_AT_ONCE
 from minigpt.data.prompts import prompt_ids, stop_ids
 from minigpt.evaluation.quantization_cost import load_for_generation
 from minigpt.inference.engine import Engine, Request
@@ -141,11 +142,7 @@ class Writer:
         count, size = len(ticket.ids), self.engine.block_size
         print(f"[{count} tokens, {count / seconds:.0f} tokens/s]", file=sys.stderr)
         if not count and ticket.finish_reason == "stop":
-            print(
-                "note: the model ended at once, which is usual after few training steps (see "
-                "docs/en/troubleshooting.md)",
-                file=sys.stderr,
-            )
+            print(f"note: {ENDED_AT_ONCE}", file=sys.stderr)
         if ticket.rolled and not self.warned:
             self.warned = True
             print(

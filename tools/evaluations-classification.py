@@ -16,13 +16,11 @@ import pathlib
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, run
-from minigpt.common.report import check_writable, table, write_json, write_jsonl
+from minigpt.common.report import check_writable, progress, table, write_json, write_jsonl
 from minigpt.evaluation.classification import (
     answer_room,
     draw_shots,
@@ -72,8 +70,8 @@ def main():
     shortened = sum(short for _, short in asked)
     if shortened:
         print(f"{shortened} of {len(rows)} questions are too long for the block: texts cut shorter")
-    with tqdm(total=len(rows), desc="texts", unit="", leave=False, disable=None) as bar:
-        found, notes = predict(trained, questions, task, settings.batch_size, bar.update)
+    with progress(len(rows), "texts") as advance:
+        found, notes = predict(trained, questions, task, settings.batch_size, advance)
     for note in notes:
         print(note)
 
