@@ -14,7 +14,7 @@ import csv
 import io
 import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,10 +28,19 @@ from minigpt.data.prompts import prompt_ids, stop_ids
 from minigpt.inference.engine import Request
 
 WINDOW = 50  # positions; see nearby()
-MEASURES = ("tokens", "repeated_4", "nearby_4", "distinct_1", "distinct_2", "distinct_3")
+MEASURES = (
+    "tokens",
+    "repeated_4",
+    "recurring_4",
+    "nearby_4",
+    "distinct_1",
+    "distinct_2",
+    "distinct_3",
+)
 ENDS = ("ended", "cut")  # fractions of texts
 PLOTTED = {  # measure → its name in the pictures
-    "repeated_4": "repeated 4-grams",
+    "repeated_4": "4-grams that occurred before",
+    "recurring_4": "4-grams that occur more than once",
     "nearby_4": "4-gram repetition, weighted by distance",
     "distinct_1": "distinct tokens",
     "distinct_2": "distinct 2-grams",
@@ -55,15 +64,26 @@ def distinct(ids, n):
 
 
 def repeated(ids, n=4):
-    """The fraction of n-grams that occurred before (Welleck et al. 2019): 1 - distinct."""
+    """The fraction of n-grams that occurred before (Welleck et al. 2019): 1 - distinct. The first
+    occurrence of an n-gram does not count."""
     return 1 - distinct(ids, n)
+
+
+def recurring(ids, n=4):
+    """The fraction of n-grams that occur more than once. All their occurrences count, also the
+    first: a text that is written twice has about 1 here and about ½ in repeated()."""
+    grams = ngrams(ids, n)
+    counts = Counter(grams)
+    return sum(counts[gram] > 1 for gram in grams) / len(grams) if grams else 0.0
 
 
 def nearby(ids, n=4, window=WINDOW):
     """Repetition weighted by distance: for each n-gram the number of its other occurrences within
     `window` positions, divided by the highest such number of the text, averaged over all n-grams.
 
-    0 if nothing is repeated nearby, 1 if the whole text is one loop. By hand, n = 4: in
+    An n-gram does not count itself: 0 if nothing is repeated nearby, 1 if the whole text is one
+    loop. A count that includes the n-gram itself also gives 1 if nothing is repeated, because all
+    counts are then the highest one. By hand, n = 4: in
     1 2 3 4 1 2 3 4 1 2 3 4 9 the 4-gram 1234 occurs three times, each time with two others nearby;
     2341, 3412 and 4123 occur twice, with one other each; 2349 once. Divided by the highest, 2:
     3 · 1 + 6 · ½ + 0 = 6, over ten 4-grams: 0.6.
@@ -87,6 +107,7 @@ def measure(ids):
     return dict(
         tokens=len(ids),
         repeated_4=repeated(ids),
+        recurring_4=recurring(ids),
         nearby_4=nearby(ids),
         **{f"distinct_{n}": distinct(ids, n) for n in (1, 2, 3)},
     )

@@ -26,6 +26,7 @@ from minigpt.evaluation.repetition import (
     pictures,
     read_questions,
     read_values,
+    recurring,
     repeated,
     summaries,
 )
@@ -45,6 +46,7 @@ def test_the_docstrings_example():
     assert nearby(ids, window=4) == pytest.approx(0.5)
     assert nearby(ids, window=3) == 0
     assert repeated(ids) == pytest.approx(1 - 5 / 10)
+    assert recurring(ids) == pytest.approx(9 / 10)  # all but 2349
     assert (distinct(ids, 1), distinct(ids, 2)) == (5 / 13, 5 / 12)
 
 
@@ -58,9 +60,21 @@ def test_the_edge_of_the_window():
 
 def test_texts_without_an_ngram():
     for ids in ([], [1], [1, 1, 1]):
-        assert (repeated(ids), nearby(ids)) == (0, 0)
+        assert (repeated(ids), recurring(ids), nearby(ids)) == (0, 0, 0)
     assert distinct([], 1) == distinct([7], 2) == 1
     assert nearby([1] * 9) == 1 and repeated([1] * 9) == pytest.approx(1 - 1 / 6)
+
+
+def test_a_text_that_is_written_twice():
+    """101 different tokens, twice: 199 4-grams, of which three cross the seam and occur once."""
+    ids = [*range(101)] * 2
+    assert recurring(ids) == pytest.approx(196 / 199)  # 0.985
+    assert repeated(ids) == pytest.approx(98 / 199)  # 0.492
+
+
+def test_without_repetition_the_weighted_measure_is_0():
+    """A count that includes the 4-gram itself is 1 for each, so that its average is 1."""
+    assert nearby([*range(60)]) == 0
 
 
 TEXTS = st.lists(st.integers(0, 3), max_size=60)
@@ -77,6 +91,8 @@ def test_against_plain_counting(ids, n, window):
     assert nearby(ids, n, window) == pytest.approx(wanted)
     again = sum(gram in grams[:i] for i, gram in enumerate(grams))
     assert repeated(ids, n) == pytest.approx(again / len(grams) if grams else 0)
+    twice = sum(grams.count(gram) > 1 for gram in grams)
+    assert recurring(ids, n) == pytest.approx(twice / len(grams) if grams else 0)
 
 
 @given(ids=TEXTS)
@@ -88,7 +104,7 @@ def test_shares_are_shares(ids):
 
 @given(ids=st.lists(st.integers(0, 10**4), min_size=4, max_size=45, unique=True))
 def test_a_text_without_repetition_and_the_same_twice(ids):
-    assert repeated(ids) == nearby(ids) == 0 and distinct(ids, 1) == 1
+    assert repeated(ids) == recurring(ids) == nearby(ids) == 0 and distinct(ids, 1) == 1
     twice = ids + ids
     assert repeated(twice) > 0 and nearby(twice) > 0 and distinct(twice, 1) == 0.5
 
@@ -227,13 +243,13 @@ def test_one_setting_gives_lines():
     values = ONE | dict(temperature=[0.85, 0.1, 1.5])
     drawn = pictures(figures_of(values), values)
     shares, lengths = drawn["shares"], drawn["tokens"]
-    assert shares.panels["repeated 4-grams"] == [0, 0.01, 0.02]
+    assert shares.panels["4-grams that occurred before"] == [0, 0.01, 0.02]
     figure, notes = grid_figure("run", *shares)
     assert not notes
     lines = {line.get_gid(): line.get_xydata().tolist() for line in figure.axes[0].get_lines()}
-    assert lines["grid:repeated 4-grams"] == [[0.1, 0.01], [0.85, 0], [1.5, 0.02]]  # in order
+    assert lines["grid:4-grams that occurred before"] == [[0.1, 0.01], [0.85, 0], [1.5, 0.02]]  # in order
     assert figure.get_suptitle() == "run\nrepetition"
-    assert len(lines) == 5 and figure.axes[0].get_xlabel() == "temperature"
+    assert len(lines) == 6 and figure.axes[0].get_xlabel() == "temperature"
     assert lengths.panels == {"mean length in tokens": [0, 10, 20]}
 
 
@@ -242,7 +258,7 @@ def test_all_tokens_are_the_most_of_top_k():
     figure, _ = grid_figure("run", *pictures(figures_of(values), values)["shares"])
     (axes,) = figure.axes
     lines = {line.get_gid(): line.get_xydata().tolist() for line in axes.get_lines()}
-    assert lines["grid:repeated 4-grams"] == [[0, 0.02], [1, 0], [2, 0.01]]
+    assert lines["grid:4-grams that occurred before"] == [[0, 0.02], [1, 0], [2, 0.01]]
     shown = dict(zip(axes.get_xticks(), axes.get_xticklabels(), strict=True))
     assert {x: label.get_text() for x, label in shown.items()} == {0: "1", 1: "50", 2: "0 (all)"}
 
@@ -265,7 +281,7 @@ def test_two_settings_give_maps_and_a_third_panels():
         "0.03",
         "0.04",
     ]
-    assert found["tokens"].top is None and len(found) == 6
+    assert found["tokens"].top is None and len(found) == 7
 
 
 # -- the script ------------------------------------------------------------------------------------
@@ -287,6 +303,7 @@ def test_a_run_that_goes_round_and_one_that_ends(tmp_path, byte_tokenizer):
     # Thirty tokens of a round of six: of 27 4-grams six are new. Three of the six stand five times,
     # three four times; all of one text is within 50 positions.
     assert cell["repeated_4"] == pytest.approx(1 - 6 / 27)
+    assert cell["recurring_4"] == 1
     assert cell["nearby_4"] == pytest.approx((3 * 5 * 4 + 3 * 4 * 3) / 4 / 27)
     assert (cell["tokens"], cell["ended"], cell["cut"], cell["texts"]) == (30, 0, 1, 6)
     assert found["questions"] == ["甲。", "乙。"] and found["step"] == 7
@@ -325,7 +342,7 @@ def test_a_grid_of_a_random_run_is_drawn(tmp_path, byte_tokenizer, tiny_model):
     assert "6 questions, 5 cells, 30 texts" in out
     drawn = {path.name for path in run.glob("repetition_*.png")}
     assert "repetition_repeated_4.png" in drawn and "repetition_tokens.png" in drawn
-    assert len(drawn) == 7 and "repetition_shares.png" not in drawn
+    assert len(drawn) == 8 and "repetition_shares.png" not in drawn
     assert "repetition_shares_kept.png" in drawn
 
 
