@@ -15,27 +15,7 @@ the first show what the run has memorised, the second what it has learned.
 from pathlib import Path
 
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
-from minigpt.common.report import (
-    ENDED_AT_ONCE,
-    check_writable,
-    progress,
-    table,
-    write_json,
-    write_jsonl,
-)
-from minigpt.evaluation.examples import (
-    HELD_OUT,
-    OTHER,
-    SEEN,
-    draw,
-    membership,
-    read_examples,
-    write_answers,
-)
-from minigpt.evaluation.quantization_cost import load_for_generation
-from minigpt.evaluation.rouge import score, summary
-from minigpt.inference.engine import Engine
+from minigpt.common.errors import UserError, preflight, run
 
 SHOWN = 200  # characters of an answer in the terminal; the file has all of it
 FEW = 20  # at most so many answers are all printed
@@ -57,10 +37,42 @@ class Settings:
     #                printed, in the order of the file; 0: none
 
 
-def main():
-    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
+def read_settings():
+    """The settings, checked."""
+    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__, quiet=True)
     if problems := settings.below(batch_size=1, show=0, limit=1, seed=0):
         raise UserError("\n".join(problems))
+    return settings
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from minigpt.common.report import (
+    ENDED_AT_ONCE,
+    check_writable,
+    progress,
+    table,
+    write_json,
+    write_jsonl,
+)
+from minigpt.evaluation.examples import (
+    HELD_OUT,
+    OTHER,
+    SEEN,
+    draw,
+    membership,
+    read_examples,
+    write_answers,
+)
+from minigpt.evaluation.quantization_cost import load_for_generation
+from minigpt.evaluation.rouge import score, summary
+from minigpt.inference.engine import Engine
+
+
+def main():
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     trained = load_for_generation(settings.out_dir, settings.device, settings.dtype)
     tokenizer, prompt_format = trained.tokenizer, trained.prompt_format
     output = Path(settings.output or trained.folder / "rouge.jsonl")

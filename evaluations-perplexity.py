@@ -15,8 +15,31 @@ from pathlib import Path
 from typing import Literal
 
 from config.configurator import configure
+from minigpt.common.errors import UserError, preflight, run
+
+
+class Settings:
+    dataset: str = ""  # a folder of prepared blocks; "": the run's training dataset
+    split: Literal["val", "train"] = "val"  # which blocks; only val has its text in val.jsonl
+    text: str = ""  # any text instead of a dataset: a .txt is one text, a .jsonl has one a line
+    batch_size: int = 32  # rows in one forward pass; changes the speed, not the figures
+    output: str = ""  # JSON file of the results; "": perplexity.json in out_dir
+
+
+def read_settings():
+    """The settings, checked."""
+    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__, quiet=True)
+    if problems := settings.below(batch_size=1):
+        raise UserError("\n".join(problems))
+    if settings.text and settings.dataset:
+        raise UserError("--text and --dataset: expected one of them")
+    return settings
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
 from data_utils import Blocks, read_meta
-from minigpt.common.errors import UserError, run
 from minigpt.common.report import check_writable, table, write_json
 from minigpt.evaluation.examples import read_conversations, read_pairs, read_texts
 from minigpt.evaluation.perplexity import (
@@ -30,20 +53,9 @@ from minigpt.models import checkpoint
 from minigpt.models.device import pick_device, pick_dtype
 
 
-class Settings:
-    dataset: str = ""  # a folder of prepared blocks; "": the run's training dataset
-    split: Literal["val", "train"] = "val"  # which blocks; only val has its text in val.jsonl
-    text: str = ""  # any text instead of a dataset: a .txt is one text, a .jsonl has one a line
-    batch_size: int = 32  # rows in one forward pass; changes the speed, not the figures
-    output: str = ""  # JSON file of the results; "": perplexity.json in out_dir
-
-
 def main():
-    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
-    if problems := settings.below(batch_size=1):
-        raise UserError("\n".join(problems))
-    if settings.text and settings.dataset:
-        raise UserError("--text and --dataset: expected one of them")
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
     trained = checkpoint.load(settings.out_dir, device)

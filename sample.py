@@ -16,11 +16,8 @@ import time
 from pathlib import Path
 
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
-from minigpt.common.report import ENDED_AT_ONCE
-from minigpt.data.prompts import prompt_ids, stop_ids
-from minigpt.evaluation.quantization_cost import load_for_generation
-from minigpt.inference.engine import Engine, Request
+from minigpt.common.errors import UserError, preflight, run
+from minigpt.inference.request import Request
 
 
 class Settings:
@@ -39,40 +36,15 @@ class Settings:
     seed: int | None = None  # the same seed gives the same text; none: a new one every time
 
 
-def main():
+def read_settings():
+    """The settings, checked."""
     settings = configure(Settings, shared="out_dir device dtype", doc=__doc__, quiet=True)
     if settings.num_beams > 1:
         disable_sampling(settings)
-    print(settings.describe(), file=sys.stderr)
-    if problems := settings.below(num_samples=1):
-        raise UserError("\n".join(problems))
-    start = read_start(settings.start)
-    problems = request_of([0], settings).problems()  # before the model is loaded
+    problems = settings.below(num_samples=1) + request_of([0], settings).problems()
     if problems:
         raise UserError("\n".join(problems))
-    trained = load_for_generation(
-        settings.out_dir, settings.device, settings.dtype, settings.kernels
-    )
-    writer = Writer(trained, settings)
-    if start:
-        writer.write_all(start)
-    else:
-        converse(writer)
-
-
-def read_start(start):
-    """The text of --start: itself, or the contents of FILE:path."""
-    if not start.startswith("FILE:"):
-        return start
-    path = Path(start.removeprefix("FILE:"))
-    try:
-        text = path.read_text(encoding="utf-8-sig").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise UserError(f"--start=FILE:{path}: cannot be read ({reason})") from None
-    if not text:
-        raise UserError(f"--start=FILE:{path}: the file is empty; expected a text to continue")
-    return text
+    return settings
 
 
 def disable_sampling(settings):
@@ -103,6 +75,44 @@ def request_of(ids, settings, number=0, **more):
         seed=None if settings.seed is None else settings.seed + number,
         **more,
     )
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from minigpt.common.report import ENDED_AT_ONCE
+from minigpt.data.prompts import prompt_ids, stop_ids
+from minigpt.evaluation.quantization_cost import load_for_generation
+from minigpt.inference.engine import Engine
+
+
+def main():
+    settings = read_settings()
+    print(settings.describe(), file=sys.stderr)
+    start = read_start(settings.start)
+    trained = load_for_generation(
+        settings.out_dir, settings.device, settings.dtype, settings.kernels
+    )
+    writer = Writer(trained, settings)
+    if start:
+        writer.write_all(start)
+    else:
+        converse(writer)
+
+
+def read_start(start):
+    """The text of --start: itself, or the contents of FILE:path."""
+    if not start.startswith("FILE:"):
+        return start
+    path = Path(start.removeprefix("FILE:"))
+    try:
+        text = path.read_text(encoding="utf-8-sig").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UserError(f"--start=FILE:{path}: cannot be read ({reason})") from None
+    if not text:
+        raise UserError(f"--start=FILE:{path}: the file is empty; expected a text to continue")
+    return text
 
 
 class Writer:

@@ -16,34 +16,8 @@ import socket
 from pathlib import Path
 
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
-
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
-
-from minigpt.arena.access.admin import AdminPassword
-from minigpt.arena.access.page_filter import PageFilter
-from minigpt.arena.access.rate_limit import VisitorLimits
-from minigpt.arena.access.voters import Voters
-from minigpt.arena.arena import MAX_SIDES, Arena
-from minigpt.arena.endpoints import Endpoint, Endpoints, LocalRun, read_presets
-from minigpt.arena.health import HealthMonitor
-from minigpt.arena.i18n import ENGLISH
-from minigpt.arena.store import Ledger
-from minigpt.arena.ui.app import make_app
-from minigpt.arena.ui.context import PageContext
-from minigpt.arena.ui.page import Page
 from minigpt.common.credentials import read_secret
-from minigpt.common.presets import read_prompts
-from minigpt.common.urls import address, is_everywhere, is_local
-from minigpt.data.prompts import chat_ids, stop_ids
-from minigpt.evaluation.quantization_cost import load_for_generation
-from minigpt.inference.engine import Engine
-from minigpt.inference.scheduler import QueueLimits, RequestScheduler, set_threads
-from minigpt.models import checkpoint
-from minigpt.openai.safe_http import DEFAULT as OWN_NETWORKS
-from minigpt.openai.safe_http import Allowed, lan_address
-from minigpt.serving.allowed_hosts import AllowedHosts
-from minigpt.serving.asgi import serve
+from minigpt.common.errors import UserError, preflight, run
 
 
 class Settings:
@@ -68,38 +42,12 @@ class Settings:
     #                          shares one address
 
 
-def main():
+def read_settings():
+    """The settings, with the passwords, checked."""
     settings = configure(Settings, shared="device dtype", doc=__doc__, quiet=True)
     read_secrets(settings)
     check(settings)
-    networks = Allowed((*OWN_NETWORKS, *settings.networks))
-    arena = make_arena(settings, networks)
-    prompts = read_prompts(settings.examples)
-    voters = Voters.beside(settings.ledger)
-    context = PageContext(arena, prompts, voters, VisitorLimits(settings.address_limit))
-    monitor = HealthMonitor(arena.endpoints)
-    page = Page(context, monitor, AdminPassword(settings.admin_password), networks)
-    hosts = AllowedHosts(settings.allowed_hosts, settings.host)
-    app = PageFilter(make_app(page), voters, hosts, settings.auth)
-    monitor.start()
-    print(welcome(settings, arena), flush=True)
-    serve(app, settings.host, settings.port)
-
-
-def make_arena(settings, networks):
-    """The Arena: local runs, the servers of --endpoints, and the ledger."""
-    ledger = Ledger(settings.ledger)
-    entries, checkpoints = local_runs(settings)
-    if settings.endpoints:
-        presets = read_presets(settings.endpoints)
-        entries += [Endpoint(*preset, allowed=networks) for preset in presets]
-    return Arena(
-        Endpoints(entries),
-        ledger,
-        checkpoints,
-        deadline_seconds=settings.deadline,
-        max_battles=settings.most_battles,
-    )
+    return settings
 
 
 def read_secrets(settings):
@@ -128,6 +76,68 @@ def check(settings):
         )
     if problems:
         raise UserError("\n".join(problems))
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
+
+from minigpt.arena.access.admin import AdminPassword
+from minigpt.arena.access.page_filter import PageFilter
+from minigpt.arena.access.rate_limit import VisitorLimits
+from minigpt.arena.access.voters import Voters
+from minigpt.arena.arena import MAX_SIDES, Arena
+from minigpt.arena.endpoints import Endpoint, Endpoints, LocalRun, read_presets
+from minigpt.arena.health import HealthMonitor
+from minigpt.arena.i18n import ENGLISH
+from minigpt.arena.store import Ledger
+from minigpt.arena.ui.app import make_app
+from minigpt.arena.ui.context import PageContext
+from minigpt.arena.ui.page import Page
+from minigpt.common.presets import read_prompts
+from minigpt.common.urls import address, is_everywhere, is_local
+from minigpt.data.prompts import chat_ids, stop_ids
+from minigpt.evaluation.quantization_cost import load_for_generation
+from minigpt.inference.engine import Engine
+from minigpt.inference.scheduler import QueueLimits, RequestScheduler, set_threads
+from minigpt.models import checkpoint
+from minigpt.openai.safe_http import DEFAULT as OWN_NETWORKS
+from minigpt.openai.safe_http import Allowed, lan_address
+from minigpt.serving.allowed_hosts import AllowedHosts
+from minigpt.serving.asgi import serve
+
+
+def main():
+    settings = read_settings()
+    networks = Allowed((*OWN_NETWORKS, *settings.networks))
+    arena = make_arena(settings, networks)
+    prompts = read_prompts(settings.examples)
+    voters = Voters.beside(settings.ledger)
+    context = PageContext(arena, prompts, voters, VisitorLimits(settings.address_limit))
+    monitor = HealthMonitor(arena.endpoints)
+    page = Page(context, monitor, AdminPassword(settings.admin_password), networks)
+    hosts = AllowedHosts(settings.allowed_hosts, settings.host)
+    app = PageFilter(make_app(page), voters, hosts, settings.auth)
+    monitor.start()
+    print(welcome(settings, arena), flush=True)
+    serve(app, settings.host, settings.port)
+
+
+def make_arena(settings, networks):
+    """The Arena: local runs, the servers of --endpoints, and the ledger."""
+    ledger = Ledger(settings.ledger)
+    entries, checkpoints = local_runs(settings)
+    if settings.endpoints:
+        presets = read_presets(settings.endpoints)
+        entries += [Endpoint(*preset, allowed=networks) for preset in presets]
+    return Arena(
+        Endpoints(entries),
+        ledger,
+        checkpoints,
+        deadline_seconds=settings.deadline,
+        max_battles=settings.most_battles,
+    )
 
 
 def local_runs(settings):

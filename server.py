@@ -17,23 +17,9 @@ import threading
 import time
 from pathlib import Path
 
-import torch
-
 from config.configurator import configure
-from minigpt.common.credentials import read_secret
-from minigpt.common.errors import UserError, run
-from minigpt.common.urls import address, is_everywhere, is_key, is_local
-from minigpt.evaluation.quantization_cost import load_for_generation
-from minigpt.inference.engine import Engine, Request
-from minigpt.inference.scheduler import QueueLimits, RequestScheduler, set_threads
-from minigpt.models import checkpoint
-from minigpt.openai.request_reader import RequestLimits
-from minigpt.openai.safe_http import lan_address
-from minigpt.serving.allowed_hosts import AllowedHosts
-from minigpt.serving.app import make_app
-from minigpt.serving.service import Options, Served, Service
-from minigpt.serving.wsgi import flush, listen
-from model import GPT, GPTConfig
+from minigpt.common.errors import UserError, preflight, run
+from minigpt.inference.request import Request
 
 
 class Settings:
@@ -73,16 +59,60 @@ class Settings:
     log_text: bool = False  # true: log prompts and answers
 
 
+def read_settings():
+    """The settings, checked; the key is still where its user put it."""
+    settings = configure(Settings, shared="device dtype", doc=__doc__, quiet=True)
+    problems = settings.below(
+        **dict(slots=1, max_body_kb=1, max_n=1),
+        **dict(max_prompt_tokens=1, max_tokens=1, default_max_tokens=1),
+        **dict(threads=0, max_waiting=0, queue_seconds=0, total_seconds=0, drain_seconds=0),
+    )
+    if not 0 <= settings.port < 65536:
+        problems.append(f"port={settings.port}: expected 0 to 65535")
+    if settings.default_max_tokens > settings.max_tokens:
+        problems.append(f"default_max_tokens={settings.default_max_tokens}: is above max_tokens")
+    problems += Request([0], **sampling_of(settings)).problems()
+    if not settings.out_dir:
+        problems.append("--out_dir: expected a run's folder, or several with commas between")
+    if problems:
+        raise UserError("\n".join(problems))
+    return settings
+
+
+def sampling_of(settings):
+    """The sampling settings of a request that names none: name → value."""
+    sampling = ("temperature", "top_k", "top_p", "repetition_penalty")
+    return {name: getattr(settings, name) for name in sampling}
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+import torch
+
+from minigpt.common.credentials import read_secret
+from minigpt.common.urls import address, is_everywhere, is_key, is_local
+from minigpt.evaluation.quantization_cost import load_for_generation
+from minigpt.inference.engine import Engine
+from minigpt.inference.scheduler import QueueLimits, RequestScheduler, set_threads
+from minigpt.models import checkpoint
+from minigpt.openai.request_reader import RequestLimits
+from minigpt.openai.safe_http import lan_address
+from minigpt.serving.allowed_hosts import AllowedHosts
+from minigpt.serving.app import make_app
+from minigpt.serving.service import Options, Served, Service
+from minigpt.serving.wsgi import flush, listen
+from model import GPT, GPTConfig
+
+
 class Stopped(BaseException):
     """Ctrl-C or SIGTERM."""
 
 
 def main():
-    settings = configure(Settings, shared="device dtype", doc=__doc__, quiet=True)
+    settings = read_settings()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options, folders = options_of(settings), settings.out_dir
-    if not folders:
-        raise UserError("--out_dir: expected a run's folder, or several with commas between")
     if settings.api_key is not None:
         settings.set("api_key", "(not shown)", settings.origin("api_key"))
     print(settings.describe(), flush=True)
@@ -111,21 +141,7 @@ def stop(number, frame):
 
 
 def options_of(settings):
-    """The settings as the API's Options; UserError with all that is wrong."""
-    problems = settings.below(
-        **dict(slots=1, max_body_kb=1, max_n=1),
-        **dict(max_prompt_tokens=1, max_tokens=1, default_max_tokens=1),
-        **dict(threads=0, max_waiting=0, queue_seconds=0, total_seconds=0, drain_seconds=0),
-    )
-    if not 0 <= settings.port < 65536:
-        problems.append(f"port={settings.port}: expected 0 to 65535")
-    if settings.default_max_tokens > settings.max_tokens:
-        problems.append(f"default_max_tokens={settings.default_max_tokens}: is above max_tokens")
-    sampling = ("temperature", "top_k", "top_p", "repetition_penalty")
-    defaults = {name: getattr(settings, name) for name in sampling}
-    problems += Request([0], **defaults).problems()
-    if problems:
-        raise UserError("\n".join(problems))
+    """The settings as the API's Options; UserError for a key or a host name that cannot be."""
     limits = RequestLimits(
         settings.max_body_kb * 1024,
         settings.max_prompt_tokens,
@@ -139,7 +155,7 @@ def options_of(settings):
         allowed_hosts=AllowedHosts(settings.allowed_hosts, settings.host),
         log_text=settings.log_text,
         limits=limits,
-        defaults=defaults,
+        defaults=sampling_of(settings),
     )
 
 

@@ -13,10 +13,23 @@ schedule and the optimizers are in optim.py beside it, losses in losses.py, sett
 
 from pathlib import Path
 
+from config.configurator import configure
+from minigpt.common.errors import preflight, run
+from minigpt.training.settings import check_ranges
+
+
+def read_settings():
+    """The settings, checked."""
+    settings = configure(shared="all", doc=__doc__, quiet=True)
+    check_ranges(settings)
+    return settings
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
 import torch
 
-from config.configurator import configure
-from minigpt.common.errors import run
 from minigpt.common.report import check_writable
 from minigpt.data.prompts import stop_ids
 from minigpt.evaluation.examples import Example, example_ids, first_held_out
@@ -29,7 +42,6 @@ from minigpt.training.dpo import make_dpo
 from minigpt.training.log import STOPPED, Log
 from minigpt.training.objectives import NextToken
 from minigpt.training.optim import make_optimizers
-from minigpt.training.settings import check_ranges
 from minigpt.training.setup import (
     attach_lora,
     choose_attention,
@@ -45,8 +57,7 @@ from minigpt.training.trainer import Trainer, out_of_memory_advice
 
 
 def main():
-    settings = configure(shared="all", doc=__doc__, quiet=True)
-    check_ranges(settings)
+    settings = read_settings()
     distributed = Distributed()  # one process, or one of several under torchrun
     with lock_run(settings, distributed), out_of_memory_advice():
         train(settings, distributed)

@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
-from minigpt.plotting.loss import best_position, format_loss, loss_figure
-from minigpt.plotting.output import output_paths, write_figure
-from minigpt.training.log import read_runlogs, run_names
+from minigpt.common.errors import UserError, preflight, run
 
 
 class Settings:
@@ -23,13 +20,29 @@ class Settings:
     x: Literal["steps", "tokens", "minutes"] = "steps"  # the x axis
     smooth: float = 0.9  # β of the train loss's moving average, below 1; 0: no smoothing
     log: Literal["auto", "none", "x", "y", "both"] = "auto"  # which axes are logarithmic;
-    # auto: if runs differ so much in length or loss that a linear axis would squeeze one flat
+
+
+def read_settings():
+    """The settings, checked."""
+    settings = configure(Settings, doc=__doc__, quiet=True)
+    if not 0 <= settings.smooth < 1:
+        raise UserError(f"--smooth={settings.smooth:g}: expected 0 (none) up to but not 1, as 0.9")
+    return settings
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from minigpt.plotting.loss import best_position, format_loss, loss_figure
+from minigpt.plotting.output import output_paths, write_figure
+from minigpt.training.log import read_runlogs, run_names
+
+# auto: if runs differ so much in length or loss that a linear axis would squeeze one flat
 
 
 def main():
-    settings = configure(Settings, doc=__doc__)
-    if not 0 <= settings.smooth < 1:
-        raise UserError(f"--smooth={settings.smooth:g}: expected 0 (none) up to but not 1, as 0.9")
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     paths = output_paths(settings.output)
     folders = list({Path(folder).resolve(): Path(folder) for folder in settings.runs}.values())
     if not folders:

@@ -21,14 +21,8 @@ from dataclasses import dataclass, field
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from bench.processes import percentile, running_server
 from config.configurator import configure
-from minigpt.arena.arena import Arena
-from minigpt.arena.endpoints import Endpoint, Endpoints
-from minigpt.arena.store import Ledger
-from minigpt.common.errors import UserError, run
-from minigpt.common.report import table
-from minigpt.evaluation.examples import read_pairs
+from minigpt.common.errors import UserError, preflight, run
 
 
 class Settings:
@@ -41,8 +35,25 @@ class Settings:
     dtype: str = "auto"  # of the servers
 
 
+def read_settings():
+    """The settings, checked."""
+    return configure(Settings, doc=__doc__, quiet=True)
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from bench.processes import percentile, running_server
+from minigpt.arena.arena import Arena
+from minigpt.arena.endpoints import Endpoint, Endpoints
+from minigpt.arena.store import Ledger
+from minigpt.common.report import table
+from minigpt.evaluation.examples import read_pairs
+
+
 def main():
-    settings = configure(Settings, doc=__doc__)
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     questions = [pair.question for pair in read_pairs(settings.input)]
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())

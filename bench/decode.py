@@ -23,16 +23,9 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import torch
 
-from bench.steps import GPT2, transformers_gpt2
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
-from minigpt.common.report import table
-from minigpt.inference import quantization
-from minigpt.inference.engine import Engine, Request
-from minigpt.inference.kernels import build
-from model import GPT, GPTConfig
+from minigpt.common.errors import UserError, preflight, run
 
 PROMPT = 32
 
@@ -48,8 +41,27 @@ class Settings:
     n_rows: int = 50304  # vocabulary
 
 
+def read_settings():
+    """The settings, checked."""
+    return configure(Settings, doc=__doc__, quiet=True)
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+import torch
+
+from bench.steps import GPT2, transformers_gpt2
+from minigpt.common.report import table
+from minigpt.inference import quantization
+from minigpt.inference.engine import Engine, Request
+from minigpt.inference.kernels import build
+from model import GPT, GPTConfig
+
+
 def main():
-    settings = configure(Settings, doc=__doc__)
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     problems = settings.below(rounds=1, tokens=2)
     if settings.tokens + PROMPT > 1024:
         problems.append(f"tokens={settings.tokens}: expected at most {1024 - PROMPT}")

@@ -14,10 +14,26 @@ import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from tokenizers import Tokenizer
 
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
+from minigpt.common.errors import UserError, preflight, run
+
+
+class Settings:
+    input: str = ""  # a file, or a folder with its subfolders; UTF-8
+    length: int = 2000  # characters per piece
+
+
+def read_settings():
+    """The settings, checked."""
+    return configure(Settings, shared="tokenizer", doc=__doc__, quiet=True)
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from tokenizers import Tokenizer
+
 from minigpt.common.report import table
 from minigpt.interop.gguf_export import write_gguf
 from minigpt.interop.hf_export import write_hf
@@ -26,13 +42,9 @@ from minigpt.tokenizer.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 
 
-class Settings:
-    input: str = ""  # a file, or a folder with its subfolders; UTF-8
-    length: int = 2000  # characters per piece
-
-
 def main():
-    settings = configure(Settings, shared="tokenizer", doc=__doc__)
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     texts = read_texts(settings.input)
     ours = load_tokenizer(settings.tokenizer)
     with tempfile.TemporaryDirectory() as folder:

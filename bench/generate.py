@@ -27,15 +27,9 @@ from collections import Counter
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 sys.path.insert(1, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
 
-import garden
-from scripted_server import ScriptedServer, error, good, half, reset
 
-from bench.processes import resident_memory
 from config.configurator import configure
-from minigpt.common.errors import ROOT, UserError, run
-from minigpt.data.formats import parse_qa
-from minigpt.data.pipeline import read_records
-from minigpt.synthesis.journal import beside
+from minigpt.common.errors import ROOT, UserError, preflight, run
 
 
 class Settings:
@@ -45,9 +39,27 @@ class Settings:
     workers: int = 8  # compared with one
 
 
+def read_settings():
+    """The settings, checked."""
+    return configure(Settings, doc=__doc__, quiet=True)
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+import garden
+from scripted_server import ScriptedServer, error, good, half, reset
+
+from bench.processes import resident_memory
+from minigpt.data.formats import parse_qa
+from minigpt.data.pipeline import read_records
+from minigpt.synthesis.journal import beside
+
+
 def main():
     """Measure, and print a table for bench/README.md."""
-    settings = configure(Settings, doc=__doc__)
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     print("| what | figure |\n|---|---|")
     for measure in (speed, memory, killed):
         with tempfile.TemporaryDirectory() as folder:

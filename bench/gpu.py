@@ -22,15 +22,9 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import torch
 
-from bench.steps import GPT2, SHAPES, our_step, peak_memory, transformers_step
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
-from minigpt.common.report import table
-from minigpt.common.scripts import figures_of
-from minigpt.models.device import peak_flops, pick_device, pick_dtype
-from model import GPT, GPTConfig, has_varlen_attention
+from minigpt.common.errors import UserError, preflight, run
 
 CASES = ("ours, default", "ours, default, pieces", "ours, GPT-2", "transformers GPT-2")
 
@@ -47,9 +41,27 @@ class Settings:
     case: str = ""  # only this case, output as JSON; the script runs itself with it
 
 
-def main():
+def read_settings():
+    """The settings, checked."""
     knobs = "device dtype learning_rate embedding_lr_ratio weight_decay"
-    settings = configure(Settings, shared=knobs + " beta1 beta2 muon_momentum", doc=__doc__)
+    return configure(Settings, shared=knobs + " beta1 beta2 muon_momentum", doc=__doc__, quiet=True)
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+import torch
+
+from bench.steps import GPT2, SHAPES, our_step, peak_memory, transformers_step
+from minigpt.common.report import table
+from minigpt.common.scripts import figures_of
+from minigpt.models.device import peak_flops, pick_device, pick_dtype
+from model import GPT, GPTConfig, has_varlen_attention
+
+
+def main():
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     if unknown := set(settings.shapes) - set(SHAPES):
         raise UserError(f"shapes={','.join(unknown)}: expected some of {', '.join(SHAPES)}")
     device = pick_device(settings.device)

@@ -23,15 +23,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt.common.errors import run
-from minigpt.common.report import table, write_jsonl
-from minigpt.common.scripts import call
-from minigpt.data.encoders import ConversationEncoder
-from minigpt.data.formats import FORMATS
-from minigpt.data.hashing import is_val
-from minigpt.data.pipeline import PrepareOptions, prepare
-from minigpt.evaluation.examples import read_conversations
-from minigpt.models import checkpoint
+from minigpt.common.errors import preflight, run
 
 # name → layout, isolate
 CASES = {
@@ -40,7 +32,6 @@ CASES = {
     "concat": ("concat", True),
     "concat, isolate=false": ("concat", False),
 }
-CHAT = ConversationEncoder()
 VAL_FRACTION = 0.2
 
 
@@ -56,6 +47,26 @@ class Settings:
     out_dir: str = "out/bench_layouts"  # data and runs
 
 
+def read_settings():
+    """The settings, checked."""
+    return configure(Settings, doc=__doc__, quiet=True)
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from minigpt.common.report import table, write_jsonl
+from minigpt.common.scripts import call
+from minigpt.data.encoders import ConversationEncoder
+from minigpt.data.formats import FORMATS
+from minigpt.data.hashing import is_val
+from minigpt.data.pipeline import PrepareOptions, prepare
+from minigpt.evaluation.examples import read_conversations
+from minigpt.models import checkpoint
+
+CHAT = ConversationEncoder()
+
+
 class Tuned(NamedTuple):
     """One run of a case: its steps, supervised tokens per second, the val loss at each evaluation,
     and its last sample."""
@@ -67,7 +78,8 @@ class Tuned(NamedTuple):
 
 
 def main():
-    settings = configure(Settings, doc=__doc__)
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     bench = Bench(settings)
     base = settings.init_from or bench.train_base()
     bench.prepare(base)

@@ -22,14 +22,9 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import torch
 
-from bench.steps import SHAPES, our_step, peak_memory
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
-from minigpt.common.report import table
-from minigpt.models.lora import LoRA, attach
-from model import GPT, GPTConfig
+from minigpt.common.errors import UserError, preflight, run
 
 CASES = ("all weights", "embeddings frozen", "upper half", "LoRA", "LoRA, attention")
 CASES += ("LoRA, upper half",)
@@ -44,9 +39,26 @@ class Settings:
     rounds: int = 5
 
 
-def main():
+def read_settings():
+    """The settings, checked."""
     knobs = "optimizer learning_rate embedding_lr_ratio weight_decay beta1 beta2 muon_momentum"
-    settings = configure(Settings, shared=knobs, doc=__doc__)
+    return configure(Settings, shared=knobs, doc=__doc__, quiet=True)
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+import torch
+
+from bench.steps import SHAPES, our_step, peak_memory
+from minigpt.common.report import table
+from minigpt.models.lora import LoRA, attach
+from model import GPT, GPTConfig
+
+
+def main():
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     if settings.shape not in SHAPES:
         raise UserError(f"shape={settings.shape}: expected {' or '.join(SHAPES)}")
     found = {case: [] for case in CASES}

@@ -27,11 +27,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
-from minigpt.common.report import table
-from minigpt.data.pipeline import read_entries
-from minigpt.data.train_bpe import sentences
-from minigpt.tokenizer.tokenizer import load_tokenizer
+from minigpt.common.errors import UserError, preflight, run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -46,9 +42,24 @@ class Settings:
     out_dir: str = "out"  # folder of the temporary input and dataset
 
 
+def read_settings():
+    """The settings, checked."""
+    return configure(Settings, shared="tokenizer block_size layout", doc=__doc__, quiet=True)
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from minigpt.common.report import table
+from minigpt.data.pipeline import read_entries
+from minigpt.data.train_bpe import sentences
+from minigpt.tokenizer.tokenizer import load_tokenizer
+
+
 def main():
     """Make the input, then measure."""
-    settings = configure(Settings, shared="tokenizer block_size layout", doc=__doc__)
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     if problems := settings.below(rounds=1):
         raise UserError("\n".join(problems))
     pathlib.Path(settings.out_dir).mkdir(parents=True, exist_ok=True)

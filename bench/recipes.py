@@ -17,9 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt.common.errors import run
-from minigpt.common.report import table
-from minigpt.common.scripts import call
+from minigpt.common.errors import preflight, run
 
 
 class Settings:
@@ -30,6 +28,17 @@ class Settings:
     threads: int = 1  # per process
     out_dir: str = "out/recipes"  # datasets and runs of both
 
+
+def read_settings():
+    """The settings, checked."""
+    return configure(Settings, doc=__doc__, quiet=True)
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from minigpt.common.report import table
+from minigpt.common.scripts import call
 
 RECIPES = {
     "default": (["config/cpu_small.py"], ["config/cpu_small_sft.py"]),
@@ -42,7 +51,8 @@ RECIPES = {
 
 
 def main():
-    settings = configure(Settings, doc=__doc__)
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     with ThreadPoolExecutor(len(RECIPES)) as pool:
         # Datasets first: both recipes are evaluated on the default recipe's held-out entries.
         list(pool.map(lambda name: Pipeline(settings, name).prepare(), RECIPES))

@@ -21,11 +21,8 @@ import urllib.request
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from bench.processes import percentile, resident_memory, running_server
 from config.configurator import configure
-from minigpt.common.errors import run
-from minigpt.common.report import table
-from minigpt.evaluation.examples import read_pairs
+from minigpt.common.errors import preflight, run
 
 
 class Settings:
@@ -41,8 +38,22 @@ class Settings:
     threads: int = 0  # of the server; 0: its default
 
 
+def read_settings():
+    """The settings, checked."""
+    return configure(Settings, doc=__doc__, quiet=True)
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from bench.processes import percentile, resident_memory, running_server
+from minigpt.common.report import table
+from minigpt.evaluation.examples import read_pairs
+
+
 def main():
-    settings = configure(Settings, doc=__doc__)
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     questions = [pair.question for pair in read_pairs(settings.input)]
     random.Random(0).shuffle(questions)
     names = ("out_dir", "slots", "dtype", "threads")

@@ -20,18 +20,9 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import numpy as np
-import torch
 
 from config.configurator import configure
-from data_utils import Batch, Blocks
-from minigpt.common.errors import run
-from minigpt.common.report import table
-from minigpt.common.scripts import call
-from minigpt.data.block_format import TARGET
-from minigpt.training.losses import next_token
-from minigpt.training.optim import make_optimizers
-from model import GPT, GPTConfig
+from minigpt.common.errors import preflight, run
 
 CASES = {"pad": "pad", "sorted": "pad", "concat": "concat", "packed": "packed"}  # name → layout
 
@@ -46,9 +37,30 @@ class Settings:
     out_dir: str = "out/bench_sft"  # the prepared pairs
 
 
-def main():
+def read_settings():
+    """The settings, checked."""
     knobs = "block_size batch_size optimizer learning_rate embedding_lr_ratio weight_decay beta1 "
-    settings = configure(Settings, shared=knobs + "beta2 muon_momentum", doc=__doc__)
+    return configure(Settings, shared=knobs + "beta2 muon_momentum", doc=__doc__, quiet=True)
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+import numpy as np
+import torch
+
+from data_utils import Batch, Blocks
+from minigpt.common.report import table
+from minigpt.common.scripts import call
+from minigpt.data.block_format import TARGET
+from minigpt.training.losses import next_token
+from minigpt.training.optim import make_optimizers
+from model import GPT, GPTConfig
+
+
+def main():
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     epochs = {name: epoch(settings, name) for name in CASES}
     torch.manual_seed(0)
     shape = {name: getattr(settings, name) for name in ("n_layer", "n_head", "n_embd")}

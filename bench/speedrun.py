@@ -29,23 +29,11 @@ import sys
 import time
 import zlib
 
-import numpy as np
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
-
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from bench.steps import GPT2
 from config.configurator import configure
-from minigpt.common.errors import ROOT, UserError, run
-from minigpt.common.report import table, write_json
-from minigpt.common.scripts import call, show
-from minigpt.models import checkpoint
-from minigpt.plotting.fonts import drawable
-from minigpt.plotting.output import write_figure
-from minigpt.plotting.style import PALETTE, WIDTH, new_figure, styled
-from minigpt.training.log import read_runlog
+from minigpt.common.errors import ROOT, UserError, preflight, run
 
-GPT2_SHAPE = [f"--{name}={str(value).lower()}" for name, value in GPT2.items()]
 # Size → the default recipe, what the classic recipe adds to it, the flags of AdamW.
 BODIES = {
     "cpu_small": (
@@ -70,8 +58,32 @@ class Settings:
     out_dir: str = "out/speedrun"  # datasets and runs, a folder for each body
 
 
+def read_settings():
+    """The settings, checked."""
+    return configure(Settings, doc=__doc__, quiet=True)
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+import numpy as np
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
+from bench.steps import GPT2
+from minigpt.common.report import table, write_json
+from minigpt.common.scripts import call, show
+from minigpt.models import checkpoint
+from minigpt.plotting.fonts import drawable
+from minigpt.plotting.output import write_figure
+from minigpt.plotting.style import PALETTE, WIDTH, new_figure, styled
+from minigpt.training.log import read_runlog
+
+GPT2_SHAPE = [f"--{name}={str(value).lower()}" for name, value in GPT2.items()]
+
+
 def main():
-    settings = configure(Settings, doc=__doc__)
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     recipes, marks = check(settings)
     folder = pathlib.Path(settings.out_dir) / settings.body
     for name in {

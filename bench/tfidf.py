@@ -15,17 +15,28 @@ from pathlib import Path
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
-from minigpt.common.report import table
-from minigpt.evaluation.classification import read_labelled, read_task, scores
+from minigpt.common.errors import UserError, preflight, run
 
 
 class Settings:
     input: str = ""  # test.jsonl of data/prepare_classes.py
 
 
+def read_settings():
+    """The settings, checked."""
+    return configure(Settings, doc=__doc__, quiet=True)
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from minigpt.common.report import table
+from minigpt.evaluation.classification import read_labelled, read_task, scores
+
+
 def main():
-    settings = configure(Settings, doc=__doc__)
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     path = Path(settings.input)
     task = read_task(path.parent)
     train = read_labelled(path.with_name("train.jsonl"), task.labels)

@@ -15,15 +15,9 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import jieba
 
 from config.configurator import configure
-from minigpt.common.errors import run
-from minigpt.common.report import table
-from minigpt.data.hashing import is_val
-from minigpt.data.readers.files import SourceFile, find_files
-from minigpt.data.train_bpe import Statistics, sentences, token_ranks, train_bpe, training_texts
-from minigpt.tokenizer.tokenizer import PATTERNS, SPECIAL_NAMES, Tokenizer
+from minigpt.common.errors import preflight, run
 
 FOLDERS = ("wiki", "qa", "handbook", "novels")
 
@@ -34,8 +28,26 @@ class Settings:
     weight: int = 1  # weight of wiki and qa, the modern prose
 
 
+def read_settings():
+    """The settings, checked."""
+    return configure(Settings, doc=__doc__, quiet=True)
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+import jieba
+
+from minigpt.common.report import table
+from minigpt.data.hashing import is_val
+from minigpt.data.readers.files import SourceFile, find_files
+from minigpt.data.train_bpe import Statistics, sentences, token_ranks, train_bpe, training_texts
+from minigpt.tokenizer.tokenizer import PATTERNS, SPECIAL_NAMES, Tokenizer
+
+
 def main():
-    settings = configure(Settings, doc=__doc__)
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     jieba.setLogLevel(logging.WARNING)
     texts = {f: read(f"{settings.data}/{f}") for f in (*FOLDERS, "wiki_traditional")}
     train = {f: [t for t in texts[f] if not is_val(t, 0.1)] for f in FOLDERS}

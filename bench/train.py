@@ -19,15 +19,9 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import torch
 
-from bench.steps import GPT2, SHAPES, our_step, peak_memory, transformers_step
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
-from minigpt.common.report import table
-from minigpt.common.scripts import figures_of
-from minigpt.models.device import matmul_flops
-from model import GPT, GPTConfig
+from minigpt.common.errors import UserError, preflight, run
 
 CASES = ("ours, default", "ours, GPT-2", "transformers GPT-2")
 
@@ -41,9 +35,27 @@ class Settings:
     case: str = ""  # only this case, output as JSON; the script runs itself with it
 
 
-def main():
+def read_settings():
+    """The settings, checked."""
     knobs = "learning_rate embedding_lr_ratio weight_decay beta1 beta2 muon_momentum"
-    settings = configure(Settings, shared=knobs, doc=__doc__)
+    return configure(Settings, shared=knobs, doc=__doc__, quiet=True)
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+import torch
+
+from bench.steps import GPT2, SHAPES, our_step, peak_memory, transformers_step
+from minigpt.common.report import table
+from minigpt.common.scripts import figures_of
+from minigpt.models.device import matmul_flops
+from model import GPT, GPTConfig
+
+
+def main():
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     if settings.shape not in SHAPES:
         raise UserError(f"shape={settings.shape}: expected {' or '.join(SHAPES)}")
     if problems := settings.below(rounds=1, steps=0, batch_size=0):

@@ -17,17 +17,9 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import torch
 
 from config.configurator import configure
-from data_utils import Batches, Blocks, read_meta
-from minigpt.common.errors import ROOT, run
-from minigpt.common.report import table
-from minigpt.common.scripts import call
-from minigpt.tokenizer.tokenizer import load_tokenizer
-from minigpt.training.losses import next_token
-from minigpt.training.optim import make_optimizers
-from model import GPT, GPTConfig
+from minigpt.common.errors import ROOT, preflight, run
 
 
 class Settings:
@@ -41,8 +33,28 @@ class Settings:
     out_dir: str = "out/vocabulary"  # tokenizers, blocks and runs
 
 
+def read_settings():
+    """The settings, checked."""
+    return configure(Settings, doc=__doc__, quiet=True)
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+import torch
+
+from data_utils import Batches, Blocks, read_meta
+from minigpt.common.report import table
+from minigpt.common.scripts import call
+from minigpt.tokenizer.tokenizer import load_tokenizer
+from minigpt.training.losses import next_token
+from minigpt.training.optim import make_optimizers
+from model import GPT, GPTConfig
+
+
 def main():
-    settings = configure(Settings, doc=__doc__)
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     folder = pathlib.Path(settings.out_dir)
     rows = []
     for size in settings.sizes.split(","):

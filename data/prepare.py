@@ -21,9 +21,8 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt.common.errors import run
+from minigpt.common.errors import preflight, run
 from minigpt.data.formats import FORMATS, describe
-from minigpt.data.pipeline import PrepareOptions, command_line, prepare, table
 
 
 class Settings:
@@ -37,10 +36,22 @@ class Settings:
     workers: int = 0  # processes; 0 takes every core
 
 
+def read_settings():
+    """The settings, checked."""
+    doc = __doc__.replace("{formats}", describe([FORMATS["text"]]))
+    return configure(Settings, shared="dataset tokenizer block_size layout", doc=doc, quiet=True)
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from minigpt.data.pipeline import PrepareOptions, command_line, prepare, table
+
+
 def main():
     """Settings → dataset folder, and a table of what it holds."""
-    doc = __doc__.replace("{formats}", describe([FORMATS["text"]]))
-    settings = configure(Settings, shared="dataset tokenizer block_size layout", doc=doc)
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     options = PrepareOptions(
         input=settings.input,
         dataset=settings.dataset,

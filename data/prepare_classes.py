@@ -22,16 +22,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
-from minigpt.common.report import table
-from minigpt.data.pipeline import command_line
-from minigpt.evaluation.classification import (
-    Task,
-    read_table,
-    split,
-    without_duplicates,
-    write_task,
-)
+from minigpt.common.errors import UserError, preflight, run
 
 
 class Settings:
@@ -46,9 +37,49 @@ class Settings:
     seed: int = 1337  # draws the test set
 
 
-def main():
-    settings = configure(Settings, doc=__doc__)
+def read_settings():
+    """The settings, checked."""
+    settings = configure(Settings, doc=__doc__, quiet=True)
     check(settings)
+    return settings
+
+
+def check(settings):
+    """UserError with everything that is wrong with the settings."""
+    rules = [
+        ("input", settings.input, "a table, FILE.csv"),
+        ("ask", settings.ask.strip(), "some text"),
+        ("length", settings.length >= 1, "1 or more"),
+        ("excerpts", settings.excerpts >= 1, "1 or more"),
+        ("test_fraction", 0 < settings.test_fraction < 1, "above 0, below 1"),
+        ("seed", settings.seed >= 0, "0 or more"),
+    ]
+    problems = [
+        f"--{name}={getattr(settings, name)}: expected {expected}"
+        for name, good, expected in rules
+        if not good
+    ]
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from minigpt.common.report import table
+from minigpt.data.pipeline import command_line
+from minigpt.evaluation.classification import (
+    Task,
+    read_table,
+    split,
+    without_duplicates,
+    write_task,
+)
+
+
+def main():
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     rows, doubles, contradicted = without_duplicates(
         read_table(settings.input, settings.text, settings.label), settings.length
     )
@@ -83,25 +114,6 @@ def main():
     figures = [[label, *of_label] for label, of_label in zip(labels, counts, strict=True)]
     print(table(["", "train", "test"], [*figures, ["all", len(train), len(test)]]))
     print(f"{settings.output}: {n_pairs:,} questions to learn from, {len(test):,} texts to test")
-
-
-def check(settings):
-    """UserError with everything that is wrong with the settings."""
-    rules = [
-        ("input", settings.input, "a table, FILE.csv"),
-        ("ask", settings.ask.strip(), "some text"),
-        ("length", settings.length >= 1, "1 or more"),
-        ("excerpts", settings.excerpts >= 1, "1 or more"),
-        ("test_fraction", 0 < settings.test_fraction < 1, "above 0, below 1"),
-        ("seed", settings.seed >= 0, "0 or more"),
-    ]
-    problems = [
-        f"--{name}={getattr(settings, name)}: expected {expected}"
-        for name, good, expected in rules
-        if not good
-    ]
-    if problems:
-        raise UserError("\n".join(problems))
 
 
 if __name__ == "__main__":

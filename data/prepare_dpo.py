@@ -30,14 +30,8 @@ from typing import Literal
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
-from minigpt.common.report import check_writable, write_jsonl
-from minigpt.data.block_format import PREFERENCES
-from minigpt.data.encoders import PreferenceEncoder
+from minigpt.common.errors import UserError, preflight, run
 from minigpt.data.formats import FORMATS, describe
-from minigpt.data.pipeline import PrepareOptions, command_line, prepare, table
-from minigpt.evaluation.examples import read_pairs
-from minigpt.synthesis.preferences import make_preferences
 
 
 class Settings:
@@ -54,10 +48,27 @@ class Settings:
     workers: int = 0  # processes; 0 takes every core
 
 
+def read_settings():
+    """The settings, checked."""
+    doc = __doc__.replace("{formats}", describe([FORMATS["preference"]]))
+    return configure(Settings, shared="tokenizer block_size", doc=doc, quiet=True)
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from minigpt.common.report import check_writable, write_jsonl
+from minigpt.data.block_format import PREFERENCES
+from minigpt.data.encoders import PreferenceEncoder
+from minigpt.data.pipeline import PrepareOptions, command_line, prepare, table
+from minigpt.evaluation.examples import read_pairs
+from minigpt.synthesis.preferences import make_preferences
+
+
 def main():
     """Settings → dataset folder, and a table of what it holds."""
-    doc = __doc__.replace("{formats}", describe([FORMATS["preference"]]))
-    settings = configure(Settings, shared="tokenizer block_size", doc=doc)
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     if settings.from_qa:
         write_made(settings)
     options = PrepareOptions(

@@ -20,24 +20,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from collections import Counter
 from typing import Literal
 
-from tqdm import tqdm
-
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
-from minigpt.common.locks import lock_path, locked
-from minigpt.common.report import check_writable
-from minigpt.data.formats import describe, summary
-from minigpt.data.pipeline import LARGEST_FRACTION
-from minigpt.data.readers.files import SourceFile, find_files
-from minigpt.data.train_bpe import (
-    TRAINED_ON,
-    Statistics,
-    sentences,
-    token_ranks,
-    train_bpe,
-    training_texts,
-)
-from minigpt.tokenizer.tokenizer import SPECIAL_NAMES, save_tokenizer
+from minigpt.common.errors import UserError, preflight, run
+from minigpt.data.formats import TRAINED_ON, describe, summary
 
 
 class Settings:
@@ -50,12 +35,32 @@ class Settings:
     #                         by llama.cpp's name. gpt-2: runs of letters, of digits, of marks.
     #                         smollm: each digit alone. qwen2, llama-bpe: a mark may join the word
     #                         after it; digits alone, or up to three
-    val_fraction: float = LARGEST_FRACTION  # the share not trained on; the default is the most that
+    val_fraction: float = 0.1  # the share not trained on; the default is the most that
     #                             data/prepare.py and data/prepare_sft.py hold out by themselves
 
 
+def read_settings():
+    """The settings, checked."""
+    return configure(
+        Settings, doc=__doc__.replace("{formats}", describe(TRAINED_ON.values())), quiet=True
+    )
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from tqdm import tqdm
+
+from minigpt.common.locks import lock_path, locked
+from minigpt.common.report import check_writable
+from minigpt.data.readers.files import SourceFile, find_files
+from minigpt.data.train_bpe import Statistics, sentences, token_ranks, train_bpe, training_texts
+from minigpt.tokenizer.tokenizer import SPECIAL_NAMES, save_tokenizer
+
+
 def main():
-    settings = configure(Settings, doc=__doc__.replace("{formats}", describe(TRAINED_ON.values())))
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     check(settings)
     check_writable(f"{settings.output}.tiktoken")
     with locked(lock_path(settings.output.removesuffix(".tiktoken")), settings.output, "--output"):

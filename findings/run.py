@@ -24,16 +24,8 @@ from typing import Literal
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from findings import fine_tuning, generation, pretraining
-from findings.experiments import MOST_SEEDS, Lab, judge, places, verdict
-from findings.figure import finding_figure
-from findings.runs import SCALES
-from minigpt.common.errors import ROOT, UserError, run
-from minigpt.common.report import duration, table, write_json
-from minigpt.plotting.output import write_figure
-from minigpt.training.log import read_runlog
+from minigpt.common.errors import ROOT, UserError, preflight, run
 
-FINDINGS = [*pretraining.FINDINGS, *fine_tuning.FINDINGS, *generation.FINDINGS]
 FOLDER = pathlib.Path(__file__).resolve().parent
 CHANGED = ", but the experiment has changed since"
 BEGIN, END = "<!-- written by findings/run.py -->", "<!-- end -->"
@@ -51,11 +43,34 @@ class Settings:
     #                             test OUT_DIR
 
 
+def read_settings():
+    """The settings, checked."""
+    words = [word for word in sys.argv[1:] if word not in chosen_names()]
+    return configure(Settings, doc=__doc__, argv=words, quiet=True)
+
+
+def chosen_names():
+    """The names of findings on the command line."""
+    return [word for word in sys.argv[1:] if not word.startswith("-") and not word.endswith(".py")]
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from findings import fine_tuning, generation, pretraining
+from findings.experiments import MOST_SEEDS, Lab, judge, places, verdict
+from findings.figure import finding_figure
+from findings.runs import SCALES
+from minigpt.common.report import duration, table, write_json
+from minigpt.plotting.output import write_figure
+from minigpt.training.log import read_runlog
+
+FINDINGS = [*pretraining.FINDINGS, *fine_tuning.FINDINGS, *generation.FINDINGS]
+
+
 def main():
-    names = [word for word in sys.argv[1:] if not word.startswith("-") and not word.endswith(".py")]
-    words = [word for word in sys.argv[1:] if word not in names]
-    settings = configure(Settings, doc=__doc__, argv=words, quiet=True)
-    chosen = choose(names, settings)
+    settings = read_settings()
+    chosen = choose(chosen_names(), settings)
     found = places(settings.input)
     report = settings.report or (settings.out_dir if settings.scale == "test" else FOLDER)
     report = pathlib.Path(report).resolve()

@@ -28,24 +28,7 @@ import threading
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
-from minigpt.data.formats import parse_qa
-from minigpt.data.pipeline import read_records
-from minigpt.synthesis.dedup import Deduplicator
-from minigpt.synthesis.filters import Rules
-from minigpt.synthesis.generator import (
-    EntryTasks,
-    PairGenerator,
-    RecentPairs,
-    TopicTasks,
-    run_tasks,
-)
-from minigpt.synthesis.journal import PairsLog, beside
-from minigpt.synthesis.pool import Pool
-from minigpt.synthesis.progress import ProgressCounts, ProgressLine, summary
-from minigpt.synthesis.servers import read_servers
-from minigpt.synthesis.templates import FOLDER, load, schema
-from minigpt.tokenizer.tokenizer import load_tokenizer
+from minigpt.common.errors import UserError, preflight, run
 
 LIMITS = ("n_min", "n_max", "question_max", "answer_max")
 TEXTUAL = ("temperature", "max_tokens", "text_max", "clean", "seed")  # what else changes the pairs
@@ -88,10 +71,53 @@ class Settings:
     dry_run: bool = False  # print one whole prompt and its number of tokens, and ask no server
 
 
+def read_settings():
+    """The settings, checked."""
+    settings = configure(Settings, doc=__doc__, quiet=True)
+    check(settings)
+    return settings
+
+
+def check(settings):
+    """UserError with all that is wrong."""
+    problems = settings.below(
+        **dict(n_min=1, workers=1, rounds=1, limit=1, retries=0, temperature=0),
+        **dict(question_max=1, answer_max=1, text_max=1),
+    )
+    if settings.n_max < settings.n_min:
+        problems.append(f"n_max={settings.n_max}: is below n_min={settings.n_min}")
+    if not 0 <= settings.min_success <= 1:
+        problems.append(f"min_success={settings.min_success:g}: expected a share, 0 to 1")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from minigpt.data.formats import parse_qa
+from minigpt.data.pipeline import read_records
+from minigpt.synthesis.dedup import Deduplicator
+from minigpt.synthesis.filters import Rules
+from minigpt.synthesis.generator import (
+    EntryTasks,
+    PairGenerator,
+    RecentPairs,
+    TopicTasks,
+    run_tasks,
+)
+from minigpt.synthesis.journal import PairsLog, beside
+from minigpt.synthesis.pool import Pool
+from minigpt.synthesis.progress import ProgressCounts, ProgressLine, summary
+from minigpt.synthesis.servers import read_servers
+from minigpt.synthesis.templates import FOLDER, load, schema
+from minigpt.tokenizer.tokenizer import load_tokenizer
+
+
 def main():
     """Entries → pairs."""
-    settings = configure(Settings, doc=__doc__)
-    check(settings)
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     template = load(prompt_path(settings.prompt))
     rules = Rules(**{name: getattr(settings, name) for name in LIMITS})
     if settings.dry_run:
@@ -214,20 +240,6 @@ def show_prompt(settings, template, rules):
 
 
 # -- settings --------------------------------------------------------------------------------------
-
-
-def check(settings):
-    """UserError with all that is wrong."""
-    problems = settings.below(
-        **dict(n_min=1, workers=1, rounds=1, limit=1, retries=0, temperature=0),
-        **dict(question_max=1, answer_max=1, text_max=1),
-    )
-    if settings.n_max < settings.n_min:
-        problems.append(f"n_max={settings.n_max}: is below n_min={settings.n_min}")
-    if not 0 <= settings.min_success <= 1:
-        problems.append(f"min_success={settings.min_success:g}: expected a share, 0 to 1")
-    if problems:
-        raise UserError("\n".join(problems))
 
 
 def prompt_path(name):

@@ -14,11 +14,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
-from minigpt.plotting.output import output_paths, write_figure
-from minigpt.plotting.pairs import pairs_figure
-from minigpt.synthesis.dedup import Deduplicator
-from minigpt.synthesis.statistics import collect_statistics, describe
+from minigpt.common.errors import UserError, preflight, run
 
 
 class Settings:
@@ -29,8 +25,8 @@ class Settings:
     doubles: bool = True  # look for duplicates within the file, which takes the longest
 
 
-def main():
-    """File → table and picture."""
+def read_settings():
+    """(settings, path): the settings, and the one file that the command line names."""
     words = sys.argv[1:]
     files = [word for word in words if not word.startswith("-") and not word.endswith(".py")]
     rest = [word for word in words if word not in files]
@@ -39,7 +35,21 @@ def main():
         raise UserError(
             f"{len(files)} files given, expected one: python sft/sft_report.py FILE.jsonl"
         )
-    path = pathlib.Path(files[0])
+    return settings, pathlib.Path(files[0])
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from minigpt.plotting.output import output_paths, write_figure
+from minigpt.plotting.pairs import pairs_figure
+from minigpt.synthesis.dedup import Deduplicator
+from minigpt.synthesis.statistics import collect_statistics, describe
+
+
+def main():
+    """File → table and picture."""
+    settings, path = read_settings()
     pictures = output_paths(settings.png or str(path.with_suffix(".png")))
     statistics = collect_statistics(
         path, Deduplicator() if settings.doubles else None, settings.input

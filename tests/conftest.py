@@ -25,11 +25,11 @@ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):  # the tests themselves are on
 # A shell that runs the tests in the background has Ctrl-C ignored, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from hypothesis import settings  # noqa: E402
-from scripted_server import ScriptedServer  # noqa: E402
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from scripted_server import ScriptedServer
 
 torch.set_num_threads(1)
 settings.register_profile("project", deadline=None)  # a busy machine is no mistake of the code

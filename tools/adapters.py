@@ -16,10 +16,7 @@ from typing import Literal
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
-from minigpt.interop.peft import load_peft, write_peft
-from minigpt.models import checkpoint
-from minigpt.models.lora import adapters
+from minigpt.common.errors import UserError, preflight, run
 
 
 class Settings:
@@ -29,12 +26,26 @@ class Settings:
     output: str = ""  # the folder to write; "": merged/ or peft/ in out_dir
 
 
-def main():
+def read_settings():
+    """The settings, checked."""
     settings = configure(Settings, doc=__doc__, quiet=True)
     if not settings.out_dir:
         raise UserError("which run? Give --out_dir=…")
     if settings.input and (settings.format == "peft" or not settings.output):
         raise UserError("--input: peft's adapters become a run: give --output=out/…, no --format")
+    return settings
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from minigpt.interop.peft import load_peft, write_peft
+from minigpt.models import checkpoint
+from minigpt.models.lora import adapters
+
+
+def main():
+    settings = read_settings()
     folder = Path(settings.out_dir)
     name = "peft" if settings.format == "peft" else "merged"
     output = Path(settings.output or folder / name)

@@ -19,7 +19,29 @@ from pathlib import Path
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
+from minigpt.common.errors import UserError, preflight, run
+
+
+class Settings:
+    input: str = ""  # test.jsonl of data/prepare_classes.py; train.jsonl and task.json beside it
+    shots: int = 0  # answered examples of each class before the text; 0: none
+    limit: int | None = None  # a random subset of this size; none: all texts
+    seed: int = 1337  # of that subset and of the examples
+    batch_size: int = 16  # texts at once; changes the speed, not the labels
+    output: str = ""  # the folder where the files go; "": out_dir
+
+
+def read_settings():
+    """The settings, checked."""
+    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__, quiet=True)
+    if problems := settings.below(batch_size=1, shots=0, seed=0, limit=1):
+        raise UserError("\n".join(problems))
+    return settings
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
 from minigpt.common.report import check_writable, progress, table, write_json, write_jsonl
 from minigpt.evaluation.classification import (
     answer_room,
@@ -36,19 +58,9 @@ from minigpt.plotting.confusion import confusion_figure
 from minigpt.plotting.output import write_figure
 
 
-class Settings:
-    input: str = ""  # test.jsonl of data/prepare_classes.py; train.jsonl and task.json beside it
-    shots: int = 0  # answered examples of each class before the text; 0: none
-    limit: int | None = None  # a random subset of this size; none: all texts
-    seed: int = 1337  # of that subset and of the examples
-    batch_size: int = 16  # texts at once; changes the speed, not the labels
-    output: str = ""  # the folder where the files go; "": out_dir
-
-
 def main():
-    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
-    if problems := settings.below(batch_size=1, shots=0, seed=0, limit=1):
-        raise UserError("\n".join(problems))
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     task = read_task(Path(settings.input).parent)
     rows = draw(read_labelled(settings.input, task.labels), settings.limit, settings.seed)
     if not rows:

@@ -18,7 +18,28 @@ from pathlib import Path
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
+from minigpt.common.errors import UserError, preflight, run
+
+
+class Settings:
+    input: str = ""  # texts outside the training data: files or folders, comma-separated
+    task: str = "out/endings"  # the folder of data and description; its name is the task's name
+    limit: int | None = None  # a random subset of this size; none: all entries
+    seed: int = 1337  # of the wrong endings, of their order and of that subset
+    output: str = ""  # JSON file of the results; "": endings.json in out_dir
+
+
+def read_settings():
+    """The settings, checked."""
+    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__, quiet=True)
+    if problems := settings.below(limit=1, seed=0):
+        raise UserError("\n".join(problems))
+    return settings
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
 from minigpt.common.report import check_writable, progress, table, write_json
 from minigpt.evaluation.examples import read_examples
 from minigpt.evaluation.multiple_choice import (
@@ -32,18 +53,9 @@ from minigpt.evaluation.multiple_choice import (
 from minigpt.evaluation.quantization_cost import load_for_generation
 
 
-class Settings:
-    input: str = ""  # texts outside the training data: files or folders, comma-separated
-    task: str = "out/endings"  # the folder of data and description; its name is the task's name
-    limit: int | None = None  # a random subset of this size; none: all entries
-    seed: int = 1337  # of the wrong endings, of their order and of that subset
-    output: str = ""  # JSON file of the results; "": endings.json in out_dir
-
-
 def main():
-    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
-    if problems := settings.below(limit=1, seed=0):
-        raise UserError("\n".join(problems))
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     trained = load_for_generation(settings.out_dir, settings.device, settings.dtype)
     output = Path(settings.output or trained.folder / "endings.json")
     check_writable(output)

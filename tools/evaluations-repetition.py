@@ -19,20 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
-from minigpt.common.report import (
-    check_writable,
-    progress,
-    table,
-    write_json,
-    write_jsonl,
-    write_text,
-)
-from minigpt.evaluation import repetition
-from minigpt.evaluation.quantization_cost import load_for_generation
-from minigpt.inference.engine import Engine
-from minigpt.plotting.grid import grid_figure
-from minigpt.plotting.output import write_figure
+from minigpt.common.errors import UserError, preflight, run
 
 
 class Settings:
@@ -49,12 +36,35 @@ class Settings:
     output: str = ""  # the folder of the results; "": out_dir
 
 
+def read_settings():
+    """The settings, checked."""
+    return configure(Settings, shared="out_dir device dtype", doc=__doc__, quiet=True)
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from minigpt.common.report import (
+    check_writable,
+    progress,
+    table,
+    write_json,
+    write_jsonl,
+    write_text,
+)
+from minigpt.evaluation import repetition
+from minigpt.evaluation.quantization_cost import load_for_generation
+from minigpt.inference.engine import Engine
+from minigpt.plotting.grid import grid_figure
+from minigpt.plotting.output import write_figure
+
 KINDS = dict(temperature=float, top_p=float, top_k=int, repetition_penalty=float, num_beams=int)
 SUFFIXES = (".md", ".csv", ".json", ".jsonl")
 
 
 def main():
-    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__)
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     values, cells = read_grid(settings)
     trained = load_for_generation(settings.out_dir, settings.device, settings.dtype)
     folder = Path(settings.output or trained.folder)

@@ -18,12 +18,7 @@ from typing import Literal
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
-from minigpt.interop import gguf_export, hf_export
-from minigpt.interop.export_folder import check_target
-from minigpt.models import checkpoint
-from minigpt.tokenizer.export import answer_mark_text, special_texts
-from minigpt.tokenizer.tokenizer import PATTERNS
+from minigpt.common.errors import UserError, preflight, run
 
 QUESTION = "黄河发源于哪里？"
 
@@ -35,8 +30,28 @@ class Settings:
     #                   bits and a scale for every 32 values, only for gguf
 
 
-def main():
+def read_settings():
+    """The settings, checked."""
     settings = configure(Settings, shared="out_dir", doc=__doc__, quiet=True)
+    if settings.format != "gguf" and settings.dtype == "q8_0":
+        raise UserError(
+            "--dtype=q8_0: only for --format=gguf; expected float32, bfloat16 or float16"
+        )
+    return settings
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from minigpt.interop import gguf_export, hf_export
+from minigpt.interop.export_folder import check_target
+from minigpt.models import checkpoint
+from minigpt.tokenizer.export import answer_mark_text, special_texts
+from minigpt.tokenizer.tokenizer import PATTERNS
+
+
+def main():
+    settings = read_settings()
     name = checkpoint.model_names([settings.out_dir])[0].replace("/", "-")
     output = Path(settings.output or default_output(settings, name))
     check(settings, output)
@@ -62,10 +77,6 @@ def default_output(settings, name):
 def check(settings, output):
     """UserError for settings that cannot work, before anything is loaded."""
     is_file = settings.format == "gguf"
-    if not is_file and settings.dtype == "q8_0":
-        raise UserError(
-            "--dtype=q8_0: only for --format=gguf; expected float32, bfloat16 or float16"
-        )
     if is_file != (output.suffix == ".gguf"):
         expected = "a file, NAME.gguf" if is_file else "a folder, not a .gguf file"
         raise UserError(f"--output={output}: --format={settings.format} writes {expected}")

@@ -31,16 +31,7 @@ from typing import Literal
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from data_utils import read_meta
-from minigpt.common.errors import ROOT, UserError, run
-from minigpt.common.locks import locked
-from minigpt.common.report import table, write_json
-from minigpt.models import checkpoint
-from minigpt.plotting.output import write_figure
-from minigpt.plotting.sweep import sweep_figure
-from minigpt.tokenizer.tokenizer import load_tokenizer
-from minigpt.training.log import STOPPED, read_runlog
-from minigpt.training.settings import present_settings
+from minigpt.common.errors import ROOT, UserError, preflight, run
 from tools.study import Study, TrialFailed, TrialStopped, as_word, read_plan, trial_name
 
 
@@ -62,10 +53,6 @@ class Settings:
 
 OWN = set(Settings.__annotations__)
 DATA = ("tokenizer", "block_size", "layout")  # settings that a dataset depends on
-DPO = ("dpo_beta",)  # what its loss is made of
-HEADS = {"bits_per_char": "bits/char", "val_loss": "val loss"}
-LONGER = 10  # the run proposed at the end has so many times the steps of a trial
-
 # What cannot be swept, and why.
 BARRED = dict.fromkeys(OWN, "is a setting of the sweep itself, not of train.py") | {
     "out_dir": "every trial has a folder of its own",
@@ -73,44 +60,17 @@ BARRED = dict.fromkeys(OWN, "is a setting of the sweep itself, not of train.py")
     "dataset": "its held-out text must be the same for all; sweep tokenizer, block_size or layout, "
     "with --input=TEXTS",
 }
-# Settings that may differ between two starts of the same sweep: they do not change its results.
-FREE = {"out_dir", "overwrite", "dataset", "device", "compile", "tensorboard", "log_interval"}
-FREE |= {"sample_prompt", "sample_tokens"} | OWN
 
 
-def main():
-    settings = configure(Settings, shared="all", doc=__doc__)
+def read_settings():
+    """(settings, plan): the settings, checked, and the trials that they plan."""
+    settings = configure(Settings, shared="all", doc=__doc__, quiet=True)
     check(settings)
     plan = read_plan(
         settings.grid, settings.range, settings.trials, settings.read, settings.seed, BARRED
     )
     check_metric(settings, plan)
-    name = settings.study or Path(settings.out_dir).name
-    root = Path("out", "sweeps", name)
-    url = settings.storage or f"sqlite:///{(root / 'study.db').as_posix()}"
-
-    root.mkdir(parents=True, exist_ok=True)
-    study = Study(url, name, plan, settings.heartbeat, settings.retry)
-    made_of = recipe_of(settings, plan)
-    study.compare(made_of)
-    compare(root / "sweep.json", made_of)
-    scripts = Scripts()
-    datasets = prepared(settings, plan, root, scripts) if settings.input else own(settings, plan)
-    study.remember(made_of)  # only now: a mistake in the first command must not bind the next one
-    write_json(root / "sweep.json", made_of)
-    trainer = Trainer(settings, plan, root, scripts, datasets)
-    print_plan(study, plan, root)
-    try:
-        study.work(trainer, scripts.wait)
-        stopped = False
-    except KeyboardInterrupt:
-        stopped = True
-    show(study.trials(), settings, trainer, root / "curves.png")
-    if stopped:
-        print("stopped; the same command continues")
-
-
-# -- validation ------------------------------------------------------------------------------------
+    return settings, plan
 
 
 def check(settings):
@@ -150,6 +110,59 @@ def check_metric(settings, plan):
         raise UserError(
             "--range: block_size: each value needs its own dataset; list some with --grid"
         )
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from data_utils import read_meta
+from minigpt.common.locks import locked
+from minigpt.common.report import table, write_json
+from minigpt.models import checkpoint
+from minigpt.plotting.output import write_figure
+from minigpt.plotting.sweep import sweep_figure
+from minigpt.tokenizer.tokenizer import load_tokenizer
+from minigpt.training.log import STOPPED, read_runlog
+from minigpt.training.settings import present_settings
+
+DPO = ("dpo_beta",)  # what its loss is made of
+HEADS = {"bits_per_char": "bits/char", "val_loss": "val loss"}
+LONGER = 10  # the run proposed at the end has so many times the steps of a trial
+
+# Settings that may differ between two starts of the same sweep: they do not change its results.
+FREE = {"out_dir", "overwrite", "dataset", "device", "compile", "tensorboard", "log_interval"}
+FREE |= {"sample_prompt", "sample_tokens"} | OWN
+
+
+def main():
+    settings, plan = read_settings()
+    print(settings.describe(), flush=True)
+    name = settings.study or Path(settings.out_dir).name
+    root = Path("out", "sweeps", name)
+    url = settings.storage or f"sqlite:///{(root / 'study.db').as_posix()}"
+
+    root.mkdir(parents=True, exist_ok=True)
+    study = Study(url, name, plan, settings.heartbeat, settings.retry)
+    made_of = recipe_of(settings, plan)
+    study.compare(made_of)
+    compare(root / "sweep.json", made_of)
+    scripts = Scripts()
+    datasets = prepared(settings, plan, root, scripts) if settings.input else own(settings, plan)
+    study.remember(made_of)  # only now: a mistake in the first command must not bind the next one
+    write_json(root / "sweep.json", made_of)
+    trainer = Trainer(settings, plan, root, scripts, datasets)
+    print_plan(study, plan, root)
+    try:
+        study.work(trainer, scripts.wait)
+        stopped = False
+    except KeyboardInterrupt:
+        stopped = True
+    show(study.trials(), settings, trainer, root / "curves.png")
+    if stopped:
+        print("stopped; the same command continues")
+
+
+# -- the study -------------------------------------------------------------------------------------
 
 
 def recipe_of(settings, plan):

@@ -254,6 +254,10 @@ def formats_of(*sample_types):
     return {name: format for name, format in FORMATS.items() if format.sample_type in sample_types}
 
 
+# What a tokenizer is trained on. Preferences are left out: half of their answers are wrong.
+TRAINED_ON = formats_of(Entry, Pair, Conversation)
+
+
 def recognize(record, among=FORMATS):
     """Return the Format (of `among`, name → Format) whose fields a record has, or None."""
     return next((format for format in among.values() if format.matches(record)), None)

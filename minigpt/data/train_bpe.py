@@ -14,23 +14,13 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from minigpt.data.cleaning import clean
 from minigpt.data.encoders import encoder_of
-from minigpt.data.formats import (
-    FORMATS,
-    Conversation,
-    Entry,
-    Pair,
-    formats_of,
-    read_record,
-    recognize,
-)
+from minigpt.data.formats import FORMATS, TRAINED_ON, Entry, read_record, recognize
 from minigpt.data.hashing import is_val
 from minigpt.data.pipeline import read_chunks
 from minigpt.data.readers.records import Reject, records_in
 from minigpt.tokenizer.huggingface import byte_characters
 from minigpt.tokenizer.tokenizer import PATTERNS
 
-# Preferences are no text to learn from: half of their answers are wrong.
-TRAINED_ON = formats_of(Entry, Pair, Conversation)
 _SENTENCE = re.compile(r".*?[。！？．…!?]+[\"')\]」』”’）】》〉］〕]*|.+", re.DOTALL)
 
 

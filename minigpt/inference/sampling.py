@@ -6,7 +6,7 @@
 
 The order is the usual one: penalties, temperature, top_k, top_p, min_p, then a draw. Each row has
 its own settings and its own random generator, so its token does not depend on the other rows.
-A `request` here is anything with the sampling fields of engine.Request.
+A `request` here is anything with the sampling fields of request.Request.
 """
 
 from collections import defaultdict
@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 
 from minigpt.common.errors import UserError
+from minigpt.inference.request import MOST_LOGPROBS
 
-MOST_LOGPROBS = 20  # limit of Request.logprobs
 LOWEST_TEMPERATURE = 1e-30  # a lower one becomes 0 in float32
 
 

@@ -21,9 +21,11 @@ RENAMED = {"if_trav": ("shuffle", operator.not_)}
 REMOVED = {"dpo_average": False, "dpo_label_smoothing": 0.0}
 
 AT_LEAST = {
-    1: "batch_size gradient_accumulation_steps eval_interval eval_iters log_interval",
+    1: "batch_size gradient_accumulation_steps eval_interval eval_iters log_interval n_layer "
+    "n_head n_embd",
     0: "max_iters seed learning_rate embedding_lr_ratio warmup_iters weight_decay grad_clip "
     "freeze_layers lora_rank patience sample_tokens norm_eps",
+    2: "block_size",
 }
 BELOW_ONE = "dropout lora_dropout beta1 beta2 muon_momentum"
 SHARES = "min_lr_ratio decay_fraction"
@@ -61,6 +63,7 @@ def _rules_between_settings(settings):
     rules = [("init_from", (settings.stage, settings.init_from) != ("dpo", "scratch"), a_run)]
     if settings.init_from == "resume":  # the other settings come with the run
         return rules
+    rules += _head_rules(settings)
     given = [name for name in settings.as_dict() if settings.origin(name) != "default"]
     if settings.stage == "lm":
         rules += [(name, False, "--stage=dpo with it") for name in given if name[:4] == "dpo_"]
@@ -70,6 +73,19 @@ def _rules_between_settings(settings):
             (name, False, "--lora_rank=8 or so with it") for name in given if name in needs_rank
         ]
     return rules
+
+
+def _head_rules(settings):
+    """The rule for the width of a head, where it follows from n_embd and n_head."""
+    if settings.init_from != "scratch" or settings.head_dim is not None:
+        return []
+    is_rope = settings.position == "rope"
+    unit = max(1, settings.n_head) * (2 if is_rope else 1)
+    name = "n_head" if settings.origin("n_embd") == "default" else "n_embd"
+    reason = f"2 · n_head={unit}, for RoPE rotates pairs" if is_rope else f"n_head={unit}"
+    expected = f"n_embd={settings.n_embd} to be a multiple of {reason}, with n_head="
+    expected += f"{settings.n_head}; or give head_dim"
+    return [(name, settings.n_embd % unit == 0, expected)]
 
 
 # -- from a checkpoint -----------------------------------------------------------------------------

@@ -247,7 +247,11 @@ def test_one_setting_gives_lines():
     figure, notes = grid_figure("run", *shares)
     assert not notes
     lines = {line.get_gid(): line.get_xydata().tolist() for line in figure.axes[0].get_lines()}
-    assert lines["grid:4-grams that occurred before"] == [[0.1, 0.01], [0.85, 0], [1.5, 0.02]]  # in order
+    assert lines["grid:4-grams that occurred before"] == [
+        [0.1, 0.01],
+        [0.85, 0],
+        [1.5, 0.02],
+    ]  # in order
     assert figure.get_suptitle() == "run\nrepetition"
     assert len(lines) == 6 and figure.axes[0].get_xlabel() == "temperature"
     assert lengths.panels == {"mean length in tokens": [0, 10, 20]}

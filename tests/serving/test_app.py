@@ -22,7 +22,7 @@ from hypothesis.errors import Unsatisfiable
 from tiny_run import run_here, save_scripted_run
 
 from minigpt.common.errors import UserError
-from minigpt.inference import engine
+from minigpt.inference import request
 from minigpt.inference.engine import Engine
 from minigpt.inference.scheduler import QueueLimits, RequestScheduler
 from minigpt.models import checkpoint
@@ -646,7 +646,7 @@ def test_tokenize(api, byte_tokenizer):
 
 
 def test_the_limit_of_logprobs_is_the_engines():
-    assert schemas.MOST_LOGPROBS == engine.MOST_LOGPROBS
+    assert schemas.MOST_LOGPROBS == request.MOST_LOGPROBS
 
 
 def test_answers_have_the_described_shape(api):
