@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,17 @@ def table(header, rows):
         ).rstrip()
         for line in lines
     )
+
+
+def markdown_table(header, rows, align="---:"):
+    """A Markdown table; the texts are Markdown already. align: of all columns, `:---` is left."""
+    lines = [header, [align] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def markdown_line(text):
+    """Text on one line, with all characters of Markdown and HTML escaped."""
+    return re.sub(r"([\\`*_{}\[\]<>#&|!~$])", r"\\\1", " ".join(text.split()))
 
 
 def one_line(text, most=300):
