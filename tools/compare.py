@@ -148,6 +148,8 @@ def ask_all(settings, names, presets, questions):
             models.append(ask_run(next(names), folder, questions, sampling, *where, advance))
         for preset in presets:
             models.append(asked(next(names), preset, questions, sampling, settings, advance))
+            for _ in range(models[-1].answers.count(None)):
+                advance()
     return models
 
 

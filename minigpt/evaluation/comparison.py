@@ -236,8 +236,8 @@ def ask_server(name, client, model, questions, sampling, on=None):
         if not _ask_open(found, client, model, questions, sampling, reasons, on):
             break
     for reason in dict.fromkeys(reasons.values()):
-        numbers = [str(number + 1) for number, why in reasons.items() if why == reason]
-        found.notes.append(f"no answer to question {', '.join(numbers)}: {reason}")
+        numbers = [str(number + 1) for number, why in sorted(reasons.items()) if why == reason]
+        found.notes.append(f"no answer to {', '.join(numbers)}: {reason}")
     return found
 
 
@@ -255,9 +255,9 @@ def _ask_open(found, client, model, questions, sampling, reasons, on):
             reasons[number] = str(error)
             failures += 1
             if isinstance(error, ServerUnusable) or failures == MOST_FAILURES:
-                for later in range(number + 1, len(questions)):
-                    if found.answers[later] is None:
-                        reasons[later] = f"not asked any more after: {error}"
+                # It is not asked any more, so the rest has no answer for the same reason.
+                rest = range(number, len(questions))
+                reasons |= {i: str(error) for i in rest if found.answers[i] is None}
                 return False
             continue
         reasons.pop(number, None)

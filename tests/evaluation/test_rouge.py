@@ -61,7 +61,7 @@ def test_what_is_empty_counts_as_nothing(blank):
 def test_punctuation_alone_is_no_answer(marks):
     assert score(marks, "黄河，长江。（★！）…… →?!《》🙂")["rouge_l_chars"] == 0
     assert score(marks, marks)["rouge_l_chars"] == pytest.approx(1)  # a reference of marks alone
-    assert score(marks + "河", "河，" + marks)["rouge_l_chars"] > 0.5
+    assert score(marks + "河", "河，" + marks)["rouge_l_chars"] > 0.3
 
 
 def test_score_by_hand():
