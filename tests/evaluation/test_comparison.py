@@ -52,7 +52,7 @@ def test_the_shipped_sets():
         ("a.jsonl", '{"question": "几？", "answer": "黄河", "id": 7}\n{"Prompt": "谁？"}\n'),
         (
             "a.json",
-            '[{"instruction": "几？", "reference": "黄河"}, {"text": "谁？", "answer": ""}]',
+            '[{"instruction": "几？", "reference": "黄河"}, {"text": "谁？"}]',
         ),
         ("a.csv", "Question,answer\n几？,黄河\n谁？,\n"),
         ("a.tsv", "question\treference\n几？\t黄河\n谁？\t\n"),
@@ -145,16 +145,14 @@ def test_mistakes_in_answers(tmp_path, record, message):
 # -- runs and servers ------------------------------------------------------------------------------
 
 
-def test_a_run_answers_in_its_own_format(tmp_path, byte_tokenizer):
-    for prompt_format, asked in (("qa", "几？"), ("plain", "几。")):
-        run = save_scripted_run(tmp_path / prompt_format, byte_tokenizer, "黄河", prompt_format)
-        calls = []
-        found = ask_run(
-            "r", run, [Example(None, asked, "")] * 2, Sampling(), on=lambda: calls.append(1)
-        )
-        assert found.answers == [Answer("黄河", "stop")] * 2 and len(calls) == 2
-        assert found.source == f"run {run}, step 7, {prompt_format}"
-    cut = ask_run("r", run, [Example(None, "几。", "")], Sampling(max_new_tokens=3))
+@pytest.mark.parametrize(("prompt_format", "asked"), [("qa", "几？"), ("plain", "几。")])
+def test_a_run_answers_in_its_own_format(tmp_path, byte_tokenizer, prompt_format, asked):
+    run = save_scripted_run(tmp_path / "run", byte_tokenizer, "黄河", prompt_format)
+    asked, calls = [Example(None, asked, "")], []
+    found = ask_run("r", run, asked * 2, Sampling(), on=lambda: calls.append(1))
+    assert found.answers == [Answer("黄河", "stop")] * 2 and len(calls) == 2
+    assert found.source == f"run {run}, step 7, {prompt_format}"
+    cut = ask_run("r", run, asked, Sampling(max_new_tokens=3))
     assert cut.answers == [Answer("黄", "length")]
 
 
@@ -292,7 +290,10 @@ def test_markdown_has_a_cell_for_each_answer(results):
     for table, width in zip(tables, (7, 5), strict=True):
         for line in table.splitlines():
             assert len(re.findall(r"(?<!\\)\|", line)) == width + 1, line
-    assert "<script" not in text and r"\<script\>alert(1)\</script\> \| \*\*粗\*\*" in text
+    assert (
+        not re.search(r"(?<!\\)<(?!br>)", text)
+        and r"\<script\>alert(1)\</script\> \| \*\*粗\*\*" in text
+    )
     assert "<br>\\[link\\]" in text and "| 黄河<br>\\[1.000\\] |" in text
 
 
