@@ -1,0 +1,140 @@
+"""Labelled texts: read from a table, without duplicates, and split for training and test.
+
+rows, notes = read_labelled_table("reviews.csv", ["title", "content"], "category")
+rows, duplicates, contradicted = without_duplicates(rows, 750)
+train, test = split(rows, 0.2, seed)                   # of each class the same fraction
+"""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from minigpt.common.errors import UserError
+from minigpt.data.formats import BadRecord
+from minigpt.data.pipeline import read_records
+from minigpt.evaluation.tables import DELIMITERS, read_table
+
+TABLES = (".csv", ".tsv", ".tab", ".txt")
+SHOWN = 5  # lines that a note names
+
+
+class Labelled(NamedTuple):
+    """A text with its label; `id` names its source."""
+
+    id: str
+    text: str
+    label: str
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def read_labelled_table(path, text_columns, label_column):
+    """(rows, notes): the Labelled texts of a table, white space normalized, and lines about what
+    was found out about its form and what was left out.
+
+    A .csv, .tsv or .txt names its columns in the first line; a .jsonl or .json has them as fields.
+    A text is that of all `text_columns`, a line for each. Rows without text or label are left out.
+    UserError for a missing column, and for a table that cannot be read.
+    """
+    path = Path(path)
+    wanted = [*text_columns, label_column]
+    notes = []
+    if path.suffix.lower() in TABLES:
+        found = read_table(path, wanted)
+        cells = found.rows
+        if found.delimiter != ",":
+            plain = "" if found.quoted else "; quotes are characters of the text"
+            notes.append(f"{path.name}: the delimiter is a {DELIMITERS[found.delimiter]}{plain}")
+    else:
+        cells = _records(path, wanted)
+    rows, empty = [], []
+    for line, row in cells:
+        text = "\n".join(filter(None, (_normalized(row[name]) for name in text_columns)))
+        label = _normalized(row[label_column])
+        if text and label:
+            rows.append(Labelled(f"{path.stem}:{line}", text, label))
+        else:
+            empty.append(str(line))
+    if empty:
+        more = ", …" if len(empty) > SHOWN else ""
+        lines = ", ".join(empty[:SHOWN]) + more
+        notes.append(f"{path.name}: {len(empty)} rows without text or label left out: line {lines}")
+    return rows, notes
+
+
+def _records(path, wanted):
+    """[(number, record)] of a .jsonl or .json. A field that is missing or null is empty."""
+
+    def of_record(record):
+        if not any(name in record for name in wanted):
+            raise BadRecord(
+                f"no field {' or '.join(wanted)}; its fields are {', '.join(map(str, record))}"
+            )
+        return {name: record.get(name) for name in wanted}
+
+    found = read_records([path], of_record)
+    return list(enumerate((cells for _, cells, _ in found), 1))
+
+
+def _normalized(cell):
+    """A cell as text, without blanks at its ends, and with one blank in place of several."""
+    return "" if cell is None else " ".join(str(cell).split())
+
+
+# -- choosing --------------------------------------------------------------------------------------
+
+
+def without_duplicates(rows, length):
+    """(rows, duplicates, contradicted): of texts with the same first `length` characters (all that
+    a question shows) the first one, or none if their labels differ. The two numbers are the rows
+    dropped for each reason."""
+    first, labels = {}, {}
+    for row in rows:
+        beginning = excerpts(row.text, length)[0]
+        first.setdefault(beginning, row)
+        labels.setdefault(beginning, []).append(row.label)
+    kept = [row for beginning, row in first.items() if len(set(labels[beginning])) == 1]
+    contradicted = sum(len(given) for given in labels.values() if len(set(given)) > 1)
+    return kept, len(rows) - len(kept) - contradicted, contradicted
+
+
+def split(rows, test_fraction, seed):
+    """(train, test) in the order of `rows`, stratified: of each class the same fraction is for the
+    test, at least one text and never all. UserError for a class with one text."""
+    generator = np.random.default_rng(seed)
+    test = set()
+    for label, count in sorted(Counter(row.label for row in rows).items()):
+        if count < 2:
+            raise UserError(f"class {label}: one text; expected two or more, to learn and to test")
+        indices = [i for i, row in enumerate(rows) if row.label == label]
+        n_test = min(max(round(count * test_fraction), 1), count - 1)
+        test.update(generator.permutation(indices)[:n_test].tolist())
+    return (
+        [row for i, row in enumerate(rows) if i not in test],
+        [row for i, row in enumerate(rows) if i in test],
+    )
+
+
+def excerpts(text, length):
+    """The text in parts of at most `length` characters, each cut at a blank if its second half has
+    one."""
+    return [text[start:end] for start, end in _excerpt_spans(text, length)]
+
+
+def _excerpt_spans(text, length):
+    """Yield (start, end) of each of the excerpts()."""
+    start = 0
+    while start < len(text):
+        end = len(text)
+        if end - start > length:
+            blank = text.rfind(" ", start, start + length + 1)
+            end = blank if blank - start > length // 2 else start + length
+        yield start, end
+        start = _NO_BLANK.search(text, end).start()
+
+
+_NO_BLANK = re.compile(r"\S|\Z")
