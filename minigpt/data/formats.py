@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from minigpt.data.readers.records import Reject
+from minigpt.data.readers.chunks import Reject
 
 ROLES = ("system", "user", "assistant")  # of the messages in a conversation
 
@@ -277,7 +277,7 @@ def describe(formats):
     return "\n".join(lines)
 
 
-def read_record(record, parse, source, line, check=None):
+def read_record(record, parse, source, line, check=None, unit="line"):
     """Return the sample of a record, or a Reject with where it is and why it cannot be used.
 
     parse: record → sample.  check: raises BadRecord for a sample that is good, but not wanted.
@@ -288,7 +288,8 @@ def read_record(record, parse, source, line, check=None):
             check(sample)
     except BadRecord as error:
         reason = f"{error}{_hint(record, parse)}"
-        return Reject(source, line, reason, json.dumps(record, ensure_ascii=False))
+        text = json.dumps(record, ensure_ascii=False)
+        return Reject(source, line, reason, text, unit, len(text.encode("utf-8", "replace")))
     if type(sample) is Entry and sample.id is None:
         sample = sample._replace(id=f"{source}:{line}")
     return sample

@@ -2,9 +2,9 @@
 
     find_files      paths → files                             readers/files.py
     read_chunks     file → chunks, cut between records, by
-        blocks          open: file → unpacked bytes           readers/files.py
+        documents       open: file → unpacked documents       readers/containers.py
         to_utf8         decode: bytes → bytes in UTF-8        readers/encodings.py
-        cut_into_chunks bytes → chunks                        readers/records.py
+        cut_into_chunks document → chunks                     readers/records.py
     parse_records   chunk → samples, by
         records_in      chunk → records, dicts                readers/records.py
         read_record     record → sample of a format           formats.py
@@ -43,9 +43,11 @@ from minigpt.data.formats import Entry, Format, parse_text, read_record
 from minigpt.data.hashing import below, hash_all
 from minigpt.data.packing import Segments, replacing, token_dtype
 from minigpt.data.parallel import core_count, ordered_map
-from minigpt.data.readers.encodings import to_utf8
-from minigpt.data.readers.files import READ_SIZE, SourceFile, find_files
-from minigpt.data.readers.records import Reject, cut_into_chunks, records_in
+from minigpt.data.readers.chunks import Reject
+from minigpt.data.readers.containers import READ_SIZE, documents
+from minigpt.data.readers.encodings import Decoding
+from minigpt.data.readers.files import SourceFile, find_files
+from minigpt.data.readers.records import cut_into_chunks, records_in
 from minigpt.data.sentences import SMALLEST_BLOCK, Cutter
 from minigpt.data.writer import DatasetWriter, EncodedChunk
 from minigpt.tokenizer.tokenizer import load_tokenizer
@@ -95,15 +97,16 @@ class PrepareOptions:
 # -- the steps, in their order ---------------------------------------------------------------------
 
 
-def read_chunks(source):
-    """SourceFile → its Chunks: opened, decoded, cut between records. UserError where it cannot be
-    read or unpacked."""
-    blocks, counted = source.blocks(), 0
-    for chunk in cut_into_chunks(to_utf8(blocks), source.name, source.kind):
-        yield chunk._replace(size=source.size - counted)
-        counted = source.size
-    for _ in blocks:  # if cutting stopped early: the hash is of the whole file
-        pass
+def read_chunks(source, encoding="auto"):
+    """SourceFile → its Chunks: opened, decoded, cut between records. What there is to report is
+    added to source.notes. UserError where it cannot be read or unpacked."""
+    counted = 0
+    for document in documents(source):
+        decoding = Decoding(encoding)
+        for chunk in cut_into_chunks(document, decoding):
+            yield chunk._replace(size=source.size - counted)
+            counted = source.size
+        source.notes += [f"{document.name}: {note}" for note in decoding.notes()]
 
 
 def parse_records(chunk, options):
@@ -112,7 +115,7 @@ def parse_records(chunk, options):
     parse, validate = options.format.parse, options.encoder.check
     for line, record in records_in(chunk):
         if not isinstance(record, Reject):
-            record = read_record(record, parse, chunk.source, line, validate)
+            record = read_record(record, parse, chunk.source, line, validate, chunk.unit)
         (rejects if isinstance(record, Reject) else samples).append(record)
     return samples, rejects
 
@@ -312,7 +315,7 @@ def read_records(paths, parse):
             for line, record in records_in(chunk):
                 sample = record
                 if not isinstance(record, Reject):
-                    sample = read_record(record, parse, chunk.source, line)
+                    sample = read_record(record, parse, chunk.source, line, unit=chunk.unit)
                 if isinstance(sample, Reject):
                     raise UserError(sample.message())
                 yield chunk.kind, sample, record

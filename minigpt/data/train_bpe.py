@@ -17,7 +17,8 @@ from minigpt.data.encoders import encoder_of
 from minigpt.data.formats import FORMATS, TRAINED_ON, Entry, read_record, recognize
 from minigpt.data.hashing import is_val
 from minigpt.data.pipeline import read_chunks
-from minigpt.data.readers.records import Reject, records_in
+from minigpt.data.readers.chunks import Reject
+from minigpt.data.readers.records import records_in
 from minigpt.tokenizer.huggingface import byte_characters
 from minigpt.tokenizer.tokenizer import PATTERNS
 

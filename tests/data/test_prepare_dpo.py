@@ -15,7 +15,7 @@ from minigpt.data.block_format import PREFERENCES
 from minigpt.data.encoders import PreferenceEncoder
 from minigpt.data.formats import FORMATS, Pair, parse_preference, read_record
 from minigpt.data.pipeline import PrepareOptions, prepare
-from minigpt.data.readers.records import Reject
+from minigpt.data.readers.chunks import Reject
 from minigpt.synthesis.preferences import make_preferences
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from minigpt.training.dpo import Pairs

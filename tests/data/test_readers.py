@@ -14,11 +14,11 @@ from minigpt.common.errors import UserError
 from minigpt.data.formats import Entry
 from minigpt.data.hashing import is_val
 from minigpt.data.pipeline import read_chunks, read_entries
-from minigpt.data.readers import files, prose, records
+from minigpt.data.readers import containers, json_values, prose, records, tables
+from minigpt.data.readers.chunks import Reject
 from minigpt.data.readers.files import SourceFile, find_files
 from minigpt.data.readers.prose import split_prose
 from minigpt.data.readers.records import (
-    Reject,
     records_in,
 )
 
@@ -39,7 +39,7 @@ def read(path, **keywords):
 
 
 def set_block(monkeypatch, size):
-    for module in (files, records):
+    for module in (containers, json_values, records, tables):
         monkeypatch.setattr(module, "READ_SIZE", size)
 
 

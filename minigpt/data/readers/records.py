@@ -1,78 +1,80 @@
-"""Text → records: UTF-8 bytes are cut into chunks, and chunks become records.
+"""Text → records: a document is cut into chunks, and chunks become records.
 
-    for chunk in cut_into_chunks(to_utf8(source.blocks()), source.name, source.kind):
+    for chunk in cut_into_chunks(document, Decoding()):
         for line, record in records_in(chunk):   # record: a dict, or a Reject
             …
 
-A .jsonl has an object a line, a .json a list of objects, a .txt entries of about 2,000 characters,
-cut at the ends of chapters or paragraphs. Reading and cutting is fast and done in one process;
-parsing is slow, so other processes can take the chunks. Memory does not grow with the file.
+Of JSON a record is an object: one a line, or an item of a list. A string is the record {"text": …},
+a list of messages {"messages": …} or {"conversations": …}. Of a table it is a row, of prose an
+entry of about 2,000 characters, cut at the ends of chapters or paragraphs. Reading and cutting is
+fast and done in one process; parsing is slow, so other processes can take the chunks. Memory does
+not grow with the file.
 """
 
-import codecs
 import itertools
 import json
 import re
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import PurePosixPath
 
 from minigpt.common.errors import UserError
 from minigpt.common.json_text import MOST_DEPTH, is_deep, parse_json
 from minigpt.common.text import replace_lone_surrogates
-from minigpt.data.readers.encodings import Undecodable
-from minigpt.data.readers.files import READ_SIZE, without_gz
+from minigpt.data.readers.chunks import LONGEST, Chunk, Reject
+from minigpt.data.readers.containers import HEAD, READ_SIZE, suffixes
+from minigpt.data.readers.encodings import Undecodable, to_utf8
+from minigpt.data.readers.json_values import is_json_values, json_chunks
 from minigpt.data.readers.prose import ENTRY, last_break, split_prose
+from minigpt.data.readers.tables import arrow_chunks, csv_chunks, rows_of
 
-LONGEST = 2**26  # bytes in a line or an item of a list; a longer one is no record but an error
-
-
-class Reject(NamedTuple):
-    """A record that cannot be used: where it is, why, and how it begins."""
-
-    source: str
-    line: int
-    reason: str
-    text: str
-
-    def message(self):
-        """Return the one line of an error."""
-        return f'{self.source}, line {self.line}: {self.reason}; it begins "{self.text[:60]}"'
+# -- a document as chunks --------------------------------------------------------------------------
 
 
-class Chunk(NamedTuple):
-    """A part of a file, cut between records.
-
-    kind: "lines" (data: UTF-8 bytes, a JSON object a line), "items" (data: a list of (line, str), a
-    JSON object each), "prose" (data: UTF-8 bytes) or "reject" (data: a Reject).
-    line: the number of its first line.  size: bytes on the disk that were read for it.
-    """
-
-    source: str
-    kind: str
-    line: int
-    data: object
-    size: int = 0
-
-
-# -- a file as chunks ------------------------------------------------------------------------------
-
-
-def cut_into_chunks(text, name, kind):
-    """Blocks of UTF-8 bytes of a file, as to_utf8() yields them → Chunks. kind: see file_kind()."""
-    try:
-        first = next(text, b"")
-    except Undecodable as error:
-        yield Chunk(name, "reject", 1, Reject(name, 1, str(error), error.beginning))
+def cut_into_chunks(document, decoding):
+    """Document → Chunks. A text is decoded, and `decoding` then describes it."""
+    if document.kind in ("parquet", "arrow", "arrow stream"):
+        yield from arrow_chunks(document)
         return
-    text = itertools.chain([first], text)
-    if kind == "prose":
-        yield from _prose(name, text)
-    elif kind != "json":
-        raise ValueError(f"{name}: unknown kind {kind!r}")
-    elif first.lstrip().startswith(b"["):  # a list, whatever the file's name is
-        yield from _list_items(name, text)
+    name, line = document.name, 1
+    try:
+        for chunk in _text_chunks(name, document.kind, to_utf8(document.blocks(), decoding)):
+            line = chunk.line
+            yield chunk
+    except Undecodable as error:
+        line = decoding.first or line
+        yield Chunk(name, "reject", line, Reject(name, line, str(error), error.beginning))
+
+
+def _text_chunks(name, kind, blocks):
+    """Blocks of UTF-8 → chunks. kind: of KINDS, or None."""
+    head = b""
+    while len(head) < HEAD and (block := next(blocks, b"")):
+        head += block
+    blocks = itertools.chain([head] if head else [], blocks)
+    beginning = head[: 16 * HEAD].decode("utf-8", "ignore").lstrip()
+    if kind != "json" and _is_json(beginning):
+        kind = "json"  # whatever the name is
+    if kind == "json" and is_json_values(beginning):
+        yield from json_chunks(name, blocks)
+    elif kind == "json":
+        yield from _lines(name, blocks)
+    elif kind in ("csv", "tsv"):
+        yield from csv_chunks(name, blocks, kind)
     else:
-        yield from _lines(name, text)
+        yield from _prose(name, blocks)
+
+
+def _is_json(beginning):
+    """Whether a text without the name of JSON begins with a JSON object, or a list of such."""
+    try:
+        found, _ = json.JSONDecoder().raw_decode(beginning)
+    except json.JSONDecodeError as error:
+        # An object that is longer than the beginning, or over several lines.
+        return bool(re.match(r'(\[\s*)?\{\s*"[^"]*"\s*:', beginning)) and error.pos > HEAD // 8
+    except RecursionError:
+        return False
+    if isinstance(found, list):
+        return len(found) > 1 and all(isinstance(item, dict | list | str) for item in found)
+    return isinstance(found, dict)
 
 
 def _lines(name, blocks):
@@ -95,68 +97,6 @@ def _lines(name, blocks):
         yield Chunk(name, "lines", number, data)
 
 
-_BETWEEN_ITEMS = re.compile(r"[\s,]*")
-
-
-def _list_items(name, blocks):
-    """Blocks of a JSON list, or of several lists in a row → chunks of items, each with the number
-    of its first line."""
-    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    scan = json.JSONDecoder().raw_decode
-    buffer, at, line, items, size = "", 0, 1, [], 0
-    inside = ended = False
-    while True:
-        # buffer[at] is the start of an item, the closing bracket, or not read yet.
-        skipped = _BETWEEN_ITEMS.match(buffer, at).end()
-        line += buffer.count("\n", at, skipped)
-        at = skipped
-        if buffer.startswith("]" if inside else "[", at):
-            inside, at = not inside, at + 1
-            continue
-        if not inside and at < len(buffer):
-            break
-        whole = False
-        try:
-            _, end = scan(buffer, at)
-            # An object or a string is complete; a number at the end of the buffer may continue.
-            whole = ended or end < len(buffer) or buffer[end - 1] in '}"]'
-        except (ValueError, RecursionError) as error:
-            if ended or len(buffer) - at > LONGEST or not _cut_short(error, buffer):
-                break
-        if whole:
-            items.append((line, buffer[at:end]))
-            size += end - at
-            line += buffer.count("\n", at, end)
-            at = end
-            if size >= READ_SIZE // 2:
-                yield Chunk(name, "items", items[0][0], items)
-                items, size = [], 0
-        else:
-            # Read at least as much again as is waiting: an item that is read one block at a time
-            # would be parsed from its start for each of them, in the square of its length.
-            more, wanted = [], max(1, len(buffer) - at)
-            while wanted > 0 and not ended:
-                block = next(blocks, None)
-                ended = block is None
-                more.append(decoder.decode(block or b"", final=ended))
-                wanted -= len(more[-1])
-            buffer, at = "".join([buffer[at:], *more]), 0
-    if items:
-        yield Chunk(name, "items", items[0][0], items)
-    rest = buffer[at : at + 200]
-    if inside or rest:
-        broken = "no JSON from here on" if rest else "the list ends without ]"
-        reason = broken if inside else "text after the end of the list"
-        yield Chunk(name, "reject", line, Reject(name, line, reason, rest))
-
-
-def _cut_short(error, buffer):
-    """Return whether the JSON may only be incomplete, because the buffer ends too early."""
-    if not isinstance(error, json.JSONDecodeError):
-        return False
-    return error.msg.startswith("Unterminated string") or error.pos >= len(buffer) - 16
-
-
 def _prose(name, blocks):
     """Blocks of bytes → chunks that end where an entry may end."""
     number, buffer = 1, b""
@@ -167,8 +107,8 @@ def _prose(name, blocks):
         start = max(0, len(buffer) - 8 * ENTRY)  # at least 2 × ENTRY characters
         while start < len(buffer) - 4 * ENTRY and buffer[start] & 0xC0 == 0x80:  # in a character
             start += 1
-        tail = buffer[start:].decode("utf-8", "surrogateescape")
-        cut = start + len(tail[: last_break(tail)].encode("utf-8", "surrogateescape"))
+        tail = buffer[start:].decode()
+        cut = start + len(tail[: last_break(tail)].encode())
         yield Chunk(name, "prose", number, buffer[:cut])
         number += buffer.count(b"\n", 0, cut)
         buffer = buffer[cut:]
@@ -178,27 +118,29 @@ def _prose(name, blocks):
 
 # -- chunks as records -----------------------------------------------------------------------------
 
-_BROKEN_REASON = "neither UTF-8 nor GB18030"
-
 
 def records_in(chunk):
-    """Yield (line, dict or Reject) for each record of a chunk.
+    """Yield (number, dict or Reject) for each record of a chunk; numbers count chunk.unit.
 
-    A record of a .txt is {"text", "title", "id"}; of other files, the JSON object.
+    A record of prose is {"text", "title", "id"}; of other files, the JSON object or the row.
     """
     if chunk.kind == "reject":
         yield chunk.line, chunk.data
     elif chunk.kind == "prose":
         yield from _prose_records(chunk)
+    elif chunk.kind == "rows":
+        yield from chunk.data
+    elif chunk.kind == "arrow":
+        yield from enumerate(rows_of(chunk.data), start=chunk.line)
     elif chunk.kind == "items":
-        yield from _json_records(chunk.source, chunk.data)
+        yield from _json_records(chunk, chunk.data)
     else:
         found = _whole_lines(chunk.data)
         if found is not None:
             yield from enumerate(found, start=chunk.line)
             return
-        lines = chunk.data.decode("utf-8", "surrogateescape").split("\n")
-        yield from _json_records(chunk.source, enumerate(lines, start=chunk.line))
+        lines = chunk.data.decode().split("\n")
+        yield from _json_records(chunk, enumerate(lines, start=chunk.line))
 
 
 _ESCAPE = re.compile(rb"\\u")  # \ud83d may be half a character
@@ -222,32 +164,36 @@ def _whole_lines(data):
     return found if good and not (may_be_deep and is_deep(found)) else None
 
 
-def _json_records(source, lines):
+def _json_records(chunk, lines):
     for number, line in lines:
-        if not line or line.isspace():
-            continue
-        try:
-            record = parse_json(line)
-        except ValueError as error:
-            where = f"column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-            record = Reject(source, number, f"no JSON ({where})", _shown(line))
-        else:
-            if not isinstance(record, dict):
-                record = Reject(source, number, "expected a JSON object, {…}", _shown(line))
-        if not _is_whole(line):
-            record = Reject(source, number, _BROKEN_REASON, _shown(line))
-        elif isinstance(record, dict) and "\\u" in line:
-            record = _writable(record)
-        yield number, record
+        if isinstance(line, Reject):
+            yield number, line
+        elif line and not line.isspace():
+            yield number, _json_record(chunk, number, line)
 
 
-def _is_whole(text):
-    """Return whether a text has no lone surrogate (surrogateescape makes one of a broken byte)."""
+def _json_record(chunk, number, line):
+    """JSON → a record, or a Reject."""
+    reason = None
     try:
-        text.encode()  # many times faster than to search for one
-    except UnicodeEncodeError:
-        return False
-    return True
+        record = parse_json(line)
+    except ValueError as error:
+        where = f"column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+        reason = f"no JSON ({where})"
+    else:
+        if isinstance(record, str):
+            record = {"text": record}
+        elif isinstance(record, list) and all(isinstance(item, dict) for item in record):
+            if record and {"role", "content"} <= set(record[0]):
+                record = {"messages": record}
+            elif record and {"from", "value"} <= set(record[0]):
+                record = {"conversations": record}
+        if not isinstance(record, dict):
+            reason = "expected a JSON object, {…}"
+    if reason:
+        size = len(line.encode("utf-8", "replace"))
+        return Reject(chunk.source, number, reason, line.strip()[:200], chunk.unit, size)
+    return _writable(record) if "\\u" in line else record
 
 
 def _writable(value):
@@ -262,22 +208,9 @@ def _writable(value):
     return value
 
 
-def _shown(line):
-    return line.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
-
-
 def _prose_records(chunk):
-    text = chunk.data.decode("utf-8", "surrogateescape")
-    if not _is_whole(text):
-        good = []
-        for number, line in enumerate(text.split("\n"), start=chunk.line):
-            if not _is_whole(line):
-                yield number, Reject(chunk.source, number, _BROKEN_REASON, _shown(line))
-                line = ""  # its line break stays, so that the numbers of other lines are right
-            good.append(line)
-        text = "\n".join(good)
-    title = without_gz(Path(chunk.source)).stem
-    line = chunk.line
+    text, line = chunk.data.decode(), chunk.line
+    title, _ = suffixes(PurePosixPath(chunk.source).name)
     for start, end in split_prose(text):
         yield line, {"text": text[start:end], "title": title, "id": f"{title}:{line}"}
         line += text.count("\n", start, end)
