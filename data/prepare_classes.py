@@ -6,9 +6,9 @@
         --instruction="Sort the article into one of: {labels}"
 
 Reads a table whose first line names its columns (.csv, .tsv; commas, tabs, semicolons or | between
-the cells), or a .jsonl with these fields. Of texts with the same beginning the first is kept, and
-none if their labels differ. One text in five of each class goes to the test set. The folder then
-has
+the cells), or any other file of records, such as a .jsonl or .parquet. Of texts with the same
+beginning the first is kept, and none if their labels differ. One text in five of each class goes to
+the test set. The folder then has
 
     train.jsonl     id, text, label: to pretrain on (data/prepare.py) and for examples in a prompt
     pairs.jsonl     the same as questions and answers, to fine-tune on (data/prepare_sft.py)
@@ -30,7 +30,7 @@ from minigpt.common.errors import UserError, preflight, run
 
 
 class Settings:
-    input: str = ""  # the table: a .csv, .tsv or .txt, or a .jsonl
+    input: str = ""  # the table: a .csv, .tsv, .jsonl, .parquet, …
     output: str = "data/classes"  # the folder to write
     text: list[str] = ["content"]  # the column with the texts, or several, such as title,content
     label: str = "category"  # the column with their labels

@@ -25,7 +25,6 @@ from minigpt.evaluation.examples import Example, example_of, write_answers
 from minigpt.evaluation.quantization_cost import load_for_generation
 from minigpt.evaluation.repetition import recurring, repeated
 from minigpt.evaluation.rouge import score, words
-from minigpt.evaluation.tables import read_table
 from minigpt.inference.engine import Engine
 from minigpt.openai.errors import QuestionRefused, ServerUnusable, TemporaryError
 
@@ -93,8 +92,8 @@ def question_sets():
 def read_asked(name):
     """The questions of a shipped set or of a file, as Examples; reference "" if there is none.
 
-    A .txt has one question a line; a .csv or .tsv the columns, a .jsonl or .json the fields
-    `question` (or `prompt`, `instruction`, `text`) and optionally `reference` (or `answer`).
+    A .txt has one question a line. A file of records (.jsonl, .json, .csv, .tsv, .parquet) has the
+    fields `question` (or `prompt`, `instruction`, `text`) and optionally `reference` (or `answer`).
     UserError if there is no such set or file, or no question in it.
     """
     if name in question_sets():
@@ -106,15 +105,10 @@ def read_asked(name):
                 f"questions={name}: no such file; expected one of {', '.join(question_sets())}, "
                 "or a file"
             )
-    suffix = path.suffix.lower()
-    if suffix == ".txt":
+    if path.suffix.lower() == ".txt":
         found = [Example(None, line.strip(), "") for line in read_text(path).splitlines()]
-    elif suffix in (".csv", ".tsv"):
-        found = [_of_row(path, line, cells) for line, cells in read_table(path).rows]
-    elif suffix in (".jsonl", ".json"):
-        found = [example for _, example, _ in read_records([path], _asked)]
     else:
-        raise UserError(f"{path}: expected a name that ends in .txt, .csv, .tsv, .jsonl or .json")
+        found = [example for _, example, _ in read_records([path], _asked)]
     questions = [example for example in found if example.prompt]
     if not questions:
         raise UserError(f"{path}: no question in it")
@@ -129,13 +123,6 @@ def _asked(record):
     reference = _first(record, REFERENCE_FIELDS) or ""
     given_id = record.get("id")
     return Example(None if given_id is None else str(given_id), prompt, reference)
-
-
-def _of_row(path, line, cells):
-    try:
-        return _asked(cells)
-    except BadRecord as error:
-        raise UserError(f"{path}, line {line}: {error}") from None
 
 
 def _first(record, fields):

@@ -7,18 +7,15 @@ train, test = split(rows, 0.2, seed)                   # of each class the same 
 
 import re
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from minigpt.common.errors import UserError
-from minigpt.data.formats import BadRecord
+from minigpt.data.formats import BadRecord, Entry
 from minigpt.data.pipeline import read_records
-from minigpt.evaluation.tables import DELIMITERS, read_table
 
-TABLES = (".csv", ".tsv", ".tab", ".txt")
-SHOWN = 5  # lines that a note names
+SHOWN = 5  # rows that a note names
 
 
 class Labelled(NamedTuple):
@@ -34,50 +31,36 @@ class Labelled(NamedTuple):
 
 def read_labelled_table(path, text_columns, label_column):
     """(rows, notes): the Labelled texts of a table, white space normalized, and lines about what
-    was found out about its form and what was left out.
+    was left out.
 
-    A .csv, .tsv or .txt names its columns in the first line; a .jsonl or .json has them as fields.
-    A text is that of all `text_columns`, a line for each. Rows without text or label are left out.
-    UserError for a missing column, and for a table that cannot be read.
+    The table is any file that data/prepare.py reads as records, such as a .csv, .tsv, .parquet or
+    .jsonl; its columns are their fields. A text is that of all `text_columns`, a line for each.
+    Rows without text or label are left out. UserError for a missing column, and for a table that
+    cannot be read.
     """
-    path = Path(path)
-    wanted = [*text_columns, label_column]
-    notes = []
-    if path.suffix.lower() in TABLES:
-        found = read_table(path, wanted)
-        cells = found.rows
-        if found.delimiter != ",":
-            plain = "" if found.quoted else "; quotes are characters of the text"
-            notes.append(f"{path.name}: the delimiter is a {DELIMITERS[found.delimiter]}{plain}")
-    else:
-        cells = _records(path, wanted)
-    rows, empty = [], []
-    for line, row in cells:
-        text = "\n".join(filter(None, (_normalized(row[name]) for name in text_columns)))
-        label = _normalized(row[label_column])
-        if text and label:
-            rows.append(Labelled(f"{path.stem}:{line}", text, label))
-        else:
-            empty.append(str(line))
-    if empty:
-        more = ", …" if len(empty) > SHOWN else ""
-        lines = ", ".join(empty[:SHOWN]) + more
-        notes.append(f"{path.name}: {len(empty)} rows without text or label left out: line {lines}")
-    return rows, notes
+    wanted, known = [*text_columns, label_column], set()
 
-
-def _records(path, wanted):
-    """[(number, record)] of a .jsonl or .json. A field that is missing or null is empty."""
-
-    def of_record(record):
-        if not any(name in record for name in wanted):
+    def parse(record):
+        known.update(record)
+        if label_column not in record or not any(name in record for name in text_columns):
+            missing = [name for name in wanted if name not in record]
             raise BadRecord(
-                f"no field {' or '.join(wanted)}; its fields are {', '.join(map(str, record))}"
+                f"no column {', '.join(missing)}; its columns are {', '.join(map(str, record))}"
             )
-        return {name: record.get(name) for name in wanted}
+        text = "\n".join(filter(None, (_normalized(record.get(name)) for name in text_columns)))
+        return Entry(None, _normalized(record[label_column]), text)
 
-    found = read_records([path], of_record)
-    return list(enumerate((cells for _, cells, _ in found), 1))
+    entries = [entry for _, entry, _ in read_records([path], parse)]
+    missing = [name for name in wanted if entries and name not in known]
+    if missing:
+        raise UserError(
+            f"{path}: no column {', '.join(missing)}; its columns are {', '.join(map(str, known))}"
+        )
+    rows = [Labelled(id_, text, label) for id_, label, text in entries if text and label]
+    empty = [entry.id for entry in entries if not (entry.text and entry.title)]
+    more = ", …" if len(empty) > SHOWN else ""
+    note = f"{len(empty)} rows without text or label left out: {', '.join(empty[:SHOWN])}{more}"
+    return rows, [note] if empty else []
 
 
 def _normalized(cell):
