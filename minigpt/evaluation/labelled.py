@@ -7,6 +7,7 @@ train, test = split(rows, 0.2, seed)                   # of each class the same 
 
 import re
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -56,8 +57,10 @@ def read_labelled_table(path, text_columns, label_column):
         raise UserError(
             f"{path}: no column {', '.join(missing)}; its columns are {', '.join(map(str, known))}"
         )
-    rows = [Labelled(id_, text, label) for id_, label, text in entries if text and label]
-    empty = [entry.id for entry in entries if not (entry.text and entry.title)]
+    # read_records() calls an entry PATH:LINE.
+    named = [(f"{Path(path).name}:{e.id.rpartition(':')[2]}", e.text, e.title) for e in entries]
+    rows = [Labelled(*each) for each in named if all(each)]
+    empty = [id_ for id_, text, label in named if not (text and label)]
     more = ", …" if len(empty) > SHOWN else ""
     note = f"{len(empty)} rows without text or label left out: {', '.join(empty[:SHOWN])}{more}"
     return rows, [note] if empty else []
