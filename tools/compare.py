@@ -1,7 +1,7 @@
 """Ask several models the same questions: runs, servers, and files of answers, side by side.
 
     python tools/compare.py --runs=out/a,out/b --questions=eight
-    python tools/compare.py --runs=out/pretrain --questions=prefixes --temperature=0.1,
+    python tools/compare.py --runs=out/pretrain --questions=prefixes
     python tools/compare.py --runs=out/sft --endpoints=endpoints.csv,http://localhost:1234/v1 \\
         --questions=mine.jsonl --answers=gpt.jsonl
 
