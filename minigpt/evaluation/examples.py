@@ -83,38 +83,33 @@ def example_of(conversation):
 def read_examples(paths, prompt_format):
     """(examples, skipped): the Examples under `paths` for a run of this prompt format, and the
     number of entries that have only one sentence. For "chat" the records may have any format that
-    data/prepare_sft.py reads; records with `prompt` and `reference` are read for every format."""
-    parse = {"qa": parse_qa, "chat": parse_dialogue, "plain": parse_text}[prompt_format]
-    records = read_records(paths, lambda record: _given_example(record) or parse(record))
-    found = [_example(sample) for _, sample, _ in records]
-    examples = [example for example in found if example.reference]
-    return examples, len(found) - len(examples)
+    data/prepare_sft.py reads. If the first record has a `reference`, all give `prompt` and
+    `reference`, whatever the format."""
+    records = (record for _, _, record in read_records(paths, lambda record: record))
+    if "reference" in next(records, {}):
+        return [example for _, example, _ in read_records(paths, parse_example)], 0
+    if prompt_format == "qa":
+        return [Example(*pair) for pair in read_pairs(paths)], 0
+    if prompt_format == "chat":
+        return [example_of(conversation) for conversation in read_conversations(paths)], 0
+    entries = [entry for _, entry, _ in read_records(paths, parse_text)]
+    examples = []
+    for entry in entries:
+        prompt, rest = first_sentence(clean(entry.text, entry.title))
+        if rest:
+            examples.append(Example(entry.id, prompt, rest))
+    return examples, len(entries) - len(examples)
 
 
-def _given_example(record):
-    """The Example in a record with `prompt` and `reference`; None if it lacks `reference`."""
-    if "reference" not in record:
-        return None
+def parse_example(record):
+    """Fields `prompt` and `reference`, optional `id` → Example. The prompt stays as it is."""
     for field in ("prompt", "reference"):
         if not isinstance(record.get(field), str) or not record[field].strip():
             raise BadRecord(f"field `{field}`: expected a text that is not empty")
-    return Example(_id_of(record), record["prompt"], record["reference"].strip())
-
-
-def _id_of(record):
-    return None if record.get("id") is None else str(record["id"])
-
-
-def _example(sample):
-    """An Example, a Pair, a Conversation or an Entry as an Example. Its reference is "" if an
-    entry has only one sentence."""
-    if isinstance(sample, Example):
-        return sample
-    if isinstance(sample, Pair):
-        return Example(*sample)
-    if isinstance(sample, Conversation):
-        return example_of(sample)
-    return Example(sample.id, *first_sentence(clean(sample.text, sample.title)))
+    given_id = record.get("id")
+    return Example(
+        None if given_id is None else str(given_id), record["prompt"], record["reference"].strip()
+    )
 
 
 def first_held_out(dataset, prompt_format):
