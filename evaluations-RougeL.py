@@ -3,11 +3,13 @@
     python evaluations-RougeL.py --out_dir=out/sft --input=qa.jsonl
     python evaluations-RougeL.py --out_dir=out/sft --input=qa.jsonl --limit=200 --seed=7
     python evaluations-RougeL.py --out_dir=out/pretrain --input=wiki.jsonl
+    python evaluations-RougeL.py --out_dir=out/pretrain --input=three.jsonl     # prompt, reference
 
 A question-answering run gets each question, and the reference is the answer. A chat run gets each
 conversation up to the assistant's last turn, which is the reference. A pretrained run gets each
-entry's first sentence, and the reference is the rest. Training examples and held-out examples have
-separate rows: the first show what the run has memorised, the second what it has learned.
+entry's first sentence, and the reference is the rest. Records {"prompt": …, "reference": …} give
+both themselves, for a run of any kind. Training examples and held-out examples have separate rows:
+the first show what the run has memorised, the second what it has learned.
 """
 
 from pathlib import Path
@@ -16,6 +18,7 @@ from config.configurator import configure
 from minigpt.common.errors import UserError, preflight, run
 
 SHOWN = 200  # characters of an answer in the terminal; the file has all of it
+FEW = 20  # at most so many answers are all printed
 
 
 class Settings:
@@ -30,7 +33,8 @@ class Settings:
     top_p: float = 1.0  # sample from the most likely tokens with this total probability; 1: all
     repetition_penalty: float = 1.0  # above 1: tokens of the prompt and the text are less likely
     batch_size: int = 16  # answers at once; changes the speed, not the answers
-    show: int = 3  # how many of the best and of the worst to print
+    show: int = 3  # how many of the best and of the worst to print; 20 answers or fewer are all
+    #                printed, in the order of the file; 0: none
 
 
 def read_settings():
@@ -44,9 +48,14 @@ def read_settings():
 if __name__ == "__main__":
     preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
 
-from tqdm import tqdm
-
-from minigpt.common.report import check_writable, table, write_json, write_jsonl
+from minigpt.common.report import (
+    ENDED_AT_ONCE,
+    check_writable,
+    progress,
+    table,
+    write_json,
+    write_jsonl,
+)
 from minigpt.evaluation.examples import (
     HELD_OUT,
     OTHER,
@@ -85,14 +94,14 @@ def main():
         known = [OTHER] * len(examples)
 
     engine = Engine(trained.model, tokenizer.n_vocab, settings.batch_size)
-    with tqdm(total=len(examples), desc="answers", unit="", leave=False, disable=None) as bar:
+    with progress(len(examples), "answers") as advance:
         answers = write_answers(
             engine,
             tokenizer,
             prompt_format,
             examples,
             settings.seed,
-            on_end=bar.update,
+            on_end=advance,
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             top_k=settings.top_k,
@@ -121,22 +130,41 @@ def main():
         out_dir=str(trained.folder), step=trained.meta["step"], settings=settings.as_dict()
     )
     write_json(output.with_suffix(".json"), about | figures)
-    show_ends(rows, settings.show)
+    if settings.show and len(rows) <= FEW:
+        show_all(rows)
+    else:
+        show_ends(rows, settings.show)
     show_figures(figures)
+    empty = sum(not row["prediction"] and row["finish_reason"] == "stop" for row in rows)
+    if empty:
+        print(f"{empty} of {len(rows)} answers are empty: {ENDED_AT_ONCE}\n")
     print(f"answers: {output}, figures: {output.with_suffix('.json')}")
+
+
+def show_all(rows):
+    """Print every answer, in the order of the file."""
+    for number, row in enumerate(rows, 1):
+        show_row(str(number), row)
+    print()
 
 
 def show_ends(rows, count):
     """Print the best and the worst answers by ROUGE-L over characters, without overlap."""
     ranked = sorted(rows, key=lambda row: -row["rouge_l_chars"])
     count = min(count, len(ranked) // 2)
-    ends = [("best", ranked[:count]), ("worst", ranked[len(ranked) - count :])]
-    for name, part in ends:
-        for row in part:
-            print(f"{name} {row['rouge_l_chars']:.3f}  {in_a_line(row['question'])}")
-            print(f"    reference   {in_a_line(row['reference'])}")
-            print(f"    prediction  {in_a_line(row['prediction'])}")
+    for row in ranked[:count]:
+        show_row("best", row)
+    for row in ranked[len(ranked) - count :]:
+        show_row("worst", row)
     print()
+
+
+def show_row(name, row):
+    """Print an answer with its ROUGE-L over characters and over words."""
+    scores = f"{row['rouge_l_chars']:.3f} (words {row['rouge_l_words']:.3f})"
+    print(f"{name} {scores}  {in_a_line(row['question'])}")
+    print(f"    reference   {in_a_line(row['reference'])}")
+    print(f"    prediction  {in_a_line(row['prediction'])}")
 
 
 def in_a_line(text):

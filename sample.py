@@ -80,6 +80,7 @@ def request_of(ids, settings, number=0, **more):
 if __name__ == "__main__":
     preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
 
+from minigpt.common.report import ENDED_AT_ONCE
 from minigpt.data.prompts import prompt_ids, stop_ids
 from minigpt.evaluation.quantization_cost import load_for_generation
 from minigpt.inference.engine import Engine
@@ -151,11 +152,7 @@ class Writer:
         count, size = len(ticket.ids), self.engine.block_size
         print(f"[{count} tokens, {count / seconds:.0f} tokens/s]", file=sys.stderr)
         if not count and ticket.finish_reason == "stop":
-            print(
-                "note: the model ended at once, which is usual after few training steps (see "
-                "docs/en/troubleshooting.md)",
-                file=sys.stderr,
-            )
+            print(f"note: {ENDED_AT_ONCE}", file=sys.stderr)
         if ticket.rolled and not self.warned:
             self.warned = True
             print(

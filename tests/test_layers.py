@@ -20,7 +20,7 @@ PACKAGES = {
     "models": ("tokenizer", "common", "model"),
     "training": ("models", "data", "data_utils", "interop"),
     "inference": ("models", "common"),
-    "evaluation": ("inference", "training", "data"),
+    "evaluation": ("inference", "training", "data", "openai"),
     "openai": ("common",),
     "serving": ("openai", "inference", "data"),
     "arena": ("openai", "inference"),

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.arena.battles import DisplayText
-from minigpt.arena.exports import _escaped, _fenced
+from minigpt.arena.exports import _fenced
 from minigpt.common.json_text import MOST_DEPTH, is_deep, parse_json
-from minigpt.common.report import one_line
+from minigpt.common.report import markdown_line, one_line
 from minigpt.common.urls import api_path, problem_of_url
 from minigpt.data import cleaning
 from minigpt.data.cleaning import clean, clean_all, clean_light
@@ -223,7 +223,7 @@ HOSTILE = {
     ),
     "events": (lambda x: list(EventReader().push(x)), lambda n: b"data: a\n" * n),
     "complaint": (error_text, lambda n: b"<" * n),
-    "markdown: escaped": (_escaped, lambda n: "*`" * n),
+    "markdown: escaped": (markdown_line, lambda n: "*`" * n),
     "markdown: fenced": (_fenced, lambda n: "` " * n),
     "parse_json": (parse_json, lambda n: "[" + "[]," * n + "1]"),
     "stop strings": (

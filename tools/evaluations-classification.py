@@ -6,10 +6,16 @@
         --shots=1
 
 A run that was not trained on the task is asked zero-shot, or (--shots) with answered examples of
-the training part before the text. The label is read in four ways: the first label in the generated
-text, and the most likely label by the sum of its tokens' log-probabilities, by their mean, or by
-its first token. The results are written into the run's folder: classification.json (all figures),
-classification.jsonl (one line a text) and confusion.png. bench/tfidf.py is a baseline.
+the training part before the text, in one's own words (--instruction, --wording):
+
+    … --shots=1 --instruction="Sort the articles." \\
+        --wording="Example {number}\\n{text}\\nCategory: {label}"
+
+With five classes the text that is asked about is then "Example 6". The label is read in four ways:
+the first label in the generated text, and the most likely label by the sum of its tokens'
+log-probabilities, by their mean, or by its first token. The results are written into the run's
+folder: classification.json (all figures), classification.jsonl (one line a text) and confusion.png.
+bench/tfidf.py is a baseline.
 """
 
 import pathlib
@@ -25,6 +31,10 @@ from minigpt.common.errors import UserError, preflight, run
 class Settings:
     input: str = ""  # test.jsonl of data/prepare_classes.py; train.jsonl and task.json beside it
     shots: int = 0  # answered examples of each class before the text; 0: none
+    instruction: str | None = None  # what is before all texts; {labels}: the list of the labels;
+    #                                 none: that of task.json
+    wording: str = ""  # how a text is shown with its label: {text}, {label}, perhaps {number}; \n
+    #                    is a line break; "": the text, the words of task.json, the label
     limit: int | None = None  # a random subset of this size; none: all texts
     seed: int = 1337  # of that subset and of the examples
     batch_size: int = 16  # texts at once; changes the speed, not the labels
@@ -42,9 +52,7 @@ def read_settings():
 if __name__ == "__main__":
     preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
 
-from tqdm import tqdm
-
-from minigpt.common.report import check_writable, table, write_json, write_jsonl
+from minigpt.common.report import check_writable, progress, table, write_json, write_jsonl
 from minigpt.evaluation.classification import (
     answer_room,
     draw_shots,
@@ -63,7 +71,7 @@ from minigpt.plotting.output import write_figure
 def main():
     settings = read_settings()
     print(settings.describe(), flush=True)
-    task = read_task(Path(settings.input).parent)
+    task = worded(read_task(Path(settings.input).parent), settings)
     rows = draw(read_labelled(settings.input, task.labels), settings.limit, settings.seed)
     if not rows:
         raise UserError(f"{settings.input}: no text here")
@@ -84,8 +92,8 @@ def main():
     shortened = sum(short for _, short in asked)
     if shortened:
         print(f"{shortened} of {len(rows)} questions are too long for the block: texts cut shorter")
-    with tqdm(total=len(rows), desc="texts", unit="", leave=False, disable=None) as bar:
-        found, notes = predict(trained, questions, task, settings.batch_size, bar.update)
+    with progress(len(rows), "texts") as advance:
+        found, notes = predict(trained, questions, task, settings.batch_size, advance)
     for note in notes:
         print(note)
 
@@ -110,6 +118,17 @@ def main():
     for note in notes:
         print(note)
     print(f"figures: {output}, every text: {output.with_suffix('.jsonl')}, picture: {picture}")
+
+
+def worded(task, settings):
+    """The task with the instruction and the wording of the settings. UserError if it is wrong."""
+    if settings.instruction is not None:
+        task = task._replace(instruction=settings.instruction.replace("\\n", "\n"))
+    if settings.wording:
+        task = task._replace(wording=settings.wording.replace("\\n", "\n"))
+    if problems := task.problems():
+        raise UserError("\n".join(f"--{line}" for line in problems))
+    return task
 
 
 def show(figures, labels):

@@ -40,9 +40,7 @@ def read_settings():
 if __name__ == "__main__":
     preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
 
-from tqdm import tqdm
-
-from minigpt.common.report import check_writable, table, write_json
+from minigpt.common.report import check_writable, progress, table, write_json
 from minigpt.evaluation.examples import read_examples
 from minigpt.evaluation.multiple_choice import (
     METRICS,
@@ -72,8 +70,8 @@ def main():
     folder = Path(settings.task)
     name = folder.resolve().name
     task = write_task(folder, name, items)
-    with tqdm(total=len(items), desc="items", unit="", leave=False, disable=None) as bar:
-        figures = score(trained, items, bar.update)
+    with progress(len(items), "items") as advance:
+        figures = score(trained, items, advance)
     shown = [f"{figures[m]:.4f} ± {figures[f'{m}_stderr']:.4f}" for m in METRICS]
     print(table(["run", "items", *METRICS], [[str(trained.folder), figures["items"], *shown]]))
     print(f"chance: {1 / N_ENDINGS}")

@@ -44,9 +44,14 @@ def read_settings():
 if __name__ == "__main__":
     preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
 
-from tqdm import tqdm
-
-from minigpt.common.report import check_writable, table, write_json, write_jsonl, write_text
+from minigpt.common.report import (
+    check_writable,
+    progress,
+    table,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from minigpt.evaluation import repetition
 from minigpt.evaluation.quantization_cost import load_for_generation
 from minigpt.inference.engine import Engine
@@ -74,7 +79,7 @@ def main():
     seeds = settings.seeds
     total = len(questions) * sum(seeds if cell.draws else 1 for cell in cells)
     print(f"{len(questions)} questions, {len(cells)} cells, {total:,} texts", flush=True)
-    with tqdm(total=total, desc="texts", unit="", leave=False, disable=None) as bar:
+    with progress(total, "texts") as advance:
         rows = repetition.generate_texts(
             engine,
             tokenizer,
@@ -83,7 +88,7 @@ def main():
             cells,
             seeds,
             settings.max_new_tokens,
-            on_end=bar.update,
+            on_end=advance,
         )
     figures = repetition.summaries(rows, cells)
     header, lines = repetition.as_table(figures)

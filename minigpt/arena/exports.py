@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from typing import NamedTuple
 
 from minigpt.arena.ratings import ratings
+from minigpt.common.report import markdown_line
 from minigpt.common.spreadsheet import csv_row
 
 
@@ -57,7 +58,7 @@ def preference_pairs(battles):
 
 def _heading(battle, place):
     verdicts = {place: " – the best", "tie": " – a tie", "none": " – none was good"}
-    letter, model = chr(ord("A") + place), _escaped(battle.sides[place].model)
+    letter, model = chr(ord("A") + place), markdown_line(battle.sides[place].model)
     return f"{letter}: {model}{verdicts.get(battle.choice, '')}"
 
 
@@ -73,12 +74,7 @@ def _facts(side):
 
 
 def _line(facts):
-    return " · ".join(map(_escaped, facts))
-
-
-def _escaped(text):
-    """Text on one line, with all characters of Markdown and HTML escaped."""
-    return re.sub(r"([\\`*_{}\[\]<>#&|!~$])", r"\\\1", " ".join(text.split()))
+    return " · ".join(map(markdown_line, facts))
 
 
 def _fenced(text):

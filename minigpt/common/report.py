@@ -1,10 +1,21 @@
 """Reports: tables and lines for the screen, JSON and JSONL for programs."""
 
+import contextlib
 import json
+import re
+import sys
+import time
 from pathlib import Path
 
 from minigpt.common.errors import UserError
 from minigpt.common.files import written_whole
+
+# Why an answer is empty; sample.py and the evaluations print it.
+ENDED_AT_ONCE = (
+    "the model ended at once. After few training steps a model knows little more than which tokens "
+    "are frequent, and the end of a text is the most frequent one: train longer (see "
+    "docs/en/troubleshooting.md)"
+)
 
 
 def table(header, rows):
@@ -18,6 +29,17 @@ def table(header, rows):
         ).rstrip()
         for line in lines
     )
+
+
+def markdown_table(header, rows, align="---:"):
+    """A Markdown table; the texts are Markdown already. align: of all columns, `:---` is left."""
+    lines = [header, [align] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def markdown_line(text):
+    """Text on one line, with all characters of Markdown and HTML escaped."""
+    return re.sub(r"([\\`*_{}\[\]<>#&|!~$])", r"\\\1", " ".join(text.split()))
 
 
 def one_line(text, most=300):
@@ -35,6 +57,36 @@ def duration(seconds):
     if hours:
         return f"{hours}h {minutes:02}m"
     return f"{minutes}m {seconds:02}s" if minutes else f"{seconds}s"
+
+
+@contextlib.contextmanager
+def progress(total, name):
+    """Yield a function that counts one more item as done, for long loops over `total` items.
+
+    At a terminal it draws a bar on stderr. In a pipe or a file it prints a line there after each
+    tenth of the items, at most one a second, and one at the end.
+    """
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=total, desc=name, leave=False) as bar:
+            yield bar.update
+        return
+    done, began, shown_at, next_shown = 0, time.monotonic(), float("-inf"), total / 10
+
+    def advance():
+        nonlocal done, shown_at, next_shown
+        done += 1
+        now = time.monotonic()
+        if done < total and (done < next_shown or now < shown_at + 1):
+            return
+        shown_at, next_shown = now, done + total / 10
+        seconds = now - began
+        left = f", {duration(seconds / done * (total - done))} left" if done < total else ""
+        line = f"{name}: {done:,} of {total:,}, {duration(seconds)}{left}"
+        print(line, file=sys.stderr, flush=True)
+
+    yield advance
 
 
 def check_writable(path):

@@ -1,20 +1,16 @@
 """Classification of texts by a language model: which of a few labels belongs to a text.
 
-    train, test = split(rows, 0.2, seed)                   # Labelled texts, by class
-    question = task.question(test[0].text)                 # its beginning, then "Category:"
-    found = predict(trained, questions, task)              # reading → a label for each, or None
-    scores(gold, found["generation"], task.labels)         # accuracy, precision, recall, F1
+    question = task.question(row.text)             # the text's beginning, then "Category:"
+    found = predict(trained, questions, task)      # reading → a label for each, or None
+    scores(gold, found["generation"], task.labels) # accuracy, precision, recall, F1
 
 There are four ways to get a label from a model (READINGS). "generation": the first label in the
 text that it generates. The others generate nothing and take the label that is most likely to follow
 the question: by the sum of its tokens' log-probabilities, by their mean, or by its first token.
 """
 
-import csv
-import io
 import math
 import re
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,130 +20,104 @@ import torch
 from minigpt.common.errors import UserError
 from minigpt.common.json_text import parse_json
 from minigpt.common.locks import lock_path, locked
-from minigpt.common.presets import read_text
-from minigpt.common.report import check_writable, write_json, write_jsonl
+from minigpt.common.report import ENDED_AT_ONCE, check_writable, write_json, write_jsonl
 from minigpt.data.formats import BadRecord, parse_text
 from minigpt.data.pipeline import read_records
 from minigpt.data.prompts import prompt_ids, reply_text
 from minigpt.evaluation.examples import Example, write_answers
+from minigpt.evaluation.labelled import Labelled, excerpts
 from minigpt.inference.engine import Engine
 from minigpt.inference.kv_cache import KVCache
 
 READINGS = ("generation", "likelihood, sum", "likelihood, mean", "first token")
 
 
-class Labelled(NamedTuple):
-    """A text with its label; `id` names its source."""
-
-    id: str
-    text: str
-    label: str
-
-
-# -- from a table to training and test texts -------------------------------------------------------
-
-
-def read_table(path, text_column, label_column):
-    """The Labelled texts of a CSV whose first line names its columns, white space normalized.
-
-    UserError if a column is missing, or a line has no text or no label.
-    """
-    path = Path(path)
-    if path.suffix.lower() != ".csv":
-        raise UserError(f"{path}: expected a table, FILE.csv, whose first line names its columns")
-    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    found = []
-    try:
-        missing = [c for c in (text_column, label_column) if c not in (rows.fieldnames or ())]
-        if missing:
-            raise UserError(
-                f"{path}: no column {', '.join(missing)}; its first line names "
-                f"{', '.join(rows.fieldnames or ['nothing'])}: say --text=COLUMN --label=COLUMN"
-            )
-        for row in rows:
-            text, label = (" ".join((row[c] or "").split()) for c in (text_column, label_column))
-            if not text or not label:
-                lacking = label_column if text else text_column
-                raise UserError(
-                    f"{path}, line {rows.line_num}: {lacking} is empty: fill or drop it"
-                )
-            found.append(Labelled(f"{path.stem}:{rows.line_num}", text, label))
-    except csv.Error as error:
-        raise UserError(f"{path}, after line {rows.line_num}: cannot be read ({error})") from None
-    return found
-
-
-def without_duplicates(rows, length):
-    """(rows, duplicates, contradicted): of texts with the same first `length` characters (all that
-    a question shows) the first one, or none if their labels differ. The two numbers are the rows
-    dropped for each reason."""
-    first, labels = {}, {}
-    for row in rows:
-        beginning = excerpts(row.text, length)[0]
-        first.setdefault(beginning, row)
-        labels.setdefault(beginning, []).append(row.label)
-    kept = [row for beginning, row in first.items() if len(set(labels[beginning])) == 1]
-    contradicted = sum(len(given) for given in labels.values() if len(set(given)) > 1)
-    return kept, len(rows) - len(kept) - contradicted, contradicted
-
-
-def split(rows, test_fraction, seed):
-    """(train, test) in the order of `rows`, stratified: of each class the same fraction is for the
-    test, at least one text and never all. UserError for a class with one text."""
-    generator = np.random.default_rng(seed)
-    test = set()
-    for label, count in sorted(Counter(row.label for row in rows).items()):
-        if count < 2:
-            raise UserError(f"class {label}: one text; expected two or more, to learn and to test")
-        indices = [i for i, row in enumerate(rows) if row.label == label]
-        n_test = min(max(round(count * test_fraction), 1), count - 1)
-        test.update(generator.permutation(indices)[:n_test].tolist())
-    return (
-        [row for i, row in enumerate(rows) if i not in test],
-        [row for i, row in enumerate(rows) if i in test],
-    )
-
-
-def excerpts(text, length):
-    """The text in parts of at most `length` characters, each cut at a blank if its second half has
-    one."""
-    return [text[start:end] for start, end in _excerpt_spans(text, length)]
-
-
-def _excerpt_spans(text, length):
-    """Yield (start, end) of each of the excerpts()."""
-    start = 0
-    while start < len(text):
-        end = len(text)
-        if end - start > length:
-            blank = text.rfind(" ", start, start + length + 1)
-            end = blank if blank - start > length // 2 else start + length
-        yield start, end
-        start = _NO_BLANK.search(text, end).start()
-
-
-_NO_BLANK = re.compile(r"\S|\Z")
-
-
 # -- how a text becomes a question -----------------------------------------------------------------
 
 
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
 class Task(NamedTuple):
-    """A classification task (task.json): the labels, the words that ask for one, and how many
-    characters of a text a question shows."""
+    """A classification task (task.json).
+
+    labels, ask   the classes; the words on the line after a text that ask for one
+    length        how many characters of a text a question shows
+    instruction   what is before all texts; {labels} in it is the list of the labels
+    wording       how a text is shown with its label, with {text}, {label} and perhaps {number},
+                  which counts the texts of a question from 1 on; "": the text, `ask`, the label
+    letters       whether the answers are A, B, … in place of the labels
+    """
 
     labels: tuple[str, ...]
     ask: str
     length: int
+    instruction: str = ""
+    wording: str = ""
+    letters: bool = False
+
+    def problems(self):
+        """What is wrong with it, a line each."""
+        found = []
+        names = _PLACEHOLDER.findall(self.wording)
+        if self.wording and (
+            sorted(set(names) - {"number"}) != ["label", "text"]
+            or names.count("label") + names.count("text") != 2
+            or names.index("text") > names.index("label")
+        ):
+            found.append(f"wording={self.wording!r}: expected {{text}} and then {{label}}, once")
+        if self.letters and len(self.labels) > len(LETTERS):
+            found.append(f"letters: {len(self.labels)} labels; expected at most {len(LETTERS)}")
+        return found
 
     def question(self, text):
-        """The beginning of a text and, on a new line, the words that ask for a label."""
-        return f"{excerpts(text, self.length)[0]}\n{self.ask}"
+        """A text's question: the instruction, the text's beginning, the words that ask for its
+        label."""
+        return self.examples([]) + self.shown(excerpts(text, self.length)[0], 1)
+
+    def examples(self, shots):
+        """The beginning of a question: the instruction, and (text, label) pairs with their labels,
+        a blank line after each."""
+        shown = self.instruction.replace("{labels}", self._list())
+        parts = [shown] if shown else []
+        for number, (text, label) in enumerate(shots, 1):
+            parts.append(self.shown(text, number) + self.answer(label, "plain") + self._after())
+        return "".join(f"{part}\n\n" for part in parts)
+
+    def shown(self, text, number):
+        """A text up to where its label follows."""
+        return _filled(self._template().partition("{label}")[0].rstrip(), text, number)
 
     def answer(self, label, prompt_format):
-        """The label as it follows a question. In plain text it comes after a blank if the script
-        has blanks; after an answer mark it has none."""
-        return f" {label}" if prompt_format == "plain" and self.ask.isascii() else label
+        """The label, or its letter, as it follows a question. In plain text a blank is before it if
+        the wording has one there; after an answer mark it has none."""
+        answer = self.code(label)
+        blank = self._template().partition("{label}")[0][-1:].isspace()
+        return f" {answer}" if prompt_format == "plain" and blank else answer
+
+    def code(self, label):
+        """What stands for a label in an answer: itself, or its letter."""
+        return LETTERS[self.labels.index(label)] if self.letters else label
+
+    def _template(self):
+        """The wording; without one a blank is after `ask` if its script has blanks."""
+        blank = " " if self.ask.isascii() else ""
+        return self.wording or f"{{text}}\n{self.ask}{blank}{{label}}"
+
+    def _after(self):
+        return self._template().partition("{label}")[2].rstrip()
+
+    def _list(self):
+        if self.letters:
+            return ", ".join(f"{self.code(label)}: {label}" for label in self.labels)
+        return ", ".join(self.labels)
+
+
+def _filled(template, text, number):
+    """A template with its text and number. What is filled in is not searched for placeholders."""
+    values = dict(text=text, number=str(number))
+    return _PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), template)
 
 
 def write_task(folder, task, train, test, n_excerpts, made_by):
@@ -157,7 +127,7 @@ def write_task(folder, task, train, test, n_excerpts, made_by):
     """
     folder = Path(folder)
     pairs = [
-        dict(id=row.id, question=task.question(part), answer=row.label)
+        dict(id=row.id, question=task.question(part), answer=task.code(row.label))
         for row in train
         for part in excerpts(row.text, task.length)[:n_excerpts]
     ]
@@ -175,11 +145,15 @@ def read_task(folder):
     path = Path(folder) / "task.json"
     try:
         facts = parse_json(path.read_text(encoding="utf-8"))
-        task = Task(tuple(facts["labels"]), facts["ask"], facts["length"])
-        if not all(isinstance(text, str) and text for text in (*task.labels, task.ask)):
-            raise TypeError("labels and ask: expected texts")
+        task = Task(**{name: facts[name] for name in Task._fields if name in facts})
+        task = task._replace(labels=tuple(task.labels))
+        texts = (*task.labels, task.ask, task.instruction, task.wording)
+        if not all(isinstance(text, str) for text in texts) or not all((*task.labels, task.ask)):
+            raise TypeError("labels, ask, instruction and wording: expected texts")
         if type(task.length) is not int or task.length < 1 or not task.labels:
             raise ValueError(f"length={task.length}: expected 1 or more, and a label or more")
+        if type(task.letters) is not bool or task.problems():
+            raise ValueError("; ".join(task.problems()) or "letters: expected true or false")
         return task
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or repr(error)
@@ -239,11 +213,8 @@ def fitted_question(task, text, shots, tokenizer, prompt_format, room):
             each if len(ids) <= share else _whole_words(tokenizer.decode(ids[:share]))
             for each, ids in zip(texts, rows, strict=True)
         )
-        parts = [
-            f"{body}\n{task.ask}{task.answer(shot.label, 'plain')}\n\n"
-            for body, shot in zip(before, shots, strict=True)
-        ]
-        return "".join(parts) + f"{last}\n{task.ask}"
+        shown = zip(before, (shot.label for shot in shots), strict=True)
+        return task.examples(shown) + task.shown(last, len(texts))
 
     question = written(share)
     while (excess := len(prompt_ids(tokenizer, prompt_format, question)) - room) > 0:
@@ -283,7 +254,9 @@ def predict(trained, questions, task, batch_size=16, on_end=None):
         temperature=0.0,
         max_new_tokens=answer_room(task, tokenizer, prompt_format),
     )
-    found = {"generation": [find_label(text, task.labels) for text, _ in written]}
+    labels = {task.code(label): label for label in task.labels}
+    codes = [find_label(text, list(labels)) for text, _ in written]
+    found = {"generation": [code and labels[code] for code in codes]}
 
     prompts = [prompt_ids(tokenizer, prompt_format, question) for question in questions]
     answers = label_ids(task, tokenizer, prompt_format)
@@ -294,6 +267,9 @@ def predict(trained, questions, task, batch_size=16, on_end=None):
         "first token": lambda row: row[0],
     }
     notes = []
+    empty = sum(not text and reason == "stop" for text, reason in written)
+    if empty:
+        notes.append(f"{empty} of {len(written)} generated answers are empty: {ENDED_AT_ONCE}")
     clash = same_beginning(task.labels, answers)
     if clash:
         del by["first token"]

@@ -3,7 +3,8 @@ whether the example is in the run's training data.
 
 The prompt depends on the run's prompt format. "qa": a question; the reference is its answer.
 "chat": a conversation up to the assistant's last turn, which is the reference. "plain": the first
-sentence of an entry; the reference is the rest.
+sentence of an entry; the reference is the rest. A record with the fields `prompt` and `reference`
+gives both as they are, for a run of any format.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from minigpt.common.json_text import parse_json
 from minigpt.data.block_format import IS_START
 from minigpt.data.cleaning import clean, clean_light
 from minigpt.data.formats import (
+    BadRecord,
     Conversation,
     Pair,
     parse_chat,
@@ -92,7 +94,11 @@ def example_of(conversation):
 def read_examples(paths, prompt_format):
     """(examples, skipped): the Examples under `paths` for a run of this prompt format, and the
     number of entries that have only one sentence. For "chat" the records may have any format that
-    data/prepare_sft.py reads."""
+    data/prepare_sft.py reads. If the first record has a `reference`, all give `prompt` and
+    `reference`, whatever the format."""
+    records = (record for _, _, record in read_records(paths, lambda record: record))
+    if "reference" in next(records, {}):
+        return [example for _, example, _ in read_records(paths, parse_example)], 0
     if prompt_format == "qa":
         return [Example(*pair) for pair in read_pairs(paths)], 0
     if kind_of(prompt_format) == "chat":
@@ -100,6 +106,17 @@ def read_examples(paths, prompt_format):
     entries = [(entry.id, *first_sentence(entry.text)) for entry in read_entries(paths)]
     examples = [Example(*entry) for entry in entries if entry[2]]
     return examples, len(entries) - len(examples)
+
+
+def parse_example(record):
+    """Fields `prompt` and `reference`, optional `id` → Example. The prompt stays as it is."""
+    for field in ("prompt", "reference"):
+        if not isinstance(record.get(field), str) or not record[field].strip():
+            raise BadRecord(f"field `{field}`: expected a text that is not empty")
+    given_id = record.get("id")
+    return Example(
+        None if given_id is None else str(given_id), record["prompt"], record["reference"].strip()
+    )
 
 
 def first_held_out(dataset, prompt_format):

@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from data_utils import Batch, evaluation_batches
 from minigpt.common.errors import UserError
+from minigpt.common.report import progress
 from minigpt.data.block_format import TARGET
 from minigpt.data.prompts import chat_ids, prompt_ids, reply_text
 from minigpt.training.losses import next_token, total_loss
@@ -124,7 +124,7 @@ def block_perplexity(model, blocks, batch_size=32, dtype=torch.float32):
     """Over every target of a split: {"blocks", "targets", "loss" (nats a token), "perplexity"}."""
     batches = evaluation_batches(blocks, batch_size)
     total = math.ceil(len(blocks) / batch_size)
-    nats, count = total_nats(model, _bar(batches, total, "blocks"), dtype)
+    nats, count = total_nats(model, _with_progress(batches, total, "blocks"), dtype)
     if count == 0:
         raise UserError(
             f"{blocks.folder}: the {blocks.split} split has no targets; prepare it again"
@@ -145,7 +145,7 @@ def text_bits(model, passages, n_vocab, batch_size=32, dtype=torch.float32):
     spans = all_windows(passages, model.config.block_size)
     batches = window_batches(passages, spans, batch_size)
     total = math.ceil(len(spans) / batch_size)
-    nats, _ = total_nats(model, _bar(batches, total, "text"), dtype)
+    nats, _ = total_nats(model, _with_progress(batches, total, "text"), dtype)
     bits = nats / math.log(2) + unseen * math.log2(n_vocab)
     return dict(
         texts=len(passages),
@@ -159,5 +159,9 @@ def text_bits(model, passages, n_vocab, batch_size=32, dtype=torch.float32):
     )
 
 
-def _bar(batches, total, name):
-    return tqdm(batches, desc=name, total=total, unit="batch", leave=False, disable=None)
+def _with_progress(batches, total, name):
+    """The batches, with progress(total, name)."""
+    with progress(total, name) as advance:
+        for batch in batches:
+            yield batch
+            advance()

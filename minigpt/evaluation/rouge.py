@@ -1,8 +1,9 @@
 """ROUGE-L: how much of a reference is in a prediction, in the reference's order.
 
 F1 of the longest common subsequence (Lin 2004), once over words (jieba) and once over characters,
-without white space. The rouge-chinese package computes it; its table takes a gigabyte for two texts
-of 3,000 characters, so longer texts are scored here, with the same result.
+without white space. A prediction of punctuation alone scores 0. The rouge-chinese package computes
+it; its table takes a gigabyte for two texts of 3,000 characters, so longer texts are scored here,
+with the same result.
 """
 
 import functools
@@ -56,8 +57,11 @@ def characters(text):
 
 
 def rouge_l(prediction, reference):
-    """F1 (0 … 1) of two lists of words or characters; 0 where either is empty."""
+    """F1 (0 … 1) of two lists of words or characters; 0 where either is empty, and where the
+    prediction is punctuation alone and the reference is not."""
     if not prediction or not reference:
+        return 0.0
+    if has_content(reference) and not has_content(prediction):
         return 0.0
     if len(prediction) * len(reference) <= MOST_CELLS:
         (score,) = _scorer().get_scores([" ".join(prediction)], [" ".join(reference)])
@@ -65,6 +69,12 @@ def rouge_l(prediction, reference):
     common = common_length(prediction, reference)
     precision, recall = common / len(prediction), common / len(reference)
     return 2 * (precision * recall / (precision + recall + 1e-8))  # as rouge-chinese rounds it
+
+
+def has_content(items):
+    """Whether a list of words or characters has a letter, a digit or a character of a script: not
+    only punctuation and symbols."""
+    return any(character.isalnum() for item in items for character in item)
 
 
 def common_length(first, second):

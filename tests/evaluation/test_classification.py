@@ -1,7 +1,8 @@
-"""Classification: tables split by class, questions that fit, labels read in four ways, figures held
+"""Classification: questions that fit, in any wording, labels read in four ways, figures held
 against scikit-learn's, and the two scripts as a user runs them."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -15,24 +16,21 @@ from tiny_run import run_here, save_run, save_scripted_run
 from minigpt.common.errors import UserError
 from minigpt.evaluation.classification import (
     READINGS,
-    Labelled,
     Task,
     answer_room,
     draw_shots,
-    excerpts,
     find_label,
     fitted_question,
     label_logprobs,
     predict,
     read_labelled,
-    read_table,
     read_task,
     scores,
-    split,
     wilson,
-    without_duplicates,
     write_task,
 )
+from minigpt.evaluation.labelled import Labelled
+from minigpt.models import checkpoint
 from minigpt.plotting.confusion import confusion_figure
 
 TASK = Task(("art", "sport"), "Kind:", 20)
@@ -40,82 +38,6 @@ TASK = Task(("art", "sport"), "Kind:", 20)
 
 def labelled(*pairs):
     return [Labelled(str(i), text, label) for i, (text, label) in enumerate(pairs)]
-
-
-# -- tables ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030"])
-def test_a_table_is_read_as_spreadsheets_save_it(tmp_path, encoding):
-    path = tmp_path / "news.csv"
-    path.write_bytes('kind,text\r\nart," two  words\nof 画 "\r\nsport,run\r\n'.encode(encoding))
-    assert read_table(path, "text", "kind") == [
-        Labelled("news:3", "two words of 画", "art"),
-        Labelled("news:4", "run", "sport"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        ("kind,words\nart,a\n", "no column text; its first line names kind, words"),
-        ("", "no column text, kind; its first line names nothing"),
-        ("kind,text\nart,a\nart,\n", "line 3: text is empty"),
-        ("kind,text\n ,a\n", "line 2: kind is empty"),
-        ("kind,text\nart\n", "line 2: text is empty"),
-        ("kind,text\nart," + "a" * 200_000 + "\n", "after line 1: cannot be read"),
-    ],
-)
-def test_mistakes_in_a_table(tmp_path, table, message):
-    (tmp_path / "news.csv").write_text(table, encoding="utf-8")
-    with pytest.raises(UserError, match=message):
-        read_table(tmp_path / "news.csv", "text", "kind")
-
-
-def test_doubles_are_texts_that_begin_alike():
-    rows = labelled(("one a", "x"), ("one b", "x"), ("two", "x"), ("two", "y"), ("three", "y"))
-    kept, doubles, contradicted = without_duplicates(rows, 3)
-    assert ([row.id for row in kept], doubles, contradicted) == (["0", "4"], 1, 2)
-    kept, doubles, contradicted = without_duplicates(rows, 5)
-    assert ([row.id for row in kept], doubles, contradicted) == (["0", "1", "4"], 0, 2)
-
-
-@given(
-    st.lists(st.integers(2, 30), min_size=1, max_size=4), st.floats(0.01, 0.99), st.integers(0, 9)
-)
-def test_a_split_keeps_each_class_s_share(counts, fraction, seed):
-    rows = [
-        Labelled(f"{c}.{i}", "", str(c)) for i in range(30) for c, n in enumerate(counts) if i < n
-    ]
-    train, test = split(rows, fraction, seed)
-    assert sorted(train + test) == sorted(rows)
-    for part in (train, test):
-        assert part == [row for row in rows if row in part]
-    for c, n in enumerate(counts):
-        assert sum(row.label == str(c) for row in test) == min(max(round(n * fraction), 1), n - 1)
-    assert split(rows, fraction, seed) == (train, test)
-
-
-def test_a_split_is_drawn():
-    rows = labelled(*[(str(i), "x") for i in range(100)])
-    first, second = split(rows, 0.2, 1)[1], split(rows, 0.2, 2)[1]
-    assert len(first) == len(second) == 20 and first != second and first != rows[:20]
-    with pytest.raises(UserError, match="class y: one text"):
-        split([*rows, Labelled("", "", "y")], 0.2, 1)
-
-
-@given(st.text("ab ", max_size=60).map(lambda text: " ".join(text.split())), st.integers(1, 12))
-def test_excerpts_lose_nothing_but_blanks(text, length):
-    parts = excerpts(text, length)
-    assert "".join(parts).replace(" ", "") == text.replace(" ", "")
-    assert all(0 < len(part) <= length for part in parts)
-
-
-def test_excerpts_end_at_words():
-    assert excerpts("aaa bbb ccc", 8) == ["aaa bbb", "ccc"]
-    assert excerpts("aaa bbb ccc", 7) == ["aaa bbb", "ccc"]
-    assert excerpts("a bbbbbbbbb", 6) == ["a bbbb", "bbbbb"]  # a blank too early to end at
-    assert excerpts("中文没有空格", 4) == ["中文没有", "空格"]
 
 
 # -- tasks -----------------------------------------------------------------------------------------
@@ -144,6 +66,70 @@ def test_a_question_shows_the_beginning_of_a_text():
 def test_an_answer_follows_a_space_only_in_text_with_spaces():
     assert TASK.answer("art", "plain") == " art" and TASK.answer("art", "qa") == "art"
     assert TASK._replace(ask="类别：").answer("艺术", "plain") == "艺术"
+
+
+WORDED = TASK._replace(wording="Example {number}\n{text}\nKind: {label}.")
+
+
+def test_one_s_own_wording_numbers_the_examples(byte_tokenizer):
+    task = WORDED._replace(instruction="Sort: {labels}.")
+    shots = labelled(("aa", "art"), ("bb {text} {label}", "sport"))
+    asked = fitted_question(task, "cc", shots, byte_tokenizer, "plain", 500)[0]
+    assert asked == (
+        "Sort: art, sport.\n\n"
+        "Example 1\naa\nKind: art.\n\n"
+        "Example 2\nbb {text} {label}\nKind: sport.\n\n"
+        "Example 3\ncc\nKind:"
+    )
+    assert task.question("cc") == "Sort: art, sport.\n\nExample 1\ncc\nKind:"
+    assert (task.answer("art", "plain"), task.answer("art", "qa")) == (" art", "art")
+    assert WORDED._replace(wording="{text}：{label}").answer("art", "plain") == "art"
+    short, cut = fitted_question(task, "word " * 9, shots, byte_tokenizer, "plain", 150)
+    assert cut is False or short.startswith("Sort: art, sport.\n\nExample 1\n")
+
+
+def test_letters_stand_for_the_labels(tmp_path, byte_tokenizer, tiny_model):
+    task = TASK._replace(letters=True, instruction="Kinds: {labels}")
+    assert task.question("aa") == "Kinds: A: art, B: sport\n\naa\nKind:"
+    assert [task.answer(label, "qa") for label in task.labels] == ["A", "B"]
+    write_task(tmp_path / "t", task, labelled(("aa", "sport")), labelled(("bb", "art")), 1, {})
+    assert records(tmp_path / "t" / "pairs.jsonl")[0]["answer"] == "B"
+    assert records(tmp_path / "t" / "train.jsonl")[0]["label"] == "sport"
+    assert read_task(tmp_path / "t") == task
+    # Each label is one id of the vocabulary, so the ways to read its logits agree.
+    model = tiny_model(padded_vocab_size=320, block_size=64)
+    run = checkpoint_of(model, byte_tokenizer, "qa")
+    found, notes = predict(run, [task.question(f"{i}") for i in range(9)], task)
+    assert found["first token"] == found["likelihood, sum"] == found["likelihood, mean"]
+    assert notes == [] and set(found["first token"]) <= set(task.labels)
+
+
+def test_a_letter_that_is_written_is_its_label(tmp_path, byte_tokenizer):
+    task = TASK._replace(letters=True)
+    run = checkpoint.load(save_scripted_run(tmp_path / "run", byte_tokenizer, "B", block_size=64))
+    assert predict(run, ["aa"], task)[0]["generation"] == ["sport"]
+
+
+def test_empty_answers_are_explained(tmp_path, byte_tokenizer):
+    run = checkpoint.load(save_scripted_run(tmp_path / "run", byte_tokenizer, "", block_size=64))
+    found, notes = predict(run, ["aa", "bb"], TASK)
+    assert found["generation"] == [None, None]
+    assert notes[0].startswith("2 of 2 generated answers are empty: the model ended at once")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(wording="{text}"), "expected {text} and then {label}"),
+        (dict(wording="{label} {text}"), "expected {text} and then {label}"),
+        (dict(wording="{text} {text} {label}"), "expected {text} and then {label}"),
+        (dict(wording="{text} {label} {labels}"), "expected {text} and then {label}"),
+        (dict(labels=tuple(map(str, range(27))), letters=True), "27 labels; expected at most 26"),
+    ],
+)
+def test_mistakes_in_a_wording(change, message):
+    assert message in TASK._replace(**change).problems()[0]
+    assert TASK.problems() == WORDED.problems() == []
 
 
 @pytest.mark.parametrize(
@@ -420,12 +406,29 @@ def test_prepared_classes_keep_the_test_apart(prepared):
     assert facts["labels"] == ["art", "sport"] and facts["source"] == "news.csv"
 
 
+def test_several_columns_an_instruction_and_a_table_with_tabs(tmp_path):
+    lines = ["topic\ttitle\tbody", "art\tNo body\t", "\tno label\tx"]
+    lines += [f"{('art', 'sport')[i % 2]}\tTitle {i}\tBody, {i}" for i in range(10)]
+    (tmp_path / "news.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    words = [f"--input={tmp_path / 'news.tsv'}", f"--output={tmp_path / 'news'}"]
+    words += ["--text=title,body", "--label=topic", r"--instruction=Sort:\n{labels}"]
+    code, out, err = run_here("data/prepare_classes.py", *words)
+    assert (code, err) == (0, "")
+    assert "1 rows without text or label left out: news.tsv:3\n" in out
+    questions = {row["question"] for row in records(tmp_path / "news" / "pairs.jsonl")}
+    assert questions <= {
+        f"Sort:\nart, sport\n\n{text}\nCategory:"
+        for text in ("No body", *(f"Title {i}\nBody, {i}" for i in range(10)))
+    }
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "--input=: expected a table"),
-        (["--input={csv}x"], "expected a table, FILE.csv"),
-        (["--input=nowhere.csv"], "nowhere.csv: cannot be read"),
+        (["--input={csv}x"], "news.csvx: no such file"),
+        (["--input={csv}", "--text="], "--text"),
+        (["--input=nowhere.csv"], "nowhere.csv: no such file"),
         (["--input={csv}", "--text=body"], "no column body"),
         (["--input={csv}", "--test_fraction=1"], "--test_fraction=1.0: expected above 0"),
         (["--input={csv}", "--length=0"], "--length=0: expected 1 or more"),
@@ -451,6 +454,12 @@ def test_one_label_is_none(tmp_path):
 
 
 def evaluate(prepared, run, *words):
+    """The script's exit code, stdout, and stderr without the lines of progress."""
+    code, out, err = _evaluate(prepared, run, *words)
+    return code, out, re.sub(r"texts: .*\n", "", err)
+
+
+def _evaluate(prepared, run, *words):
     script = "tools/evaluations-classification.py"
     return run_here(script, f"--out_dir={run}", f"--input={prepared / 'test.jsonl'}", *words)
 
@@ -510,6 +519,28 @@ def test_tfidf_without_scikit_learn(prepared, monkeypatch):
     assert code == 2 and err == "first, pip install scikit-learn\n"
 
 
+def test_shots_in_one_s_own_words(tmp_path, prepared, byte_tokenizer, tiny_model):
+    run = save_run(
+        tmp_path / "run", tiny_model(padded_vocab_size=320, block_size=256), byte_tokenizer
+    )
+    words = [
+        "--shots=1",
+        r"--wording=Example {number}\n{text}\nKind: {label}",
+        "--instruction=Sort.",
+    ]
+    code, out, err = evaluate(prepared, run, *words)
+    assert code == 0
+    for line in records(run / "classification-1shot.jsonl"):
+        parts = line["question"].split("\n\n")
+        assert parts[0] == "Sort." and [part.split("\n")[0] for part in parts[1:]] == [
+            "Example 1",
+            "Example 2",
+            "Example 3",
+        ]
+    code, _, err = evaluate(prepared, run, "--wording={text}")
+    assert code == 2 and "--wording='{text}': expected {text} and then {label}" in err
+
+
 def test_long_texts_are_shown_shorter(tmp_path, byte_tokenizer):
     text = "a long picture " * 9
     write_task(
@@ -544,17 +575,3 @@ def test_mistakes_in_evaluating(tmp_path, prepared, byte_tokenizer, words, messa
     run = save_scripted_run(tmp_path / "run", byte_tokenizer, "art", block_size=64)
     code, _, err = evaluate(prepared, run, *words)
     assert code == 2 and message in err and err.count("\n") == 1
-
-
-# -- real text -------------------------------------------------------------------------------------
-
-
-def test_the_news_are_split_four_to_one(shared_data):
-    rows = read_table(shared_data / "bbc" / "bbc_news.csv", "content", "category")
-    assert len(rows) == 1490 and len({row.text for row in rows}) == 1440
-    kept, doubles, contradicted = without_duplicates(rows, 750)
-    assert (len(kept), doubles, contradicted) == (1436, 54, 0)
-    train, test = split(kept, 0.2, 1337)
-    assert (len(train), len(test)) == (1150, 286)
-    beginnings = {excerpts(row.text, 750)[0] for row in train}
-    assert not beginnings & {excerpts(row.text, 750)[0] for row in test}

@@ -57,6 +57,13 @@ def test_what_is_empty_counts_as_nothing(blank):
     assert score(blank, "黄河") == score("黄河", blank) == score(blank, blank) == nothing
 
 
+@pytest.mark.parametrize("marks", ["。", "，，，。", "（）", "……", "!?", "《 》\n", "★ →", "🙂。"])
+def test_punctuation_alone_is_no_answer(marks):
+    assert score(marks, "黄河，长江。（★！）…… →?!《》🙂")["rouge_l_chars"] == 0
+    assert score(marks, marks)["rouge_l_chars"] == pytest.approx(1)  # a reference of marks alone
+    assert score(marks + "河", "河，" + marks)["rouge_l_chars"] > 0.3
+
+
 def test_score_by_hand():
     # words: 黄河 发源 于 青海省 / 黄河 在 青海省: 2 in common of 4 and 3; characters: 5 of 8 and 6
     found = score("黄河发源于青海省", "黄河在青海省")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 from tiny_run import pack, run_here, save_run, save_scripted_run, write_jsonl
@@ -61,6 +62,16 @@ def rouge(*words):
     return run_here("evaluations-RougeL.py", *words)
 
 
+PROGRESS = re.compile(r"(blocks|text|answers): [\d,]+ of [\d,]+, \d+s( left)?(, \d+s left)?\n")
+
+
+def without_progress(err):
+    """stderr without the lines that say how far a script is; there is one at least."""
+    rest, count = PROGRESS.subn("", err)
+    assert count
+    return rest
+
+
 # -- perplexity ------------------------------------------------------------------------------------
 
 
@@ -68,7 +79,7 @@ def test_perplexity_of_a_plain_run_on_its_own_dataset(dataset, random_run, byte_
     data = dataset("plain")
     run, model = random_run("plain", data)
     code, out, err = perplexity(f"--out_dir={run}", "--device=cpu")
-    assert (code, err) == (0, "")
+    assert (code, without_progress(err)) == (0, "")
     figures = read(run / "perplexity.json")
     assert (figures["step"], figures["tokenizer"]) == (7, byte_tokenizer.name)
     assert (figures["tokens"]["blocks"], figures["tokens"]["targets"]) == (2, 2 * 8)
@@ -123,7 +134,7 @@ def test_bits_per_character_of_any_text(tmp_path, random_run, byte_tokenizer):
     text = "黄河是中国第二长河。\n" * 20
     (tmp_path / "novel.txt").write_text(text, encoding="utf-8")
     code, _, err = perplexity(f"--out_dir={run}", f"--text={tmp_path / 'novel.txt'}")
-    assert (code, err) == (0, "")
+    assert (code, without_progress(err)) == (0, "")
     figures = read(run / "perplexity.json")
     assert "tokens" not in figures
     assert (figures["text"]["texts"], figures["text"]["characters"]) == (1, len(text))
@@ -179,7 +190,7 @@ def test_rouge_of_a_run_that_knows_one_answer(tmp_path, dataset, byte_tokenizer)
     pairs = [{"id": "t1", "question": "几？", "answer": "黄河"}, *KEPT_PAIRS]
     qa = write_jsonl(tmp_path / "qa.jsonl", [*pairs, {"question": "新？", "answer": "abc"}])
     code, out, err = rouge(f"--out_dir={run}", f"--input={qa}")
-    assert (code, err) == (0, "")
+    assert (code, without_progress(err)) == (0, "")
     figures = read(run / "rouge.json")
     lines = (run / "rouge.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
@@ -196,7 +207,7 @@ def test_rouge_of_a_run_that_knows_one_answer(tmp_path, dataset, byte_tokenizer)
     assert figures["others"]["rouge_l_chars"]["mean"] == 0
     for row in ("all", "seen in training", "held out", "others"):
         assert f"\n{row}  " in out
-    assert "best 1.000  几？" in out and "worst 0.000  新？" in out
+    assert "1 1.000 (words 1.000)  几？" in out and "4 0.000 (words 0.000)  新？" in out
 
 
 def test_what_is_shown_of_an_answer_stays_in_its_line(tmp_path, dataset, byte_tokenizer):
@@ -207,9 +218,51 @@ def test_what_is_shown_of_an_answer_stays_in_its_line(tmp_path, dataset, byte_to
     ]
     qa = write_jsonl(tmp_path / "qa.jsonl", pairs)
     code, out, err = rouge(f"--out_dir={run}", f"--input={qa}")
-    assert (code, err) == (0, "")
+    assert (code, without_progress(err)) == (0, "")
     (line,) = [line for line in out.splitlines() if "reference" in line and "…" in line]
     assert line.strip() == "reference   " + " ".join(["黄"] + ["河黄"] * 66 + ["河"])[:200] + "…"
+
+
+def rouge_lines(out):
+    """The first line of each answer that was printed."""
+    return [line for line in out.splitlines() if " (words " in line]
+
+
+def test_few_answers_are_all_printed_and_of_many_the_ends(tmp_path, dataset, byte_tokenizer):
+    run = save_scripted_run(tmp_path / "run", byte_tokenizer, "黄河", "qa", dataset("qa"))
+    pairs = [{"question": f"{i}？", "answer": "黄河" if i == 7 else "甲"} for i in range(21)]
+    for count, names in ((20, [str(i) for i in range(1, 21)]), (21, ["best", "worst"])):
+        qa = write_jsonl(tmp_path / "qa.jsonl", pairs[:count])
+        _, out, _ = rouge(f"--out_dir={run}", f"--input={qa}", "--show=1")
+        assert [line.split()[0] for line in rouge_lines(out)] == names
+        assert "1.000 (words 1.000)  7？" in out
+    assert rouge_lines(rouge(f"--out_dir={run}", f"--input={qa}", "--show=0")[1]) == []
+
+
+@pytest.mark.parametrize("prompt_format", ["plain", "qa", "chat"])
+def test_one_s_own_prompts_and_references(tmp_path, byte_tokenizer, random_run, prompt_format):
+    run, _ = random_run(prompt_format)
+    prompt = "黄河（）很长，"  # neither cut at a sentence nor cleaned
+    asked = [{"id": 5, "prompt": prompt, "reference": " 流过九省。\n"}]
+    given = write_jsonl(tmp_path / "three.jsonl", asked)
+    code, out, _ = rouge(f"--out_dir={run}", f"--input={given}", "--max_new_tokens=3")
+    row = read(run / "rouge.jsonl")
+    assert code == 0 and (row["id"], row["question"]) == ("5", prompt)
+    assert row["reference"] == "流过九省。" and f"  {prompt}\n" in out
+    for field in ("prompt", "reference"):
+        wrong = write_jsonl(tmp_path / "wrong.jsonl", [{**asked[0], field: " "}])
+        code, _, err = rouge(f"--out_dir={run}", f"--input={wrong}")
+        assert code == 2 and f"wrong.jsonl, line 1: field `{field}`: expected a text" in err
+
+
+def test_an_empty_answer_is_explained(tmp_path, dataset, byte_tokenizer):
+    run = save_scripted_run(tmp_path / "run", byte_tokenizer, "", "qa", dataset("qa"))
+    qa = write_jsonl(tmp_path / "qa.jsonl", KEPT_PAIRS)
+    code, out, _ = rouge(f"--out_dir={run}", f"--input={qa}")
+    assert code == 0 and "2 of 2 answers are empty: the model ended at once" in out
+    assert "train longer" in out and "troubleshooting.md" in out
+    out = rouge(f"--out_dir={run}", f"--input={qa}", "--max_new_tokens=0")[1]
+    assert "ended at once" not in out
 
 
 def test_rouge_of_a_sample_is_seeded_and_batches_change_nothing(tmp_path, random_run):
