@@ -1,6 +1,7 @@
 """What clients send, over real sockets: each request is answered, and nothing is lost in silence.
 
-The bodies of desktop programs are written here after their public source, not recorded from them.
+The bodies of desktop programs are written here, not recorded from them: docs/en/clients.md says for
+which of them after their public source.
 """
 
 import json
