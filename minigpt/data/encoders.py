@@ -188,8 +188,8 @@ class DialogueEncoder(SampleEncoder):
         lengths = [len(content) for _, content in sample.turns]
         size, characters = cutter.block_size, sum(lengths)
         if self.too_long == "truncate" and spans[-1][1] > size:
+            kept = characters - len(cutter.tokenizer.decode(ids[size : spans[-1][1]]))
             spans = [(first, min(last, size)) for first, last in spans if first < size]
-            kept = characters - len(cutter.tokenizer.decode(ids[size:]))
         else:
             # It ends with the last turn of the assistant that fits: a question without an answer
             # after it teaches nothing.
