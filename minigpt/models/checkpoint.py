@@ -184,7 +184,8 @@ def _remedy(folder):
     """The remedy if `folder` holds no run: the recipe that writes there, or sibling runs."""
     name = folder.parent.name if folder.name == "best" else folder.name
     recipe = {"pretrain": "train_config", "sft": "train_config_sft"}.get(name, name)
-    beside = sorted(str(path) for path in folder.parent.glob("*") if exists(path))
+    runs = (path for path in folder.parent.glob("*") if exists(path) and not hf_name(path))
+    beside = sorted(map(str, runs))
     beside = f"the folder of a run, such as {', '.join(beside[:5])}" if beside else ""
     if folder.parts[:1] == ("out",) and (ROOT / "config" / f"{recipe}.py").is_file():
         made = f"make one with: python train.py config/{recipe}.py"
