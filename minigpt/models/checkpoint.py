@@ -194,7 +194,8 @@ def _recipe_of(folder):
 def _remedy(folder):
     """The remedy if `folder` holds no run: the recipe that writes there, or sibling runs."""
     recipe = _recipe_of(folder.parent if folder.name == "best" else folder)
-    beside = sorted(str(path) for path in folder.parent.glob("*") if exists(path))
+    runs = (path for path in folder.parent.glob("*") if exists(path) and not hf_name(path))
+    beside = sorted(map(str, runs))
     beside = f"the folder of a run, such as {', '.join(beside[:5])}" if beside else ""
     if recipe:
         made = f"make one with: python train.py {recipe}"
