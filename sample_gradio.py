@@ -112,6 +112,7 @@ from minigpt.openai.safe_http import Allowed, lan_address
 from minigpt.openai.transport import Caps
 from minigpt.serving.allowed_hosts import AllowedHosts
 from minigpt.serving.asgi import serve
+from minigpt.tokenizer.chat_template import kind_of
 
 
 def main():
@@ -165,7 +166,14 @@ def local_runs(settings):
     )
     host = RequestScheduler(engines, limits) if engines else None
     entries = [
-        LocalRun(host, name, each.tokenizer, conversation_encoder(each), stop_ids(each.tokenizer))
+        LocalRun(
+            host,
+            name,
+            each.tokenizer,
+            conversation_encoder(each),
+            stop_ids(each.tokenizer),
+            kind_of(each.prompt_format),
+        )
         for name, each in loaded.items()
     ]
     return entries, hashes

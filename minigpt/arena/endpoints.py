@@ -92,6 +92,7 @@ class Endpoint:
         self._transport, self.caps = Transport(base_url, allowed=allowed), caps or Caps()
         self._fields = None  # of a chat request, by the server's own description, where it has one
         self.health = None  # the Health of the last probe()
+        self.prompt_format = None  # of its model, if its server says so: ours does
 
     name = property(lambda self: self._preset.name)
     base_url = property(lambda self: self._preset.base_url)
@@ -161,22 +162,23 @@ class Endpoint:
         return key
 
     def _only_model(self, started):
-        models = self._models(self.caps, started)
+        models = tuple(self._models(self.caps, started))
         if len(models) != 1:
             there_is = one_line(", ".join(models)) or "none"
             raise EndpointError("which model", f"{self.name}: say which model; it has {there_is}")
         return models[0]
 
     def _models(self, caps, started=None):
+        """Name of each model → its prompt format, None if the server does not say it."""
         with self.exchange("GET", self.api("/models"), caps, started=started) as response:
             listed = read_json(decode(response.read()))
             try:
-                names = tuple(model["id"] for model in listed["data"])
-            except (KeyError, TypeError):
-                names = (None,)
-            if not all(isinstance(name, str) for name in names):
+                found = {model["id"]: model.get("prompt_format") for model in listed["data"]}
+            except (AttributeError, KeyError, TypeError):
+                found = {None: None}
+            if not all(isinstance(name, str) for name in found):
                 raise ApiError("garbage", "it sent no list of models")
-        return names
+        return found
 
     # -- its health --
 
@@ -190,13 +192,16 @@ class Endpoint:
         caps = replace(self.caps, total_seconds=PROBE_SECONDS)
         began = time.monotonic()
         try:
-            models = self._models(caps)
+            found = self._models(caps)
+            models = tuple(found)
         except EndpointError as error:
             if error.kind in NO_LIST and self.model:  # it may answer all the same
                 return Health("ok", (), _ms_since(began), f"{self.name}: it lists no models")
             return Health(error.kind, (), _ms_since(began), error.message)
         latency = _ms_since(began)
         self._fields = self._described_fields(caps)
+        only = models[0] if len(models) == 1 else None
+        self.prompt_format = found.get(self.model or only)
         message = ""
         if self.model and self.model not in models:
             message = f"{self.name}: {self.model} is not among its models: {', '.join(models)}"
@@ -314,14 +319,16 @@ class LocalRun:
     """A model of a RequestScheduler in this process, used as an Endpoint is.
 
     name: the engine's in the scheduler. encode([(role, text), …]): the ids to continue for a
-    conversation; UserError where it has none. end_ids: the ids that end an answer.
+    conversation; UserError where it has none. end_ids: the ids that end an answer. prompt_format:
+    "plain", "qa" or "chat".
     """
 
     takes = SETTINGS - {"stop"}
     is_alive = True
 
-    def __init__(self, host, name, tokenizer, encode, end_ids):
+    def __init__(self, host, name, tokenizer, encode, end_ids, prompt_format=None):
         self.host, self.name, self.model, self.tokenizer = host, name, name, tokenizer
+        self.prompt_format = prompt_format
         self._encode, self._end_ids = encode, end_ids
 
     def __repr__(self):

@@ -4,13 +4,32 @@ import contextlib
 import csv
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 from minigpt.common.errors import UserError
 
 
+class PresetPrompt(NamedTuple):
+    """A prompt, and the prompt format of the models that it suits: "plain", "qa", "chat"; "": of
+    all."""
+
+    text: str
+    format: str = ""
+
+
+def prompts_for(prompts, prompt_format):
+    """The texts of the PresetPrompts that suit a model. prompt_format: its; None: unknown. A model
+    of conversations is asked what one of questions is. All of them, if none suits."""
+    suited = {prompt_format, "qa"} if prompt_format == "chat" else {prompt_format}
+    texts = [text for text, format in prompts if format in suited or not (format and prompt_format)]
+    return texts or [text for text, _ in prompts]
+
+
 def read_prompts(path):
-    """The different prompts in the column `prompt` of a .csv file, in order; other columns are
-    ignored. UTF-8 with or without BOM, or GB18030. A missing file gives []. UserError if the file
+    """The different PresetPrompts in the columns `prompt` and `format` of a .csv file, in order;
+    `format` may be absent, other columns are ignored. UTF-8 with or without BOM, or GB18030. A
+    missing file gives []. UserError if the file cannot be read or has no column `prompt`."""The different PresetPrompts in the columns `prompt` and `format` of a .csv file, in order;
+    `format` may be absent, other columns are ignored. UTF-8 with or without BOM, or GB18030. A missing file gives []. UserError if the file
     cannot be read or has no column `prompt`."""
     path = Path(path)
     if not path.is_file():
@@ -38,5 +57,9 @@ def _prompts(path, text):
     rows = csv.DictReader(io.StringIO(text, newline=""))
     if "prompt" not in (rows.fieldnames or ()):
         raise UserError(f"{path}: its first line has no column `prompt`")
-    prompts = (row["prompt"].strip() for row in rows if row["prompt"])
-    return list(dict.fromkeys(filter(None, prompts)))
+    found = {}
+    for row in rows:
+        text = (row["prompt"] or "").strip()
+        if text:
+            found.setdefault(text, (row.get("format") or "").strip())
+    return [PresetPrompt(*each) for each in found.items()]

@@ -20,7 +20,7 @@ UNTIL_CLOSED = object()  # among a side's pieces: it waits there
 class Entry:
     """An endpoint whose sides write `pieces`; an Exception among them is raised."""
 
-    is_alive = True
+    is_alive, prompt_format = True, None
 
     def __init__(self, name, *pieces, takes=("temperature", "seed")):
         self.name, self.pieces, self.takes, self.sides = name, pieces, takes, []

@@ -29,6 +29,7 @@ from minigpt.arena.ui.endpoints import OWN_SECRETS, may_be_sent
 from minigpt.arena.ui.page import Page
 from minigpt.arena.ui.sampling import SLIDERS, sampling_settings
 from minigpt.common.errors import UserError
+from minigpt.common.presets import PresetPrompt
 from minigpt.serving.allowed_hosts import AllowedHosts
 
 HOST = "http://localhost:7860"
@@ -52,7 +53,7 @@ class Side:
 class Entry:
     """An endpoint that always answers the same."""
 
-    is_alive = True
+    is_alive, prompt_format = True, None
 
     def __init__(self, name):
         self.name, self.sides = name, []
@@ -65,6 +66,9 @@ class Entry:
         raise AssertionError("not asked")
 
 
+PROMPTS = [PresetPrompt("甲？", "qa"), PresetPrompt("乙，", "plain")]
+
+
 @pytest.fixture(scope="module")
 def entries():
     return [Entry("a"), Entry("b")]
@@ -74,7 +78,7 @@ def entries():
 def page(tmp_path_factory, entries):
     ledger = Ledger(tmp_path_factory.mktemp("ledger") / "arena.sqlite")
     arena = Arena(Endpoints(entries), ledger, max_battles=4)
-    context = PageContext(arena, ["甲？"], Voters(b"k" * 32), VisitorLimits(10_000))
+    context = PageContext(arena, PROMPTS, Voters(b"k" * 32), VisitorLimits(10_000))
     yield Page(context, HealthMonitor(arena.endpoints), AdminPassword("admin"), None)
     ledger.close()
 
@@ -238,7 +242,9 @@ def test_a_page_keeps_its_own_conversation(visitor, entries):
     components = {c["id"]: c for c in visitor.get("/config").json()["components"]}
     for event in visitor.get("/config").json()["dependencies"]:
         kinds = {components[each]["type"] for each in event["inputs"]}
-        assert kinds <= {"textbox", "dropdown", "slider", "radio", "checkboxgroup"}, kinds
+        assert kinds <= {"textbox", "dropdown", "slider", "radio", "checkboxgroup", "dataset"}, (
+            kinds
+        )
     open_page(visitor, "page1")
     assert "回答 a" in shown(call(visitor, "send", chat_question("你好？")))
     call(visitor, "send", chat_question("再问"))
@@ -261,6 +267,12 @@ def test_a_new_page_shows_the_last_chat_and_battle(visitor, entries):
     assert len(restored) == 2
     texts = [shown(send_event(visitor, event, [], session="page4")) for event in restored]
     assert any("断线之前" in text for text in texts)
+
+
+def test_the_preset_prompts_suit_the_model(visitor, entries, monkeypatch):
+    monkeypatch.setattr(Entry, "prompt_format", "plain", raising=False)
+    updates = shown(call(visitor, "show_presets", {"chat-model": "a"}))
+    assert "乙，" in updates and "甲？" not in updates
 
 
 # -- sizes -----------------------------------------------------------------------------------------

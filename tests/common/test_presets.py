@@ -3,10 +3,10 @@
 import pytest
 
 from minigpt.common.errors import UserError
-from minigpt.common.presets import read_prompts
+from minigpt.common.presets import PresetPrompt, prompts_for, read_prompts
 
 LINES = "prompt,format\n黄河是中国第二长河，,plain\n章鱼有几颗心脏？,qa\n"
-PROMPTS = ["黄河是中国第二长河，", "章鱼有几颗心脏？"]
+PROMPTS = [PresetPrompt("黄河是中国第二长河，", "plain"), PresetPrompt("章鱼有几颗心脏？", "qa")]
 
 
 @pytest.fixture
@@ -29,16 +29,16 @@ def test_encodings(written, encoding, line_end):
 
 def test_each_once_in_their_order(written):
     path = written("format,prompt\nqa, 乙 \nqa,甲\nplain,乙\nqa,\nqa,   \nqa\n\n")
-    assert read_prompts(path) == ["乙", "甲"]
+    assert read_prompts(path) == [("乙", "qa"), ("甲", "qa")]
 
 
 def test_a_prompt_of_two_lines_with_commas(written):
-    assert read_prompts(written('prompt\n"一,二\n三"\n')) == ["一,二\n三"]
+    assert read_prompts(written('prompt\n"一,二\n三"\n')) == [("一,二\n三", "")]
 
 
 def test_the_shipped_file(root):
     prompts = read_prompts(root / "examples.csv")
-    assert len(prompts) > 3 and all(prompt.strip() for prompt in prompts)
+    assert len(prompts) > 3 and all(text.strip() and form for text, form in prompts)
 
 
 def test_no_file_gives_none(tmp_path):
@@ -59,3 +59,11 @@ def test_what_cannot_be_read(written, content, complaint):
     with pytest.raises(UserError, match=complaint) as caught:
         read_prompts(written(content))
     assert "examples.csv" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_prompts_suit_the_model():
+    prompts = [PresetPrompt("接", "plain"), PresetPrompt("问", "qa"), PresetPrompt("都")]
+    assert prompts_for(prompts, "plain") == ["接", "都"]
+    assert prompts_for(prompts, "qa") == prompts_for(prompts, "chat") == ["问", "都"]
+    assert prompts_for(prompts, None) == ["接", "问", "都"]
+    assert prompts_for(prompts[:1], "qa") == ["接"]  # better than none

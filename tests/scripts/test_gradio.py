@@ -385,7 +385,7 @@ def test_an_answer_is_streamed(visit):
         {subtree: true, childList: true, characterData: true}) }""")
     say(page, "天为什么？")
     expect(page.locator("#chat-status")).to_contain_text("in total")
-    expect(answers(page)).to_have_text("天a" * 50)  # 200 tokens
+    expect(answers(page)).to_have_text("天a" * 56 + "天")  # 225 tokens: a turn of 天a is four
     steps = [text for text in dict.fromkeys(page.evaluate("window.seen")) if "天" in text]
     assert len(steps) > 2 and all(b.startswith(a) for a, b in itertools.pairwise(steps))
 
@@ -549,6 +549,39 @@ def test_an_open_vote_can_be_changed_after_the_connection_was_lost(visit, tap, s
     page.click("#vote-1")  # replaces the first vote
     expect(card(page, 1)).to_have_class(re.compile("chosen"))
     assert choice() == 1
+
+
+@pytest.mark.parametrize("when", ["in the middle", "before the vote", "after the vote"])
+def test_a_page_that_was_cut_off_finds_its_battle_again(visit, tap, served, when):
+    page = visit()
+    battle(page, f"断线 {when}", ["lab-slow", "north-run"])
+    expect(page.locator(".card .text").get_by_text("天").first).to_be_visible()
+    if when != "in the middle":
+        page.locator("#vote-0").wait_for()
+    if when == "after the vote":
+        page.click("#vote-0")
+        expect(page.locator("#arena-status")).to_contain_text("Your vote is saved")
+    tap.cut()
+    page.reload()
+    expect(card(page, 0).locator(".text")).to_contain_text("天")  # in the Arena tab
+    page.locator("#vote-0").wait_for()
+    if when == "after the vote":
+        expect(card(page, 0)).to_have_class(re.compile("chosen"))
+        return
+    page.click("#vote-1")
+    expect(page.locator("#arena-status")).to_contain_text("Your vote is saved")
+    (line,) = [line for line in download(served, "battles.jsonl").splitlines() if when in line]
+    assert json.loads(line)["choice"] == 1
+
+
+def test_a_page_that_was_cut_off_finds_its_chat_again(visit, tap):
+    page = visit()
+    choose_model(page, "lab-slow")
+    say(page, "断线？")
+    expect(answers(page)).to_contain_text("天")
+    tap.cut()
+    page.reload()
+    expect(answers(page)).to_have_text("天a" * 56 + "天")  # 225 tokens: it was written to its end
 
 
 def download(served, name):

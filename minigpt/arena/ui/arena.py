@@ -4,9 +4,10 @@ import gradio as gr
 
 from minigpt.arena import html
 from minigpt.arena.arena import MAX_PROMPT_CHARS, MAX_SIDES, check_prompt
-from minigpt.arena.ui.context import REFRESH_SECONDS, strings_of, use_preset
+from minigpt.arena.ui.context import REFRESH_SECONDS, preset_chips, strings_of, use_preset
 from minigpt.arena.ui.sampling import SamplingControls
 from minigpt.common.errors import UserError
+from minigpt.common.presets import prompts_for
 
 
 class ArenaTab:
@@ -68,13 +69,12 @@ class ArenaTab:
                 scale=5,
                 elem_id="arena-question",
             )
-            self.presets = gr.Dropdown(
-                self.context.prompts, value=None, label=i18n("presets"), scale=2
-            )
         with gr.Row():
             self.send_button = gr.Button(i18n("send"), variant="primary", elem_id="arena-send")
             self.stop_button = gr.Button(i18n("stop"), variant="stop", elem_id="arena-stop")
             self.regenerate_button = gr.Button(i18n("regenerate"), elem_id="arena-regenerate")
+        texts = prompts_for(self.context.prompts, None)
+        self.presets = preset_chips(i18n("presets"), texts, "arena-presets")
 
     def _connect_events(self):
         inputs = {self.question, self.mode, self.pairing, self.models, *self.sampling.components}
@@ -88,7 +88,7 @@ class ArenaTab:
         hidden = dict(show_progress="hidden")
         shown = [self.pairing, self.models]
         self.mode.change(self.show_mode, {self.mode, self.models}, shown, **hidden)
-        self.presets.input(use_preset, self.presets, self.question, **hidden)
+        self.presets.click(use_preset, self.presets, self.question, **hidden)
 
     # -- events: values and updates are {component: value} --
 

@@ -10,9 +10,10 @@ import gradio as gr
 from minigpt.arena import html
 from minigpt.arena.access.sessions import Turn, message
 from minigpt.arena.arena import MAX_PROMPT_CHARS, check_prompt
-from minigpt.arena.ui.context import REFRESH_SECONDS, strings_of, use_preset
+from minigpt.arena.ui.context import REFRESH_SECONDS, preset_chips, strings_of, use_preset
 from minigpt.arena.ui.sampling import SamplingControls
 from minigpt.common.errors import UserError
+from minigpt.common.presets import prompts_for
 
 
 class ChatTab:
@@ -23,16 +24,13 @@ class ChatTab:
         i18n = context.i18n
         with gr.Tab(i18n("chat"), id="chat", render_children=True) as self.tab, gr.Row():
             with gr.Column(scale=1, min_width=240):
-                endpoints = (
-                    context.arena.endpoints
-                )  # at the start; the page's ModelLists updates them
+                endpoints = context.arena.endpoints
                 self.model = gr.Dropdown(
                     endpoints.names(),
                     value=endpoints.first_alive(),
                     label=i18n("model"),
                     elem_id="chat-model",
                 )
-                self.presets = gr.Dropdown(context.prompts, value=None, label=i18n("presets"))
                 self.sampling = SamplingControls(i18n, "chat")
             with gr.Column(scale=3, min_width=320):
                 self._build_conversation(i18n)
@@ -66,6 +64,8 @@ class ChatTab:
             self.stop_button = gr.Button(i18n("stop"), variant="stop", elem_id="chat-stop")
             self.regenerate_button = gr.Button(i18n("regenerate"), elem_id="chat-regenerate")
             self.clear_button = gr.Button(i18n("clear"), elem_id="chat-clear")
+        name = self.context.arena.endpoints.first_alive()
+        self.presets = preset_chips(i18n("presets"), self._preset_texts(name), "chat-presets")
 
     def _connect_events(self):
         inputs = {self.model, *self.sampling.components}
@@ -78,9 +78,22 @@ class ChatTab:
         at_once = dict(queue=False, show_progress="hidden")
         self.stop_button.click(self.stop_chat, None, None, **at_once)
         self.clear_button.click(self.clear_chat, None, outputs, **at_once)
-        self.presets.input(use_preset, self.presets, self.question, show_progress="hidden")
+        hidden = dict(show_progress="hidden")
+        self.presets.click(use_preset, self.presets, self.question, **hidden)
+        self.model.change(self.show_presets, {self.model}, self.presets, **hidden)
 
     # -- events: values and updates are {component: value} --
+
+    def show_presets(self, values):
+        """The preset prompts that suit the chosen model."""
+        return gr.Dataset(samples=[[text] for text in self._preset_texts(values[self.model])])
+
+    def _preset_texts(self, name):
+        try:
+            prompt_format = self.context.arena.endpoints.get(name or "").prompt_format
+        except UserError:  # it was removed
+            prompt_format = None
+        return prompts_for(self.context.prompts, prompt_format)
 
     def send(self, values, request: gr.Request):
         """Answer the question that was typed."""

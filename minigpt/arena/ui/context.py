@@ -61,9 +61,21 @@ def strings_of(request):
     return strings_for(request.headers.get("accept-language"))
 
 
-def use_preset(prompt):
-    """The event that puts a preset prompt into a question box."""
-    return prompt
+def preset_chips(label, texts, elem_id):
+    """Preset prompts to click on: use_preset() puts one into a question box."""
+    return gr.Dataset(
+        components=[gr.Textbox(visible=False)],
+        samples=[[text] for text in texts],
+        type="values",
+        label=label,
+        samples_per_page=8,
+        elem_id=elem_id,
+    )
+
+
+def use_preset(row):
+    """The event that puts a preset prompt into a question box. row: of preset_chips()."""
+    return row[0]
 
 
 def client_address(request):
