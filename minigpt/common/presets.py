@@ -28,9 +28,7 @@ def prompts_for(prompts, prompt_format):
 def read_prompts(path):
     """The different PresetPrompts in the columns `prompt` and `format` of a .csv file, in order;
     `format` may be absent, other columns are ignored. UTF-8 with or without BOM, or GB18030. A
-    missing file gives []. UserError if the file cannot be read or has no column `prompt`."""The different PresetPrompts in the columns `prompt` and `format` of a .csv file, in order;
-    `format` may be absent, other columns are ignored. UTF-8 with or without BOM, or GB18030. A missing file gives []. UserError if the file
-    cannot be read or has no column `prompt`."""
+    missing file gives []. UserError if the file cannot be read or has no column `prompt`."""
     path = Path(path)
     if not path.is_file():
         return []
