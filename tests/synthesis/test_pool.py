@@ -491,7 +491,7 @@ def test_answers_in_flight_decide_on_a_streak_of_refusals(serve):
         until(lambda: server.in_flight)
         if i == 1:
             return ask_many(pool, 11)
-        until(lambda: len(server.seen) == 11)
+        until(lambda: len(server.seen) == 11 and pool.snapshot()[0].in_flight == 1)
         if i == 2:
             return ask_many(pool, 1)
         time.sleep(0.1)
