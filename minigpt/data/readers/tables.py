@@ -170,7 +170,8 @@ def _batches(pa, document):
         import pyarrow.parquet
 
         file = pyarrow.parquet.ParquetFile(document.stream, buffer_size=2**20)
-        yield from file.iter_batches(batch_size=_ROWS)
+        for group in range(file.num_row_groups):
+            yield from file.iter_batches(_ROWS, row_groups=[group])
     elif document.kind == "arrow":
         file = pa.ipc.open_file(document.stream)
         yield from map(file.get_batch, range(file.num_record_batches))
