@@ -280,21 +280,25 @@ _QUOTES_BEFORE = "《〈「『“‘(（"
 
 
 def is_wiki(records):
-    """Whether records (dicts) are of a wiki dump: their fields are those of WikiExtractor, or most
-    texts have a title line, and many go on with the title."""
-    dumps = lines = again = 0
+    """Whether records (dicts) are of a wiki dump: their fields are those of WikiExtractor, or they
+    have title lines, and many texts go on with the title, or are one paragraph each."""
+    n = dumps = lines = again = paragraphs = 0
     for record in records:
         names = {name.lower() for name in record if isinstance(name, str)}
-        dumps += names >= _DUMP and names <= _DUMP | _DUMP_MORE
         text, title = record.get("text"), record.get("title")
-        if isinstance(text, str):
-            first, _, rest = text.partition("\n")
-            blank, _, body = rest.partition("\n")
-            if first.strip() and body and not blank.strip() and title in (None, first.strip()):
-                lines += 1
-                again += body.lstrip(_QUOTES_BEFORE).startswith(first.strip())
-    n = len(records)
-    return n > 0 and (2 * dumps > n or (10 * lines >= 9 * n and 3 * again >= n))
+        if not isinstance(text, str):
+            continue
+        n += 1
+        dumps += names >= _DUMP and names <= _DUMP | _DUMP_MORE
+        first, _, rest = text.partition("\n")
+        blank, _, body = rest.partition("\n")
+        first, body = first.strip(), body.strip()
+        if first and body and not blank.strip() and title in (None, first):
+            lines += 1
+            again += body.lstrip(_QUOTES_BEFORE).startswith(first)
+            paragraphs += title is not None and "\n" not in body
+    has_titles = 10 * lines >= 9 * n and (3 * again >= n or 10 * paragraphs >= 9 * n)
+    return n > 0 and (2 * dumps > n or has_titles)
 
 
 # -- the report ------------------------------------------------------------------------------------

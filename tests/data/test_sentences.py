@@ -90,6 +90,8 @@ def test_the_classic_cut(byte_tokenizer):
     assert cutter.first_sentences("甲。乙")[1] == 2  # also where all would fit
     assert cutter.first_sentences("Aaaaaaaaaaaaaaaa. B.") is None
     assert cutter.first_sentences("no sentence") is None
+    assert cutter.first_sentences("no sentence\nno line")[1] == 12
+    assert cutter.pieces("a\nif x != y:\n    z")[0][:-1] == cutter.encode("a\nif x != y:")
 
 
 @functools.cache
@@ -153,8 +155,11 @@ def test_pieces_are_what_the_tokenizer_gives_for_them(text, name, block_size):
 def test_the_classic_cut_takes_the_last_sentence_that_fits(text, name, block_size):
     tokenizer = tokenizer_of(name)
     found = cutter_of(tokenizer, block_size).first_sentences(text)
-    ends = [match.end() for match in ENDS[0].finditer(text)]
-    fitting = [end for end in ends if len(tokenizer.encode(text[:end])) < block_size]
+    for pattern in ENDS[:2]:  # sentences; where none fits, lines
+        ends = [match.end() for match in pattern.finditer(text)]
+        fitting = [end for end in ends if len(tokenizer.encode(text[:end])) < block_size]
+        if fitting:
+            break
     if not fitting:
         assert found is None
     else:

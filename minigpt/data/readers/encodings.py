@@ -237,7 +237,7 @@ def _decode_line(line, found, other):
         return line, None, 0
     is_valid, is_utf8 = _is_valid(line), found == "utf-8"
     codec = other if is_utf8 else found
-    # 联通 in GB18030 is valid UTF-8, two characters of two bytes; but three in a row are no chance.
+    # 小 in GB18030 is valid UTF-8, a character of two bytes; but one of three bytes is no chance.
     if is_valid and (is_utf8 or _THREE.search(line) or _without_broken(line, codec)[1]):
         return line, "utf-8", 0
     good, broken = _without_broken(line, codec or "utf-8")

@@ -25,7 +25,6 @@ _ROWS = 1024  # of Parquet, decoded at once
 def csv_chunks(name, blocks, kind):
     """Blocks of UTF-8 → chunks of rows, (line, {column: cell}). kind: "csv" or "tsv"; the delimiter
     is the one that the first row has most of."""
-    csv.field_size_limit(LONGEST)
     lines = _Lines(blocks)
     delimiter = _delimiter(lines.peek(), kind)
     rows, size, header = [], 0, None
@@ -66,6 +65,7 @@ def _rows(lines, delimiter):
         while True:
             lines.taken.clear()
             start = lines.number + 1
+            usual = csv.field_size_limit(LONGEST)  # of all readers in the process
             try:
                 row = next(reader, None)
             except csv.Error:
@@ -76,6 +76,8 @@ def _rows(lines, delimiter):
                 reason = 'a quote (") that is not closed, or is not doubled inside a cell'
                 yield start, cells if is_plain else reason, first
                 break
+            finally:
+                csv.field_size_limit(usual)
             if row is None:
                 return
             yield start, row, "".join(lines.taken)
@@ -168,7 +170,8 @@ def _batches(pa, document):
         import pyarrow.parquet
 
         file = pyarrow.parquet.ParquetFile(document.stream, buffer_size=2**20)
-        yield from file.iter_batches(batch_size=_ROWS)
+        for group in range(file.num_row_groups):
+            yield from file.iter_batches(_ROWS, row_groups=[group])
     elif document.kind == "arrow":
         file = pa.ipc.open_file(document.stream)
         yield from map(file.get_batch, range(file.num_record_batches))
