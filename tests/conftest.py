@@ -6,6 +6,7 @@ python -m pytest tests -k engine  # one part
 """
 
 import contextlib
+import csv
 import json
 import os
 import signal
@@ -42,6 +43,13 @@ def subnormal_floats():
     """train.py turns them off in its process, and hypothesis needs them."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(autouse=True)
+def csv_limit():
+    """The readers of tables raise it for the whole process."""
+    yield
+    csv.field_size_limit(131_072)
 
 
 @pytest.fixture(scope="session")
