@@ -4,6 +4,7 @@ strings: minigpt.arena.i18n. What a model wrote, or how an endpoint is called, i
 shown as text.
 """
 
+import re
 from datetime import datetime
 from html import escape
 
@@ -15,14 +16,15 @@ FEW_BATTLES = 10  # a rating from fewer battles is marked as uncertain
 MAX_HISTORY_CHARS = 2000  # of a text in the history; the downloads have the whole text
 
 CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 1180px !important;
+  margin: 0 auto !important; }
 .page-header { padding: 4px 2px 0; }
 .page-header h1 { font-size: 1.35em; font-weight: 650; margin: 0; color: var(--body-text-color); }
 .page-header p { margin: 2px 0 0; color: var(--body-text-color-subdued); }
 .quiet { color: var(--body-text-color-subdued); line-height: 1.6; }
 .side { flex: 1 1 240px !important; min-width: 240px !important; }
 .card { box-sizing: border-box; height: 100%; border: 1px solid var(--border-color-primary);
-  border-radius: 10px; padding: 12px 14px; min-height: 9em;
+  border-radius: 10px; padding: 12px 14px; min-height: 6em;
   background: var(--background-fill-primary); }
 .card .head { display: flex; justify-content: space-between; gap: 8px; font-weight: 600;
   color: var(--body-text-color); }
@@ -39,7 +41,7 @@ CSS = """
 .card.failed { border-color: var(--error-border-color, #dc2626); }
 .card.failed .note { color: var(--error-text-color, #dc2626); }
 .card.chosen { border-color: var(--color-accent); box-shadow: 0 0 0 1px var(--color-accent); }
-#chat-messages .message { white-space: pre-wrap; overflow-wrap: anywhere; }
+#chat-messages :is(.message-content, .md) { white-space: pre-wrap; overflow-wrap: anywhere; }
 .data-table { overflow-x: auto; margin: 6px 0; }
 .data-table table { border-collapse: collapse; width: 100%; }
 .data-table :is(table, thead, tbody, tr) { border: 0 !important; }
@@ -125,18 +127,24 @@ def chat_messages(strings, turns):
     shown = []
     for turn in turns:
         state = turn.state
-        shown.append({"role": "user", "content": escape(turn.question, quote=False)})
+        shown.append({"role": "user", "content": _chat_html(turn.question)})
         if state.thoughts.strip():
             title = strings["thoughts"].format(n=len(state.thoughts))
-            thoughts = escape(state.thoughts.strip(), quote=False)
             metadata = {"title": title, "status": "done"}
+            thoughts = _chat_html(state.thoughts.strip())
             shown.append({"role": "assistant", "content": thoughts, "metadata": metadata})
         parts = [state.text.strip("\n"), outcome(strings, state)]
         if state.status in ("waiting", "writing"):
             parts = [state.text or "…"]
         text = "\n".join(filter(None, parts))
-        shown.append({"role": "assistant", "content": escape(text, quote=False)})
+        shown.append({"role": "assistant", "content": _chat_html(text)})
     return shown
+
+
+def _chat_html(text):
+    """Text for gr.Chatbot, which removes blanks at the beginning of lines (inspect.cleandoc)."""
+    text = escape(text.expandtabs(4), quote=False)
+    return re.sub(r"^ +", lambda blanks: "&nbsp;" * len(blanks[0]), text, flags=re.MULTILINE)
 
 
 def chat_summary(strings, battle):
@@ -280,11 +288,15 @@ def history(strings, battles):
 
 
 def _history_card(strings, side, index, is_chosen):
+    missing = ""
+    if not side.answered:
+        missing = strings["failed" if side.error else "blank_empty"]
     return (
         f'<div class="card{" chosen" * is_chosen}"><div class="head">'
         f"<span>{side_label(index, side.model)}</span>"
         f'<span class="state">{escape(strings["chosen"]) * is_chosen}</span></div>'
-        f'<div class="text">{escape(_truncated(side.answer))}</div></div>'
+        f'<div class="text">{escape(_truncated(side.answer))}</div>'
+        f'<div class="note">{escape(missing)}</div></div>'
     )
 
 

@@ -141,3 +141,10 @@ def test_an_edited_question_replaces_what_follows(tab, writer):
 
     *_, last = tab.edit(values, Request(), Edited())
     assert texts(tab, last) == ["一问", "一答", "一问", "一答"]
+
+
+def test_blanks_at_the_beginning_of_a_line_stay(tab, writer):
+    shown = texts(tab, next(send(tab, "def f():\n    return\t1")))[0]
+    assert shown == "def f():\n&nbsp;&nbsp;&nbsp;&nbsp;return  1"
+    (made,) = tab.chatbot.postprocess([{"role": "user", "content": shown}]).root
+    assert made.content[0].text == shown

@@ -280,4 +280,4 @@ def test_the_history_shows_votes_for_no_side():
         battle = BattleRecord("open", "q", {}, None, "v", (side,) * n, 7, 0.0, choice)
         assert f"open · {ENGLISH[key]}" in html.history(ENGLISH, [battle])
     voted = BattleRecord("blind", "q", {}, None, "v", (side,) * 2, 7, 0.0, 1)
-    assert '"quiet">#7 · blind</div>' in html.history(ENGLISH, [voted])
+    assert " · blind</div>" in html.history(ENGLISH, [voted])

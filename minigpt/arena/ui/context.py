@@ -68,7 +68,7 @@ def preset_chips(label, texts, elem_id):
         samples=[[text] for text in texts],
         type="values",
         label=label,
-        samples_per_page=8,
+        samples_per_page=12,
         elem_id=elem_id,
     )
 
