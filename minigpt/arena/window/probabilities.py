@@ -29,6 +29,7 @@ MAX_TOKENS = 2000  # that are shown; a token of foreign text may be a byte
 MAX_ANSWER_TOKENS = 300
 FEW_LOGPROBS = 5  # what a server accepts that refuses MOST_LOGPROBS
 REFUSED = ("http 400", "http 422")
+UNSUPPORTED = ("support", "allow", "permit", "unknown", "unrecogni", "extra", "不支持")
 NO_ROUTE = ("http 404", "http 405", "http 501")
 
 
@@ -245,11 +246,10 @@ class ServerScores:
         try:
             return self._send(route, {**body, count: FEW_LOGPROBS})
         except EndpointError as error:
-            refused = error.cause and error.cause.unsupported_field(body)
-            if refused in ("logprobs", "top_logprobs", "echo"):
-                kind = "no echo" if route == "/completions" else "no logprobs"
-                raise self._no_logprobs(kind) from None
-            raise
+            if not _is_unsupported(error):
+                raise
+            kind = "no echo" if route == "/completions" else "no logprobs"
+            raise self._no_logprobs(kind) from None
 
     def _send(self, route, body):
         path, caps = self._endpoint.api(route), self._endpoint.caps
@@ -258,6 +258,13 @@ class ServerScores:
 
     def _no_logprobs(self, kind="no logprobs"):
         return EndpointError(kind, f"{self._endpoint.name}: it sends no probabilities")
+
+
+def _is_unsupported(error):
+    """Whether a server says that it knows no logprobs, or no echo."""
+    said = error.cause.said.lower() if error.cause else ""
+    names = any(name in said for name in ("logprob", "echo"))
+    return names and any(word in said for word in UNSUPPORTED)
 
 
 def _chat_token(entry):

@@ -9,6 +9,7 @@ line that is being written is left out; what cannot be read is named in the view
 
 import functools
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,8 +142,16 @@ def _figures(values, prefix, depth):
         if isinstance(value, dict) and depth and name != "settings":
             found += _figures(value, f"{prefix}{name}.", depth - 1)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            found.append((f"{prefix}{name}", value))
+            found.append((f"{prefix}{name}", _float(value)))
     return found[:MAX_SCORES]
+
+
+def _float(value):
+    """A number as float; an integer beyond its range is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def thinned(items, n=MAX_SAMPLES):
