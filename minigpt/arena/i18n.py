@@ -114,18 +114,18 @@ ENGLISH = {
     "show_text": "Score this text",
     "show_cuts": "Cut it into tokens",
     "tokens_about": "How likely each token was for the model: of its answer, or of your text.",
-    "working": "working …",
     "text_summary": "{tokens} tokens, {characters} characters · perplexity {perplexity} · {bits} "
     "bits per character",
     "first_uniform": "The first token has no context: it counts as {bits} bits, as if all tokens "
     "were equally likely.",
     "first_unknown": "The first token has no context and is not counted.",
-    "tap": "green: expected, red: a surprise. Click a token to see its alternatives.",
+    "tap": "green: expected, red: a surprise. Click a token to see its alternatives, and what "
+    "temperature, top k and top p leave of them.",
     "no_context": "has no context",
     "token_cost": "{share}, {bits} bits of surprise",
     "likeliest": "likeliest",
     "share": "share",
-    "after_settings": "after temperature, top k, top p",
+    "after_settings": "left by the settings",
     "cut_counts": "{tokens} tokens, {ratio} characters per token",
     "no_logprobs": "{name} sends no probabilities (logprobs). Local runs and MiniGPT's server.py "
     "do.",
@@ -266,17 +266,17 @@ CHINESE = {
     "show_text": "给这段文本打分",
     "show_cuts": "看怎样分词",
     "tokens_about": "模型给每个 token 的概率：它自己的回答，或你给的文本。",
-    "working": "计算中……",
     "text_summary": "{tokens} 个 token，{characters} 个字符 · 困惑度 {perplexity} · "
     "每字符 {bits} bit",
     "first_uniform": "第一个 token 没有上文：按所有 token 等概率计 {bits} bit。",
     "first_unknown": "第一个 token 没有上文，不计入。",
-    "tap": "绿色：意料之中；红色：意外。点一个 token，看还有哪些候选。",
+    "tap": "绿色：意料之中；红色：意外。点一个 token，看有哪些候选，"
+    "以及温度、top k、top p 会留下多少。",
     "no_context": "没有上文",
     "token_cost": "{share}，意外程度 {bits} bit",
     "likeliest": "最可能的",
     "share": "概率",
-    "after_settings": "经温度、top k、top p 后",
+    "after_settings": "按设置采样后",
     "cut_counts": "{tokens} 个 token，每个 {ratio} 字符",
     "no_logprobs": "{name} 不返回概率（logprobs）。本地 run 和 MiniGPT 的 server.py 都返回。",
     "no_echo": "{name} 不能给现成的文本打分（echo 加 logprobs）。"

@@ -31,8 +31,11 @@ CSS = """
 .pop b { font: 600 14px/1.6 system-ui, sans-serif; }
 .pop table { border-collapse: collapse; width: 100%; margin-top: 4px; }
 .pop :is(table, tr, td, th) { border: 0 !important; padding: 0 6px 0 0; }
-.pop :is(td, th) { text-align: right; font-weight: 400; color: var(--body-text-color); }
+.pop :is(td, th) { text-align: right; vertical-align: bottom; font-weight: 400;
+  color: var(--body-text-color); }
 .pop :is(td, th):first-child { text-align: left; }
+.pop td { white-space: nowrap; }
+.pop td:first-child { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 5em; }
 .pop th, .pop .out td { color: var(--body-text-color-subdued); }
 .pop .own td { font-weight: 700; }
 .tokens .p0 { background: rgba(22, 163, 74, .42); }
