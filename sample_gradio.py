@@ -100,6 +100,7 @@ from minigpt.arena.store import Ledger
 from minigpt.arena.ui.app import make_app
 from minigpt.arena.ui.context import PageContext
 from minigpt.arena.ui.page import Page
+from minigpt.arena.window.runs import RunFolders
 from minigpt.common.presets import read_prompts
 from minigpt.common.urls import address, is_everywhere, is_local
 from minigpt.data.prompts import chat_ids, stop_ids
@@ -121,7 +122,8 @@ def main():
     arena = make_arena(settings, networks)
     prompts = read_prompts(settings.examples)
     voters = Voters.beside(settings.ledger)
-    context = PageContext(arena, prompts, voters, VisitorLimits(settings.address_limit))
+    limits, folders = VisitorLimits(settings.address_limit), RunFolders("out", settings.runs)
+    context = PageContext(arena, prompts, voters, limits, folders)
     monitor = HealthMonitor(arena.endpoints)
     admin = AdminPassword(settings.admin_password)
     page = Page(context, monitor, admin, networks, endpoint_caps(settings))

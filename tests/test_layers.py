@@ -23,13 +23,15 @@ PACKAGES = {
     "evaluation": ("inference", "training", "data", "openai"),
     "openai": ("common",),
     "serving": ("openai", "inference", "data"),
-    "arena": ("openai", "inference"),
+    "arena": ("openai", "inference", "evaluation", "training"),
     "interop": ("models", "tokenizer"),
     "synthesis": ("openai", "data"),
     "plotting": ("common", "training"),
 }
 # Of a package that may be imported, these modules alone may be.
 ONLY = {("evaluation", "training"): {"losses"}, ("plotting", "training"): {"log"}}
+# The page shows perplexity as the evaluations compute it, and the logs of runs.
+ONLY |= {("arena", "evaluation"): {"perplexity"}, ("arena", "training"): {"log"}}
 ONLY |= {("training", "interop"): {"hf_import"}}  # a run may start from a Hugging Face model
 MOST_FILES = 12  # in a folder of minigpt/
 

@@ -98,6 +98,7 @@ class Arena:
         self.endpoints, self.ledger = endpoints, ledger
         self.max_battles = max_battles
         self._checkpoints = checkpoints or {}
+        self.deadline_seconds = deadline_seconds
         self._limits = dict(deadline_seconds=deadline_seconds, max_chars=max_answer_chars)
         self._rng = random.SystemRandom()
         self._lock = threading.Lock()

@@ -302,7 +302,7 @@ class EndpointStream:
 def _without_refused_field(body, error):
     """Leave out of `body` the field that a server refused, if its error names one; returns whether
     it did. Some refuse to be asked for the usage (Mistral's): then it stays unknown."""
-    refused = error.cause and error.cause.unsupported_field(body)
+    refused = error.cause and error.cause.meaning(body)[1]
     if refused:
         value = body.pop(refused)
         if refused == "max_tokens":

@@ -16,7 +16,7 @@ FEW_BATTLES = 10  # a rating from fewer battles is marked as uncertain
 MAX_HISTORY_CHARS = 2000  # of a text in the history; the downloads have the whole text
 
 CSS = """
-.gradio-container { width: 100% !important; max-width: 1180px !important;
+.gradio-container { width: 100% !important; max-width: min(1180px, 100vw) !important;
   margin: 0 auto !important; }
 .page-header { padding: 4px 2px 0; }
 .page-header h1 { font-size: 1.35em; font-weight: 650; margin: 0; color: var(--body-text-color); }

@@ -106,6 +106,52 @@ ENGLISH = {
     "wrong_passwords": "Too many wrong passwords: wait {seconds} s.",
     "key_variable": "An endpoint that is added here may use only variables that begin with "
     "MINIGPT_ (not the page's own passwords); endpoints.csv may name any variable.",
+    # tokens and their probabilities
+    "tokens": "Tokens",
+    "token_text": "A question, the beginning of a text, or a text to score",
+    "from_chat": "Take the chat's question",
+    "show_answer": "Answer it",
+    "show_text": "Score this text",
+    "show_cuts": "Cut it into tokens",
+    "tokens_about": "How likely each token was for the model: of its answer, or of your text.",
+    "text_summary": "{tokens} tokens, {characters} characters · perplexity {perplexity} · {bits} "
+    "bits per character",
+    "first_uniform": "The first token has no context: it counts as {bits} bits, as if all tokens "
+    "were equally likely.",
+    "first_unknown": "The first token has no context and is not counted.",
+    "tap": "green: expected, red: a surprise. Click a token to see its alternatives, and what "
+    "temperature, top k and top p leave of them.",
+    "no_context": "has no context",
+    "token_cost": "{share}, {bits} bits of surprise",
+    "likeliest": "likeliest",
+    "share": "share",
+    "after_settings": "left by the settings",
+    "cut_counts": "{tokens} tokens, {ratio} characters per token",
+    "no_logprobs": "{name} sends no probabilities (logprobs). Local runs and MiniGPT's server.py "
+    "do.",
+    "no_echo": "{name} scores no texts that it is given (echo with logprobs). Local runs and "
+    "MiniGPT's server.py do.",
+    "no_question": "The chat has no question yet.",
+    # runs
+    "runs": "Runs",
+    "runs_about": "All runs in out/, from their files: also those that train right now.",
+    "chosen_runs": "Runs to compare",
+    "x_axis": "Over",
+    "x_steps": "steps",
+    "x_tokens": "tokens",
+    "x_minutes": "minutes",
+    "lines": "solid: train loss · dashed: val loss",
+    "no_runs": "No run is chosen. A training writes its log into out/NAME/.",
+    "no_log": "No log yet: {names}",
+    "scores": "Scores",
+    "last_step": "last step",
+    "best_loss": "best val loss",
+    "differing_settings": "Settings that differ",
+    "no_differences": "None.",
+    "samples_of": "Samples of {name} while it trained",
+    "samples_thinned": "{shown} of {all} samples, evenly spaced.",
+    "step": "step {step}",
+    "too_many_runs": "Only the first {n} of the chosen runs are shown.",
 }
 CHINESE = {
     # tabs
@@ -212,6 +258,50 @@ CHINESE = {
     "wrong_passwords": "密码错误次数太多：请等 {seconds} 秒。",
     "key_variable": "在本页添加的端点只能使用以 MINIGPT_ 开头的环境变量"
     "（本页和 server.py 自己的密码除外）；endpoints.csv 里可以写任何变量。",
+    # tokens and their probabilities
+    "tokens": "概率",
+    "token_text": "一个问题、一段开头，或一段要打分的文本",
+    "from_chat": "取对话里的问题",
+    "show_answer": "回答并显示概率",
+    "show_text": "给这段文本打分",
+    "show_cuts": "看怎样分词",
+    "tokens_about": "模型给每个 token 的概率：它自己的回答，或你给的文本。",
+    "text_summary": "{tokens} 个 token，{characters} 个字符 · 困惑度 {perplexity} · "
+    "每字符 {bits} bit",
+    "first_uniform": "第一个 token 没有上文：按所有 token 等概率计 {bits} bit。",
+    "first_unknown": "第一个 token 没有上文，不计入。",
+    "tap": "绿色：意料之中；红色：意外。点一个 token，看有哪些候选，"
+    "以及温度、top k、top p 会留下多少。",
+    "no_context": "没有上文",
+    "token_cost": "{share}，意外程度 {bits} bit",
+    "likeliest": "最可能的",
+    "share": "概率",
+    "after_settings": "按设置采样后",
+    "cut_counts": "{tokens} 个 token，每个 {ratio} 字符",
+    "no_logprobs": "{name} 不返回概率（logprobs）。本地 run 和 MiniGPT 的 server.py 都返回。",
+    "no_echo": "{name} 不能给现成的文本打分（echo 加 logprobs）。"
+    "本地 run 和 MiniGPT 的 server.py 都能。",
+    "no_question": "对话里还没有问题。",
+    # runs
+    "runs": "训练",
+    "runs_about": "out/ 里的所有 run，只读文件：正在训练的也能看。",
+    "chosen_runs": "要比较的 run",
+    "x_axis": "横轴",
+    "x_steps": "步数",
+    "x_tokens": "token 数",
+    "x_minutes": "分钟",
+    "lines": "实线：训练 loss · 虚线：验证 loss",
+    "no_runs": "没有选中的 run。训练会把日志写到 out/NAME/。",
+    "no_log": "还没有日志：{names}",
+    "scores": "成绩",
+    "last_step": "最后一步",
+    "best_loss": "最好的验证 loss",
+    "differing_settings": "不同的设置",
+    "no_differences": "没有。",
+    "samples_of": "{name} 训练过程中的样例",
+    "samples_thinned": "显示 {all} 个样例中均匀抽取的 {shown} 个。",
+    "step": "第 {step} 步",
+    "too_many_runs": "只显示选中的前 {n} 个 run。",
 }
 
 

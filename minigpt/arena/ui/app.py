@@ -6,6 +6,7 @@ from fastapi.responses import StreamingResponse
 
 from minigpt.arena import html
 from minigpt.arena.exports import EXPORTS
+from minigpt.arena.window import curves, runs_html, tokens_html
 
 # Enter also ends the composition of a Chinese word; then it must not send the unfinished text.
 HEAD = """<script>
@@ -36,7 +37,7 @@ def make_app(page):
         path="/",
         i18n=page.context.i18n,
         theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-        css=html.CSS,
+        css=html.CSS + tokens_html.CSS + curves.CSS + runs_html.CSS,
         head=HEAD,
         ssr_mode=False,
         footer_links=[],

@@ -6,20 +6,23 @@ from minigpt.arena.access.page_filter import COOKIE
 from minigpt.arena.access.rate_limit import address_key
 from minigpt.arena.access.sessions import Sessions
 from minigpt.arena.i18n import CHINESE, ENGLISH, strings_for
+from minigpt.arena.window.runs import RunFolders
 from minigpt.common.errors import UserError
 
 REFRESH_SECONDS = 0.12  # between two updates of a text that is being generated
 
 
 class PageContext:
-    """arena: Arena. prompts: the preset ones. voters: Voters. limits: VisitorLimits.
+    """arena: Arena. prompts: the preset ones. voters: Voters. limits: VisitorLimits. run_folders:
+    RunFolders of the Runs tab.
 
     A `request` is the gr.Request of an event.
     """
 
-    def __init__(self, arena, prompts, voters, limits):
+    def __init__(self, arena, prompts, voters, limits, run_folders=None):
         self.arena, self.prompts = arena, prompts
         self.voters, self.limits = voters, limits
+        self.run_folders = run_folders or RunFolders()
         self.sessions = Sessions()
         # The labels of components: Gradio chooses the language in the browser.
         self.i18n = gr.I18n(en=ENGLISH, zh=CHINESE, **{"zh-CN": CHINESE, "zh-TW": CHINESE})

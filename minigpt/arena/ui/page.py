@@ -13,6 +13,8 @@ from minigpt.arena.ui.context import strings_of
 from minigpt.arena.ui.endpoints import EndpointsTab
 from minigpt.arena.ui.history import HistoryTab
 from minigpt.arena.ui.leaderboard import LeaderboardTab
+from minigpt.arena.ui.runs import RunsTab
+from minigpt.arena.ui.tokens import TokensTab
 
 
 class Page:
@@ -31,10 +33,12 @@ class Page:
             header = gr.HTML(html.page_header(ENGLISH))
             with gr.Tabs() as tabs:
                 chat, arena = ChatTab(context), ArenaTab(context)
-                LeaderboardTab(context)
-                HistoryTab(context)
+                board, past = LeaderboardTab(context), HistoryTab(context)
+                tokens, runs = TokensTab(context), RunsTab(context)
                 models = ModelLists(context.arena.endpoints, chat.model, arena.models)
-                EndpointsTab(context, self.monitor, self.admin, self.allowed, self.caps, models)
+                rest = context, self.monitor, self.admin, self.allowed, self.caps, models
+                endpoints = EndpointsTab(*rest)
+            runs.pause_in([chat, arena, board, past, tokens, endpoints])
             # On every visit to a tab, because another page may have added or removed endpoints.
             for event in (blocks.load, chat.tab.select, arena.tab.select):
                 inputs, outputs = models.components, list(models.components)
