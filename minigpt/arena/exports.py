@@ -25,7 +25,7 @@ def jsonl(battles):
     and errors, which reveal the owner's network."""
     for battle in battles:
         record = asdict(battle)
-        del record["voter"]
+        del record["voter"], record["hidden"]  # no hidden battle is exported
         for side in record["sides"]:
             del side["error"]
         yield json_line(record)
