@@ -95,7 +95,7 @@ class BattleRecord:
 
 
 class Vote(NamedTuple):
-    """A vote for ratings: its voter, the Decided battle, the lengths of its answers in characters."""
+    """A vote for ratings: its voter, the Decided battle, its answers' lengths in characters."""
 
     voter: str
     decided: Decided
