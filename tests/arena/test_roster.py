@@ -5,8 +5,6 @@ import os
 import stat
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from minigpt.arena.access.voters import KEY_BYTES, Voters
 from minigpt.arena.classroom.roster import (
@@ -89,7 +87,7 @@ def test_a_roster_that_a_spreadsheet_has_saved(tmp_path, encoding):
 def test_a_file_that_is_no_roster_says_why(tmp_path, text, problem):
     path = tmp_path / "class.csv"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match="class.csv") as caught:
+    with pytest.raises(UserError, match=r"class\.csv") as caught:
         read_roster(path)
     assert problem in str(caught.value)
     with pytest.raises(UserError, match="cannot be read"):
@@ -121,11 +119,6 @@ def test_a_browser_is_one_pupil_at_a_time(roster):
 @pytest.mark.parametrize("given", ["aaaa3333", " AAAA 3333 ", "ＡＡＡＡ－３３３３", "aaaa–3333"])
 def test_spellings_of_a_code(roster, given):
     assert roster.join("b", given).name == "王芳"
-
-
-@given(st.text())
-def test_any_other_text_is_no_code(given):
-    assert normalized(normalized(given)) == normalized(given) or not given.isascii()
 
 
 @pytest.mark.parametrize(

@@ -134,8 +134,8 @@ class Roster:
         return {self._voter_of(pupil): pupil.name for pupil in self.pupils}
 
     def join(self, browser, code):
-        """Make a browser (the id in its cookie) vote as the pupil with this code. Returns the Pupil,
-        or None if no pupil has the code. The caller limits how often this is tried."""
+        """Make a browser (the id in its cookie) vote as the pupil with this code. Returns the
+        Pupil, or None if no pupil has the code. The caller limits how often this is tried."""
         self._refresh()
         given, found = normalized(code).encode(), None
         for seat, pupil in self._seats.items():  # all of them: the time says nothing about the code
