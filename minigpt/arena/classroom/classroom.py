@@ -78,7 +78,7 @@ class Classroom:
         ratios = evidence(self.ledger.votes(running=True))
         names = self.roster.names()
         with_code = {pupil.name for pupil in self.roster.pupils if pupil.code}
-        others = sorted((free.keys() | ratios.keys() | in_round) - names.keys())
+        others = sorted({*free, *ratios, *in_round} - names.keys())
         return [
             PupilReport(
                 name=names.get(voter),

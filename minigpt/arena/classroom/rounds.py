@@ -138,19 +138,20 @@ class Rounds:
         for task in self.tasks(round_id):
             if task.has_ended:
                 continue
+            if self.current() != round_id:
+                return
             try:
-                if self.current() != round_id:
-                    return
-                sides, _ = self._arena.answers(task.prompt, task.settings, task.names)
-                self._save(round_id, task.place, sides)
+                sides = self._arena.answers(task.prompt, task.settings, task.names)
             except UserError as error:
                 log.warning("round %s, prompt %s: %s", round_id, task.place + 1, error)
-                self._save(round_id, task.place, ())
+                sides = ()
+            self._save(round_id, task.place, sides)
 
     def _save(self, round_id, place, sides):
+        """Save the answers of a prompt, unless another process has: they may be judged already."""
         text = json.dumps([asdict(side) for side in sides])
         with self._ledger.transaction("IMMEDIATE"):
-            query = "UPDATE task SET sides = ? WHERE round = ? AND place = ?"
+            query = "UPDATE task SET sides = ? WHERE round = ? AND place = ? AND sides IS NULL"
             self._ledger.execute(query, (text, round_id, place))
 
     # -- votes -------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from minigpt.arena import html
 from minigpt.arena.i18n import ENGLISH
 from minigpt.arena.ui.arena import ArenaTab
 from minigpt.arena.ui.chat import ChatTab
+from minigpt.arena.ui.classroom import ClassroomTab
 from minigpt.arena.ui.context import strings_of
 from minigpt.arena.ui.endpoints import EndpointsTab
 from minigpt.arena.ui.history import HistoryTab
@@ -31,6 +32,8 @@ class Page:
             header = gr.HTML(html.page_header(ENGLISH))
             with gr.Tabs() as tabs:
                 chat, arena = ChatTab(context), ArenaTab(context)
+                if context.classroom:
+                    ClassroomTab(context, self.admin)
                 LeaderboardTab(context)
                 HistoryTab(context)
                 models = ModelLists(context.arena.endpoints, chat.model, arena.models)
