@@ -128,8 +128,8 @@ class Arena:
         return Battle(messages, settings, [self.endpoints.get(name).side()], **self._limits)
 
     def answers(self, prompt, settings, names):
-        """The SideRecords of the answers of these endpoints, without a vote or a record. Returns when
-        they have ended."""
+        """The SideRecords of the answers of these endpoints, without a vote or a record. It returns
+        when they have ended."""
         arena_battle = self._start("blind", "", prompt, settings, names)
         arena_battle.battle.wait(None)
         return self._side_records(arena_battle)

@@ -133,6 +133,10 @@ class Roster:
         """voter id → name of every pupil, in the order of the file."""
         return {self._voter_of(pupil): pupil.name for pupil in self.pupils}
 
+    def active_voters(self):
+        """The voter ids of the pupils who have a code."""
+        return [self._voter_of(pupil) for pupil in self.pupils if pupil.code]
+
     def join(self, browser, code):
         """Make a browser (the id in its cookie) vote as the pupil with this code. Returns the
         Pupil, or None if no pupil has the code. The caller limits how often this is tried."""

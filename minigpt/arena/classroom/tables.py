@@ -18,7 +18,8 @@ def who(strings, pupil):
 
 
 def progress(strings, found, voter, voters):
-    """The Progress of a round for all, or that there is none. voters: of the roster."""
+    """The Progress of a round for all, or that there is none. voters: the ids of the pupils who
+    take part; voter: the visitor's, or None."""
     if found is None:
         return note(strings["no_round"])
     total, own = found.n_votable, found.votes[voter]
@@ -33,7 +34,8 @@ def progress(strings, found, voter, voters):
     if found.n_written < len(found.tasks):
         lines.append(strings["round_writing"].format(n=found.n_written, total=len(found.tasks)))
     most = max(1, total * len(voters))
-    bar = f'<progress class="round" value="{n_votes}" max="{most}" style="width: 100%"></progress>'
+    style = "width: 100%; accent-color: var(--color-accent)"
+    bar = f'<progress value="{n_votes}" max="{most}" style="{style}"></progress>'
     return bar + note(" ".join(lines))
 
 

@@ -40,7 +40,9 @@ class ClassroomTab:
                 label=i18n("code"), max_length=MAX_CODE_CHARS, max_lines=1, elem_id="class-code"
             )
             self.join_button = gr.Button(i18n("join"), variant="primary", elem_id="class-join")
-            self.leave_button = gr.Button(i18n("leave"), visible=False, elem_id="class-leave")
+        self.leave_button = gr.Button(
+            i18n("leave"), visible=False, size="sm", elem_id="class-leave"
+        )
 
     def _build_round(self):
         self.progress = gr.HTML("", elem_id="class-progress")
@@ -80,6 +82,7 @@ class ClassroomTab:
         with gr.Row():
             self.quota = gr.Textbox(label=i18n("quota"), max_lines=1, elem_id="class-quota")
             set_quota = gr.Button(i18n("set_quota"), elem_id="class-set-quota")
+        with gr.Row():
             self.number = gr.Textbox(
                 label=i18n("battle_number"), max_lines=1, elem_id="class-battle"
             )
@@ -166,7 +169,7 @@ class ClassroomTab:
         pupil = self.classroom.roster.pupil(self.context.browser(request))
         voter = self.context.voter(request)
         battle = rounds.next_battle(voter) if voter else None
-        found, voters = rounds.progress(), self.classroom.roster.names()
+        found, voters = rounds.progress(), self.classroom.roster.active_voters()
         status = ""
         if voter and found and battle is None:
             is_done = found.votes[voter] >= found.n_votable

@@ -49,8 +49,11 @@ class Page:
         return blocks
 
     def opened(self, request: gr.Request):
-        """The heading in the visitor's language, and the tab in which they asked something last."""
+        """The heading in the visitor's language, and the tab of their last question; for
+        a pupil who has not joined, the tab to join."""
         selected = self.context.session(request).tab
+        if self.context.classroom and self.context.voter(request) is None:
+            selected = "classroom"
         return html.page_header(strings_of(request)), gr.Tabs(selected=selected)
 
 
