@@ -3,7 +3,7 @@
 import pytest
 
 from minigpt.common.errors import UserError
-from minigpt.common.presets import read_prompts
+from minigpt.common.presets import read_groups, read_prompts
 
 LINES = "prompt,format\n黄河是中国第二长河，,plain\n章鱼有几颗心脏？,qa\n"
 PROMPTS = ["黄河是中国第二长河，", "章鱼有几颗心脏？"]
@@ -59,3 +59,14 @@ def test_what_cannot_be_read(written, content, complaint):
     with pytest.raises(UserError, match=complaint) as caught:
         read_prompts(written(content))
     assert "examples.csv" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_groups_of_prompts(tmp_path):
+    path = tmp_path / "examples.csv"
+    path.write_text("prompt,format\n甲,qa\n乙,plain\n甲,plain\n丙,\n丁\n", encoding="utf-8")
+    assert read_groups(path) == {"甲": "qa", "乙": "plain", "丙": "", "丁": ""}
+    assert read_prompts(path) == ["甲", "乙", "丙", "丁"]
+    path.write_text("format,group,prompt\nqa,历史,甲\nqa,诗,乙\n", encoding="utf-8")
+    assert read_groups(path) == {"甲": "历史", "乙": "诗"}
+    path.write_text("prompt\n甲\n", encoding="utf-8")
+    assert read_groups(path) == {"甲": ""} and read_groups(tmp_path / "missing.csv") == {}

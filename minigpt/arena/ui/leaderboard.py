@@ -21,11 +21,12 @@ class LeaderboardTab:
         with gr.Tab(i18n("leaderboard"), id="leaderboard", render_children=True) as self.tab:
             with gr.Row():
                 self.kind = gr.Radio(kinds, value="blind", show_label=False, elem_id="board-kind")
+                groups = sorted(filter(None, set(context.groups.values())))
                 self.group = gr.Dropdown(
-                    [(i18n("all_prompts"), ""), *sorted(set(context.groups.values()))],
+                    [(i18n("all_prompts"), ""), *groups],
                     value="",
                     label=i18n("prompt_group"),
-                    visible=bool(context.groups),
+                    visible=bool(groups),
                     elem_id="board-group",
                 )
             self.tables = gr.HTML("", elem_id="board")
