@@ -3,6 +3,8 @@
     python sample_gradio.py                                    # every run in out/
     python sample_gradio.py --runs=out/pretrain,out/sft --endpoints=endpoints.csv
     python sample_gradio.py --host=0.0.0.0 --auth=class:SECRET --admin_password=OTHER
+    python sample_gradio.py --make_roster=30 --roster=class.csv    # codes for 30 pupils, then exit
+    python sample_gradio.py --host=0.0.0.0 --roster=class.csv --admin_password=OTHER
 
 Models are local runs and teammates' servers. endpoints.csv lists servers, one per line after the
 header name,base_url,model,api_key_env. Votes are stored in --ledger. The page works offline: it
@@ -13,9 +15,11 @@ The page itself is in minigpt/arena/ui/, a module for each tab.
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 from config.configurator import configure
+from minigpt.arena.classroom.roster import MAX_PUPILS, Roster, read_roster, write_roster
 from minigpt.common.credentials import read_secret
 from minigpt.common.errors import UserError, preflight, run
 
@@ -35,6 +39,8 @@ class Settings:
     networks: list[str] = []  # further networks of endpoints, such as 203.0.113.0/24
     ledger: str = "out/arena.sqlite"  # battles and votes
     examples: str = "examples.csv"  # preset prompts: prompt,format
+    roster: str = ""  # a .csv of a class: name,code. Only its pupils vote, by their codes
+    make_roster: int = 0  # write --roster (or class.csv) with codes for so many pupils, and exit
     slots: int = 8  # texts that a local run generates at once
     deadline: float = 120.0  # seconds for each answer of a battle
     most_battles: int = 32  # battles and chat answers at once; more wait in a queue
@@ -45,9 +51,22 @@ class Settings:
 def read_settings():
     """The settings, with the passwords, checked."""
     settings = configure(Settings, shared="device dtype", doc=__doc__, quiet=True)
+    if settings.make_roster:
+        make_roster(settings.roster or "class.csv", settings.make_roster)
+        sys.exit()
     read_secrets(settings)
     check(settings)
     return settings
+
+
+def make_roster(path, n):
+    """Write a roster, and say what to do with it."""
+    if not 1 <= n <= MAX_PUPILS:
+        raise UserError(f"--make_roster={n}: expected 1 to {MAX_PUPILS}")
+    write_roster(path, n)
+    print(
+        f"{path}: codes for {n} pupils; replace the names, print it, and start with --roster={path}"
+    )
 
 
 def endpoint_caps(settings):
@@ -67,6 +86,11 @@ def check(settings):
     problems = settings.below(slots=1, most_battles=1, deadline=1, address_limit=1)
     if settings.auth and ":" not in settings.auth:
         problems.append("--auth (MINIGPT_AUTH, --auth_file): expected NAME:PASSWORD")
+    if settings.roster:
+        try:
+            read_roster(settings.roster)
+        except UserError as error:
+            problems.append(f"--roster: {error}")
     try:
         family, *_, socket_address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM
@@ -93,6 +117,7 @@ from minigpt.arena.access.page_filter import PageFilter
 from minigpt.arena.access.rate_limit import VisitorLimits
 from minigpt.arena.access.voters import Voters
 from minigpt.arena.arena import MAX_SIDES, Arena
+from minigpt.arena.classroom.classroom import Classroom
 from minigpt.arena.endpoints import Endpoint, Endpoints, LocalRun, read_presets
 from minigpt.arena.health import HealthMonitor
 from minigpt.arena.i18n import ENGLISH
@@ -122,8 +147,12 @@ def main():
     arena = make_arena(settings, networks)
     prompts = read_prompts(settings.examples)
     voters = Voters.beside(settings.ledger)
-    limits, folders = VisitorLimits(settings.address_limit), RunFolders("out", settings.runs)
-    context = PageContext(arena, prompts, voters, limits, folders)
+    classroom = None
+    if settings.roster:
+        classroom = Classroom(Roster(settings.roster, voters, arena.ledger), arena)
+    limits = VisitorLimits(settings.address_limit)
+    folders = RunFolders("out", settings.runs)
+    context = PageContext(arena, prompts, voters, limits, classroom, folders)
     monitor = HealthMonitor(arena.endpoints)
     admin = AdminPassword(settings.admin_password)
     page = Page(context, monitor, admin, networks, endpoint_caps(settings))

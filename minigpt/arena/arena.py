@@ -118,13 +118,7 @@ class Arena:
         with self._lock:
             self._check_capacity(voter)
             names = tuple(names or self._choose_pair(pairing))
-            entries = [self.endpoints.get(name) for name in names]
-            sides = [entry.side() for entry in entries]
-            models = tuple(_model_of(entry) for entry in entries)
-            messages = [{"role": "user", "content": prompt}]
-            battle = Battle(messages, settings, sides, **self._limits)
-            seed = settings.get("seed")
-            arena_battle = ArenaBattle(kind, voter, prompt, names, models, seed, battle)
+            arena_battle = self._start(kind, voter, prompt, settings, names)
             self._running.append(arena_battle)
         # In its own thread: a page that loses its connection loses no battle.
         threading.Thread(target=self._settle, args=[arena_battle], name="record").start()
@@ -133,6 +127,20 @@ class Arena:
     def chat(self, name, messages, settings):
         """Start the answer of the endpoint `name` to a conversation, as a Battle with one side."""
         return Battle(messages, settings, [self.endpoints.get(name).side()], **self._limits)
+
+    def answers(self, prompt, settings, names):
+        """The SideRecords of the answers of these endpoints, without a vote or a record. It returns
+        when they have ended."""
+        arena_battle = self._start("blind", "", prompt, settings, names)
+        arena_battle.battle.wait(None)
+        return self._side_records(arena_battle)
+
+    def _start(self, kind, voter, prompt, settings, names):
+        entries = [self.endpoints.get(name) for name in names]
+        models = tuple(_model_of(entry) for entry in entries)
+        messages = [{"role": "user", "content": prompt}]
+        battle = Battle(messages, settings, [entry.side() for entry in entries], **self._limits)
+        return ArenaBattle(kind, voter, prompt, names, models, settings.get("seed"), battle)
 
     def _settle(self, arena_battle):
         arena_battle.battle.wait(None)
@@ -153,15 +161,20 @@ class Arena:
             )
 
     def _choose_pair(self, pairing):
+        by_model = self.available()
+        counts = self.ledger.pair_counts(list(by_model))
+        pair = choose_pair(list(by_model), counts, self._rng, pairing)
+        return [by_model[model] for model in pair]
+
+    def available(self):
+        """model → name of its endpoint, of the models that blind battles are between."""
         by_model = {}
         for entry in self.endpoints.all():
             by_model[_model_of(entry)] = entry.name
         alive = [_model_of(entry) for entry in self.endpoints.all() if entry.is_alive]
         if len(alive) >= 2:  # a dead server is not drawn while others answer
             by_model = {model: by_model[model] for model in alive}
-        counts = self.ledger.pair_counts(list(by_model))
-        pair = choose_pair(list(by_model), counts, self._rng, pairing)
-        return [by_model[model] for model in pair]
+        return by_model
 
     def record(self, arena_battle):
         """Add a battle that has ended to the ledger, once."""
@@ -202,12 +215,12 @@ class Arena:
             )
         )
 
-    def vote(self, arena_battle, choice):
-        """Save a vote on a recorded battle: the index of a side, "tie" or "none". UserError if the
-        vote is not allowed."""
+    def vote(self, arena_battle, choice, quota=None):
+        """Save a vote on a recorded battle: the index of a side, "tie" or "none". quota: the most
+        votes of the voter. UserError if the vote is not allowed."""
         if arena_battle.record_id is None:
             raise UserError("this battle is still running: vote when all sides have ended")
-        self.ledger.vote(arena_battle.record_id, arena_battle.voter, choice)
+        self.ledger.vote(arena_battle.record_id, arena_battle.voter, choice, quota)
         arena_battle.choice = choice
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import NamedTuple
 
-from minigpt.arena.ratings import ratings
+from minigpt.arena.ratings import length_controlled, ratings
 from minigpt.common.report import markdown_line
 from minigpt.common.spreadsheet import csv_row
 
@@ -25,7 +25,7 @@ def jsonl(battles):
     and errors, which reveal the owner's network."""
     for battle in battles:
         record = asdict(battle)
-        del record["voter"]
+        del record["voter"], record["hidden"]  # no hidden battle is exported
         for side in record["sides"]:
             del side["error"]
         yield json_line(record)
@@ -84,13 +84,17 @@ def _fenced(text):
 
 
 def leaderboard_csv(ledger):
-    """The ratings from blind, open and all votes, as CSV for spreadsheets."""
+    """The ratings from blind, open and all votes, also those at equal length, as CSV for
+    spreadsheets."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["votes", "model", "rating", "low", "high", "battles"])
+    writer.writerow(["votes", "model", "rating", "low", "high", "battles", "same_length"])
     for label, kind in (("blind", "blind"), ("open", "open"), ("all", None)):
-        rows = ratings(ledger.decided(kind), seed=0)
-        writer.writerows(csv_row([label, *rating]) for rating in rows)
+        votes = ledger.votes(kind)
+        decided = [vote.decided for vote in votes]
+        by_name = length_controlled(decided, [vote.lengths for vote in votes]).by_name
+        rows = ratings(decided, seed=0)
+        writer.writerows(csv_row([label, *row, by_name[row.name]]) for row in rows)
     return "\ufeff" + text.getvalue()  # spreadsheets recognize UTF-8 by the byte order mark
 
 

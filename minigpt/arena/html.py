@@ -213,8 +213,9 @@ def cell(text, kind=""):
     return f'<td class="{kind}">{escape(str(text))}</td>'
 
 
-def leaderboard(strings, ratings):
-    """A table of Ratings, best first, with the intervals drawn on one common scale."""
+def leaderboard(strings, ratings, controlled):
+    """A table of Ratings, best first, with the intervals drawn on one common scale. controlled:
+    LengthControlled of the same battles."""
     if not ratings:
         return note(strings["no_votes"])
     low = min(rating.low for rating in ratings)
@@ -235,6 +236,7 @@ def leaderboard(strings, ratings):
                 cell(f"{rating.rating:.0f}", "number"),
                 f'<td class="wide"><div class="bar">{bar}</div></td>',
                 cell(f"{rating.low:.0f} – {rating.high:.0f}", "number"),
+                cell(f"{controlled.by_name[rating.name]:.0f}", "number"),
                 cell(rating.battles, "number"),
                 cell(strings["too_few"] if few else "", "quiet"),
             ]
@@ -243,8 +245,10 @@ def leaderboard(strings, ratings):
         strings[key] for key in ("model", "rating", "interval", "battles")
     )
     header = [("", "number"), (model, ""), (rating, "number"), ("", "wide")]
-    header += [(interval, "number"), (battles, "number"), ("", "")]
-    return table(header, rows) + note(strings["rating_help"])
+    header += [(interval, "number"), (strings["same_length"], "number")]
+    header += [(battles, "number"), ("", "")]
+    length = strings["length_help"].format(points=f"{controlled.points_of_twice:+.0f}")
+    return table(header, rows) + note(f"{strings['rating_help']} {length}")
 
 
 def heat_map(strings, names, rates, counts):

@@ -2,6 +2,7 @@
 
     ratings([Decided(("base", "sft"), 1), …], seed=0)      # [Rating], the best first
     win_rates(battles)                                     # (names, share of wins, comparisons)
+    length_controlled(battles, lengths)                    # with the answers' length held constant
 
 The model: A beats B with odds 10^((A − B) / 400) (Bradley and Terry, 1952). The ratings are the
 maximum a posteriori estimate under a weak prior: each model also has half a win and half a loss
@@ -79,12 +80,59 @@ def win_rates(battles):
     counts[a, b] is the number of comparisons."""
     battles = list(battles)
     names = sorted({name for battle in battles for name in battle.names})
-    outcomes, times = _outcomes(battles, names)
-    wins = _wins(outcomes, times[None], len(names))[0]
+    wins = _wins_of(battles, names)
     counts = wins + wins.T
     rates = np.full_like(wins, np.nan)
     np.divide(wins, counts, out=rates, where=counts > 0)
     return names, rates, np.rint(counts).astype(int)
+
+
+class LengthControlled(NamedTuple):
+    """Ratings by name with the length of the answers held constant, and the length's own effect:
+    the rating points by which an answer that is twice as long as the other one has an advantage."""
+
+    by_name: dict
+    points_of_twice: float
+
+
+def length_controlled(battles, lengths):
+    """LengthControlled for Decided battles; lengths: of the answers of each, in the same order.
+
+    Bradley–Terry with a covariate: the log odds that answer i beats j are θ_i − θ_j + β x, where x
+    is the normalized length difference (l_i − l_j) / (l_i + l_j), between −1 and 1 (LMArena's style
+    control, with the length alone). β has the prior of the models: half a win and half a loss of an
+    answer over an empty one, x = 1. Without battles, by_name is empty.
+    """
+    names = sorted({name for battle in battles for name in battle.names})
+    if not names:
+        return LengthControlled({}, 0.0)
+    index = {name: i for i, name in enumerate(names)}
+    rows, shares = [], []
+    for battle, of_sides in zip(battles, lengths, strict=True):
+        for a, b, share in _pairs_of_sides(battle):
+            row = np.zeros(len(names) + 1)
+            row[index[battle.names[a]]] += 1
+            row[index[battle.names[b]]] -= 1
+            row[-1] = (of_sides[a] - of_sides[b]) / ((of_sides[a] + of_sides[b]) or 1)
+            rows.append(row)
+            shares.append(share)
+    prior = np.eye(len(names) + 1)
+    rows, shares = np.array([*rows, *prior, *-prior]), np.array([*shares, *[0.5] * 2 * len(prior)])
+    found = _fit_logistic(rows, shares)
+    odds, effect = found[:-1], found[-1]
+    by_name = dict(zip(names, _points(odds[None])[0].tolist(), strict=True))
+    return LengthControlled(by_name, float(effect * POINTS / 3))  # twice as long: x = 1/3
+
+
+def odds_without(battles_of_groups):
+    """(names, log odds): row g has the fitted log odds of all battles but those of group g, shape
+    (n_groups, n_names). battles_of_groups: for each group a list of Decided battles."""
+    battles = [battle for group in battles_of_groups for battle in group]
+    names = sorted({name for battle in battles for name in battle.names})
+    all_wins = _wins_of(battles, names)
+    others = np.array([all_wins - _wins_of(group, names) for group in battles_of_groups])
+    start = np.zeros((len(battles_of_groups), len(names)))
+    return names, _fit(others.reshape(*start.shape, len(names)), start)
 
 
 # -- from battles to wins --------------------------------------------------------------------------
@@ -93,17 +141,22 @@ def win_rates(battles):
 def _comparisons(battle):
     """The comparisons in a battle: sorted (winner, loser, share of a win), without those of a model
     with itself."""
-    names, choice = battle
-    if choice == "none":
-        return ()
-    if choice == "tie":
-        pairs = [(a, b, 0.5) for pair in combinations(names, 2) for a, b in (pair, pair[::-1])]
-    elif choice in range(len(names)):
-        others = (name for side, name in enumerate(names) if side != choice)
-        pairs = [(names[choice], name, 1.0) for name in others]
-    else:
-        raise ValueError(f"choice={choice!r}: expected the index of a side, 'tie' or 'none'")
+    names = battle.names
+    pairs = [(names[a], names[b], share) for a, b, share in _pairs_of_sides(battle)]
     return tuple(sorted(pair for pair in pairs if pair[0] != pair[1]))
+
+
+def _pairs_of_sides(battle):
+    """The comparisons in a battle by the indices of its sides: (winner, loser, share of a win)."""
+    names, choice = battle
+    sides = range(len(names))
+    if choice == "none":
+        return []
+    if choice == "tie":
+        return [(a, b, 0.5) for pair in combinations(sides, 2) for a, b in (pair, pair[::-1])]
+    if choice in sides:
+        return [(choice, side, 1.0) for side in sides if side != choice]
+    raise ValueError(f"choice={choice!r}: expected the index of a side, 'tie' or 'none'")
 
 
 def _outcomes(battles, names):
@@ -124,6 +177,12 @@ def _wins(outcomes, times, n):
     weights = times[:, which.astype(int)] * share
     rows = [np.bincount(cell.astype(int), weights=row, minlength=n * n) for row in weights]
     return np.array(rows, float).reshape(len(times), n, n)
+
+
+def _wins_of(battles, names):
+    """Wins of each model over each other, (n, n), in these battles."""
+    outcomes, times = _outcomes(battles, names)
+    return _wins(outcomes, times[None], len(names))[0]
 
 
 # -- the fit ---------------------------------------------------------------------------------------
@@ -151,6 +210,19 @@ def _fit(wins, start):
         spread = np.maximum(spread, 1e-12)  # no division by 0
         odds += step * (np.log1p(spread) / spread)[:, None]
     return odds
+
+
+def _fit_logistic(rows, shares):
+    """The most likely parameters (n,) of a logistic regression whose outcomes are all wins: rows
+    (m, n) of covariates with weights `shares` (m,), by the same method as _fit()."""
+    found, spread = np.zeros(rows.shape[1]), np.inf
+    while spread > 1e-6:
+        win, lose = _sigmoid(rows @ found), _sigmoid(-rows @ found)
+        hessian = (rows * (shares * win * lose)[:, None]).T @ rows
+        step = np.linalg.solve(hessian, rows.T @ (shares * lose))
+        spread = max(np.abs(rows @ step).max(), 1e-12)
+        found += step * (np.log1p(spread) / spread)
+    return found
 
 
 def _sigmoid(odds):

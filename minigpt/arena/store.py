@@ -6,60 +6,33 @@
     ratings(ledger.decided("blind"), seed=0)            # minigpt.arena.ratings
     for record in ledger.battles(text="黄河"): …        # minigpt.arena.exports writes files
 
-Threads may share a Ledger, and processes may share a file. When a method returns, its data is on
-disk: write-ahead log, synchronous=FULL. Voters are random ids; nothing else about them is stored.
+The file is minigpt.arena.database's: when a method returns, its data is on disk. Voters are random
+ids, or those of a roster (minigpt.arena.classroom.roster); nothing else about them is stored.
 """
 
 import json
-import sqlite3
-import threading
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
-from pathlib import Path
+from typing import NamedTuple
 
+from minigpt.arena.database import Database
 from minigpt.arena.ratings import Decided, vote_choices
 from minigpt.common.errors import UserError
 from minigpt.common.text import replace_lone_surrogates
 
-VERSION = 1  # of the schema, in the file's user_version
-BUSY_SECONDS = 30.0  # how long another process may hold the file
 KINDS = ("blind", "open")
 
-_SCHEMA = """
-CREATE TABLE battle (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    time REAL NOT NULL,
-    kind TEXT NOT NULL CHECK (kind IN ('blind', 'open')),
-    prompt TEXT NOT NULL,
-    settings TEXT NOT NULL,
-    seed INTEGER,
-    voter TEXT NOT NULL,
-    choice CHECK (typeof(choice) IN ('null', 'integer') OR choice IN ('tie', 'none'))
-);
-CREATE INDEX battle_by_voter ON battle (voter, id);
-CREATE TABLE side (
-    battle INTEGER NOT NULL REFERENCES battle (id),
-    place INTEGER NOT NULL,
-    model TEXT NOT NULL,
-    endpoint TEXT NOT NULL,
-    checkpoint TEXT,
-    answer TEXT NOT NULL,
-    first_token_seconds REAL,
-    tokens_per_second REAL,
-    tokens INTEGER,
-    end_reason TEXT NOT NULL,
-    error TEXT,
-    PRIMARY KEY (battle, place)
-) WITHOUT ROWID;
-CREATE INDEX side_by_model ON side (model);
-"""
-
-# Public battles: all except a blind battle that can still be voted on. answered() is has_answer().
+# Battles that count: not those that the teacher has hidden, and those of a round after its end.
+_COUNTED = (
+    "(NOT hidden AND (round IS NULL OR EXISTS "
+    "(SELECT 1 FROM round WHERE round.id = battle.round AND ended IS NOT NULL)))"
+)
+# Public battles: those that count, except a blind battle that can still be voted on. answered() is
+# has_answer().
 _PUBLIC = (
-    "(kind = 'open' OR choice IS NOT NULL OR "
-    "(SELECT COUNT(*) FROM side WHERE battle = id AND answered(answer, error)) < 2)"
+    f"({_COUNTED} AND (kind = 'open' OR choice IS NOT NULL OR "
+    "(SELECT COUNT(*) FROM side WHERE battle = id AND answered(answer, error)) < 2))"
 )
 # instr() because LIKE treats % and _ as wildcards.
 _CONTAINS = (
@@ -101,6 +74,9 @@ class BattleRecord:
     id: int | None = None
     time: float | None = None  # seconds since 1970
     choice: int | str | None = None  # the index of the best side, "tie", "none"; None: no vote
+    hidden: bool = False  # by the teacher: it is not shown and does not count
+    round: int | None = None  # of a class, and the number of the prompt in it
+    task: int | None = None
 
     @property
     def answered(self):
@@ -118,42 +94,31 @@ class BattleRecord:
         return bool(self.choices)
 
 
+class Vote(NamedTuple):
+    """A vote for ratings: its voter, the Decided battle, its answers' lengths in characters."""
+
+    voter: str
+    decided: Decided
+    lengths: tuple
+
+
 def has_answer(answer, error):
     """Whether a side answered: it ended normally, and its text is not blank."""
     return error is None and bool(answer.strip())
 
 
-class Ledger:
+class Ledger(Database):
     """See the module's docstring. Every method raises UserError if the file cannot be used."""
 
     def __init__(self, path):
-        """Opens the file, or creates it. UserError if it is another kind of file or from a newer
-        version."""
-        self.path = Path(path)
-        self._lock = threading.Lock()  # one connection for all threads, one of them at a time
-        with self._database_errors():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(
-                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            self._connection.row_factory = sqlite3.Row
-            self._connection.create_function("answered", 2, has_answer, deterministic=True)
-            self._execute("PRAGMA synchronous = FULL")
-            self._execute("PRAGMA foreign_keys = ON")
-        with self._transaction("IMMEDIATE"):
-            self._make_tables()
-        with self._database_errors():
-            self._use_wal()
-
-    def close(self):
-        """Close the file."""
-        with self._lock:
-            self._connection.close()
+        super().__init__(path)
+        self.create_function("answered", 2, has_answer)
 
     # -- writing -----------------------------------------------------------------------------------
 
     def add_battle(self, battle):
-        """Save a BattleRecord; returns its id, which is never reused."""
+        """Save a BattleRecord; returns its id, which is never reused. A voter has one battle for
+        each prompt of a round: later ones are not saved, and the id of the first is returned."""
         row = (
             time.time() if battle.time is None else battle.time,
             battle.kind,
@@ -161,30 +126,41 @@ class Ledger:
             json.dumps(battle.settings),
             battle.seed,
             battle.voter,
+            battle.round,
+            battle.task,
         )
-        with self._transaction("IMMEDIATE"):
-            columns = "time, kind, prompt, settings, seed, voter"
+        with self.transaction("IMMEDIATE"):
+            first = "SELECT id FROM battle WHERE round = ? AND task = ? AND voter = ?"
+            found = self.execute(first, (battle.round, battle.task, battle.voter)).fetchone()
+            if found:
+                return found["id"]
+            columns = "time, kind, prompt, settings, seed, voter, round, task"
             query = f"INSERT INTO battle ({columns}) VALUES ({_placeholders(row)})"
-            battle_id = self._execute(query, row).lastrowid
+            battle_id = self.execute(query, row).lastrowid
             for place, side in enumerate(battle.sides):
                 facts = (_valid_utf8(getattr(side, field.name)) for field in fields(side))
                 values = (battle_id, place, *facts)
-                self._execute(f"INSERT INTO side VALUES ({_placeholders(values)})", values)
+                self.execute(f"INSERT INTO side VALUES ({_placeholders(values)})", values)
         return battle_id
 
-    def vote(self, battle_id, voter, choice):
+    def vote(self, battle_id, voter, choice, quota=None):
         """Save a vote: one of the battle's `choices`. Returns the BattleRecord.
+
+        quota: how many battles outside of rounds the voter may vote on in total.
 
         Only the battle's own voter may vote. The vote on a blind battle is final, because it shows
         the names; the vote on an open battle can be changed until the voter's next battle.
         UserError otherwise, or if fewer than two sides have an answer.
         """
-        with self._transaction("IMMEDIATE"):
+        with self.transaction("IMMEDIATE"):
             found = self._records("WHERE id = ?", (battle_id,))
-            problem = self._vote_problem(found[0] if found else None, voter, choice)
+            battle = found[0] if found else None
+            problem = self._vote_problem(battle, voter, choice)
+            if not problem and battle.round is None and battle.choice is None:
+                problem = self._quota_problem(voter, quota)
             if problem:
                 raise UserError(problem)
-            self._execute("UPDATE battle SET choice = ? WHERE id = ?", (choice, battle_id))
+            self.execute("UPDATE battle SET choice = ? WHERE id = ?", (choice, battle_id))
         return replace(found[0], choice=choice)
 
     def _vote_problem(self, battle, voter, choice):
@@ -199,9 +175,22 @@ class Ledger:
         changed = battle.choice not in (None, choice)
         if changed and battle.kind == "blind":
             return "the vote on a blind battle is final: it has shown the names"
-        if changed and self._execute(later, (voter, battle.id)).fetchone():
+        if changed and self.execute(later, (voter, battle.id)).fetchone():
             return "a vote can be changed until your next battle, and that has begun"
         return None
+
+    def _quota_problem(self, voter, quota):
+        if quota is not None and self._n_free_votes(voter) >= quota:
+            return f"you have used all of your {quota} votes"
+        return None
+
+    def hide(self, battle_id, hidden=True):
+        """Hide a battle: it is not shown, exported or counted. hidden=False shows it again.
+        UserError if there is no such battle."""
+        with self.transaction("IMMEDIATE"):
+            query = "UPDATE battle SET hidden = ? WHERE id = ?"
+            if not self.execute(query, (int(hidden), battle_id)).rowcount:
+                raise UserError(f"there is no battle {battle_id}: its number is in the history")
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -226,7 +215,7 @@ class Ledger:
             where.append("id < ?")
             values.append(before)
         rest = f"WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?"
-        with self._transaction():
+        with self.transaction():
             return self._records(rest, (*values, -1 if limit is None else limit))
 
     def each_battle(self, batch_size=100):
@@ -238,24 +227,56 @@ class Ledger:
             before = page[-1].id
 
     def decided(self, kind=None):
-        """All battles with a vote, of one kind or of both, as Decided (minigpt.arena.ratings): the
-        vote is among the sides that have an answer."""
+        """All battles with a vote that count, of one kind or of both, as Decided
+        (minigpt.arena.ratings): the vote is among the sides that have an answer."""
+        return [vote.decided for vote in self.votes(kind)]
+
+    def votes(self, kind=None, prompts=None, running=False):
+        """Those of decided() as Votes. prompts: only battles with one of these prompts. running:
+        also those of a round that has not ended."""
         query = (
-            "SELECT battle, choice, place, model FROM side JOIN battle ON battle = id "
+            "SELECT battle, voter, choice, place, model, length(answer) AS length "
+            "FROM side JOIN battle ON battle = battle.id "
             "WHERE choice IS NOT NULL AND kind IN (?, ?) AND answered(answer, error) "
-            "ORDER BY battle, place"
+            f"AND {'NOT hidden' if running else _COUNTED} "
+            "AND (? IS NULL OR prompt IN (SELECT value FROM json_each(?))) ORDER BY battle, place"
         )
-        sides, choices = {}, {}
-        with self._transaction():
-            for row in self._execute(query, (kind, kind) if kind else KINDS):
-                sides.setdefault(row["battle"], {})[row["place"]] = row["model"]
-                choices[row["battle"]] = row["choice"]
+        asked = None if prompts is None else json.dumps(list(prompts))
+        battles = {}
+        with self.transaction():
+            for row in self.execute(query, (*((kind, kind) if kind else KINDS), asked, asked)):
+                battles.setdefault(row["battle"], []).append(row)
         return [
-            Decided(tuple(models.values()), _among(models, choices[battle_id]))
-            for battle_id, models in sides.items()
+            Vote(
+                rows[0]["voter"],
+                Decided(tuple(row["model"] for row in rows), _among(rows, rows[0]["choice"])),
+                tuple(row["length"] for row in rows),
+            )
+            for rows in battles.values()
             # Ledgers of earlier versions have votes on blank answers: they compare nothing.
-            if choices[battle_id] in vote_choices(models)
+            if rows[0]["choice"] in vote_choices([row["place"] for row in rows])
         ]
+
+    def n_free_votes(self, voter):
+        """How often a voter has voted outside of rounds."""
+        with self.transaction():
+            return self._n_free_votes(voter)
+
+    def _n_free_votes(self, voter):
+        query = "SELECT COUNT(*) FROM battle WHERE voter = ? AND choice NOT NULL AND round IS NULL"
+        return self.execute(query, (voter,)).fetchone()[0]
+
+    def battle(self, battle_id):
+        """The BattleRecord with this id, public or not; None if there is none."""
+        with self.transaction():
+            found = self._records("WHERE id = ?", (battle_id,))
+        return found[0] if found else None
+
+    def voted_battles(self):
+        """All BattleRecords with a vote, the oldest first, also hidden ones and those of a running
+        round: for the teacher alone."""
+        with self.transaction():
+            return self._records("WHERE choice IS NOT NULL ORDER BY id", ())
 
     def pair_counts(self, names):
         """frozenset of two of the `names` → in how many battles both were, for choose_pair(). Every
@@ -265,83 +286,33 @@ class Ledger:
             "SELECT a.model, b.model, COUNT(DISTINCT a.battle) FROM side AS a JOIN side AS b "
             "ON a.battle = b.battle AND a.model < b.model GROUP BY a.model, b.model"
         )
-        with self._transaction():
-            found = {frozenset(row[:2]): row[2] for row in self._execute(query)}
+        with self.transaction():
+            found = {frozenset(row[:2]): row[2] for row in self.execute(query)}
         return {frozenset(pair): found.get(frozenset(pair), 0) for pair in combinations(names, 2)}
 
     def _records(self, rest, values):
         """The BattleRecords of `SELECT * FROM battle` followed by `rest`."""
         return [
             BattleRecord(
-                **dict(row, settings=json.loads(row["settings"])), sides=self._sides(row["id"])
+                **dict(
+                    row,
+                    settings=json.loads(row["settings"]),
+                    hidden=bool(row["hidden"]),
+                    sides=self._sides(row["id"]),
+                )
             )
-            for row in self._execute(f"SELECT * FROM battle {rest}", values).fetchall()
+            for row in self.execute(f"SELECT * FROM battle {rest}", values).fetchall()
         ]
 
     def _sides(self, battle_id):
         names = ", ".join(field.name for field in fields(SideRecord))
         query = f"SELECT {names} FROM side WHERE battle = ? ORDER BY place"
-        return tuple(SideRecord(*row) for row in self._execute(query, (battle_id,)))
-
-    # -- the file ----------------------------------------------------------------------------------
-
-    def _execute(self, query, values=()):
-        return self._connection.execute(query, values)
-
-    @contextmanager
-    def _transaction(self, kind="DEFERRED"):
-        """Everything executed inside, or nothing. IMMEDIATE: locks out other writers at once."""
-        with self._lock, self._database_errors():
-            self._execute(f"BEGIN {kind}")
-            try:
-                yield
-                self._execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _database_errors(self):
-        try:
-            yield
-        except (sqlite3.DatabaseError, OSError) as error:
-            raise UserError(
-                f"{self.path}: the ledger of battles cannot be read or written ({error}); "
-                "check the disk, or give another file"
-            ) from error
-
-    def _use_wal(self):
-        """Switch the file to write-ahead logging, for good. For this statement SQLite does not wait
-        for a lock, so processes that open a new file at the same time would get an error."""
-        deadline = time.monotonic() + BUSY_SECONDS
-        while True:
-            try:
-                return self._execute("PRAGMA journal_mode = WAL")
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
-
-    def _make_tables(self):
-        version = self._execute("PRAGMA user_version").fetchone()[0]
-        if version > VERSION:
-            raise UserError(
-                f"{self.path}: a ledger of version {version}, and this program supports {VERSION}: "
-                "use the newest program, or give another file"
-            )
-        if version == VERSION:
-            return
-        if self._execute("SELECT 1 FROM sqlite_master").fetchone():
-            raise UserError(f"{self.path}: a database, but no ledger of battles: give another file")
-        for statement in _SCHEMA.split(";"):  # executescript() would end the transaction
-            self._execute(statement)
-        self._execute(f"PRAGMA user_version = {VERSION}")
+        return tuple(SideRecord(*row) for row in self.execute(query, (battle_id,)))
 
 
-def _among(models, choice):
-    """A vote by the index among `models` (place → model) instead of the place."""
-    return list(models).index(choice) if isinstance(choice, int) else choice
+def _among(rows, choice):
+    """A vote by the index among `rows` (of sides) instead of the place."""
+    return [row["place"] for row in rows].index(choice) if isinstance(choice, int) else choice
 
 
 def _placeholders(values):

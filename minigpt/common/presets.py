@@ -10,25 +10,27 @@ from minigpt.common.errors import UserError
 
 
 class PresetPrompt(NamedTuple):
-    """A prompt, and the prompt format of the models that it suits: "plain", "qa", "chat"; "": of
-    all."""
+    """A prompt, the prompt format of the models that it suits ("plain", "qa", "chat"; "": of all),
+    and the group in whose ranking its battles count."""
 
     text: str
     format: str = ""
+    group: str = ""
 
 
 def prompts_for(prompts, prompt_format):
     """The texts of the PresetPrompts that suit a model. prompt_format: its; None: unknown. A model
     of conversations is asked what one of questions is. All of them, if none suits."""
     suited = {prompt_format, "qa"} if prompt_format == "chat" else {prompt_format}
-    texts = [text for text, format in prompts if format in suited or not (format and prompt_format)]
-    return texts or [text for text, _ in prompts]
+    texts = [text for text, form, _ in prompts if form in suited or not (form and prompt_format)]
+    return texts or [prompt.text for prompt in prompts]
 
 
 def read_prompts(path):
-    """The different PresetPrompts in the columns `prompt` and `format` of a .csv file, in order;
-    `format` may be absent, other columns are ignored. UTF-8 with or without BOM, or GB18030. A
-    missing file gives []. UserError if the file cannot be read or has no column `prompt`."""
+    """The different PresetPrompts in the columns `prompt`, `format` and `group` of a .csv file, in
+    order; the last two may be absent, the group is then the format. UTF-8 with or without BOM, or
+    GB18030. A missing file gives []. UserError if the file cannot be read or has no column
+    `prompt`."""
     path = Path(path)
     if not path.is_file():
         return []
@@ -57,7 +59,8 @@ def _prompts(path, text):
         raise UserError(f"{path}: its first line has no column `prompt`")
     found = {}
     for row in rows:
-        text = (row["prompt"] or "").strip()
+        text, form = ((row.get(name) or "").strip() for name in ("prompt", "format"))
+        group = (row.get("group") or "").strip() if "group" in rows.fieldnames else form
         if text:
-            found.setdefault(text, (row.get("format") or "").strip())
-    return [PresetPrompt(*each) for each in found.items()]
+            found.setdefault(text, PresetPrompt(text, form, group))
+    return list(found.values())

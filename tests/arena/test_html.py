@@ -16,7 +16,7 @@ from minigpt.arena import html
 from minigpt.arena.battles import MESSAGES, SideState
 from minigpt.arena.endpoints import Health
 from minigpt.arena.i18n import CHINESE, ENGLISH, strings_for
-from minigpt.arena.ratings import Decided, Rating, win_rates
+from minigpt.arena.ratings import Decided, LengthControlled, Rating, win_rates
 from minigpt.arena.store import BattleRecord, SideRecord
 
 
@@ -73,7 +73,9 @@ DRAWINGS = {
         ENGLISH, state(end_reason=t), 0, "m", show_facts=True
     ),
     "a note": html.note,
-    "a rated model": lambda t: html.leaderboard(ENGLISH, [Rating(t, 1000.0, 900.0, 1100.0, 3)]),
+    "a rated model": lambda t: html.leaderboard(
+        ENGLISH, [Rating(t, 1000.0, 900.0, 1100.0, 3)], LengthControlled({t: 1000.0}, 0.0)
+    ),
     "a pair": lambda t: html.heat_map(ENGLISH, [t, "z"], [[0, 0.9], [0.1, 0]], [[0, 9], [9, 0]]),
     "a question": lambda t: html.history(CHINESE, [battle(t, [side()])]),
     "an answer": lambda t: html.history(CHINESE, [battle(sides=[side(answer=t)], choice=0)]),
@@ -163,17 +165,20 @@ def test_the_end_of_an_answer_is_in_the_language_of_the_page():
 
 def test_the_leaderboard():
     table = [Rating("sft", 1100.0, 1050.0, 1200.0, 25), Rating("base", 900.0, 800.0, 1000.4, 9)]
-    source = html.leaderboard(ENGLISH, table)
-    cells = Reader(source).cells[7:]
-    assert cells[:7] == ["1", "sft", "1100", "", "1050 – 1200", "25", ""]
-    assert cells[7:] == [
+    source = html.leaderboard(
+        ENGLISH, table, LengthControlled({"base": 955.4, "sft": 1044.6}, -12.3)
+    )
+    cells = Reader(source).cells[8:]
+    assert cells[:8] == ["1", "sft", "1100", "", "1050 – 1200", "1045", "25", ""]
+    assert cells[8:] == [
         "2",
         "base",
         "900",
         "",
         "800 – 1000",
+        "955",
         "9",
-        "too few votes" + ENGLISH["rating_help"],
+        f"too few votes{ENGLISH['rating_help']} {ENGLISH['length_help'].format(points='-12')}",
     ]
     # All on one scale from 800 to 1200.
     assert "left:62.5%;right:0.0%" in source and "left:75.0%" in source
@@ -181,8 +186,11 @@ def test_the_leaderboard():
 
 
 def test_a_leaderboard_of_one_point_and_of_nothing():
-    assert "left:0.0%" in html.leaderboard(ENGLISH, [Rating("a", 1000.0, 1000.0, 1000.0, 1)])
-    assert Reader(html.leaderboard(CHINESE, [])).text == CHINESE["no_votes"]
+    one = [Rating("a", 1000.0, 1000.0, 1000.0, 1)]
+    assert "left:0.0%" in html.leaderboard(ENGLISH, one, LengthControlled({"a": 1000.0}, 0.0))
+    assert (
+        Reader(html.leaderboard(CHINESE, [], LengthControlled({}, 0.0))).text == CHINESE["no_votes"]
+    )
 
 
 def test_the_heat_map():

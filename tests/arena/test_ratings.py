@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.arena.ratings import MEAN, Decided, ratings, win_rates
+from minigpt.arena.ratings import MEAN, Decided, length_controlled, ratings, win_rates
 
 NAMES = "abcde"
 SIDES = st.lists(st.sampled_from(NAMES), min_size=2, max_size=4)
@@ -229,3 +229,82 @@ def test_ten_thousand_battles_are_fast():
     began = time.monotonic()
     assert len(ratings(battles, 0)) == 10
     assert time.monotonic() - began < 20  # about 0.1 s on an idle core
+
+
+# -- length held constant --------------------------------------------------------------------------
+
+
+def controlled_by_sklearn(battles, lengths, names):
+    """(name → rating, effect of x) by logistic regression, with the prior's rows."""
+    linear_model = pytest.importorskip("sklearn.linear_model", reason="pip install scikit-learn")
+    rows, won, weight = [], [], []
+
+    def compare(row, share):
+        for sign, outcome in ((1, 1), (-1, 0)):  # a win seen from both sides
+            rows.append(sign * np.array(row, float))
+            won.append(outcome)
+            weight.append(share / 2)
+
+    for (sides, choice), of_sides in zip(battles, lengths, strict=True):
+        for i, a in enumerate(sides):
+            for j, b in enumerate(sides):
+                won_it = {"tie": 0.5, "none": 0}.get(choice, float(choice == i))
+                if i != j and won_it:
+                    x = (of_sides[i] - of_sides[j]) / (of_sides[i] + of_sides[j])
+                    compare([(name == a) - (name == b) for name in names] + [x], won_it)
+    for unit in np.eye(len(names) + 1):
+        compare(unit, 0.5)
+        compare(-unit, 0.5)
+    fit = linear_model.LogisticRegression(
+        C=np.inf, fit_intercept=False, solver="newton-cholesky", tol=1e-10
+    )
+    *odds, effect = fit.fit(np.array(rows), won, sample_weight=weight).coef_[0]
+    found = 1000 + 400 / math.log(10) * (np.array(odds) - np.mean(odds))
+    return dict(zip(names, found, strict=True)), effect
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_another_fit_agrees_on_length_control(seed):
+    rng = np.random.default_rng(seed)
+    battles, lengths = [], []
+    for _ in range(150):
+        sides = tuple(rng.choice(list(NAMES), rng.integers(2, 5), replace=False).tolist())
+        of_sides = tuple(rng.integers(1, 400, len(sides)).tolist())
+        choices = [*range(len(sides)), *[int(np.argmax(of_sides))] * 3, "tie", "none"]
+        battles.append(Decided(sides, choices[rng.integers(len(choices))]))
+        lengths.append(of_sides)
+    found = length_controlled(battles, lengths)
+    by_name, effect = controlled_by_sklearn(battles, lengths, list(NAMES))
+    assert found.by_name == pytest.approx(by_name, abs=0.01)
+    assert found.points_of_twice == pytest.approx(effect * 400 / math.log(10) / 3, abs=0.01)
+    assert found.points_of_twice > 50
+
+
+def test_a_model_that_wins_by_length_alone_is_no_better():
+    """b's answers are longer in 300 battles of 400; the longer answer wins three times of four."""
+    rng = np.random.default_rng(0)
+    battles, lengths = [], []
+    for i in range(4000):
+        of_sides = (100, 200) if i % 4 else (200, 100)
+        longer_wins = rng.random() < 0.75
+        battles.append(Decided(("a", "b"), of_sides.index(200 if longer_wins else 100)))
+        lengths.append(of_sides)
+    plain, found = points(battles), length_controlled(battles, lengths)
+    assert plain["b"] - plain["a"] > 80
+    assert abs(found.by_name["b"] - found.by_name["a"]) < 25
+    assert found.points_of_twice == pytest.approx(400 * math.log10(3), abs=25)
+
+
+def test_equal_lengths_change_nothing():
+    battles = [Decided(("a", "b"), 0), Decided(("b", "c"), "tie"), Decided(("a", "b", "c"), 2)]
+    found = length_controlled(battles, [(7,) * len(battle.names) for battle in battles])
+    assert found.by_name == pytest.approx(points(battles), abs=1e-6)
+    assert found.points_of_twice == pytest.approx(0, abs=1e-9)
+    assert length_controlled([], []).by_name == {}
+
+
+def test_length_control_is_finite_where_the_longer_answer_always_wins():
+    battles = [Decided(("a", "b"), i % 2) for i in range(500)]
+    lengths = [(200, 1) if i % 2 == 0 else (1, 200) for i in range(500)]
+    found = length_controlled(battles, lengths)
+    assert math.isfinite(found.points_of_twice) and found.points_of_twice > 200

@@ -155,7 +155,7 @@ def test_the_tab_follows_a_run(tmp_path):
         [],
         Voters(b"k"),
         VisitorLimits(100),
-        RunFolders(tmp_path / "out"),
+        run_folders=RunFolders(tmp_path / "out"),
     )
     with gr.Blocks():
         tab = RunsTab(context)

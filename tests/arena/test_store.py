@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from conftest import ROOT
@@ -13,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minigpt.arena.battles import choose_pair
+from minigpt.arena.database import VERSION
 from minigpt.arena.exports import jsonl, markdown, preference_pairs
 from minigpt.arena.ratings import Decided, ratings
 from minigpt.arena.store import (
-    VERSION,
     BattleRecord,
     Ledger,
     SideRecord,
@@ -87,8 +88,8 @@ def test_half_a_character_and_nul_are_replaced(ledger):
 
 
 def test_the_file_is_synchronous_and_in_wal_mode(ledger, path):
-    assert ledger._execute("PRAGMA journal_mode").fetchone()[0] == "wal"
-    assert ledger._execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL
+    assert ledger.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    assert ledger.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL
     with sqlite3.connect(path) as other:
         assert other.execute("PRAGMA user_version").fetchone()[0] == VERSION
     other.close()
@@ -363,7 +364,7 @@ def test_reported_votes_survive_a_kill(path):
             assert record.prompt == record.voter == voter and len(record.sides) == 2
             assert what == "saved" or record.choice == int(number) % 2
     assert len(found) <= sum(map(len, lines.values())) // 2 + 4
-    assert ledger._execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    assert ledger.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
     ledger.close()
 
 
@@ -378,3 +379,67 @@ def test_many_open_a_new_file_at_once(tmp_path):
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(open_it, [tmp_path / f"{i}.sqlite"] * 8))
         assert sorted(found) == list(range(1, 9))
+
+
+# -- a class ---------------------------------------------------------------------------------------
+
+
+def end_rounds(ledger):
+    ledger.execute("UPDATE round SET ended = 2.0")
+
+
+def test_a_hidden_battle_is_shown_exported_and_counted_nowhere(ledger):
+    kept, hidden = ledger.add_battle(battle()), ledger.add_battle(battle(prompt="秘密"))
+    ledger.vote(hidden, "v1", 0)
+    ledger.hide(hidden)
+    assert ids(ledger.battles()) == ids(ledger.each_battle()) == [kept]
+    assert ledger.battles(text="秘密") == [] and ledger.decided() == ledger.votes() == []
+    assert ids(ledger.voted_battles()) == [hidden] and ledger.battle(hidden).hidden
+    ledger.hide(hidden, False)
+    assert ids(ledger.battles()) == [hidden, kept] and len(ledger.decided()) == 1
+    with pytest.raises(UserError, match="no battle 99"):
+        ledger.hide(99)
+
+
+def test_a_voter_has_one_battle_for_each_prompt_of_a_round(ledger):
+    ledger.execute("INSERT INTO round (id, time) VALUES (1, 1.0)")
+    record = replace(battle(kind="blind"), round=1, task=0)
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: ledger.add_battle(record), range(24)))
+    assert len(found) == 1
+    other = ledger.add_battle(replace(record, voter="v2"))
+    ledger.vote(found.pop(), "v1", 0)
+    assert ledger.battles() == [] == ledger.decided()  # before the round ends
+    assert [vote.voter for vote in ledger.votes(running=True)] == ["v1"]
+    end_rounds(ledger)
+    assert len(ledger.battles()) == len(ledger.decided()) == 1
+    ledger.vote(other, "v2", 1)
+    assert len(ledger.decided()) == 2
+
+
+def test_a_quota_limits_votes_outside_of_rounds(ledger):
+    ledger.execute("INSERT INTO round (id, time) VALUES (1, 1.0)")
+    numbers = [ledger.add_battle(battle()) for _ in range(3)]
+    in_round = ledger.add_battle(replace(battle(kind="blind"), round=1, task=0))
+    with ThreadPoolExecutor(3) as pool:  # three tabs at once
+
+        def vote(number):
+            try:
+                return ledger.vote(number, "v1", 0, quota=2)
+            except UserError as error:
+                assert "all of your 2 votes" in str(error)
+
+        assert len(list(filter(None, pool.map(vote, numbers)))) == 2
+    ledger.vote(in_round, "v1", 0, quota=2)
+    assert ledger.n_free_votes("v1") == 2 and ledger.n_free_votes("v2") == 0
+
+
+def test_votes_have_a_voter_and_lengths_of_the_sides_with_an_answer(ledger):
+    sides = [side("a", "三个字"), side("b", " "), side("c", "五个字😀的")]
+    number = ledger.add_battle(battle(*sides, prompt="甲"))
+    ledger.vote(number, "v1", 2)
+    assert ledger.votes() == [("v1", Decided(("a", "c"), 1), (3, 5))]
+    assert (
+        ledger.votes(prompts=["甲", "乙"]) == ledger.votes() and ledger.votes(prompts=["乙"]) == []
+    )
+    assert ledger.votes(prompts=[]) == []

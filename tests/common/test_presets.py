@@ -6,7 +6,10 @@ from minigpt.common.errors import UserError
 from minigpt.common.presets import PresetPrompt, prompts_for, read_prompts
 
 LINES = "prompt,format\n黄河是中国第二长河，,plain\n章鱼有几颗心脏？,qa\n"
-PROMPTS = [PresetPrompt("黄河是中国第二长河，", "plain"), PresetPrompt("章鱼有几颗心脏？", "qa")]
+PROMPTS = [
+    PresetPrompt("黄河是中国第二长河，", "plain", "plain"),
+    PresetPrompt("章鱼有几颗心脏？", "qa", "qa"),
+]
 
 
 @pytest.fixture
@@ -29,16 +32,16 @@ def test_encodings(written, encoding, line_end):
 
 def test_each_once_in_their_order(written):
     path = written("format,prompt\nqa, 乙 \nqa,甲\nplain,乙\nqa,\nqa,   \nqa\n\n")
-    assert read_prompts(path) == [("乙", "qa"), ("甲", "qa")]
+    assert read_prompts(path) == [("乙", "qa", "qa"), ("甲", "qa", "qa")]
 
 
 def test_a_prompt_of_two_lines_with_commas(written):
-    assert read_prompts(written('prompt\n"一,二\n三"\n')) == [("一,二\n三", "")]
+    assert read_prompts(written('prompt\n"一,二\n三"\n')) == [("一,二\n三", "", "")]
 
 
 def test_the_shipped_file(root):
     prompts = read_prompts(root / "examples.csv")
-    assert len(prompts) > 3 and all(text.strip() and form for text, form in prompts)
+    assert len(prompts) > 3 and all(text.strip() and form for text, form, _ in prompts)
 
 
 def test_no_file_gives_none(tmp_path):
@@ -67,3 +70,10 @@ def test_prompts_suit_the_model():
     assert prompts_for(prompts, "qa") == prompts_for(prompts, "chat") == ["问", "都"]
     assert prompts_for(prompts, None) == ["接", "问", "都"]
     assert prompts_for(prompts[:1], "qa") == ["接"]  # better than none
+
+
+def test_groups_of_prompts(written):
+    prompts = read_prompts(written("prompt,format\n甲,qa\n乙,plain\n甲,plain\n丙,\n丁\n"))
+    assert prompts == [("甲", "qa", "qa"), ("乙", "plain", "plain"), ("丙", "", ""), ("丁", "", "")]
+    prompts = read_prompts(written("format,group,prompt\nqa,历史,甲\nqa,诗,乙\n"))
+    assert [prompt.group for prompt in prompts] == ["历史", "诗"]

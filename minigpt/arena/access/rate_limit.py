@@ -84,8 +84,10 @@ class VisitorLimits:
         self._addresses = {action: RateLimit(burst, address_limit) for action in self._voters}
 
     def wait(self, action, voter, address):
-        """Count one "ask" or "vote". Returns 0.0, or the seconds to wait (then it is refused)."""
-        return self._voters[action].wait(voter) or self._addresses[action].wait(address)
+        """Count one "ask" or "vote". Returns 0.0, or the seconds to wait (then it is refused).
+        address None: only the voter is limited."""
+        wait = self._voters[action].wait(voter)
+        return wait or (0.0 if address is None else self._addresses[action].wait(address))
 
 
 def _remember(table, key, value):

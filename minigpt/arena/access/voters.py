@@ -50,6 +50,12 @@ class Voters:
         is_ours = hmac.compare_digest(signature.encode(), self._signature(voter).encode())
         return voter if voter and is_ours else None
 
+    def derived_id(self, *texts):
+        """An id that depends on these texts, and which nobody else can compute from them. It is not
+        an id of new_cookie()."""
+        joined = "\0".join(texts).encode()
+        return "-" + hmac.new(self._key, b"\0" + joined, hashlib.sha256).hexdigest()[:32]
+
     def _signature(self, voter):
         return hmac.new(self._key, voter.encode(), hashlib.sha256).hexdigest()
 

@@ -130,9 +130,7 @@ class ArenaTab:
 
     def _begin(self, values, request):
         """Start the battle that the visitor asks for; UserError if it cannot start."""
-        strings, voter = strings_of(request), self.context.voter(request)
-        if voter is None:
-            raise UserError(strings["no_cookie"])
+        strings, voter = strings_of(request), self.context.free_voter(request)
         settings = self.sampling.read(values, strings)
         check_prompt(values[self.question])  # before rate limiting
         self.context.check_rate("ask", request)
@@ -152,8 +150,11 @@ class ArenaTab:
             if arena_battle is None:
                 return {self.status: html.note(strings["no_battle"])}
             try:
+                if self.context.required_voter(request) != arena_battle.voter:
+                    raise UserError(strings["no_battle"])  # another pupil uses this browser now
                 self.context.check_rate("vote", request)
-                self.context.arena.vote(arena_battle, choice)
+                quota = self.context.classroom and self.context.classroom.quota
+                self.context.arena.vote(arena_battle, choice, quota)
             except UserError as error:
                 return self._updates(strings, arena_battle, str(error))
             return self._updates(strings, arena_battle)

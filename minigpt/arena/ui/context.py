@@ -13,15 +13,17 @@ REFRESH_SECONDS = 0.12  # between two updates of a text that is being generated
 
 
 class PageContext:
-    """arena: Arena. prompts: the preset ones. voters: Voters. limits: VisitorLimits. run_folders:
-    RunFolders of the Runs tab.
+    """arena: Arena. prompts: the PresetPrompts. voters: Voters. limits: VisitorLimits. classroom:
+    Classroom, if there is a roster: then only its pupils vote. run_folders: RunFolders of the Runs
+    tab.
 
     A `request` is the gr.Request of an event.
     """
 
-    def __init__(self, arena, prompts, voters, limits, run_folders=None):
+    def __init__(self, arena, prompts, voters, limits, classroom=None, run_folders=None):
         self.arena, self.prompts = arena, prompts
-        self.voters, self.limits = voters, limits
+        self.groups = {prompt.text: prompt.group for prompt in prompts}
+        self.voters, self.limits, self.classroom = voters, limits, classroom
         self.run_folders = run_folders or RunFolders()
         self.sessions = Sessions()
         # The labels of components: Gradio chooses the language in the browser.
@@ -33,18 +35,42 @@ class PageContext:
             "show_progress": "minimal",
         }
 
-    def voter(self, request):
-        """The voter's id; None if the browser has no cookie of ours."""
+    def browser(self, request):
+        """The id in the browser's cookie; None if it has no cookie of ours."""
         return self.voters.id_of(request.cookies.get(COOKIE))
+
+    def voter(self, request):
+        """The voter's id; None if there is none. With a roster it is that of the pupil as whom the
+        browser has joined, otherwise the browser's."""
+        browser = self.browser(request)
+        return self.classroom.roster.voter(browser) if self.classroom else browser
+
+    def required_voter(self, request):
+        """The voter's id. UserError if there is none."""
+        voter, strings = self.voter(request), strings_of(request)
+        if voter is None:
+            has_to_join = self.classroom and self.browser(request) is not None
+            raise UserError(strings["join_first" if has_to_join else "no_cookie"])
+        return voter
+
+    def free_voter(self, request):
+        """The required_voter() of a battle outside of rounds. UserError too if the voter has no
+        vote left."""
+        voter = self.required_voter(request)
+        if self.classroom and self.classroom.quota_is_used_up(voter):
+            raise UserError(strings_of(request)["quota_used"].format(n=self.classroom.quota))
+        return voter
 
     def session(self, request):
         """The Session of the page that sent a request."""
-        owner, is_known = self._session_owner(request), self.voter(request) is not None
+        owner, is_known = self._session_owner(request), self.browser(request) is not None
         return self.sessions.get(owner, request.session_hash, continued=is_known)
 
     def check_rate(self, action, request):
         """UserError if a visitor asks or votes ("ask", "vote") too often."""
         owner, address = self._session_owner(request), client_address(request)
+        if self.classroom and self.voter(request):
+            address = None  # a class may share one, and each pupil is limited
         seconds = self.limits.wait(action, owner, address)
         if seconds:
             message = strings_of(request)["too_fast"]
@@ -55,8 +81,8 @@ class PageContext:
         self.sessions.leave(self._session_owner(request), request.session_hash)
 
     def _session_owner(self, request):
-        """The voter; without a cookie, all visitors of the address together."""
-        return self.voter(request) or f"at {client_address(request)}"
+        """The voter, or the browser; without a cookie, all visitors of the address together."""
+        return self.voter(request) or self.browser(request) or f"at {client_address(request)}"
 
 
 def strings_of(request):

@@ -9,6 +9,7 @@ from minigpt.arena import html
 from minigpt.arena.i18n import ENGLISH
 from minigpt.arena.ui.arena import ArenaTab
 from minigpt.arena.ui.chat import ChatTab
+from minigpt.arena.ui.classroom import ClassroomTab
 from minigpt.arena.ui.context import strings_of
 from minigpt.arena.ui.endpoints import EndpointsTab
 from minigpt.arena.ui.history import HistoryTab
@@ -33,6 +34,8 @@ class Page:
             header = gr.HTML(html.page_header(ENGLISH))
             with gr.Tabs() as tabs:
                 chat, arena = ChatTab(context), ArenaTab(context)
+                if context.classroom:
+                    ClassroomTab(context, self.admin)
                 board, past = LeaderboardTab(context), HistoryTab(context)
                 tokens, runs = TokensTab(context), RunsTab(context)
                 models = ModelLists(context.arena.endpoints, chat.model, arena.models)
@@ -50,8 +53,11 @@ class Page:
         return blocks
 
     def opened(self, request: gr.Request):
-        """The heading in the visitor's language, and the tab in which they asked something last."""
+        """The heading in the visitor's language, and the tab of their last question; for
+        a pupil who has not joined, the tab to join."""
         selected = self.context.session(request).tab
+        if self.context.classroom and self.context.voter(request) is None:
+            selected = "classroom"
         return html.page_header(strings_of(request)), gr.Tabs(selected=selected)
 
 
