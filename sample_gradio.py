@@ -69,11 +69,6 @@ def make_roster(path, n):
     )
 
 
-def endpoint_caps(settings):
-    """--deadline alone decides how long an answer may take, and how long a server may be silent."""
-    return Caps(idle_seconds=settings.deadline, total_seconds=settings.deadline)
-
-
 def read_secrets(settings):
     """Read the passwords from environment variables or files, if no flag sets them."""
     for flag in ("auth", "admin_password"):
@@ -208,6 +203,11 @@ def local_runs(settings):
         for name, each in loaded.items()
     ]
     return entries, hashes
+
+
+def endpoint_caps(settings):
+    """--deadline alone decides how long an answer may take, and how long a server may be silent."""
+    return Caps(idle_seconds=settings.deadline, total_seconds=settings.deadline)
 
 
 def newest_first(folders):

@@ -19,16 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from config.configurator import configure
-from minigpt.common.errors import UserError, run
-from minigpt.common.report import table
-from minigpt.data.formats import parse_qa
-from minigpt.data.pipeline import read_entries, read_records
-from minigpt.synthesis.filters import Rules, filter_pairs
-from minigpt.synthesis.parsing import QA
-from minigpt.synthesis.pool import Pool
-from minigpt.synthesis.servers import read_servers
-from minigpt.synthesis.verification.judge import SCHEMA, Judge, NoVerdict
-from minigpt.synthesis.verification.planted import KINDS, plant_errors
+from minigpt.common.errors import UserError, preflight, run
 
 RIGHT = "right"
 
@@ -44,9 +35,29 @@ class Settings:
     seed: int = 0
 
 
+def read_settings():
+    """The settings, checked."""
+    return configure(Settings, doc=__doc__, quiet=True)
+
+
+if __name__ == "__main__":
+    preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+
+from minigpt.common.report import table
+from minigpt.data.formats import parse_qa
+from minigpt.data.pipeline import read_entries, read_records
+from minigpt.synthesis.filters import Rules, filter_pairs
+from minigpt.synthesis.parsing import QA
+from minigpt.synthesis.pool import Pool
+from minigpt.synthesis.servers import read_servers
+from minigpt.synthesis.verification.judge import SCHEMA, Judge, NoVerdict
+from minigpt.synthesis.verification.planted import KINDS, plant_errors
+
+
 def main():
     """Pairs → tables."""
-    settings = configure(Settings, doc=__doc__)
+    settings = read_settings()
+    print(settings.describe(), flush=True)
     texts = {entry.id: entry for entry in read_entries(settings.source)}
     pairs = [pair for _, pair, _ in read_records([settings.input], parse_qa) if pair.id in texts]
     if not pairs:

@@ -49,8 +49,8 @@ class Settings:
     #                             messages
     format: Literal["auto", "qa", "chat"] = "auto"  # the older name of template
     prompt_field: str = ""  # the name that this field has in your records, if it is another one
-    chosen_field: str = ""
-    rejected_field: str = ""
+    chosen_field: str = ""  # as prompt_field
+    rejected_field: str = ""  # as prompt_field
     dataset: str = "data/processed_dpo"  # the folder to write
     val_fraction: float | None = None  # share of the entries held out; none: 10 %, but no more
     #                             than makes some 3,000 pairs

@@ -50,9 +50,9 @@ class Settings:
     learn_prompt: bool = False  # true: the prompt is a target, too
     too_long: Literal["drop", "truncate"] = "drop"  # what is longer than a block: dropped, or cut
     question_field: str = ""  # the name that this field has in your records, if it is another one
-    answer_field: str = ""
+    answer_field: str = ""  # as question_field
     input_field: str = ""  # more text for the question, after a blank line
-    system_field: str = ""
+    system_field: str = ""  # what the model is to be
     history_field: str = ""  # earlier turns
     messages_field: str = ""  # the list of messages
     dataset: str = "data/processed_sft"  # the folder to write

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+from config import train_config
 from config.configurator import configure
 from minigpt.evaluation.examples import read_pairs
 from minigpt.synthesis.dedup import Deduplicator
@@ -18,7 +19,8 @@ RECIPES = sorted(set((ROOT / "config").glob("*.py")) - {ROOT / "config/configura
 RECIPES = {path.stem: path for path in RECIPES if path.stem != "__init__"}
 # What is changed by these follows another recipe on the command line.
 AFTER_ANOTHER = {"bbc_upper"}
-FIELDS = [name for name in GPTConfig.__dataclass_fields__ if name != "padded_vocab_size"]
+# Those of imported models alone are no settings.
+FIELDS = [name for name in GPTConfig.__dataclass_fields__ if name in train_config.__annotations__]
 
 
 def resolved(name):

@@ -682,8 +682,8 @@ def test_our_server_refuses(real, with_key):
     assert failure(real, model="nobody", **with_key).kind == "http 404"
     assert endpoint(real).probe().status == "http 401"
     side = endpoint(real, model="sft", **with_key).side()
-    with pytest.raises(EndpointError, match="temperature"):
-        list(side.stream(ASK, {"temperature": -1}))
+    with pytest.raises(EndpointError, match="min_p"):
+        list(side.stream(ASK, {"min_p": -1}))
 
 
 def test_close_ends_our_server_s_writing(real, with_key):

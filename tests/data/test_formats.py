@@ -73,13 +73,14 @@ def test_documents_list_every_format_to_fine_tune_on(root, language):
 
 ADDED = """
 import runpy, sys
-from minigpt.data.formats import FORMATS, Format, Pair
+from minigpt.data.formats import FORMATS, TRAINED_ON, Format, Pair
 
 def parse(record):
     return Pair(None, record["q"], record["a"])
 
 fields = ("q",), ("a",)
-FORMATS["short"] = Format("short", fields, parse, "`q`, `a`: a short pair", {"q": "?", "a": "!"})
+added = Format("short", fields, parse, "`q`, `a`: a short pair", {"q": "?", "a": "!"})
+FORMATS["short"] = TRAINED_ON["short"] = added
 for line in sys.stdin:
     sys.argv = line.split()
     try:

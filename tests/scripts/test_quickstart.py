@@ -457,8 +457,8 @@ def test_requirements_are_pinned_once_for_every_python():
                 )
                 assert match, line
                 found.setdefault(match.group(1), []).append(match.group(2))
-        # trl wants Python 3.11: where it is not, its test is skipped.
-        wanted = {"trl": [[">="]]}
+        # These want Python 3.11: where it is not, their tests are skipped.
+        wanted = {"trl": [[">="]], "pyarrow": [[">="]]}
         for package, sides in found.items():
             assert sides in wanted.get(package, [[None], [">=", "<"]]), package
     assert quickstart.torch_pin() in pins(RUNTIME)

@@ -154,7 +154,7 @@ def test_the_description(written, source):
 def test_bad_lines_are_named(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"question": "q", "answer": "a"}\n{"question": 3}\n')
-    with pytest.raises(UserError, match=r"bad\.jsonl, line 2: field `question`"):
+    with pytest.raises(UserError, match=r"bad\.jsonl, line 2: field `answer`"):
         collect_statistics(path)
 
 

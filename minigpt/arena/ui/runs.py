@@ -19,7 +19,8 @@ class RunsTab:
     def __init__(self, context):
         self.context = context
         i18n = context.i18n
-        axes = [(i18n(f"x_{name}"), name) for name in ("steps", "tokens", "minutes")]
+        axes = [(i18n("x_steps"), "steps"), (i18n("x_tokens"), "tokens")]
+        axes.append((i18n("x_minutes"), "minutes"))
         with gr.Tab(i18n("runs"), id="runs", render_children=True) as self.tab:
             gr.Markdown(i18n("runs_about"))
             with gr.Row():
