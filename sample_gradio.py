@@ -149,7 +149,7 @@ def main():
     if settings.roster:
         classroom = Classroom(Roster(settings.roster, voters, arena.ledger), arena)
     limits = VisitorLimits(settings.address_limit)
-    context = PageContext(arena, list(groups), voters, limits, classroom, groups)
+    context = PageContext(arena, list(groups), voters, limits, classroom=classroom, groups=groups)
     monitor = HealthMonitor(arena.endpoints)
     admin = AdminPassword(settings.admin_password)
     page = Page(context, monitor, admin, networks, endpoint_caps(settings))

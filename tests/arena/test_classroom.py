@@ -65,7 +65,7 @@ class World:
         self.roster = Roster(self.path, self.voters, self.ledger)
         self.classroom = Classroom(self.roster, self.arena)
         limits = limits or unlimited()
-        self.context = PageContext(self.arena, [], self.voters, limits, self.classroom)
+        self.context = PageContext(self.arena, [], self.voters, limits, classroom=self.classroom)
         self.admin = AdminPassword(TEACHER)
         with gr.Blocks():
             self.tab = ClassroomTab(self.context, self.admin)
@@ -378,7 +378,7 @@ def test_without_a_roster_a_voter_is_a_browser(world):
 
 def test_a_ranking_for_each_group_of_presets(world):
     groups = {"问": "qa", "黄河是": "plain"}
-    context = PageContext(world.arena, list(groups), world.voters, unlimited(), None, groups)
+    context = PageContext(world.arena, list(groups), world.voters, unlimited(), groups=groups)
     with gr.Blocks():
         tab = LeaderboardTab(context)
     for prompt, best in (("问", "a"), ("黄河是", "b"), ("其他", "b")):
