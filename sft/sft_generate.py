@@ -53,7 +53,7 @@ class Settings:
     n_max: int = 6  # and that are kept of it at most
     question_max: int = 15  # characters of a question
     answer_min: int = 1  # characters of an answer
-    answer_max: int = 300
+    answer_max: int = 300  # and at most
     text_max: int = 3000  # characters of an entry in the prompt; a longer one is cut at a sentence
     rounds: int = 10  # of a prompt without source text: how often each topic is asked
     limit: int | None = None  # only the first so many entries of the input; none: all

@@ -66,7 +66,7 @@ class World:
         self.roster = Roster(self.path, self.voters, self.ledger)
         self.classroom = Classroom(self.roster, self.arena)
         limits = limits or unlimited()
-        self.context = PageContext(self.arena, [], self.voters, limits, self.classroom)
+        self.context = PageContext(self.arena, [], self.voters, limits, classroom=self.classroom)
         self.admin = AdminPassword(TEACHER)
         with gr.Blocks():
             self.tab = ClassroomTab(self.context, self.admin)
@@ -246,8 +246,8 @@ def test_a_round_continues_after_a_restart(tmp_path):
         time.sleep(0.01)
     before = again.next_battle("v")
     gate.open.set()  # the first program wakes up: what is judged does not change
-    (writer,) = [thread for thread in threading.enumerate() if thread.name == "round"]
-    writer.join(PATIENCE)
+    for thread in [each for each in threading.enumerate() if each.name == "round"]:
+        thread.join(PATIENCE)
     texts = {side.answer for task in again.progress().tasks for side in task.sides}
     assert before.prompt == "甲" and texts == {"回答 a", "回答 b"}
     world.ledger.close()

@@ -34,14 +34,13 @@ class Page:
             header = gr.HTML(html.page_header(ENGLISH))
             with gr.Tabs() as tabs:
                 chat, arena = ChatTab(context), ArenaTab(context)
-                if context.classroom:
-                    ClassroomTab(context, self.admin)
+                classes = [ClassroomTab(context, self.admin)] if context.classroom else []
                 board, past = LeaderboardTab(context), HistoryTab(context)
                 tokens, runs = TokensTab(context), RunsTab(context)
                 models = ModelLists(context.arena.endpoints, chat.model, arena.models)
                 rest = context, self.monitor, self.admin, self.allowed, self.caps, models
                 endpoints = EndpointsTab(*rest)
-            runs.pause_in([chat, arena, board, past, tokens, endpoints])
+            runs.pause_in([chat, arena, *classes, board, past, tokens, endpoints])
             # On every visit to a tab, because another page may have added or removed endpoints.
             for event in (blocks.load, chat.tab.select, arena.tab.select):
                 inputs, outputs = models.components, list(models.components)
