@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 
 from minigpt.arena.battles import DisplayText
 from minigpt.arena.exports import _fenced
+from minigpt.arena.window.labels import label
+from minigpt.arena.window.runs import split_samples
 from minigpt.common.json_text import MOST_DEPTH, is_deep, parse_json
 from minigpt.common.report import markdown_line, one_line
 from minigpt.common.urls import api_path, problem_of_url
@@ -210,6 +212,8 @@ HOSTILE = {
     "problem_of_url": (problem_of_url, lambda n: "http://x" + "/a." * n + "?"),
     "placeholders": (PLACEHOLDER.findall, lambda n: "{a" * n),
     "one_line": (one_line, lambda n: "\n " * n),
+    "label": (label, lambda n: b"\xe4\x00" * n),
+    "split_samples": (split_samples, lambda n: "step 1: \nstep " * n),
     "read_json": (lambda x: request_reader.read_json(x), lambda n: b'{"a": "' + b'\\"' * n + b'"}'),
     "read_form": (request_reader.read_form, lambda n: b"&".join(b"a%d=%%20" % i for i in range(n))),
     "ignored fields": (ignored_fields, lambda n: {"a": [{"Aa": 0, "off": [0] * 5}] * n}),

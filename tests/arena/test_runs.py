@@ -82,7 +82,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
     (folder / "perplexity.json").write_text("[" * 10_000)
     view = read_view("run", folder)
     assert view.log is None and len(view.problems) == 3
-    report = runs_report(ENGLISH, [view], "steps")
+    report = runs_report(ENGLISH, [view], "step")
     for name in ("log.jsonl:5", "config.json", "perplexity.json"):
         assert name in report
     assert "黄河是" in report  # what can be read is shown
@@ -159,11 +159,10 @@ def test_the_tab_follows_a_run(tmp_path):
     )
     with gr.Blocks():
         tab = RunsTab(context)
-    values = {tab.chosen: [], tab.x: "steps", tab.shown: ""}
+    values = {tab.chosen: [], tab.x: "step"}
     opened = tab.open(values, Request())
     assert opened[tab.chosen]["value"] == ["run"] and "<svg" in opened[tab.report]
-    values |= {tab.chosen: ["run", "gone", "../out"], tab.shown: opened[tab.shown]}
-    assert tab.update(values, Request())[tab.report] == gr.skip()  # nothing has changed
+    values |= {tab.chosen: ["run", "gone", "../out"]}
     with (folder / "log.jsonl").open("a") as log:
         log.write(json.dumps(val_line(500, 3.25)) + "\n")
     assert "3.2500 @ 500" in tab.update(values, Request())[tab.report]

@@ -6,7 +6,7 @@ from minigpt.arena import html
 from minigpt.arena.ui.context import strings_of
 from minigpt.arena.window.curves import COLORS
 from minigpt.arena.window.runs import read_view
-from minigpt.arena.window.runs_html import runs_report
+from minigpt.arena.window.runs_html import X_AXES, runs_report
 
 SECONDS = 5.0  # between two looks at the files
 AT_FIRST = 3  # runs that are chosen at first: the newest
@@ -19,8 +19,7 @@ class RunsTab:
     def __init__(self, context):
         self.context = context
         i18n = context.i18n
-        axes = [(i18n("x_steps"), "steps"), (i18n("x_tokens"), "tokens")]
-        axes.append((i18n("x_minutes"), "minutes"))
+        axes = [(i18n(string), column) for column, string in X_AXES.items()]
         with gr.Tab(i18n("runs"), id="runs", render_children=True) as self.tab:
             gr.Markdown(i18n("runs_about"))
             with gr.Row():
@@ -32,12 +31,11 @@ class RunsTab:
                     scale=3,
                     elem_id="runs-chosen",
                 )
-                self.x = gr.Radio(axes, value="steps", label=i18n("x_axis"), elem_id="runs-x")
+                self.x = gr.Radio(axes, value="step", label=i18n("x_axis"), elem_id="runs-x")
             self.report = gr.HTML("", elem_id="runs-report")
-            self.shown = gr.State("")  # the HTML that the page shows
             self.timer = gr.Timer(SECONDS, active=False)
-        inputs = {self.chosen, self.x, self.shown}
-        outputs = [self.chosen, self.report, self.shown, self.timer]
+        inputs = {self.chosen, self.x}
+        outputs = [self.chosen, self.report, self.timer]
         options = dict(show_progress="hidden", trigger_mode="always_last")
         self.tab.select(self.open, inputs, outputs, **options)
         update = [self.chosen.input, self.x.input, self.timer.tick]
@@ -62,16 +60,14 @@ class RunsTab:
         }
 
     def update(self, values, request: gr.Request):
-        """The report, if a file or the choice has changed."""
+        """The report of the files as they are now."""
         strings, folders = strings_of(request), self.context.run_folders.by_name()
         chosen = [name for name in values[self.chosen] or [] if name in folders]
         views = [read_view(name, folders[name]) for name in chosen[:MAX_SHOWN]]
         report = runs_report(strings, views, values[self.x])
         if len(chosen) > MAX_SHOWN:
             report = html.note(strings["too_many_runs"].format(n=MAX_SHOWN)) + report
-        if report == values[self.shown]:
-            return {self.report: gr.skip(), self.shown: gr.skip()}
-        return {self.report: report, self.shown: report}
+        return {self.report: report}
 
     def pause(self):
         """Stop the timer."""

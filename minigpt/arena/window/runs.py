@@ -116,7 +116,12 @@ def _settings(path, _mtime, size):
 
 @functools.lru_cache(maxsize=MAX_RUNS)
 def _samples(path, _mtime, size):
-    parts = re.split(r"^step (\d{1,18}): ", _text(path, size), flags=re.MULTILINE)
+    return split_samples(_text(path, size))
+
+
+def split_samples(text):
+    """[(step, sample), …] of the text of a samples.txt."""
+    parts = re.split(r"^step (\d{1,18}): ", text, flags=re.MULTILINE)
     return [
         (int(step), text.rstrip("\n")) for step, text in zip(parts[1::2], parts[2::2], strict=True)
     ]

@@ -9,6 +9,7 @@ from minigpt.arena.window.curves import COLORS, Curve, curves_svg
 from minigpt.arena.window.labels import visible_text
 from minigpt.arena.window.runs import differences, thinned
 
+X_AXES = {"step": "x_steps", "tokens": "x_tokens", "minutes": "x_minutes"}  # column → string
 MAX_SAMPLE_CHARS = 600
 MAX_VALUE_CHARS = 80  # of a setting
 
@@ -23,7 +24,7 @@ CSS = """
 
 
 def runs_report(strings, views, x):
-    """RunViews side by side. x: "steps", "tokens" or "minutes"."""
+    """RunViews side by side. x: a key of X_AXES."""
     if not views:
         return note(strings["no_runs"])
     problems = "".join(note(line) for view in views for line in view.problems)
@@ -37,9 +38,8 @@ def runs_report(strings, views, x):
 
 
 def _curves(strings, views, x):
-    column = {"steps": "step"}.get(x, x)
     curves = [
-        Curve(i, _line(view.log.train, column, "loss"), _line(view.log.val, column, "val_loss"))
+        Curve(i, _line(view.log.train, x, "loss"), _line(view.log.val, x, "val_loss"))
         for i, view in enumerate(views)
         if view.log is not None
     ]
@@ -47,7 +47,7 @@ def _curves(strings, views, x):
         f'<span><i style="background:{COLORS[i % len(COLORS)]}"></i>{escape(view.name)}</span>'
         for i, view in enumerate(views)
     )
-    svg = curves_svg(curves, strings[f"x_{x}"])
+    svg = curves_svg(curves, strings[X_AXES[x]])
     about = f'<span class="quiet">{escape(strings["lines"])}</span>'
     return f'{svg}<div class="runs-legend">{keys}{about}</div>'
 
