@@ -52,12 +52,14 @@ class Page:
         return blocks
 
     def opened(self, request: gr.Request):
-        """The heading in the visitor's language, and the tab of their last question; for
-        a pupil who has not joined, the tab to join."""
-        selected = self.context.session(request).tab
+        """The heading in the visitor's language, and the tab of their last question; for a pupil
+        who has not joined, the tab to join. (The chat is open anyway: to select it late would undo
+        a click on another tab.)"""
+        tab = self.context.session(request).tab
         if self.context.classroom and self.context.voter(request) is None:
-            selected = "classroom"
-        return html.page_header(strings_of(request)), gr.Tabs(selected=selected)
+            tab = "classroom"
+        selected = gr.skip() if tab == "chat" else gr.Tabs(selected=tab)
+        return html.page_header(strings_of(request)), selected
 
 
 class ModelLists:
