@@ -301,7 +301,7 @@ def leaderboard(page):
     page.locator("#board .data-table, #board .quiet").first.wait_for()
     rows = page.locator("#board .data-table").first.locator("tr:has(td)")
     cells = rows.evaluate_all("rows => rows.map(row => [...row.cells].map(c => c.innerText))")
-    return {row[1]: int(row[5]) for row in cells}
+    return {row[1]: int(row[6]) for row in cells}
 
 
 def change_list(page, button, name, url="", password=ADMIN, says="{name} was {button}"):
