@@ -78,7 +78,7 @@ class ArenaTab:
 
     def _connect_events(self):
         inputs = {self.question, self.mode, self.pairing, self.models, *self.sampling.components}
-        outputs = self.outputs = [*self.cards, self.status, *self.vote_buttons.values()]
+        outputs = self.restored = [*self.cards, self.status, *self.vote_buttons.values()]
         start = [self.send_button.click, self.question.submit, self.regenerate_button.click]
         options = dict(show_progress_on=self.status, **self.context.generation_queue)
         gr.on(start, self.battle, inputs, outputs, **options)

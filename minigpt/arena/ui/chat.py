@@ -69,7 +69,9 @@ class ChatTab:
 
     def _connect_events(self):
         inputs = {self.model, *self.sampling.components}
-        outputs = self.outputs = [self.chatbot, self.question, self.status]
+        outputs = [self.chatbot, self.question, self.status]
+        # Of restore(): without the question, which may be typed before the page has loaded.
+        self.restored = [self.chatbot, self.status]
         options = dict(show_progress_on=self.status, **self.context.generation_queue)
         send = [self.send_button.click, self.question.submit]
         gr.on(send, self.send, {self.question, *inputs}, outputs, **options)

@@ -47,7 +47,7 @@ class Page:
                 event(models.model_lists, inputs, outputs, show_progress="hidden")
             blocks.load(self.opened, None, [header, tabs], show_progress="hidden")
             for tab in (chat, arena):
-                blocks.load(tab.restore, None, tab.outputs, show_progress="hidden")
+                blocks.load(tab.restore, None, tab.restored, show_progress="hidden")
             blocks.unload(context.leave)
         return blocks
 
@@ -77,10 +77,13 @@ class ModelLists:
         """Updates with the present endpoints; what is chosen stays chosen."""
         names = self._endpoints.names()
         chosen, several = values[self._dropdown], values[self._checkboxes] or []
+        dropdown, checkboxes = dict(choices=names), dict(choices=names)
+        # A value is sent only where it has to change: the visitor may choose another meanwhile.
         if chosen not in names:
-            chosen = self._endpoints.first_alive()
-        several = [name for name in several if name in names]
+            dropdown["value"] = self._endpoints.first_alive()
+        if not set(several) <= set(names):
+            checkboxes["value"] = [name for name in several if name in names]
         return {
-            self._dropdown: gr.update(choices=names, value=chosen),
-            self._checkboxes: gr.update(choices=names, value=several),
+            self._dropdown: gr.update(**dropdown),
+            self._checkboxes: gr.update(**checkboxes),
         }
