@@ -77,13 +77,12 @@ class ModelLists:
         """Updates with the present endpoints; what is chosen stays chosen."""
         names = self._endpoints.names()
         chosen, several = values[self._dropdown], values[self._checkboxes] or []
-        dropdown, checkboxes = dict(choices=names), dict(choices=names)
+        dropdown = dict(choices=names)
         # A value is sent only where it has to change: the visitor may choose another meanwhile.
         if chosen not in names:
             dropdown["value"] = self._endpoints.first_alive()
-        if not set(several) <= set(names):
-            checkboxes["value"] = [name for name in several if name in names]
+        several = [name for name in several if name in names]
         return {
             self._dropdown: gr.update(**dropdown),
-            self._checkboxes: gr.update(**checkboxes),
+            self._checkboxes: gr.update(choices=names, value=several),
         }
