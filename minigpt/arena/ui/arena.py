@@ -87,7 +87,9 @@ class ArenaTab:
             button.click(self._vote_event(vote), None, outputs, show_progress="hidden")
         hidden = dict(show_progress="hidden")
         shown = [self.pairing, self.models]
-        self.mode.change(self.show_mode, {self.mode, self.models}, shown, **hidden)
+        # multiple: a change that is lost while the page loads must not hold up the next one.
+        many = dict(trigger_mode="multiple", **hidden)
+        self.mode.change(self.show_mode, {self.mode, self.models}, shown, **many)
         self.presets.click(use_preset, self.presets, self.question, **hidden)
 
     # -- events: values and updates are {component: value} --
