@@ -348,7 +348,7 @@ class _Journal:
         self.path, self.good = path, 0
         self._heads = [f'{{"{key}": '.encode() for key in keys]
         self._file, self._size = None, None  # of what is whole
-        self._torn = True  # whether what lies behind it is a torn write
+        self._torn = True  # whether what follows it is a torn write
         self._unended = self._dirty = False
 
     def lock(self):

@@ -124,7 +124,7 @@ def test_the_next_question_replaces_an_answer(tab, writer):
 def test_a_page_that_was_loaded_again_shows_the_answer_to_its_end(tab, writer):
     updates = send(tab, "一问")
     next(updates)
-    updates.close()  # the connection was lost: the answer goes on
+    updates.close()  # the connection was lost: the answer continues
     writer.allowed.release(10)
     *_, last = tab.restore(Request())
     assert texts(tab, last) == ["一问", "一答"]

@@ -211,7 +211,7 @@ class _Text:
         if first is None:
             match = _START.match(self.buffer, self.at)
             first = match[0] if match else None
-        # After the error, or a little before it: a string that is not closed goes on in the next.
+        # After the error, or a little before it: a string that is not closed continues in the next.
         behind = max(getattr(error, "pos", self.at) - 64, self.at + 1)
         following = re.compile(re.escape(first) if first else r'(?<=\n)\s*[{\["]')
         size = 0

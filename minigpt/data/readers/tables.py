@@ -58,7 +58,7 @@ def _delimiter(first, kind):
 def _rows(lines, delimiter):
     """Yield (number of the first line, cells or the reason why there are none, text) of each row.
 
-    A row that is no CSV is its first line alone: reading goes on with the next line.
+    A row that is no CSV is its first line alone: reading continues with the next line.
     """
     while lines.peek():
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
