@@ -158,15 +158,16 @@ class ChatTab:
         yield from self._follow(session, turn, strings)
 
     def _follow(self, session, turn, strings):
-        """Updates until the answer of the last turn has ended. They end earlier if the chat was
-        cleared, or the next question asked: an update on its way would undo that."""
-        while not turn.battle.wait(REFRESH_SECONDS):
-            if session.turns[-1:] != [turn]:
-                return
+        """Updates until the answer of the last turn has ended, or another question is asked. If the
+        chat is cleared, the last update is the empty chat: one on its way would undo the
+        clearing."""
+        while not turn.battle.wait(REFRESH_SECONDS) and session.turns[-1:] == [turn]:
             yield self._update(strings, session.turns, status=strings[turn.state.status])
         if session.turns[-1:] == [turn]:
             status = html.chat_summary(strings, turn.battle)
             yield self._update(strings, session.turns, status=status)
+        elif not session.turns:
+            yield self._update(strings, [], status="")
 
     def _update(self, strings, turns, *, status, question=None):
         """The updates of the conversation and the status. question: None keeps what the visitor is
