@@ -71,7 +71,7 @@ def test_a_view_of_a_run_that_trains(tmp_path):
     assert view.samples == [(0, "黄河"), (250, "黄河是"), (300, "")]
     assert view.settings == dict(lr=1e-3, tokenizer="zh", prompt_format="plain")
     assert view.scores == {("perplexity", "text.bits_per_char"): 1.25}
-    with (folder / "log.jsonl").open("a") as log:  # it goes on
+    with (folder / "log.jsonl").open("a") as log:  # it continues
         log.write('ss": 1}\n' + json.dumps(train_line(400, 3.0)) + "\n")
     assert read_view("run", folder).problems  # the torn line was no line of train.py
 

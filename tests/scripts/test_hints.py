@@ -30,7 +30,7 @@ PATHS = ("YOUR_TEXTS", "YOUR_PAIRS", "PATH")
 
 def commands(text):
     """The `python …` commands in a message, each as words. One ends at a line's end, or where the
-    sentence goes on."""
+    sentence continues."""
     found = re.findall(r"python ((?:[a-z]+/)?[\w-]+\.py(?: (?:[^\s;\"]|\"[^\"]*\")+)*)", text)
     return [shlex.split(command) for command in found]
 
