@@ -108,6 +108,7 @@ if __name__ == "__main__":
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
 
 from minigpt.arena.access.admin import AdminPassword
+from minigpt.arena.access.event_streams import EventStreams
 from minigpt.arena.access.page_filter import PageFilter
 from minigpt.arena.access.rate_limit import VisitorLimits
 from minigpt.arena.access.voters import Voters
@@ -152,7 +153,7 @@ def main():
     admin = AdminPassword(settings.admin_password)
     page = Page(context, monitor, admin, networks, endpoint_caps(settings))
     hosts = AllowedHosts(settings.allowed_hosts, settings.host)
-    app = PageFilter(make_app(page), voters, hosts, settings.auth)
+    app = PageFilter(EventStreams(make_app(page)), voters, hosts, settings.auth)
     monitor.start()
     print(welcome(settings, arena), flush=True)
     serve(app, settings.host, settings.port)

@@ -14,7 +14,9 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from minigpt.arena.access import event_streams
 from minigpt.arena.access.admin import AdminPassword
+from minigpt.arena.access.event_streams import EventStreams
 from minigpt.arena.access.page_filter import COOKIE, MAX_BODY_BYTES, ROUTES, PageFilter
 from minigpt.arena.access.rate_limit import VisitorLimits
 from minigpt.arena.access.voters import Voters
@@ -267,6 +269,21 @@ def test_a_new_page_shows_the_last_chat_and_battle(visitor, entries):
     assert len(restored) == 2
     texts = [shown(send_event(visitor, event, [], session="page4")) for event in restored]
     assert any("断线之前" in text for text in texts)
+
+
+def test_no_reply_comes_with_the_end_of_a_stream(page, monkeypatch):
+    """An event that a page sends right after the end of its stream is answered after a pause."""
+    slept = []
+
+    async def sleep(seconds):
+        slept.append(seconds)
+
+    monkeypatch.setattr(event_streams, "sleep", sleep)
+    app = PageFilter(EventStreams(make_app(page), pause=60), page.context.voters, HOSTS)
+    with TestClient(app, base_url=HOST) as client:
+        for session in ("ended1", "ended2", "ended2"):
+            open_page(client, session)
+    assert slept[:2] == [0, 0] and 0 < slept[2] <= 60
 
 
 def test_the_preset_prompts_suit_the_model(visitor, entries, monkeypatch):
