@@ -46,6 +46,7 @@ from minigpt.training.optim import make_optimizers
 from minigpt.training.setup import (
     attach_lora,
     choose_attention,
+    choose_number_format,
     configure_torch,
     freeze,
     load_data,
@@ -92,6 +93,7 @@ def train(settings, distributed):
     if settings.lora_rank and not resumed:  # a resumed run has its adapters
         attach_lora(model, settings, parent)
     freeze(model, settings)
+    dtype = choose_number_format(settings, model, objective, data, distributed, dtype)
     choose_attention(model, settings, distributed, data.train, dtype)
     torch.manual_seed(settings.seed + distributed.rank)  # each process has its own dropout
 

@@ -2,18 +2,20 @@
 
 import contextlib
 import hashlib
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from data_utils import Batches, Blocks, read_meta
+from data_utils import Batches, Blocks, evaluation_batches, read_meta
 from minigpt.common.errors import UserError
 from minigpt.common.scripts import typed
 from minigpt.interop import hf_import
 from minigpt.models import checkpoint
 from minigpt.models.lora import LoRA, attach
+from minigpt.models.number_format import Format, fastest, try_step
 from minigpt.tokenizer.huggingface import hf_name
 from minigpt.training.dpo import Pairs
 from minigpt.training.run_length import fit_run_length
@@ -26,6 +28,9 @@ from minigpt.training.settings import (
 from minigpt.training.state import TrainState
 from model import GPT, GPTConfig, has_varlen_attention
 
+# Devices whose fastest number format differs from one to the next: it is measured at the start.
+MEASURED = ("mps",)
+COMPILE_MINUTES = 20.0  # of a run from which on torch.compile, which takes a minute, is tried, too
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
@@ -314,3 +319,41 @@ def choose_attention(model, settings, distributed, train_blocks, dtype):
     if distributed.is_main and train_blocks.isolated and on_cuda and is_slow:
         why = "has no dropout" if model.use_varlen_attention else "does not fit here"
         print(f"attention within segments uses a mask: PyTorch's faster kernel {why}")
+
+
+def choose_number_format(settings, model, objective, data, distributed, dtype):
+    """The dtype to train in: `dtype`, or on a Mac's GPU with dtype=auto the one that a few steps
+    show to be the fastest. Sets `dtype` and `compile` of the settings then, so that a resumed run
+    goes on with the same, and prints why."""
+    device = distributed.device
+    if device.split(":")[0] not in MEASURED or settings.dtype != "auto":
+        return dtype
+    batch = next(evaluation_batches(data.train, settings.batch_size, 1, device=device))
+
+    def step_loss(model):
+        total, count = objective(model, batch)
+        return total / max(count, 1)
+
+    def attempt(number_format):
+        return try_step(model, step_loss, device, number_format)
+
+    model.eval()  # without dropout: all formats compute the same
+    kinds = (torch.float32, torch.bfloat16, torch.float16)
+    chosen, lines = fastest([Format(kind, settings.compile) for kind in kinds], attempt)
+    is_open = settings.origin("compile") == "default"
+    if is_open and _minutes(settings, attempt(chosen).seconds) > COMPILE_MINUTES:
+        chosen, more = fastest([chosen, Format(chosen.dtype, compile=True)], attempt)
+        lines += more[1:]
+    model.train()
+    objective.metric_sums()  # of these steps: discarded
+    origin = f"measured on {device}"
+    settings.set("dtype", str(chosen.dtype).removeprefix("torch."), origin)
+    settings.set("compile", chosen.compile, origin)
+    print(f"number format: {chosen} ({'; '.join(lines)}); --dtype=… overrules", flush=True)
+    return chosen.dtype
+
+
+def _minutes(settings, seconds):
+    """How long a run takes whose forward and backward pass of one batch takes so many seconds."""
+    steps = settings.max_iters * settings.gradient_accumulation_steps
+    return min(settings.max_minutes or math.inf, steps * seconds / 60)

@@ -2,16 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from test_train import complaint, dataset, tiny, train  # noqa: F401
 
 from config.configurator import configure
 from minigpt.common.errors import UserError
 from minigpt.models import checkpoint
+from minigpt.models.number_format import Format, try_step
 from minigpt.training import setup
 from minigpt.training.distributed import Distributed
+from minigpt.training.objectives import NextToken
 from minigpt.training.setup import load_data, load_start, make_model
 
 
@@ -103,3 +107,46 @@ def test_a_large_file_is_hashed_in_parts(tmp_path, monkeypatch):
         changed[place : place + 10] = b"?" * 10
         (tmp_path / "train.bin").write_bytes(changed)
         assert setup.blocks_hash(tmp_path) != whole
+
+
+# -- the number format -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "faster", "expected"),
+    [
+        ([], {"bfloat16"}, ("bfloat16", False)),
+        ([], set(), ("float32", False)),
+        (["--dtype=float32"], {"bfloat16"}, ("float32", False)),  # given: nothing is measured
+        (["--max_iters=1000000"], {"bfloat16 compiled"}, ("float32", True)),
+        (["--max_iters=1000000", "--compile=false"], {"bfloat16 compiled"}, ("float32", False)),
+    ],
+)
+def test_a_mac_measures_its_number_format(
+    byte_tokenizer,
+    alone,
+    tiny,  # noqa: F811
+    monkeypatch,
+    words,
+    faster,
+    expected,
+):
+    """On a CPU in place of a Mac's GPU; the times are made up, the steps are real."""
+
+    def timed(model, step_loss, device, number_format):
+        eager = Format(number_format.dtype)  # compiling takes a minute
+        trial = try_step(model, step_loss, device, eager)
+        name = str(number_format).replace("float32 compiled", "bfloat16 compiled")
+        return replace(trial, seconds=0.5 if name in faster else 1.0)
+
+    monkeypatch.setattr(setup, "MEASURED", ("cpu",))
+    monkeypatch.setattr(setup, "try_step", timed)
+    settings = settings_of(*tiny, *words)
+    data = load_data(settings, byte_tokenizer, alone)
+    model = make_model(settings, None, byte_tokenizer).train()
+    objective = NextToken()
+    dtype = setup.choose_number_format(settings, model, objective, data, alone, torch.float32)
+    assert (str(dtype), settings.compile) == (f"torch.{expected[0]}", expected[1])
+    assert model.training
+    if not words:
+        assert settings.dtype == expected[0] and settings.origin("dtype") == "measured on cpu"
