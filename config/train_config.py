@@ -105,9 +105,9 @@ log_interval: int = 10  # steps between progress lines
 # -- the machine ---------------------------------------------------------------------------------
 device: str = "auto"  # auto: cuda, then mps, then cpu; or a name such as "cuda:1"
 dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # auto: bfloat16 on GPUs
-#       that have it, float16 (with a loss scaler) on older ones, on a Mac's GPU whichever a few steps
-#       show to be fastest and right, float32 elsewhere; int8: for
-#       generation on a CPU, not for training; faster with AVX-512 VNNI, slower with AVX2 alone
+#       that have it, float16 (with a loss scaler) on older ones, on a Mac's GPU the fastest that
+#       gives float32's loss, float32 elsewhere; int8: for generation on a CPU, not for training;
+#       faster with AVX-512 VNNI, slower with AVX2 alone
 compile: bool = False  # torch.compile: takes minutes to start, pays off on a GPU
 deterministic: bool = False  # CUDA: slower kernels with bit-identical results
 tensorboard: bool = False  # also write TensorBoard events to out_dir
