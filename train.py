@@ -62,6 +62,10 @@ from minigpt.training.trainer import Trainer, out_of_memory_advice
 def main():
     settings = read_settings()
     distributed = Distributed()  # one process, or one of several under torchrun
+    if distributed.is_restarted and checkpoint.exists(settings.out_dir):
+        # As a user continues the run: its other settings are in the checkpoint.
+        words = [f"--out_dir={settings.out_dir}", "--init_from=resume"]
+        settings = configure(shared="all", argv=words, quiet=True)
     with lock_run(settings, distributed), out_of_memory_advice():
         train(settings, distributed)
     distributed.stop()
@@ -138,7 +142,7 @@ def loop(trainer, log, out_dir):
                 log.sample(state.step, write_sample(trainer))
         reason = trainer.early_stop()
         should_stop = is_done or reason or trainer.stop_requested
-        if is_due or should_stop:
+        if is_due or should_stop or trainer.save_is_due:
             trainer.save(out_dir)
         if should_stop:
             break

@@ -96,6 +96,8 @@ dpo_max_forgetting: float | None = 1.2  # stop if that perplexity exceeds its in
 
 # -- evaluation ----------------------------------------------------------------------------------
 eval_interval: int = 250  # steps between evaluations; each also saves the checkpoint
+save_minutes: float | None = 15.0  # also save after so many minutes without an evaluation; none:
+#                             only at evaluations
 eval_iters: int = 50  # batches per evaluation, always the same ones
 patience: int = 0  # early stopping: evaluations without a better val loss; 0: off
 sample_prompt: str = "中国的"  # prompt of the text sample at each evaluation; "": no sample

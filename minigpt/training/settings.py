@@ -29,7 +29,7 @@ AT_LEAST = {
 }
 BELOW_ONE = "dropout lora_dropout beta1 beta2 muon_momentum"
 SHARES = "min_lr_ratio decay_fraction"
-POSITIVE = "epochs max_minutes rope_theta lora_alpha dpo_beta"
+POSITIVE = "epochs max_minutes save_minutes rope_theta lora_alpha dpo_beta"
 
 
 # -- ranges ----------------------------------------------------------------------------------------

@@ -82,6 +82,7 @@ class Trainer:
         self._is_compiling = False
         self._clock = 0.0  # when the time spent was last measured
         self._evaluation_began = None  # of the evaluation after the last step
+        self._saved = 0.0  # minutes spent at the last save of a resumable checkpoint
 
     @property
     def progress(self):
@@ -102,6 +103,7 @@ class Trainer:
         self.model.train()
         self._is_compiling = self.settings.compile  # in the first step
         self._clock = time.perf_counter()
+        self._saved = self.state.spent
         self._read_batches()
         self._synchronize(loss=0.0, seconds=0.0)  # for the target count of the first step
 
@@ -257,10 +259,17 @@ class Trainer:
 
     # -- checkpoints -------------------------------------------------------------------------------
 
+    @property
+    def save_is_due(self):
+        """Whether the last save is save_minutes ago; the same in every process."""
+        limit = self.settings.save_minutes
+        return limit is not None and self.state.spent - self._saved >= limit
+
     def save(self, folder, resumable=True):
         """Write a checkpoint. Every process must call it; the main one writes. resumable: with the
         TrainState."""
         if resumable:
+            self._saved = self.state.spent
             self.state.capture(self.optimizers, self.scaler, self.distributed)
         if not self.distributed.is_main:
             return

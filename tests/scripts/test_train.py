@@ -318,10 +318,47 @@ def test_a_killed_process_ends_the_run_which_another_number_resumes(
         at_step(patch, 6, lambda: kill() if os.environ["RANK"] == "1" else None)
         (code, output), (killed, _) = forked(lambda: train(*words), tmp_path, world_size=2)
     assert (code, killed) == (2, -signal.SIGKILL)
-    assert "another process of this run has ended" in output and "--init_from=resume" in output
+    assert (
+        "another process of this run has ended or hangs" in output
+        and "--init_from=resume" in output
+    )
     assert checkpoint.load_state(folder)["step"] == 4
     train(f"--out_dir={folder}", "--init_from=resume")
     assert_equal_losses(log_of(one_process)[-6:], log_of(folder)[-6:])
+
+
+@needs_fork
+def test_twenty_kills_change_nothing(tmp_path, train, monkeypatch, uneven):
+    """torchrun starts the processes again, with the same command, until the run is done."""
+    words = [*uneven, "--max_iters=40", "--eval_interval=20"]
+    train(*words, f"--out_dir={tmp_path / 'one'}")
+    folder, dice = tmp_path / "two", np.random.default_rng(7)
+    words += ["--gradient_accumulation_steps=1", f"--out_dir={folder}", "--overwrite=true"]
+    words += ["--save_minutes=1e-9"]  # after every step
+    for life in range(20):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(life))
+        with monkeypatch.context() as patch:
+            kill_soon(patch, dice)
+            results = forked(lambda: train(*words), tmp_path, world_size=2)
+        assert {code for code, _ in results} == {2, -signal.SIGKILL}, (life, results)
+
+    assert checkpoint.load_state(folder)["step"] > 5  # no life began from the start
+    assert [code for code, _ in forked(lambda: train(*words), tmp_path, world_size=2)] == [0, 0]
+    assert_equal_losses(log_of(tmp_path / "one"), log_of(folder))
+
+
+def kill_soon(monkeypatch, dice):
+    """Have one of two processes killed when it begins one of its first four steps or saves."""
+    name, count = ("train_step", "save")[dice.integers(2)], dice.integers(1, 5)
+    method, victim, calls = getattr(Trainer, name), str(dice.integers(2)), []
+
+    def deadly(trainer, *words, **options):
+        calls.append(name)
+        if len(calls) == count and os.environ["RANK"] == victim:
+            kill()
+        return method(trainer, *words, **options)
+
+    monkeypatch.setattr(Trainer, name, deadly)
 
 
 @needs_fork

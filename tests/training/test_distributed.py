@@ -1,6 +1,9 @@
 """Processes that are joined: sums, gathered values, gradients in buckets, one reduction a step."""
 
 import json
+import os
+import time
+from datetime import timedelta
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ import torch.distributed as dist
 from forks import forked, needs_fork
 from test_train import dataset, tiny, train  # noqa: F401
 
+from minigpt.common.errors import UserError
 from minigpt.training import distributed as module
 from minigpt.training.distributed import Distributed, buckets
 from minigpt.training.trainer import Trainer
@@ -55,6 +59,48 @@ def test_two_processes(tmp_path, monkeypatch):
     for code, output in results:
         assert code == 0, output
         assert json.loads(output.splitlines()[-1]) == [[2.0, 1.0], ["r0", "r1"], wanted]
+
+
+@needs_fork
+def test_processes_that_start_again_do_not_find_the_old_ones(tmp_path, monkeypatch):
+    """torchrun's store, which stays over restarts, has the addresses of processes that ended."""
+    agents = dist.TCPStore("127.0.0.1", 0, is_master=True)
+
+    def work():
+        os.environ.update(MASTER_PORT=str(agents.port), TORCHELASTIC_USE_AGENT_STORE="True")
+        both = Distributed()
+        both.start("cpu")
+        print(both.gather(both.rank))
+
+    for _ in range(3):  # they end without a farewell
+        assert [code for code, _ in forked(work, tmp_path, world_size=2)] == [0, 0]
+
+
+def test_a_process_that_does_not_come_is_an_error(monkeypatch):
+    monkeypatch.setattr(module, "TIMEOUT", timedelta(seconds=0.3))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "0")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="the 2 processes of this run do not find each other"):
+        Distributed().start("cpu")
+
+
+@needs_fork
+def test_a_process_that_hangs_is_an_error_after_the_timeout(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TIMEOUT", timedelta(seconds=3))
+
+    def work():
+        both = Distributed()
+        both.start("cpu")
+        both.sum(torch.ones(1))
+        if both.rank == 1:
+            time.sleep(8)
+            return
+        both.sum(torch.ones(1))
+
+    (code, output), _ = forked(work, tmp_path, world_size=2)
+    assert code == 2 and "has ended or hangs" in output and "--init_from=resume" in output
 
 
 @needs_fork
