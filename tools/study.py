@@ -442,6 +442,8 @@ def _open(optuna, url, heartbeat, tries=3):
             with contextlib.suppress(optuna.exceptions.StorageInternalError):
                 super().record_heartbeat(trial_id)
 
+    # SQLAlchemy's own choice for PostgreSQL is psycopg2, the driver before psycopg.
+    url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
     sqlite = url.startswith("sqlite")
     for left in reversed(range(tries)):
         try:
