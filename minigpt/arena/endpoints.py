@@ -19,6 +19,7 @@ import time
 from dataclasses import replace
 from typing import NamedTuple
 
+from minigpt.arena.battles import SettingRefused
 from minigpt.arena.thoughts import ThoughtSplitter
 from minigpt.common.errors import UserError
 from minigpt.common.presets import read_text
@@ -91,6 +92,7 @@ class Endpoint:
             raise UserError("\n".join(problems))
         self._transport, self.caps = Transport(base_url, allowed=allowed), caps or Caps()
         self._fields = None  # of a chat request, by the server's own description, where it has one
+        self._refused = set()  # settings that the server has refused
         self.health = None  # the Health of the last probe()
         self.prompt_format = None  # of its model, if its server says so: ours does
 
@@ -101,11 +103,16 @@ class Endpoint:
     @property
     def takes(self):
         """Names of the settings that the server takes. A cautious few until probe() has read its
-        /openapi.json; where it has none (or it does not list them) it stays with these. A server
-        that does not answer takes them all: it restricts nobody else in a battle."""
+        /openapi.json; where it has none (or it does not list them) it stays with these. Not those
+        that it has refused. A server that does not answer takes them all: it restricts nobody else
+        in a battle."""
         if self._fields is not None:
-            return SETTINGS & self._fields
-        return CAUTIOUS if self.is_alive else SETTINGS
+            return (SETTINGS & self._fields) - self._refused
+        return CAUTIOUS - self._refused if self.is_alive else SETTINGS
+
+    def refuse(self, name):
+        """Remember that the server refuses a setting."""
+        self._refused = self._refused | {name}
 
     @property
     def is_alive(self):
@@ -249,7 +256,8 @@ class EndpointStream:
                 self._connection.abort()
 
     def stream(self, messages, settings):
-        """Yield the text of the answer in pieces, as they come. EndpointError where it fails.
+        """Yield the text of the answer in pieces, as they come. EndpointError where it fails;
+        SettingRefused, before any text, where the server refuses one of the settings.
 
         messages: [{"role": …, "content": …}, …]; settings: name → value, None for the server's own.
         """
@@ -263,14 +271,26 @@ class EndpointStream:
         if self._closed.is_set() and self.finish_reason is None:
             self.finish_reason = "cancelled"
 
+    def again(self):
+        """See minigpt.arena.battles."""
+        return self._endpoint.side()
+
     def _answer(self, body):
         while True:
             try:
                 yield from self._read(body)
                 return
             except EndpointError as error:
-                if not _without_refused_field(body, error):
+                refused = _refused_field(body, error)
+                if refused is None:
                     raise
+            value = body.pop(refused)
+            if refused == "max_tokens":
+                body["max_completion_tokens"] = value
+            elif refused in SETTINGS or refused == "max_completion_tokens":
+                name = refused.replace("_completion", "")
+                self._endpoint.refuse(name)
+                raise SettingRefused(name)
 
     def _read(self, body):
         request = "POST", self._endpoint.api("/chat/completions"), self._endpoint.caps, body
@@ -299,17 +319,14 @@ class EndpointStream:
                 raise ApiError("cancelled", "closed")
 
 
-def _without_refused_field(body, error):
-    """Leave out of `body` the field that a server refused, if its error names one; returns whether
-    it did. Some refuse to be asked for the usage (Mistral's): then it stays unknown."""
+def _refused_field(body, error):
+    """The field of `body` that a server refused, if its error names one, else None. Some refuse to
+    be asked for the usage (Mistral's): then it stays unknown."""
     refused = error.cause and error.cause.meaning(body)[1]
     if refused:
-        value = body.pop(refused)
-        if refused == "max_tokens":
-            body["max_completion_tokens"] = value
-        return True
-    is_refused = error.kind in ("http 400", "http 422")
-    return is_refused and body.pop("stream_options", None) is not None
+        return refused
+    is_refused = error.kind in ("http 400", "http 422") and "stream_options" in body
+    return "stream_options" if is_refused else None
 
 
 # -- a run of our own ------------------------------------------------------------------------------
@@ -376,6 +393,10 @@ class LocalStream:
         self.thoughts, self._closed = "", threading.Event()
 
     takes = property(lambda self: self._local.takes)
+
+    def again(self):
+        """See minigpt.arena.battles."""
+        return self._local.side()
 
     def close(self):
         """End what stream() writes, from any thread and for good: it looks four times a second."""

@@ -4,7 +4,13 @@ import gradio as gr
 
 from minigpt.arena import html
 from minigpt.arena.arena import MAX_PROMPT_CHARS, MAX_SIDES, check_prompt
-from minigpt.arena.ui.context import REFRESH_SECONDS, preset_chips, strings_of, use_preset
+from minigpt.arena.ui.context import (
+    REFRESH_SECONDS,
+    battle_id,
+    preset_chips,
+    strings_of,
+    use_preset,
+)
 from minigpt.arena.ui.sampling import SamplingControls
 from minigpt.common.errors import UserError
 from minigpt.common.presets import prompts_for
@@ -35,6 +41,9 @@ class ArenaTab:
                         ("none", i18n("vote_none_of_2")),
                     )
                 }
+            # The battle on the page: each click says which one it is for, so a click that arrives
+            # late, or twice, does not vote on the next one.
+            self.shown = gr.Number(0, visible="hidden", elem_id="arena-shown")
             self.sampling = SamplingControls(i18n, "arena")
         self._connect_events()
 
@@ -78,13 +87,14 @@ class ArenaTab:
 
     def _connect_events(self):
         inputs = {self.question, self.mode, self.pairing, self.models, *self.sampling.components}
-        outputs = self.restored = [*self.cards, self.status, *self.vote_buttons.values()]
+        outputs = [*self.cards, self.status, *self.vote_buttons.values(), self.shown]
+        self.restored = outputs
         start = [self.send_button.click, self.question.submit, self.regenerate_button.click]
         options = dict(show_progress_on=self.status, **self.context.generation_queue)
         gr.on(start, self.battle, inputs, outputs, **options)
         self.stop_button.click(self.stop_battle, None, None, queue=False, show_progress="hidden")
         for vote, button in self.vote_buttons.items():
-            button.click(self._vote_event(vote), None, outputs, show_progress="hidden")
+            button.click(self._vote_event(vote), {self.shown}, outputs, show_progress="hidden")
         hidden = dict(show_progress="hidden")
         shown = [self.pairing, self.models]
         # multiple: a change that is lost while the page loads must not hold up the next one.
@@ -146,22 +156,33 @@ class ArenaTab:
         self.context.session(request).stop_battle()
 
     def _vote_event(self, choice):
-        def vote(request: gr.Request):
+        def vote(values, request: gr.Request):
             strings = strings_of(request)
             arena_battle = self.context.session(request).arena_battle
             if arena_battle is None:
                 return {self.status: html.note(strings["no_battle"])}
             try:
-                if self.context.required_voter(request) != arena_battle.voter:
-                    raise UserError(strings["no_battle"])  # another pupil uses this browser now
-                self.context.check_rate("vote", request)
-                quota = self.context.classroom and self.context.classroom.quota
-                self.context.arena.vote(arena_battle, choice, quota)
+                saved = self._vote(arena_battle, battle_id(values[self.shown]), choice, request)
             except UserError as error:
                 return self._updates(strings, arena_battle, str(error))
-            return self._updates(strings, arena_battle)
+            return self._updates(strings, arena_battle, saved)
 
         return vote
+
+    def _vote(self, arena_battle, voted_id, choice, request):
+        """Save a vote on the battle that the page showed, this one or an earlier one; returns what
+        to say, None for the usual status. UserError if the vote is not allowed."""
+        strings, arena = strings_of(request), self.context.arena
+        voter = self.context.required_voter(request)
+        self.context.check_rate("vote", request)
+        quota = self.context.classroom and self.context.classroom.quota
+        if voted_id != arena_battle.record_id:
+            arena.vote_earlier(voted_id, voter, choice, quota)
+            return strings["voted_earlier"]
+        if voter != arena_battle.voter:  # another pupil uses this browser now
+            raise UserError(strings["no_battle"])
+        arena.vote(arena_battle, choice, quota)
+        return None
 
     # -- updates --
 
@@ -173,6 +194,7 @@ class ArenaTab:
             **self._card_updates(strings, arena_battle, is_recorded),
             self.status: html.note(status),
             **self._vote_updates(strings, arena_battle, is_recorded),
+            self.shown: (is_recorded and arena_battle.record_id) or 0,
         }
 
     def _card_updates(self, strings, arena_battle, is_recorded):

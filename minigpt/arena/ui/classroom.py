@@ -7,7 +7,7 @@ from minigpt.arena.arena import MAX_PROMPT_CHARS
 from minigpt.arena.classroom import tables
 from minigpt.arena.classroom.rounds import MAX_PROMPTS
 from minigpt.arena.ratings import vote_choices
-from minigpt.arena.ui.context import client_address, strings_of
+from minigpt.arena.ui.context import battle_id, client_address, strings_of
 from minigpt.arena.ui.sampling import SLIDERS, sampling_settings
 from minigpt.common.errors import UserError
 
@@ -125,7 +125,7 @@ class ClassroomTab:
 
     def poll(self, values, request: gr.Request):
         """The progress of the class; the question too if it is another one than is shown."""
-        updates, shown = self._updates(request), int(values[self.shown] or 0)
+        updates, shown = self._updates(request), battle_id(values[self.shown])
         if updates[self.shown] == shown:
             return {self.progress: updates[self.progress]}
         return updates
@@ -155,7 +155,7 @@ class ClassroomTab:
             try:
                 voter = self.context.required_voter(request)
                 self.context.check_rate("vote", request)
-                self.classroom.rounds.vote(int(values[self.shown] or 0), voter, choice)
+                self.classroom.rounds.vote(battle_id(values[self.shown]), voter, choice)
             except UserError as error:
                 return {**self._updates(request), self.status: html.note(str(error))}
             return self._updates(request)

@@ -107,6 +107,12 @@ def use_preset(row):
     return row[0]
 
 
+def battle_id(value):
+    """The id of a battle in a hidden field of the page; 0, which no battle has, for anything that a
+    client may send in its place."""
+    return int(value) if isinstance(value, (int, float)) and 0 < value < 2**53 else 0
+
+
 def client_address(request):
     """The key for rate limits of the address that sent a request."""
     return address_key(request.client.host if request.client else None)
