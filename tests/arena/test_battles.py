@@ -176,7 +176,8 @@ def test_a_setting_that_is_refused_is_left_out_for_all():
         assert battle.settings == {"temperature": 0.5}
         assert sorted(battle.unsupported) == ["seed", "top_k"]
         assert len(sides[0].made) == 3
-        until(lambda: all(each.closed == 1 for side in sides for each in side.made))
+        for each in (each for side in sides for each in side.made):
+            until(lambda each=each: each.closed == 1)
 
 
 def test_a_battle_that_was_stopped_does_not_begin_again():
