@@ -82,8 +82,8 @@ class Arena:
     """See the module's docstring.
 
     endpoints: minigpt.arena.endpoints.Endpoints. ledger: minigpt.arena.store.Ledger. checkpoints:
-    name of a local run → hash of its weights. deadline_seconds, max_answer_chars: of each side.
-    max_battles: at the same time.
+    name of a local run → hash of its weights; more may be added later. deadline_seconds,
+    max_answer_chars: of each side. max_battles: at the same time.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Arena:
     ):
         self.endpoints, self.ledger = endpoints, ledger
         self.max_battles = max_battles
-        self._checkpoints = checkpoints or {}
+        self._checkpoints = {} if checkpoints is None else checkpoints
         self.deadline_seconds = deadline_seconds
         self._limits = dict(deadline_seconds=deadline_seconds, max_chars=max_answer_chars)
         self._rng = random.SystemRandom()

@@ -1,4 +1,4 @@
-"""Endpoints: servers and local runs that answer a conversation with a stream of text.
+"""Endpoints: servers that answer a conversation with a stream of text, and the list of endpoints.
 
     side = Endpoint("lab", "http://192.168.1.20:5000", "sft").side()
     messages = [{"role": "user", "content": "黄河发源于哪里？"}]
@@ -6,8 +6,8 @@
     side.finish_reason, side.usage     # "stop", {"prompt_tokens": …, "completion_tokens": …, …}
     side.close()                       # from any thread: a read that blocks ends at once
 
-A LocalRun has the same interface. What a server sends is untrusted: its text is passed on as it is,
-bounded in size and time; every failure is an EndpointError.
+A LocalRun (minigpt.arena.local_runs) has the same interface. What a server sends is untrusted: its
+text is passed on as it is, bounded in size and time; every failure is an EndpointError.
 """
 
 import contextlib
@@ -32,9 +32,7 @@ from minigpt.common.urls import (
     root_path,
     with_scheme,
 )
-from minigpt.inference.engine import Request
-from minigpt.inference.scheduler import QueueFull, SchedulerStopped
-from minigpt.openai.answers import USAGE, decode, read_json, read_parts
+from minigpt.openai.answers import decode, read_json, read_parts
 from minigpt.openai.errors import ApiError
 from minigpt.openai.safe_http import Allowed
 from minigpt.openai.schemas import Sampling
@@ -64,8 +62,8 @@ class EndpointError(Exception):
 
 
 class Health(NamedTuple):
-    """What probe() found. status: "ok", "slow", or the kind of an EndpointError; models: what it
-    serves; latency_ms: of its list of models; message: for people, or ""."""
+    """What probe() found. status: "ok", "slow", "loading", or the kind of an EndpointError; models:
+    what it serves; latency_ms: of its list of models; message: for people, or ""."""
 
     status: str
     models: tuple[str, ...]
@@ -327,123 +325,6 @@ def _refused_field(body, error):
         return refused
     is_refused = error.kind in ("http 400", "http 422") and "stream_options" in body
     return "stream_options" if is_refused else None
-
-
-# -- a run of our own ------------------------------------------------------------------------------
-
-
-class LocalRun:
-    """A model of a RequestScheduler in this process, used as an Endpoint is.
-
-    name: the engine's in the scheduler. encode([(role, text), …]): the ids to continue for a
-    conversation; UserError where it has none. end_ids: the ids that end an answer. prompt_format:
-    "plain", "qa" or "chat".
-    """
-
-    takes = SETTINGS - {"stop"}
-    is_alive = True
-
-    def __init__(self, host, name, tokenizer, encode, end_ids, prompt_format=None):
-        self.host, self.name, self.model, self.tokenizer = host, name, name, tokenizer
-        self.prompt_format = prompt_format
-        self._encode, self._end_ids = encode, end_ids
-
-    def __repr__(self):
-        return f"LocalRun({self.name!r})"
-
-    def side(self):
-        """A LocalStream, to write one text."""
-        return LocalStream(self)
-
-    def probe(self):
-        """A Health, at once."""
-        return Health("stopping" if self.host.draining else "ok", (self.name,), 0.0)
-
-    def request(self, messages, settings):
-        """The engine's Request for a conversation. Settings that are absent or None take the
-        engine's defaults, which leave probabilities as the model has them."""
-        given = {name: value for name, value in settings.items() if value is not None}
-        if given.keys() - self.takes:
-            unknown = ", ".join(sorted(given.keys() - self.takes))
-            raise EndpointError("rejected", f"{self.name}: it does not take {unknown}")
-        if "max_tokens" in given:
-            given["max_new_tokens"] = given.pop("max_tokens")
-        try:
-            ids = self._encode([(message["role"], message["content"]) for message in messages])
-        except UserError as error:
-            raise EndpointError("rejected", f"{self.name}: {error}") from None
-        return Request(ids, stop_ids=self._end_ids, **given)
-
-    def submit(self, request):
-        """The host's stream of tokens for a Request."""
-        try:
-            (stream,) = self.host.submit(self.name, [request])
-            return stream
-        except UserError as error:
-            kinds = {QueueFull: "busy", SchedulerStopped: "stopping"}
-            kind = kinds.get(type(error), "rejected")
-            raise EndpointError(kind, f"{self.name}: {error}") from None
-
-
-class LocalStream:
-    """One text of a LocalRun, used as an EndpointStream is."""
-
-    def __init__(self, local):
-        self._local, self.finish_reason, self.usage = local, None, None
-        self.thoughts, self._closed = "", threading.Event()
-
-    takes = property(lambda self: self._local.takes)
-
-    def again(self):
-        """See minigpt.arena.battles."""
-        return self._local.side()
-
-    def close(self):
-        """End what stream() writes, from any thread and for good: it looks four times a second."""
-        self._closed.set()
-
-    def stream(self, messages, settings):
-        """As EndpointStream.stream()."""
-        request = self._local.request(messages, settings)
-        tokens = self._local.submit(request)
-        n_written, decoder, splitter = 0, self._local.tokenizer.stream(), ThoughtSplitter()
-        try:
-            for token in self._until_closed(tokens):
-                n_written += 1
-                yield from self._split(splitter, decoder.push(token.id))
-            rest = "\ufffd" if decoder.flush() else ""
-            yield from self._split(splitter, rest, final=True)
-        finally:
-            tokens.cancel()
-            n_prompt = len(request.ids)
-            counts = (n_prompt, n_written, n_prompt + n_written)
-            self.usage = dict(zip(USAGE, counts, strict=True))
-        self._end(tokens)
-
-    def _split(self, splitter, text, final=False):
-        text, thoughts = splitter.push(text, final)
-        self.thoughts = (self.thoughts + thoughts)[:MAX_THOUGHTS]
-        if text:
-            yield text
-
-    def _until_closed(self, tokens):
-        for token in tokens:
-            if self._closed.is_set():
-                return
-            if token is not None:
-                yield token
-
-    def _end(self, tokens):
-        """Set the finish_reason, or raise what ended the text."""
-        reason, name = tokens.finish_reason, self._local.name
-        if reason in ("stop", "length"):
-            self.finish_reason = reason
-        elif self._closed.is_set():
-            self.finish_reason = "cancelled"
-        elif reason == "cancelled":
-            raise EndpointError("stopping", f"{name}: its host was stopped")
-        else:
-            raise EndpointError(reason, f"{name}: {tokens.error}")
 
 
 # -- the list --------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ CSS = """
 .data-table .quiet { color: var(--body-text-color-subdued); }
 .badge { border-radius: 99px; padding: 1px 9px; font-size: .85em; white-space: nowrap; }
 .badge.ok { background: #15803d; color: #fff; }
-.badge.slow, .badge.unknown { background: #a16207; color: #fff; }
+.badge:is(.slow, .loading, .unknown) { background: #a16207; color: #fff; }
 .badge.bad { background: #b91c1c; color: #fff; }
 .bar { position: relative; min-width: 140px; height: 20px; }
 .bar i { position: absolute; top: 9px; height: 2px; background: var(--body-text-color-subdued); }
@@ -336,7 +336,7 @@ def endpoints(strings, rows):
             badge, latency, models = "unknown", "", ""
             status = strings["not_checked"]
         else:
-            badge = health.status if health.status in ("ok", "slow") else "bad"
+            badge = health.status if health.status in ("ok", "slow", "loading") else "bad"
             status, latency = health.status, f"{health.latency_ms:.0f} ms"
             models = ", ".join(health.models) or health.message
         cells.append(

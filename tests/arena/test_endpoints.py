@@ -22,10 +22,10 @@ from minigpt.arena.endpoints import (
     Endpoint,
     EndpointError,
     Endpoints,
-    LocalRun,
     Preset,
     read_presets,
 )
+from minigpt.arena.local_runs import LocalModel, LocalRun
 from minigpt.common.errors import UserError
 from minigpt.data.prompts import chat_ids, stop_ids
 from minigpt.inference.engine import Engine
@@ -757,7 +757,7 @@ def local_run(host, name, tokenizer, prompt_format):
     def encode(turns):
         return chat_ids(tokenizer, prompt_format, turns, 64, truncate="oldest")
 
-    return LocalRun(host, name, tokenizer, encode, stop_ids(tokenizer))
+    return LocalRun(name).start(LocalModel(host, tokenizer, encode, stop_ids(tokenizer)))
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 import gradio as gr
 
 from minigpt.arena import html
-from minigpt.arena.endpoints import EndpointError, LocalRun
+from minigpt.arena.endpoints import EndpointError
+from minigpt.arena.local_runs import LocalRun
 from minigpt.arena.ui.context import strings_of
 from minigpt.arena.ui.sampling import SamplingControls
 from minigpt.arena.window.probabilities import MAX_TEXT_CHARS, check_text, cuts, scores_of

@@ -16,10 +16,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from minigpt.arena.access.sessions import message
-from minigpt.arena.endpoints import EndpointError, LocalRun
+from minigpt.arena.endpoints import EndpointError
+from minigpt.arena.local_runs import LocalRun
 from minigpt.arena.window.labels import label, visible
 from minigpt.common.errors import UserError
-from minigpt.evaluation.perplexity import windows
 from minigpt.inference.request import MOST_LOGPROBS, Request
 from minigpt.openai.answers import decode, read_json
 from minigpt.tokenizer.tokenizer import load_tokenizer
@@ -153,6 +153,8 @@ class LocalScores:
     def text(self, text):
         """The text as the model reads it, Scored: in the windows of evaluations-perplexity.py, so
         that the bits are the same. The first token costs log2 of the vocabulary."""
+        from minigpt.evaluation.perplexity import windows  # here: it loads PyTorch
+
         engine = self._local.host.engines[self._local.name]
         ids = list(self._local.tokenizer.encode(text))
         if len(ids) > MAX_TOKENS:
