@@ -32,7 +32,7 @@ import time
 from itertools import combinations
 from typing import NamedTuple
 
-from minigpt.common.errors import UserError
+from minigpt.arena.i18n import ArenaError
 from minigpt.common.text import SurrogateJoiner
 
 # Public messages by end reason, for a side that did not end by itself. They do not reveal who the
@@ -60,7 +60,7 @@ def choose_pair(names, counts, rng, pairing="random"):
     """
     pairs = list(combinations(names, 2))
     if not pairs:
-        raise UserError(f"a battle needs two models, and there is {len(names)}: add another")
+        raise ArenaError("few_models", n=len(names))
     if pairing == "least":
         fewest = min(counts.get(frozenset(pair), 0) for pair in pairs)
         pairs = [pair for pair in pairs if counts.get(frozenset(pair), 0) == fewest]

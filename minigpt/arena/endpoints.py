@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from minigpt.arena.battles import SettingRefused
+from minigpt.arena.i18n import ArenaError
 from minigpt.arena.thoughts import ThoughtSplitter
 from minigpt.common.errors import UserError
 from minigpt.common.presets import read_text
@@ -430,20 +431,20 @@ class Endpoints:
         """Add an Endpoint or LocalRun. UserError where its name is taken."""
         with self._lock:
             if endpoint.name in self._by_name:
-                raise UserError(f"there is an endpoint called {endpoint.name} already")
+                raise ArenaError("known_endpoint", name=endpoint.name)
             self._by_name[endpoint.name] = endpoint
 
     def remove(self, name):
         """Remove one from the list; texts that it is writing continue."""
         with self._lock:
             if self._by_name.pop(name, None) is None:
-                raise UserError(f"there is no endpoint called {name}")
+                raise ArenaError("unknown_endpoint", name=name)
 
     def get(self, name):
         """The one with this name; its side() writes a text."""
         with self._lock:
             if name not in self._by_name:
-                raise UserError(f"there is no endpoint called {name}")
+                raise ArenaError("unknown_endpoint", name=name)
             return self._by_name[name]
 
     def all(self):

@@ -15,16 +15,36 @@ SIDE_LETTERS = "ABCD"
 FEW_BATTLES = 10  # a rating from fewer battles is marked as uncertain
 MAX_HISTORY_CHARS = 2000  # of a text in the history; the downloads have the whole text
 
+HEADER = '<header class="page-header"><h1>MiniGPT Arena</h1></header>'
+
 CSS = """
 .gradio-container { width: 100% !important; max-width: min(1180px, 100vw) !important;
   margin: 0 auto !important; }
-.page-header { padding: 4px 2px 0; }
-.page-header h1 { font-size: 1.35em; font-weight: 650; margin: 0; color: var(--body-text-color); }
-.page-header p { margin: 2px 0 0; color: var(--body-text-color-subdued); }
-.quiet { color: var(--body-text-color-subdued); line-height: 1.6; }
+.gradio-container .form { background: none; border: 0; box-shadow: none; gap: 16px;
+  overflow: visible; }
+.gradio-container .block { overflow: visible !important; }
+.page-header h1 { font-size: 22px; font-weight: 650; margin: 8px 0 0; line-height: 1.2;
+  letter-spacing: .01em; color: var(--body-text-color); }
+#page-about { margin-top: -10px; }
+.quiet, .quiet p { color: var(--body-text-color-subdued) !important; line-height: 1.7; }
+.quiet { max-width: 52em; }
+.side > div, .side .prose { height: 100%; }
 .side { flex: 1 1 240px !important; min-width: 240px !important; }
+#chat-messages { border: 1px solid var(--border-color-primary); border-radius: 10px;
+  background: var(--background-fill-primary); }
+#arena-votes, #class-votes { justify-content: center; }
+.gradio-container button { white-space: nowrap; }
+.gradio-container .row > button { flex-basis: auto; }
+.dark { color-scheme: dark; --color-accent: var(--primary-400); }
+.form-title p { font-weight: 600; }
+.inline-form { align-items: flex-end; }
+.inline-form .form:has(#class-code) { flex: 0 1 320px !important; min-width: 160px !important; }
+#class-password { max-width: 320px; }
+.progress { height: 8px; border-radius: 99px; overflow: hidden; margin-bottom: 6px;
+  background: var(--border-color-primary); }
+.progress i { display: block; height: 100%; background: var(--color-accent); }
 .card { box-sizing: border-box; height: 100%; border: 1px solid var(--border-color-primary);
-  border-radius: 10px; padding: 12px 14px; min-height: 6em;
+  border-radius: 10px; padding: 14px 18px; min-height: 6em;
   background: var(--background-fill-primary); }
 .card .head { display: flex; justify-content: space-between; gap: 8px; font-weight: 600;
   color: var(--body-text-color); }
@@ -32,7 +52,8 @@ CSS = """
   background: var(--color-accent-soft); color: var(--body-text-color); margin-right: 4px; }
 .card .name { overflow-wrap: anywhere; }
 .card .state { font-weight: 400; color: var(--body-text-color-subdued); }
-.card .text { white-space: pre-wrap; overflow-wrap: anywhere; margin-top: 8px; line-height: 1.7;
+.card .text { white-space: pre-wrap; overflow-wrap: anywhere; margin-top: 10px; font-size: 16px;
+  line-height: 1.8;
   max-height: 26em; overflow-y: auto; color: var(--body-text-color); }
 .card .note { margin-top: 8px; font-size: .9em; color: var(--body-text-color-subdued); }
 .card details { margin-top: 8px; font-size: .9em; white-space: pre-wrap;
@@ -180,14 +201,6 @@ def speed(strings, seconds, tokens_per_second):
     return " · ".join(parts)
 
 
-def page_header(strings):
-    """The heading of the page, and what it is for."""
-    return (
-        f'<header class="page-header"><h1>MiniGPT Arena</h1>'
-        f"<p>{escape(strings['page_about'])}</p></header>"
-    )
-
-
 def note(text):
     """A line of status text."""
     return f'<div class="quiet">{escape(text)}</div>' if text else ""
@@ -294,7 +307,8 @@ def history(strings, battles):
 def _history_card(strings, side, index, is_chosen):
     missing = ""
     if not side.answered:
-        missing = strings["failed" if side.error else "blank_empty"]
+        blank = "blank_filtered" if side.end_reason in FILTERED else "blank_empty"
+        missing = strings["failed" if side.error else blank]
     return (
         f'<div class="card{" chosen" * is_chosen}"><div class="head">'
         f"<span>{side_label(index, side.model)}</span>"
@@ -337,7 +351,7 @@ def endpoints(strings, rows):
             status = strings["not_checked"]
         else:
             badge = health.status if health.status in ("ok", "slow", "loading") else "bad"
-            status, latency = health.status, f"{health.latency_ms:.0f} ms"
+            status, latency = strings[f"health_{badge}"], f"{health.latency_ms:.0f} ms"
             models = ", ".join(health.models) or health.message
         cells.append(
             [

@@ -4,6 +4,7 @@ import gradio as gr
 
 from minigpt.arena import html
 from minigpt.arena.arena import MAX_PROMPT_CHARS, MAX_SIDES, check_prompt
+from minigpt.arena.i18n import error_text
 from minigpt.arena.ui.context import (
     REFRESH_SECONDS,
     battle_id,
@@ -25,22 +26,31 @@ class ArenaTab:
         with gr.Tab(i18n("arena"), id="arena", render_children=True) as self.tab:
             self._build_mode(i18n)
             self._build_question(i18n)
-            with gr.Row(equal_height=True):
+            with gr.Row(equal_height=True, elem_id="arena-cards"):
                 self.cards = [
-                    gr.HTML("", visible=i < 2, elem_id=f"side-{i}", elem_classes="side")
+                    gr.HTML("", visible=False, elem_id=f"side-{i}", elem_classes="side")
                     for i in range(MAX_SIDES)
                 ]
-            self.status = gr.HTML("", elem_id="arena-status")
-            with gr.Row():
+            with gr.Row(elem_id="arena-votes"):
                 # A vote is the index of the best side, "tie" or "none".
                 self.vote_buttons = {
-                    vote: gr.Button(label, visible=False, elem_id=f"vote-{vote}")
+                    vote: gr.Button(
+                        label,
+                        visible=False,
+                        elem_id=f"vote-{vote}",
+                        size="md",
+                        scale=0,
+                        min_width=112,
+                    )
                     for vote, label in (
                         *enumerate(html.SIDE_LETTERS),
                         ("tie", i18n("vote_tie")),
                         ("none", i18n("vote_none_of_2")),
                     )
                 }
+            self.status = gr.HTML("", elem_id="arena-status")
+            texts = prompts_for(self.context.prompts, None)
+            self.presets = preset_chips(i18n("presets"), texts, "arena-presets")
             # The battle on the page: each click says which one it is for, so a click that arrives
             # late, or twice, does not vote on the next one.
             self.shown = gr.Number(0, visible="hidden", elem_id="arena-shown")
@@ -79,11 +89,14 @@ class ArenaTab:
                 elem_id="arena-question",
             )
         with gr.Row():
-            self.send_button = gr.Button(i18n("send"), variant="primary", elem_id="arena-send")
-            self.stop_button = gr.Button(i18n("stop"), variant="stop", elem_id="arena-stop")
-            self.regenerate_button = gr.Button(i18n("regenerate"), elem_id="arena-regenerate")
-        texts = prompts_for(self.context.prompts, None)
-        self.presets = preset_chips(i18n("presets"), texts, "arena-presets")
+            narrow = dict(size="md", scale=0, min_width=96)
+            self.send_button = gr.Button(
+                i18n("send"), variant="primary", elem_id="arena-send", **narrow
+            )
+            self.stop_button = gr.Button(i18n("stop"), elem_id="arena-stop", **narrow)
+            self.regenerate_button = gr.Button(
+                i18n("regenerate"), elem_id="arena-regenerate", **narrow
+            )
 
     def _connect_events(self):
         inputs = {self.question, self.mode, self.pairing, self.models, *self.sampling.components}
@@ -120,7 +133,7 @@ class ArenaTab:
         try:
             arena_battle = self._begin(values, request)
         except UserError as error:
-            yield {self.status: html.note(str(error))}
+            yield {self.status: html.note(error_text(strings, error))}
             return
         session.arena_battle, session.tab = arena_battle, "arena"
         yield self._updates(strings, arena_battle)
@@ -164,7 +177,7 @@ class ArenaTab:
             try:
                 saved = self._vote(arena_battle, battle_id(values[self.shown]), choice, request)
             except UserError as error:
-                return self._updates(strings, arena_battle, str(error))
+                return self._updates(strings, arena_battle, error_text(strings, error))
             return self._updates(strings, arena_battle, saved)
 
         return vote
@@ -189,10 +202,10 @@ class ArenaTab:
     def _updates(self, strings, arena_battle, problem=None):
         """The updates of the whole tab. problem: shown in place of the usual status."""
         is_recorded = arena_battle.record_id is not None  # read once: another thread may set it
-        status = problem or self._status(strings, arena_battle, is_recorded)
+        lines = [problem] if problem else self._status(strings, arena_battle, is_recorded)
         return {
             **self._card_updates(strings, arena_battle, is_recorded),
-            self.status: html.note(status),
+            self.status: "".join(map(html.note, lines)),
             **self._vote_updates(strings, arena_battle, is_recorded),
             self.shown: (is_recorded and arena_battle.record_id) or 0,
         }
@@ -227,15 +240,16 @@ class ArenaTab:
         return updates
 
     def _status(self, strings, arena_battle, is_recorded):
-        parts = []
-        if arena_battle.battle.unsupported:
-            names = ", ".join(arena_battle.battle.unsupported)
-            parts.append(strings["unsupported_settings"].format(names=names))
+        """Lines of text: what the visitor can do, then what is missing."""
+        lines = []
         if is_recorded and arena_battle.choice is not None:
-            parts.append(strings["voted" if arena_battle.kind == "blind" else "voted_open"])
+            lines.append(strings["voted" if arena_battle.kind == "blind" else "voted_open"])
         elif is_recorded:
-            parts.append(strings["vote_now" if arena_battle.votable else "not_votable"])
+            lines.append(strings["vote_now" if arena_battle.votable else "not_votable"])
         if is_recorded and arena_battle.names_visible and arena_battle.silent_names:
             names = ", ".join(arena_battle.silent_names)
-            parts.append(strings["silent"].format(names=names))
-        return " ".join(parts)
+            lines.append(strings["silent"].format(names=names))
+        if arena_battle.battle.unsupported:
+            names = ", ".join(arena_battle.battle.unsupported)
+            lines.append(strings["unsupported_settings"].format(names=names))
+        return lines

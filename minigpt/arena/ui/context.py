@@ -9,6 +9,9 @@ from minigpt.arena.i18n import CHINESE, ENGLISH, strings_for
 from minigpt.arena.window.runs import RunFolders
 from minigpt.common.errors import UserError
 
+# Of the keys of strings in the browser. Gradio translates every text that is a key, and without it
+# a run called "model" or the choice "step" would be one.
+KEY_PREFIX = "minigpt_"
 REFRESH_SECONDS = 0.12  # between two updates of a text that is being generated
 
 
@@ -26,14 +29,19 @@ class PageContext:
         self.voters, self.limits, self.classroom = voters, limits, classroom
         self.run_folders = run_folders or RunFolders()
         self.sessions = Sessions()
-        # The labels of components: Gradio chooses the language in the browser.
-        self.i18n = gr.I18n(en=ENGLISH, zh=CHINESE, **{"zh-CN": CHINESE, "zh-TW": CHINESE})
+        english, chinese = map(_prefixed, (ENGLISH, CHINESE))
+        names = {"zh-CN": chinese, "zh-TW": chinese}
+        self.translations = gr.I18n(en=english, zh=chinese, **names)
         # Events that generate text share one queue; "minimal" shows the position in it.
         self.generation_queue = {
             "concurrency_limit": arena.max_battles,
             "concurrency_id": "generation",
             "show_progress": "minimal",
         }
+
+    def i18n(self, key):
+        """The label of a component: Gradio chooses the language in the browser."""
+        return self.translations(KEY_PREFIX + key)
 
     def browser(self, request):
         """The id in the browser's cookie; None if it has no cookie of ours."""
@@ -83,6 +91,10 @@ class PageContext:
     def _session_owner(self, request):
         """The voter, or the browser; without a cookie, all visitors of the address together."""
         return self.voter(request) or self.browser(request) or f"at {client_address(request)}"
+
+
+def _prefixed(strings):
+    return {KEY_PREFIX + key: text for key, text in strings.items()}
 
 
 def strings_of(request):

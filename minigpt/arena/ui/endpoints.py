@@ -4,6 +4,7 @@ import gradio as gr
 
 from minigpt.arena import html
 from minigpt.arena.endpoints import Endpoint
+from minigpt.arena.i18n import error_text
 from minigpt.arena.ui.context import client_address, strings_of
 from minigpt.common.errors import UserError
 from minigpt.common.urls import with_scheme
@@ -26,7 +27,9 @@ class EndpointsTab:
         i18n = context.i18n
         with gr.Tab(i18n("endpoints"), id="endpoints", render_children=True) as self.tab:
             self.table = gr.HTML("", elem_id="endpoint-table")
-            self.check_button = gr.Button(i18n("check_now"), elem_id="endpoint-check")
+            self.check_button = gr.Button(
+                i18n("check_now"), elem_id="endpoint-check", size="md", scale=0, min_width=140
+            )
             with gr.Accordion(i18n("admin"), open=False):
                 if admin:
                     self._build_admin(i18n)
@@ -45,8 +48,9 @@ class EndpointsTab:
             self.remote_model = gr.Textbox(label=i18n("remote_model"), elem_id="endpoint-model")
             self.key = gr.Textbox(label=i18n("api_key_env"), elem_id="endpoint-key")
         with gr.Row():
-            add = gr.Button(i18n("add"), variant="primary", elem_id="endpoint-add")
-            remove = gr.Button(i18n("remove"), variant="stop", elem_id="endpoint-remove")
+            narrow = dict(size="md", scale=0, min_width=112)
+            add = gr.Button(i18n("add"), variant="primary", elem_id="endpoint-add", **narrow)
+            remove = gr.Button(i18n("remove"), elem_id="endpoint-remove", **narrow)
         self.message = gr.HTML("", elem_id="endpoint-message")
         inputs = {self.password, self.name, *self.model_lists.components}
         server = {self.url, self.remote_model, self.key}
@@ -103,7 +107,7 @@ class EndpointsTab:
             change(name, strings)
             message = strings[done].format(name=name)
         except UserError as error:
-            message = str(error)
+            message = error_text(strings, error)
         return {
             self.message: html.note(message),
             **self.endpoints(request),

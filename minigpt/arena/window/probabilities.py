@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from minigpt.arena.access.sessions import message
 from minigpt.arena.endpoints import EndpointError
+from minigpt.arena.i18n import ArenaError
 from minigpt.arena.local_runs import LocalRun
 from minigpt.arena.window.labels import label, visible
 from minigpt.common.errors import UserError
@@ -125,12 +126,9 @@ def scores_of(endpoint, seconds=120.0):
 def check_text(text):
     """UserError if a text is empty or too long to be shown token by token."""
     if not text.strip():
-        raise UserError("text: empty; expected a question or a text")
+        raise ArenaError("text_empty")
     if len(text) > MAX_TEXT_CHARS:
-        raise UserError(
-            f"text: {len(text):,} characters; expected at most {MAX_TEXT_CHARS:,}: "
-            "each token is shown with its alternatives"
-        )
+        raise ArenaError("text_long", n=len(text), most=MAX_TEXT_CHARS)
 
 
 class LocalScores:
@@ -158,7 +156,7 @@ class LocalScores:
         engine = self._local.host.engines[self._local.name]
         ids = list(self._local.tokenizer.encode(text))
         if len(ids) > MAX_TOKENS:
-            raise UserError(f"text: {len(ids):,} tokens; expected at most {MAX_TOKENS:,}")
+            raise ArenaError("text_tokens", n=len(ids), most=MAX_TOKENS)
         tokens = [ScoredToken(self._label(number), None) for number in ids[:1]]
         for start, stop, scored in windows(len(ids), 0, engine.block_size):
             part = Request(ids[start:stop], 0, logprobs=MOST_LOGPROBS, echo=True)
