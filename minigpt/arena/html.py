@@ -39,7 +39,7 @@ CSS = """
 .form-title p { font-weight: 600; }
 .inline-form { align-items: flex-end; }
 .inline-form .form:has(#class-code) { flex: 0 1 320px !important; min-width: 160px !important; }
-#class-password { max-width: 320px; }
+:is(#class-password, #admin-password) { max-width: 320px; margin: 0 !important; }
 .progress { height: 8px; border-radius: 99px; overflow: hidden; margin-bottom: 6px;
   background: var(--border-color-primary); }
 .progress i { display: block; height: 100%; background: var(--color-accent); }

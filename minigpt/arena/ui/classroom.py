@@ -276,7 +276,7 @@ class ClassroomTab:
         """The message of action(strings) and the report, if the password is right."""
         strings = strings_of(request)
         try:
-            self.admin.check(values[self.password], client_address(request), strings)
+            self.context.check_admin(self.admin, values[self.password], request)
         except UserError as error:
             return {self.message: html.note(error_text(strings, error)), self.report: ""}
         try:

@@ -84,6 +84,11 @@ class PageContext:
             message = strings_of(request)["too_fast"]
             raise UserError(message.format(seconds=max(1, round(seconds))))
 
+    def check_admin(self, admin, password, request):
+        """UserError unless the password is that of `admin`, an AdminPassword."""
+        browser, strings = self.browser(request), strings_of(request)
+        admin.check(password, client_address(request), strings, browser)
+
     def leave(self, request: gr.Request):
         """A page was closed, or its connection was lost (a phone that sleeps): see Sessions."""
         self.sessions.leave(self._session_owner(request), request.session_hash)

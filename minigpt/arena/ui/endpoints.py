@@ -5,7 +5,7 @@ import gradio as gr
 from minigpt.arena import html
 from minigpt.arena.endpoints import Endpoint
 from minigpt.arena.i18n import error_text
-from minigpt.arena.ui.context import client_address, strings_of
+from minigpt.arena.ui.context import strings_of
 from minigpt.common.errors import UserError
 from minigpt.common.urls import with_scheme
 
@@ -42,7 +42,7 @@ class EndpointsTab:
         self.password = gr.Textbox(
             label=i18n("password"), type="password", elem_id="admin-password"
         )
-        with gr.Row():
+        with gr.Row(elem_classes="inline-form"):
             self.name = gr.Textbox(label=i18n("name"), elem_id="endpoint-name")
             self.url = gr.Textbox(label=i18n("base_url"), elem_id="endpoint-url")
             self.remote_model = gr.Textbox(label=i18n("remote_model"), elem_id="endpoint-model")
@@ -103,7 +103,7 @@ class EndpointsTab:
         """Call change(name, strings) if the password is right; returns the updates."""
         strings, name = strings_of(request), values[self.name].strip()
         try:
-            self.admin.check(values[self.password], client_address(request), strings)
+            self.context.check_admin(self.admin, values[self.password], request)
             change(name, strings)
             message = strings[done].format(name=name)
         except UserError as error:
