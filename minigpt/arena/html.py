@@ -13,6 +13,7 @@ from minigpt.openai.answers import CUT_REASONS
 
 SIDE_LETTERS = "ABCD"
 FEW_BATTLES = 10  # a rating from fewer battles is marked as uncertain
+HEALTHY = {"ok": "health_ok", "slow": "health_slow", "loading": "health_loading"}  # → strings
 MAX_HISTORY_CHARS = 2000  # of a text in the history; the downloads have the whole text
 
 HEADER = '<header class="page-header"><h1>MiniGPT Arena</h1></header>'
@@ -350,8 +351,8 @@ def endpoints(strings, rows):
             badge, latency, models = "unknown", "", ""
             status = strings["not_checked"]
         else:
-            badge = health.status if health.status in ("ok", "slow", "loading") else "bad"
-            status, latency = strings[f"health_{badge}"], f"{health.latency_ms:.0f} ms"
+            badge = health.status if health.status in HEALTHY else "bad"
+            status, latency = _health(strings, health.status), f"{health.latency_ms:.0f} ms"
             models = ", ".join(health.models) or health.message
         cells.append(
             [
@@ -365,3 +366,9 @@ def endpoints(strings, rows):
     header = [(strings["name"], ""), (strings["health"], ""), (strings["latency"], "number")]
     header += [(strings["served_models"], "long"), (strings["address"], "")]
     return table(header, cells)
+
+
+def _health(strings, status):
+    """The status of a Health, as text."""
+    known = HEALTHY.get(status)
+    return strings[known] if known else f"{strings['health_bad']} ({status})"
