@@ -34,8 +34,7 @@ CSS = """
 #chat-messages { border: 1px solid var(--border-color-primary); border-radius: 10px;
   background: var(--background-fill-primary); }
 #arena-votes, #class-votes { justify-content: center; }
-.gradio-container button { white-space: nowrap; }
-.gradio-container .row > button { flex-basis: auto; }
+.gradio-container .row > button { flex-basis: auto; white-space: nowrap; }
 .dark { color-scheme: dark; --color-accent: var(--primary-400); }
 .form-title p { font-weight: 600; }
 .inline-form { align-items: flex-end; }

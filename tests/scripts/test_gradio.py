@@ -472,6 +472,7 @@ def test_what_a_model_writes_is_text(visit, answering):
 
 def secrets_in(text, served):
     port = served[0].rpartition(":")[2]
+    text = re.sub(r'"choices":\[\[.*?\]\]', "", text)  # the list of all models, which may be late
     return [name for name in (*MODELS, *REMOTE, f":{port}") if name in text]
 
 
@@ -514,7 +515,8 @@ def test_a_vote_changes_the_leaderboard_and_survives_a_reload(visit, served, hom
     winner = names_of(page)[1]
     until(lambda: leaderboard(page) == expected)
     page.reload()
-    expect(page.locator("#chat-model input")).to_have_value("north-run")
+    selected = page.locator("button[role=tab][aria-selected=true]").first
+    expect(selected).to_have_text("Arena")  # where the last question was
     until(lambda: leaderboard(page) == expected)
     open_tab(page, "History")
     page.locator("#history-battles .battle").first.wait_for()
@@ -657,10 +659,8 @@ def test_the_tokens_of_an_answer_and_of_a_text(visit):
     expect(tokens.first.locator(".pop")).to_be_hidden()
     tokens.first.click()
     expect(tokens.first.locator(".pop")).to_contain_text("left by the settings")
-    n_tokens = tokens.count()
     page.click("#tokens-score")
-    expect(page.locator("#tokens-result")).to_contain_text("perplexity")
-    assert tokens.count() == len("首都在哪？".encode()) > n_tokens
+    expect(tokens).to_have_count(len("首都在哪？".encode()))
     page.click("#tokens-cut")
     titles = page.locator("#tokens-result h4")
     expect(titles).to_have_text(["zh", "gpt2", "north-run"])
