@@ -13,10 +13,12 @@ loads nothing from other servers. Its language is the browser's, Chinese or Engl
 The page itself is in minigpt/arena/ui/, a module for each tab.
 """
 
+import contextlib
 import os
 import socket
 import sys
-from pathlib import Path
+import threading
+import time
 
 from config.configurator import configure
 from minigpt.arena.classroom.roster import MAX_PUPILS, Roster, read_roster, write_roster
@@ -114,9 +116,10 @@ from minigpt.arena.access.rate_limit import VisitorLimits
 from minigpt.arena.access.voters import Voters
 from minigpt.arena.arena import MAX_SIDES, Arena
 from minigpt.arena.classroom.classroom import Classroom
-from minigpt.arena.endpoints import Endpoint, Endpoints, LocalRun, read_presets
+from minigpt.arena.endpoints import Endpoint, Endpoints, read_presets
 from minigpt.arena.health import HealthMonitor
 from minigpt.arena.i18n import ENGLISH
+from minigpt.arena.local_runs import LocalModel, LocalRun
 from minigpt.arena.store import Ledger
 from minigpt.arena.ui.app import make_app
 from minigpt.arena.ui.context import PageContext
@@ -125,22 +128,19 @@ from minigpt.arena.window.runs import RunFolders
 from minigpt.common.presets import read_prompts
 from minigpt.common.urls import address, is_everywhere, is_local
 from minigpt.data.prompts import chat_ids, stop_ids
-from minigpt.evaluation.quantization_cost import load_for_generation
-from minigpt.inference.engine import Engine
-from minigpt.inference.scheduler import QueueLimits, RequestScheduler, set_threads
-from minigpt.models import checkpoint
+from minigpt.models.folders import find_runs, model_names, prompt_format
 from minigpt.openai.safe_http import DEFAULT as OWN_NETWORKS
 from minigpt.openai.safe_http import Allowed, lan_address
 from minigpt.openai.transport import Caps
 from minigpt.serving.allowed_hosts import AllowedHosts
 from minigpt.serving.asgi import serve
-from minigpt.tokenizer.chat_template import kind_of
 
 
 def main():
     settings = read_settings()
     networks = Allowed((*OWN_NETWORKS, *settings.networks))
-    arena = make_arena(settings, networks)
+    runs, hashes = listed_runs(settings), {}
+    arena = make_arena(settings, networks, runs.values(), hashes)
     prompts = read_prompts(settings.examples)
     voters = Voters.beside(settings.ledger)
     classroom = None
@@ -155,66 +155,95 @@ def main():
     hosts = AllowedHosts(settings.allowed_hosts, settings.host)
     app = PageFilter(EventStreams(make_app(page)), voters, hosts, settings.auth)
     monitor.start()
+    loading = threading.Thread(target=load_runs, args=(settings, runs, hashes, arena), daemon=True)
+    loading.start()
     print(welcome(settings, arena), flush=True)
     serve(app, settings.host, settings.port)
 
 
-def make_arena(settings, networks):
+def listed_runs(settings):
+    """{folder: LocalRun} of --runs, or of the runs in out/, the newest first: the chat opens on the
+    first. Their models are not loaded. UserError if a folder of --runs is no run; of out/ a folder
+    that is none is named and passed over."""
+    folders, problems = settings.runs, []
+    if not folders:
+        found, problems = find_runs("out")
+        folders = [str(folder) for folder in found]
+    for problem in problems:
+        print(f"passed over: {problem}", file=sys.stderr, flush=True)
+    names = model_names(folders)
+    return {
+        folder: LocalRun(name, prompt_format(folder))
+        for name, folder in zip(names, folders, strict=True)
+    }
+
+
+def make_arena(settings, networks, runs, hashes):
     """The Arena: local runs, the servers of --endpoints, and the ledger."""
     ledger = Ledger(settings.ledger)
-    entries, checkpoints = local_runs(settings)
+    entries = list(runs)
     if settings.endpoints:
         presets = read_presets(settings.endpoints)
         entries += [Endpoint(*preset, allowed=networks) for preset in presets]
     return Arena(
         Endpoints(entries),
         ledger,
-        checkpoints,
+        hashes,
         deadline_seconds=settings.deadline,
         max_battles=settings.most_battles,
     )
 
 
-def local_runs(settings):
-    """([LocalRun], name → hash of its weights) of the folders of runs."""
-    folders = settings.runs or [str(folder) for folder in newest_first(Path("out").glob("*"))]
-    engines, loaded, hashes = {}, {}, {}
-    for name, folder in zip(checkpoint.model_names(folders), folders, strict=True):
-        trained = load_for_generation(folder, settings.device, settings.dtype)
-        engines[name] = Engine(trained.model, trained.tokenizer.n_vocab, n_slots=settings.slots)
-        loaded[name] = trained
-        hashes[name] = checkpoint.weights_hash(folder)[:16]
-    set_threads(engines)
-    # The deadline of a side includes the time in the queue. The queue has room for all battles.
-    limits = QueueLimits(
+def load_runs(settings, runs, hashes, arena):
+    """Load the models of listed_runs(), in the background: the page is open before PyTorch is
+    loaded. A run that cannot be loaded is named, and leaves the list.
+
+    hashes: gets name → hash of the weights.
+    """
+    # Here, because each loads PyTorch.
+    from minigpt.evaluation.quantization_cost import load_for_generation
+    from minigpt.inference.engine import Engine
+    from minigpt.inference.scheduler import RequestScheduler, set_threads
+    from minigpt.models.checkpoint import weights_hash
+
+    host, began, largest = RequestScheduler({}, queue_limits(settings)), time.monotonic(), 0
+    for folder, local in runs.items():
+        try:
+            trained = load_for_generation(folder, settings.device, settings.dtype)
+            hashes[local.name] = weights_hash(folder)[:16]
+        except Exception as error:  # of any kind: the other runs are loaded all the same
+            problem = str(error) if isinstance(error, UserError) else repr(error)
+            print(f"passed over: {local.name}: {problem}", file=sys.stderr, flush=True)
+            local.fail(problem)
+            with contextlib.suppress(UserError):  # the admin was faster
+                arena.endpoints.remove(local.name)
+            continue
+        engine = Engine(trained.model, trained.tokenizer.n_vocab, n_slots=settings.slots)
+        size = sum(weight.numel() for weight in trained.model.parameters())
+        if size > largest:  # as many threads as the largest model needs
+            largest = size
+            set_threads({local.name: engine})
+        host.add(local.name, engine)
+        ends = stop_ids(trained.tokenizer)
+        local.start(LocalModel(host, trained.tokenizer, conversation_encoder(trained), ends))
+    if hashes:
+        print(f"{len(hashes)} runs loaded in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def queue_limits(settings):
+    """The deadline of a side includes the time in the queue. The queue has room for all battles."""
+    from minigpt.inference.scheduler import QueueLimits  # here: it loads PyTorch
+
+    return QueueLimits(
         max_waiting=MAX_SIDES * settings.most_battles,
         queue_seconds=settings.deadline,
         total_seconds=max(QueueLimits.total_seconds, settings.deadline),
     )
-    host = RequestScheduler(engines, limits) if engines else None
-    entries = [
-        LocalRun(
-            host,
-            name,
-            each.tokenizer,
-            conversation_encoder(each),
-            stop_ids(each.tokenizer),
-            kind_of(each.prompt_format),
-        )
-        for name, each in loaded.items()
-    ]
-    return entries, hashes
 
 
 def endpoint_caps(settings):
     """--deadline alone decides how long an answer may take, and how long a server may be silent."""
     return Caps(idle_seconds=settings.deadline, total_seconds=settings.deadline)
-
-
-def newest_first(folders):
-    """The runs among `folders`: the chat opens on the first."""
-    runs = [folder for folder in folders if checkpoint.exists(folder)]
-    return sorted(runs, key=lambda run: (-(run / "config.json").stat().st_mtime, run))
 
 
 def conversation_encoder(trained):

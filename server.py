@@ -99,6 +99,7 @@ from minigpt.evaluation.quantization_cost import load_for_generation
 from minigpt.inference.engine import Engine
 from minigpt.inference.scheduler import QueueLimits, RequestScheduler, set_threads
 from minigpt.models import checkpoint
+from minigpt.models.folders import model_names
 from minigpt.openai.request_reader import RequestLimits
 from minigpt.openai.safe_http import lan_address
 from minigpt.serving.allowed_hosts import AllowedHosts
@@ -174,7 +175,7 @@ def key_of(settings):
 def load(settings, folders):
     """(name → Served, the RequestScheduler of their engines)."""
     models, engines = {}, {}
-    for name, folder in zip(checkpoint.model_names(folders), folders, strict=True):
+    for name, folder in zip(model_names(folders), folders, strict=True):
         trained = load_for_generation(folder, settings.device, settings.dtype, settings.kernels)
         engines[name] = Engine(trained.model, trained.tokenizer.n_vocab, n_slots=settings.slots)
         models[name] = Served(

@@ -76,7 +76,7 @@ from minigpt.evaluation.comparison import (
     summaries,
 )
 from minigpt.evaluation.side_by_side import as_html, as_lines, as_markdown
-from minigpt.models import checkpoint
+from minigpt.models.folders import model_names
 from minigpt.openai.client import Client
 from minigpt.synthesis.servers import read_servers
 
@@ -88,7 +88,7 @@ def main():
     print(settings.describe(), flush=True)
     questions = read_asked(settings.questions)
     presets = read_endpoints(settings.endpoints)
-    run_names = checkpoint.model_names(settings.runs)
+    run_names = model_names(settings.runs)
     file_names = [Path(path).stem for path in settings.answers]
     names = unique([*run_names, *(preset.name for preset in presets), *file_names])
     # Files are read first: an error in one of them is found before anything is asked.

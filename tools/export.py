@@ -47,13 +47,14 @@ if __name__ == "__main__":
 from minigpt.interop import gguf_export, hf_export
 from minigpt.interop.export_folder import check_target
 from minigpt.models import checkpoint
+from minigpt.models.folders import model_names
 from minigpt.tokenizer.export import answer_mark_text, special_texts
 from minigpt.tokenizer.tokenizer import PATTERNS
 
 
 def main():
     settings = read_settings()
-    name = checkpoint.model_names([settings.out_dir])[0].replace("/", "-")
+    name = model_names([settings.out_dir])[0].replace("/", "-")
     output = Path(settings.output or default_output(settings, name))
     check(settings, output)
     trained = checkpoint.load(settings.out_dir)

@@ -12,6 +12,7 @@ import threading
 from dataclasses import dataclass, field
 
 from minigpt.arena.battles import Battle, choose_pair
+from minigpt.arena.i18n import ArenaError
 from minigpt.arena.store import BattleRecord, SideRecord
 from minigpt.common.errors import UserError
 
@@ -23,14 +24,12 @@ MAX_ANSWER_CHARS = 20_000
 def check_prompt(prompt):
     """UserError if a prompt is empty or too long."""
     if not prompt.strip():
-        raise UserError("prompt: empty; expected a question or the beginning of a text")
+        raise ArenaError("prompt_empty")
     if len(prompt) > MAX_PROMPT_CHARS:
-        raise UserError(
-            f"prompt: {len(prompt):,} characters; expected at most {MAX_PROMPT_CHARS:,}"
-        )
+        raise ArenaError("prompt_long", n=len(prompt), most=MAX_PROMPT_CHARS)
 
 
-class TooManyBattles(UserError):
+class TooManyBattles(ArenaError):
     """The voter, or the arena, already runs as many battles as are allowed."""
 
 
@@ -82,8 +81,8 @@ class Arena:
     """See the module's docstring.
 
     endpoints: minigpt.arena.endpoints.Endpoints. ledger: minigpt.arena.store.Ledger. checkpoints:
-    name of a local run → hash of its weights. deadline_seconds, max_answer_chars: of each side.
-    max_battles: at the same time.
+    name of a local run → hash of its weights; more may be added later. deadline_seconds,
+    max_answer_chars: of each side. max_battles: at the same time.
     """
 
     def __init__(
@@ -97,7 +96,7 @@ class Arena:
     ):
         self.endpoints, self.ledger = endpoints, ledger
         self.max_battles = max_battles
-        self._checkpoints = checkpoints or {}
+        self._checkpoints = {} if checkpoints is None else checkpoints
         self.deadline_seconds = deadline_seconds
         self._limits = dict(deadline_seconds=deadline_seconds, max_chars=max_answer_chars)
         self._rng = random.SystemRandom()
@@ -113,7 +112,7 @@ class Arena:
         """
         check_prompt(prompt)
         if names is not None and not 2 <= len(set(names)) == len(names) <= MAX_SIDES:
-            raise UserError(f"models: {len(names)} chosen; expected 2 to {MAX_SIDES}")
+            raise ArenaError("n_models", n=len(names), most=MAX_SIDES)
         kind = "blind" if names is None else "open"
         with self._lock:
             self._check_capacity(voter)
@@ -154,11 +153,9 @@ class Arena:
     def _check_capacity(self, voter):
         self._running = [each for each in self._running if not each.battle.ended]
         if any(each.voter == voter for each in self._running):
-            raise TooManyBattles("your last battle is still running: stop it, or wait for its end")
+            raise TooManyBattles("still_running")
         if len(self._running) >= self.max_battles:
-            raise TooManyBattles(
-                f"{self.max_battles} battles are running already: try again in a moment"
-            )
+            raise TooManyBattles("too_many_battles", n=self.max_battles)
 
     def _choose_pair(self, pairing):
         by_model = self.available()
@@ -219,9 +216,17 @@ class Arena:
         """Save a vote on a recorded battle: the index of a side, "tie" or "none". quota: the most
         votes of the voter. UserError if the vote is not allowed."""
         if arena_battle.record_id is None:
-            raise UserError("this battle is still running: vote when all sides have ended")
+            raise ArenaError("vote_early")
         self.ledger.vote(arena_battle.record_id, arena_battle.voter, choice, quota)
         arena_battle.choice = choice
+
+    def vote_earlier(self, battle_id, voter, choice, quota=None):
+        """As vote(), on a battle that the voter's page no longer shows: a click that arrived late,
+        or twice."""
+        record = self.ledger.battle(battle_id)
+        if record is None or record.round is not None:  # rounds have votes of their own
+            raise ArenaError("vote_foreign")
+        self.ledger.vote(battle_id, voter, choice, quota)
 
 
 def _model_of(endpoint):

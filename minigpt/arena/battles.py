@@ -19,6 +19,8 @@ A side is an object that is used by this battle only, with
                                    and what it wrote instead of one
     finish_reason, usage           after the stream, if it has them: why the text ended, and
                                    {"completion_tokens": …}
+    again()                        another side of the same model. It is called if a side of the
+                                   battle raises SettingRefused
 A side may fail, wait, write or block for ever: no other side is affected. This module uses neither
 the network nor the page.
 """
@@ -30,7 +32,7 @@ import time
 from itertools import combinations
 from typing import NamedTuple
 
-from minigpt.common.errors import UserError
+from minigpt.arena.i18n import ArenaError
 from minigpt.common.text import SurrogateJoiner
 
 # Public messages by end reason, for a side that did not end by itself. They do not reveal who the
@@ -58,7 +60,7 @@ def choose_pair(names, counts, rng, pairing="random"):
     """
     pairs = list(combinations(names, 2))
     if not pairs:
-        raise UserError(f"a battle needs two models, and there is {len(names)}: add another")
+        raise ArenaError("few_models", n=len(names))
     if pairing == "least":
         fewest = min(counts.get(frozenset(pair), 0) for pair in pairs)
         pairs = [pair for pair in pairs if counts.get(frozenset(pair), 0) == fewest]
@@ -70,6 +72,15 @@ def common_settings(settings, sides):
     not support is given to no side."""
     unsupported = [name for name in settings if not all(name in side.takes for side in sides)]
     return {name: settings[name] for name in settings if name not in unsupported}, unsupported
+
+
+class SettingRefused(Exception):
+    """A side's model refuses the setting `name`, before it has written anything. The battle begins
+    again without it, for all sides: answers are compared that have the same settings."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.name = name
 
 
 class SideState(NamedTuple):
@@ -124,37 +135,68 @@ class Battle:
 
     messages: the conversation, whose last message is the question. deadline_seconds: total time of
     a side. max_chars: of a side's text; a longer text is cut, and the side is closed.
+    settings, unsupported: those that the answers have, and the names of those that they lack
+    because a side does not support them. Both change when a side refuses a setting.
     """
 
     def __init__(self, messages, settings, sides, deadline_seconds=120.0, max_chars=20_000):
         self.settings, self.unsupported = common_settings(settings, sides)
-        self._runners = [
-            _Runner(side, messages, self.settings, deadline_seconds, max_chars) for side in sides
-        ]
+        self._messages, self._limits = messages, (deadline_seconds, max_chars)
+        self._lock = threading.Lock()  # of _runners, which a refused setting replaces
+        self._runners = [self._runner(side) for side in sides]
         for runner in self._runners:
             runner.start()
 
+    def _runner(self, side):
+        return _Runner(side, self._messages, self.settings, *self._limits, self._leave_out)
+
+    def _leave_out(self, refusing, name):
+        """The side of the runner `refusing` refuses a setting: begin again without it. Sides that
+        have failed stay as they are."""
+        with self._lock:
+            if not refusing.end("failed", "failed", f"it refuses the setting {name}"):
+                return  # it was stopped meanwhile, or another side has refused a setting
+            if name not in self.settings:
+                return  # it would be refused again and again
+            self.settings = {key: self.settings[key] for key in self.settings if key != name}
+            self.unsupported = [*self.unsupported, name]
+            before, self._runners = self._runners, []
+            for runner in before:
+                goes_on = runner is refusing or not runner.has_failed
+                self._runners.append(self._runner(runner.side.again()) if goes_on else runner)
+            for old, new in zip(before, self._runners, strict=True):
+                if old is not new:
+                    old.end("stopped", "stopped", name)
+                    new.start()
+
     def snapshot(self):
         """A SideState for each side, in their order."""
-        return [runner.state() for runner in self._runners]
+        with self._lock:
+            return [runner.state() for runner in self._runners]
 
     @property
     def ended(self):
         """Whether all sides have ended; then snapshot() no longer changes."""
-        return all(runner.ended.is_set() for runner in self._runners)
+        with self._lock:
+            return all(runner.ended.is_set() for runner in self._runners)
 
     def wait(self, seconds):
         """Wait until all sides have ended, for at most `seconds` (None: for ever); returns whether
         they have. Each side has a deadline, so they do end."""
-        if seconds is None:
-            return all(runner.ended.wait() for runner in self._runners)
-        until = time.monotonic() + seconds
-        return all(r.ended.wait(max(0.0, until - time.monotonic())) for r in self._runners)
+        until = None if seconds is None else time.monotonic() + seconds
+        while not self.ended:
+            with self._lock:
+                running = next((r for r in self._runners if not r.ended.is_set()), None)
+            left = None if until is None else max(0.0, until - time.monotonic())
+            if running and not running.ended.wait(left):
+                return False
+        return True
 
     def stop(self):
         """Stop the sides that still run. Returns at once; sides that have ended do not change."""
-        for runner in self._runners:
-            runner.end("stopped", "stopped", "stopped before its end")
+        with self._lock:
+            for runner in self._runners:
+                runner.end("stopped", "stopped", "stopped before its end")
 
 
 class DisplayText:
@@ -189,11 +231,12 @@ class DisplayText:
 
 class _Runner:
     """A side, the thread that reads it and the timer that ends it. Only the first end counts: what
-    the side does afterwards is ignored."""
+    the side does afterwards is ignored. on_refusal(runner, name): called if the side refuses a
+    setting; it ends the runner."""
 
-    def __init__(self, side, messages, settings, deadline_seconds, max_chars):
+    def __init__(self, side, messages, settings, deadline_seconds, max_chars, on_refusal):
         self.ended = threading.Event()
-        self._side, self._settings = side, settings
+        self.side, self._settings, self._on_refusal = side, settings, on_refusal
         self._messages = [dict(message) for message in messages]
         self._max_chars = max_chars
         self._text, self._lock = DisplayText(max_chars), threading.Lock()
@@ -203,6 +246,12 @@ class _Runner:
         timeout = ("failed", "deadline", f"no end within {deadline_seconds:g} s")
         self._timer = threading.Timer(deadline_seconds, self.end, timeout)
         self._timer.daemon = True
+        self._began = time.monotonic()
+
+    @property
+    def has_failed(self):
+        """Whether it has ended without an answer of its own."""
+        return self.ended.is_set() and self._status != "done"
 
     def start(self):
         self._began = time.monotonic()
@@ -227,13 +276,14 @@ class _Runner:
 
     def _extra(self, name):
         """One of the side's optional texts, cleaned for display."""
-        return _CONTROL.sub("", getattr(self._side, name, "")[: self._max_chars])
+        return _CONTROL.sub("", getattr(self.side, name, "")[: self._max_chars])
 
     def end(self, status, reason, error=None, tokens=None):
-        """End the side, unless it has ended already, and close it. Returns at once."""
+        """End the side and close it, unless it has ended already; returns whether it had not.
+        Returns at once."""
         with self._lock:
             if self.ended.is_set():
-                return
+                return False
             self._text.push("", final=True)
             self._status, self._end_reason, self._error = status, reason, error
             self._tokens, self._elapsed = tokens, self._now()
@@ -241,18 +291,21 @@ class _Runner:
         self._timer.cancel()
         # In its own thread, because closing may block too.
         threading.Thread(target=self._close, name="closing", daemon=True).start()
+        return True
 
     def _now(self):
         return time.monotonic() - self._began
 
     def _read(self):
         try:
-            for chunk in self._side.stream(self._messages, dict(self._settings)):
+            for chunk in self.side.stream(self._messages, dict(self._settings)):
                 if not self._add(chunk):
                     return
-            tokens = (getattr(self._side, "usage", None) or {}).get("completion_tokens")
-            reason = getattr(self._side, "finish_reason", None) or "stop"
+            tokens = (getattr(self.side, "usage", None) or {}).get("completion_tokens")
+            reason = getattr(self.side, "finish_reason", None) or "stop"
             self.end("done", reason, tokens=tokens)
+        except SettingRefused as refused:
+            self._on_refusal(self, refused.name)
         except Exception as error:  # of any kind: it must not affect the other sides
             reason = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
             self.end("failed", "failed", reason)
@@ -272,6 +325,6 @@ class _Runner:
 
     def _close(self):
         try:
-            self._side.close()
+            self.side.close()
         except Exception as error:
             log.info(f"a side could not be closed: {type(error).__name__}: {error}")

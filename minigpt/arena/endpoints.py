@@ -1,4 +1,4 @@
-"""Endpoints: servers and local runs that answer a conversation with a stream of text.
+"""Endpoints: servers that answer a conversation with a stream of text, and the list of endpoints.
 
     side = Endpoint("lab", "http://192.168.1.20:5000", "sft").side()
     messages = [{"role": "user", "content": "黄河发源于哪里？"}]
@@ -6,8 +6,8 @@
     side.finish_reason, side.usage     # "stop", {"prompt_tokens": …, "completion_tokens": …, …}
     side.close()                       # from any thread: a read that blocks ends at once
 
-A LocalRun has the same interface. What a server sends is untrusted: its text is passed on as it is,
-bounded in size and time; every failure is an EndpointError.
+A LocalRun (minigpt.arena.local_runs) has the same interface. What a server sends is untrusted: its
+text is passed on as it is, bounded in size and time; every failure is an EndpointError.
 """
 
 import contextlib
@@ -19,6 +19,8 @@ import time
 from dataclasses import replace
 from typing import NamedTuple
 
+from minigpt.arena.battles import SettingRefused
+from minigpt.arena.i18n import ArenaError
 from minigpt.arena.thoughts import ThoughtSplitter
 from minigpt.common.errors import UserError
 from minigpt.common.presets import read_text
@@ -31,9 +33,7 @@ from minigpt.common.urls import (
     root_path,
     with_scheme,
 )
-from minigpt.inference.engine import Request
-from minigpt.inference.scheduler import QueueFull, SchedulerStopped
-from minigpt.openai.answers import USAGE, decode, read_json, read_parts
+from minigpt.openai.answers import decode, read_json, read_parts
 from minigpt.openai.errors import ApiError
 from minigpt.openai.safe_http import Allowed
 from minigpt.openai.schemas import Sampling
@@ -63,8 +63,8 @@ class EndpointError(Exception):
 
 
 class Health(NamedTuple):
-    """What probe() found. status: "ok", "slow", or the kind of an EndpointError; models: what it
-    serves; latency_ms: of its list of models; message: for people, or ""."""
+    """What probe() found. status: "ok", "slow", "loading", or the kind of an EndpointError; models:
+    what it serves; latency_ms: of its list of models; message: for people, or ""."""
 
     status: str
     models: tuple[str, ...]
@@ -91,6 +91,7 @@ class Endpoint:
             raise UserError("\n".join(problems))
         self._transport, self.caps = Transport(base_url, allowed=allowed), caps or Caps()
         self._fields = None  # of a chat request, by the server's own description, where it has one
+        self._refused = set()  # settings that the server has refused
         self.health = None  # the Health of the last probe()
         self.prompt_format = None  # of its model, if its server says so: ours does
 
@@ -101,11 +102,16 @@ class Endpoint:
     @property
     def takes(self):
         """Names of the settings that the server takes. A cautious few until probe() has read its
-        /openapi.json; where it has none (or it does not list them) it stays with these. A server
-        that does not answer takes them all: it restricts nobody else in a battle."""
+        /openapi.json; where it has none (or it does not list them) it stays with these. Not those
+        that it has refused. A server that does not answer takes them all: it restricts nobody else
+        in a battle."""
         if self._fields is not None:
-            return SETTINGS & self._fields
-        return CAUTIOUS if self.is_alive else SETTINGS
+            return (SETTINGS & self._fields) - self._refused
+        return CAUTIOUS - self._refused if self.is_alive else SETTINGS
+
+    def refuse(self, name):
+        """Remember that the server refuses a setting."""
+        self._refused = self._refused | {name}
 
     @property
     def is_alive(self):
@@ -249,7 +255,8 @@ class EndpointStream:
                 self._connection.abort()
 
     def stream(self, messages, settings):
-        """Yield the text of the answer in pieces, as they come. EndpointError where it fails.
+        """Yield the text of the answer in pieces, as they come. EndpointError where it fails;
+        SettingRefused, before any text, where the server refuses one of the settings.
 
         messages: [{"role": …, "content": …}, …]; settings: name → value, None for the server's own.
         """
@@ -263,14 +270,26 @@ class EndpointStream:
         if self._closed.is_set() and self.finish_reason is None:
             self.finish_reason = "cancelled"
 
+    def again(self):
+        """See minigpt.arena.battles."""
+        return self._endpoint.side()
+
     def _answer(self, body):
         while True:
             try:
                 yield from self._read(body)
                 return
             except EndpointError as error:
-                if not _without_refused_field(body, error):
+                refused = _refused_field(body, error)
+                if refused is None:
                     raise
+            value = body.pop(refused)
+            if refused == "max_tokens":
+                body["max_completion_tokens"] = value
+            elif refused in SETTINGS or refused == "max_completion_tokens":
+                name = refused.replace("_completion", "")
+                self._endpoint.refuse(name)
+                raise SettingRefused(name)
 
     def _read(self, body):
         request = "POST", self._endpoint.api("/chat/completions"), self._endpoint.caps, body
@@ -299,130 +318,14 @@ class EndpointStream:
                 raise ApiError("cancelled", "closed")
 
 
-def _without_refused_field(body, error):
-    """Leave out of `body` the field that a server refused, if its error names one; returns whether
-    it did. Some refuse to be asked for the usage (Mistral's): then it stays unknown."""
+def _refused_field(body, error):
+    """The field of `body` that a server refused, if its error names one, else None. Some refuse to
+    be asked for the usage (Mistral's): then it stays unknown."""
     refused = error.cause and error.cause.meaning(body)[1]
     if refused:
-        value = body.pop(refused)
-        if refused == "max_tokens":
-            body["max_completion_tokens"] = value
-        return True
-    is_refused = error.kind in ("http 400", "http 422")
-    return is_refused and body.pop("stream_options", None) is not None
-
-
-# -- a run of our own ------------------------------------------------------------------------------
-
-
-class LocalRun:
-    """A model of a RequestScheduler in this process, used as an Endpoint is.
-
-    name: the engine's in the scheduler. encode([(role, text), …]): the ids to continue for a
-    conversation; UserError where it has none. end_ids: the ids that end an answer. prompt_format:
-    "plain", "qa" or "chat".
-    """
-
-    takes = SETTINGS - {"stop"}
-    is_alive = True
-
-    def __init__(self, host, name, tokenizer, encode, end_ids, prompt_format=None):
-        self.host, self.name, self.model, self.tokenizer = host, name, name, tokenizer
-        self.prompt_format = prompt_format
-        self._encode, self._end_ids = encode, end_ids
-
-    def __repr__(self):
-        return f"LocalRun({self.name!r})"
-
-    def side(self):
-        """A LocalStream, to write one text."""
-        return LocalStream(self)
-
-    def probe(self):
-        """A Health, at once."""
-        return Health("stopping" if self.host.draining else "ok", (self.name,), 0.0)
-
-    def request(self, messages, settings):
-        """The engine's Request for a conversation. Settings that are absent or None take the
-        engine's defaults, which leave probabilities as the model has them."""
-        given = {name: value for name, value in settings.items() if value is not None}
-        if given.keys() - self.takes:
-            unknown = ", ".join(sorted(given.keys() - self.takes))
-            raise EndpointError("rejected", f"{self.name}: it does not take {unknown}")
-        if "max_tokens" in given:
-            given["max_new_tokens"] = given.pop("max_tokens")
-        try:
-            ids = self._encode([(message["role"], message["content"]) for message in messages])
-        except UserError as error:
-            raise EndpointError("rejected", f"{self.name}: {error}") from None
-        return Request(ids, stop_ids=self._end_ids, **given)
-
-    def submit(self, request):
-        """The host's stream of tokens for a Request."""
-        try:
-            (stream,) = self.host.submit(self.name, [request])
-            return stream
-        except UserError as error:
-            kinds = {QueueFull: "busy", SchedulerStopped: "stopping"}
-            kind = kinds.get(type(error), "rejected")
-            raise EndpointError(kind, f"{self.name}: {error}") from None
-
-
-class LocalStream:
-    """One text of a LocalRun, used as an EndpointStream is."""
-
-    def __init__(self, local):
-        self._local, self.finish_reason, self.usage = local, None, None
-        self.thoughts, self._closed = "", threading.Event()
-
-    takes = property(lambda self: self._local.takes)
-
-    def close(self):
-        """End what stream() writes, from any thread and for good: it looks four times a second."""
-        self._closed.set()
-
-    def stream(self, messages, settings):
-        """As EndpointStream.stream()."""
-        request = self._local.request(messages, settings)
-        tokens = self._local.submit(request)
-        n_written, decoder, splitter = 0, self._local.tokenizer.stream(), ThoughtSplitter()
-        try:
-            for token in self._until_closed(tokens):
-                n_written += 1
-                yield from self._split(splitter, decoder.push(token.id))
-            rest = "\ufffd" if decoder.flush() else ""
-            yield from self._split(splitter, rest, final=True)
-        finally:
-            tokens.cancel()
-            n_prompt = len(request.ids)
-            counts = (n_prompt, n_written, n_prompt + n_written)
-            self.usage = dict(zip(USAGE, counts, strict=True))
-        self._end(tokens)
-
-    def _split(self, splitter, text, final=False):
-        text, thoughts = splitter.push(text, final)
-        self.thoughts = (self.thoughts + thoughts)[:MAX_THOUGHTS]
-        if text:
-            yield text
-
-    def _until_closed(self, tokens):
-        for token in tokens:
-            if self._closed.is_set():
-                return
-            if token is not None:
-                yield token
-
-    def _end(self, tokens):
-        """Set the finish_reason, or raise what ended the text."""
-        reason, name = tokens.finish_reason, self._local.name
-        if reason in ("stop", "length"):
-            self.finish_reason = reason
-        elif self._closed.is_set():
-            self.finish_reason = "cancelled"
-        elif reason == "cancelled":
-            raise EndpointError("stopping", f"{name}: its host was stopped")
-        else:
-            raise EndpointError(reason, f"{name}: {tokens.error}")
+        return refused
+    is_refused = error.kind in ("http 400", "http 422") and "stream_options" in body
+    return "stream_options" if is_refused else None
 
 
 # -- the list --------------------------------------------------------------------------------------
@@ -528,20 +431,20 @@ class Endpoints:
         """Add an Endpoint or LocalRun. UserError where its name is taken."""
         with self._lock:
             if endpoint.name in self._by_name:
-                raise UserError(f"there is an endpoint called {endpoint.name} already")
+                raise ArenaError("known_endpoint", name=endpoint.name)
             self._by_name[endpoint.name] = endpoint
 
     def remove(self, name):
         """Remove one from the list; texts that it is writing continue."""
         with self._lock:
             if self._by_name.pop(name, None) is None:
-                raise UserError(f"there is no endpoint called {name}")
+                raise ArenaError("unknown_endpoint", name=name)
 
     def get(self, name):
         """The one with this name; its side() writes a text."""
         with self._lock:
             if name not in self._by_name:
-                raise UserError(f"there is no endpoint called {name}")
+                raise ArenaError("unknown_endpoint", name=name)
             return self._by_name[name]
 
     def all(self):

@@ -13,18 +13,38 @@ from minigpt.openai.answers import CUT_REASONS
 
 SIDE_LETTERS = "ABCD"
 FEW_BATTLES = 10  # a rating from fewer battles is marked as uncertain
+HEALTHY = {"ok": "health_ok", "slow": "health_slow", "loading": "health_loading"}  # → strings
 MAX_HISTORY_CHARS = 2000  # of a text in the history; the downloads have the whole text
+
+HEADER = '<header class="page-header"><h1>MiniGPT Arena</h1></header>'
 
 CSS = """
 .gradio-container { width: 100% !important; max-width: min(1180px, 100vw) !important;
   margin: 0 auto !important; }
-.page-header { padding: 4px 2px 0; }
-.page-header h1 { font-size: 1.35em; font-weight: 650; margin: 0; color: var(--body-text-color); }
-.page-header p { margin: 2px 0 0; color: var(--body-text-color-subdued); }
-.quiet { color: var(--body-text-color-subdued); line-height: 1.6; }
+.gradio-container .form { background: none; border: 0; box-shadow: none; gap: 16px;
+  overflow: visible; }
+.gradio-container .block { overflow: visible !important; }
+.page-header h1 { font-size: 22px; font-weight: 650; margin: 8px 0 0; line-height: 1.2;
+  letter-spacing: .01em; color: var(--body-text-color); }
+#page-about { margin-top: -10px; }
+.quiet, .quiet p { color: var(--body-text-color-subdued) !important; line-height: 1.7; }
+.quiet { max-width: 52em; }
+.side > div, .side .prose { height: 100%; }
 .side { flex: 1 1 240px !important; min-width: 240px !important; }
+#chat-messages { border: 1px solid var(--border-color-primary); border-radius: 10px;
+  background: var(--background-fill-primary); }
+#arena-votes, #class-votes { justify-content: center; }
+.gradio-container .row > button { flex-basis: auto; white-space: nowrap; }
+.dark { color-scheme: dark; --color-accent: var(--primary-400); }
+.form-title p { font-weight: 600; }
+.inline-form { align-items: flex-end; }
+.inline-form .form:has(#class-code) { flex: 0 1 320px !important; min-width: 160px !important; }
+:is(#class-password, #admin-password) { max-width: 320px; margin: 0 !important; }
+.progress { height: 8px; border-radius: 99px; overflow: hidden; margin-bottom: 6px;
+  background: var(--border-color-primary); }
+.progress i { display: block; height: 100%; background: var(--color-accent); }
 .card { box-sizing: border-box; height: 100%; border: 1px solid var(--border-color-primary);
-  border-radius: 10px; padding: 12px 14px; min-height: 6em;
+  border-radius: 10px; padding: 14px 18px; min-height: 6em;
   background: var(--background-fill-primary); }
 .card .head { display: flex; justify-content: space-between; gap: 8px; font-weight: 600;
   color: var(--body-text-color); }
@@ -32,7 +52,8 @@ CSS = """
   background: var(--color-accent-soft); color: var(--body-text-color); margin-right: 4px; }
 .card .name { overflow-wrap: anywhere; }
 .card .state { font-weight: 400; color: var(--body-text-color-subdued); }
-.card .text { white-space: pre-wrap; overflow-wrap: anywhere; margin-top: 8px; line-height: 1.7;
+.card .text { white-space: pre-wrap; overflow-wrap: anywhere; margin-top: 10px; font-size: 16px;
+  line-height: 1.8;
   max-height: 26em; overflow-y: auto; color: var(--body-text-color); }
 .card .note { margin-top: 8px; font-size: .9em; color: var(--body-text-color-subdued); }
 .card details { margin-top: 8px; font-size: .9em; white-space: pre-wrap;
@@ -54,7 +75,7 @@ CSS = """
 .data-table .quiet { color: var(--body-text-color-subdued); }
 .badge { border-radius: 99px; padding: 1px 9px; font-size: .85em; white-space: nowrap; }
 .badge.ok { background: #15803d; color: #fff; }
-.badge.slow, .badge.unknown { background: #a16207; color: #fff; }
+.badge:is(.slow, .loading, .unknown) { background: #a16207; color: #fff; }
 .badge.bad { background: #b91c1c; color: #fff; }
 .bar { position: relative; min-width: 140px; height: 20px; }
 .bar i { position: absolute; top: 9px; height: 2px; background: var(--body-text-color-subdued); }
@@ -180,14 +201,6 @@ def speed(strings, seconds, tokens_per_second):
     return " · ".join(parts)
 
 
-def page_header(strings):
-    """The heading of the page, and what it is for."""
-    return (
-        f'<header class="page-header"><h1>MiniGPT Arena</h1>'
-        f"<p>{escape(strings['page_about'])}</p></header>"
-    )
-
-
 def note(text):
     """A line of status text."""
     return f'<div class="quiet">{escape(text)}</div>' if text else ""
@@ -294,7 +307,8 @@ def history(strings, battles):
 def _history_card(strings, side, index, is_chosen):
     missing = ""
     if not side.answered:
-        missing = strings["failed" if side.error else "blank_empty"]
+        blank = "blank_filtered" if side.end_reason in FILTERED else "blank_empty"
+        missing = strings["failed" if side.error else blank]
     return (
         f'<div class="card{" chosen" * is_chosen}"><div class="head">'
         f"<span>{side_label(index, side.model)}</span>"
@@ -336,8 +350,8 @@ def endpoints(strings, rows):
             badge, latency, models = "unknown", "", ""
             status = strings["not_checked"]
         else:
-            badge = health.status if health.status in ("ok", "slow") else "bad"
-            status, latency = health.status, f"{health.latency_ms:.0f} ms"
+            badge = health.status if health.status in HEALTHY else "bad"
+            status, latency = _health(strings, health.status), f"{health.latency_ms:.0f} ms"
             models = ", ".join(health.models) or health.message
         cells.append(
             [
@@ -351,3 +365,9 @@ def endpoints(strings, rows):
     header = [(strings["name"], ""), (strings["health"], ""), (strings["latency"], "number")]
     header += [(strings["served_models"], "long"), (strings["address"], "")]
     return table(header, cells)
+
+
+def _health(strings, status):
+    """The status of a Health, as text."""
+    known = HEALTHY.get(status)
+    return strings[known] if known else f"{strings['health_bad']} ({status})"

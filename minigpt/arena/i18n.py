@@ -1,5 +1,7 @@
 """The texts of the arena's page: ENGLISH and CHINESE have the same keys."""
 
+from minigpt.common.errors import UserError
+
 ENGLISH = {
     # tabs
     "chat": "Chat",
@@ -20,6 +22,7 @@ ENGLISH = {
     "max_tokens": "Longest answer, in tokens",
     "seed": "Seed (empty: a new one every time)",
     "question_hint": "Ask a question, or begin a text; Enter sends, Shift+Enter starts a new line",
+    "chat_hint": "Ask below, or take one of the preset prompts.",
     "send": "Send",
     "stop": "Stop",
     "regenerate": "Regenerate",
@@ -42,6 +45,7 @@ ENGLISH = {
     "writing": "writing …",
     "vote_now": "All have answered: which is best?",
     "voted": "Your vote is saved.",
+    "voted_earlier": "Your vote on an earlier battle is saved.",
     "voted_open": "Your vote is saved. You can change it until your next question.",
     "not_votable": "Fewer than two models have answered, so there is nothing to vote on.",
     "silent": "Without an answer: {names}.",
@@ -81,6 +85,10 @@ ENGLISH = {
     "address": "Address",
     "this_machine": "this machine",
     "not_checked": "not checked yet",
+    "health_ok": "ok",
+    "health_slow": "slow",
+    "health_loading": "loading",
+    "health_bad": "down",
     "admin": "Add or remove (admin)",
     "admin_off": "Start with --admin_password=… to add or remove endpoints here.",
     "password": "Admin password",
@@ -104,6 +112,26 @@ ENGLISH = {
     "no_cookie": "Votes need this page's cookie: allow cookies, then reload the page.",
     "too_fast": "Too many requests: wait {seconds} s.",
     "wrong_passwords": "Too many wrong passwords: wait {seconds} s.",
+    "prompt_empty": "prompt: empty; expected a question or the beginning of a text",
+    "prompt_long": "prompt: {n:,} characters; expected at most {most:,}",
+    "text_empty": "text: empty; expected a question or a text",
+    "text_long": "text: {n:,} characters; expected at most {most:,}: each token is shown with its "
+    "alternatives",
+    "text_tokens": "text: {n:,} tokens; expected at most {most:,}",
+    "n_models": "models: {n} chosen; expected 2 to {most}",
+    "few_models": "a battle needs two models, and there is {n}: add another",
+    "still_running": "your last battle is still running: stop it, or wait for its end",
+    "too_many_battles": "{n} battles are running already: try again in a moment",
+    "vote_early": "this battle is still running: vote when all sides have ended",
+    "vote_foreign": "this battle is not yours to vote on",
+    "vote_blank": "fewer than two sides of this battle have an answer: nothing to vote on",
+    "vote_final": "the vote on a blind battle is final: it has shown the names",
+    "vote_late": "a vote can be changed until your next battle, and that has begun",
+    "unknown_endpoint": "there is no endpoint called {name}",
+    "known_endpoint": "there is an endpoint called {name} already",
+    "unknown_battle": "there is no battle {n}: its number is in the history",
+    "n_prompts": "a round: {n} prompts; expected 1 to {most}",
+    "round_over": "this round has ended",
     "key_variable": "An endpoint that is added here may use only variables that begin with "
     "MINIGPT_ (not the page's own passwords); endpoints.csv may name any variable.",
     # tokens and their probabilities
@@ -170,6 +198,8 @@ ENGLISH = {
     "quota_used": "You have used all of your {n} votes.",
     "teacher": "Teacher (admin)",
     "teacher_off": "Start with --admin_password=… to use the teacher's tools.",
+    "teach_round": "A round",
+    "teach_votes": "Votes and battles",
     "round_prompts": "Prompts of a round, one a line",
     "round_prompt": "Prompt",
     "round_start": "Start the round",
@@ -223,6 +253,7 @@ CHINESE = {
     "max_tokens": "回答最长多少 token",
     "seed": "随机种子（留空：每次不同）",
     "question_hint": "提一个问题，或写一段开头；Enter 发送，Shift+Enter 换行",
+    "chat_hint": "在下面提问，或者点一条预设提示。",
     "send": "发送",
     "stop": "停止",
     "regenerate": "重新生成",
@@ -245,6 +276,7 @@ CHINESE = {
     "writing": "正在写……",
     "vote_now": "都答完了：哪个最好？",
     "voted": "投票已保存。",
+    "voted_earlier": "对之前那一局的投票已保存。",
     "voted_open": "投票已保存。提下一个问题之前可以改。",
     "not_votable": "作出回答的模型不到两个，这一局不能投票。",
     "silent": "没有回答：{names}。",
@@ -283,6 +315,10 @@ CHINESE = {
     "address": "地址",
     "this_machine": "本机",
     "not_checked": "还没检查",
+    "health_ok": "正常",
+    "health_slow": "较慢",
+    "health_loading": "加载中",
+    "health_bad": "不可用",
     "admin": "添加或删除（管理员）",
     "admin_off": "启动时加 --admin_password=… 才能在这里添加或删除端点。",
     "password": "管理员密码",
@@ -306,6 +342,25 @@ CHINESE = {
     "no_cookie": "投票需要本页的 cookie：请允许 cookie，然后刷新页面。",
     "too_fast": "请求太多：请等 {seconds} 秒。",
     "wrong_passwords": "密码错误次数太多：请等 {seconds} 秒。",
+    "prompt_empty": "问题是空的：请写一个问题，或一段文字的开头。",
+    "prompt_long": "问题有 {n:,} 个字符，最多 {most:,} 个。",
+    "text_empty": "文本是空的：请写一个问题或一段文字。",
+    "text_long": "文本有 {n:,} 个字符，最多 {most:,} 个：每个 token 都要连同候选一起显示。",
+    "text_tokens": "文本有 {n:,} 个 token，最多 {most:,} 个。",
+    "n_models": "选了 {n} 个模型，应为 2 到 {most} 个。",
+    "few_models": "对战需要两个模型，现在只有 {n} 个：请再添加一个。",
+    "still_running": "你的上一局还没结束：先停止它，或者等它结束。",
+    "too_many_battles": "已有 {n} 局正在进行：请稍后再试。",
+    "vote_early": "这一局还没结束：所有模型都答完后再投票。",
+    "vote_foreign": "这一局不是你的，不能投票。",
+    "vote_blank": "这一局作出回答的模型不到两个，不能投票。",
+    "vote_final": "盲评的票不能更改：投票后已经显示了名字。",
+    "vote_late": "你的下一局已经开始，这一局的票不能再改。",
+    "unknown_endpoint": "没有叫 {name} 的端点。",
+    "known_endpoint": "已经有叫 {name} 的端点。",
+    "unknown_battle": "没有编号为 {n} 的对局：编号见“记录”。",
+    "n_prompts": "一轮评测有 {n} 道题，应为 1 到 {most} 道。",
+    "round_over": "这一轮已经结束。",
     "key_variable": "在本页添加的端点只能使用以 MINIGPT_ 开头的环境变量"
     "（本页和 server.py 自己的密码除外）；endpoints.csv 里可以写任何变量。",
     # tokens and their probabilities
@@ -370,6 +425,8 @@ CHINESE = {
     "quota_used": "你的 {n} 票已用完。",
     "teacher": "老师（管理员）",
     "teacher_off": "启动时加 --admin_password=… 才能使用老师的功能。",
+    "teach_round": "一轮评测",
+    "teach_votes": "投票与对局",
     "round_prompts": "一轮评测的题目，一行一题",
     "round_prompt": "题目",
     "round_start": "开始一轮",
@@ -402,6 +459,22 @@ CHINESE = {
     "same_length": "等长评分",
     "length_help": "等长评分：假设所有回答一样长时的评分；回答长一倍，相当于 {points} 分。",
 }
+
+
+class ArenaError(UserError):
+    """An error that the page shows in the language of the visitor; as text it is English. key: of
+    its string; values: for the string's placeholders."""
+
+    def __init__(self, key, **values):
+        super().__init__(ENGLISH[key].format(**values))
+        self.key, self.values = key, values
+
+
+def error_text(strings, error):
+    """What a UserError says, in the language of `strings` if it is an ArenaError."""
+    if isinstance(error, ArenaError):
+        return strings[error.key].format(**error.values)
+    return str(error)
 
 
 def strings_for(accept_language):

@@ -17,6 +17,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from minigpt.arena.database import Database
+from minigpt.arena.i18n import ArenaError
 from minigpt.arena.ratings import Decided, vote_choices
 from minigpt.common.errors import UserError
 from minigpt.common.text import replace_lone_surrogates
@@ -155,34 +156,31 @@ class Ledger(Database):
         with self.transaction("IMMEDIATE"):
             found = self._records("WHERE id = ?", (battle_id,))
             battle = found[0] if found else None
-            problem = self._vote_problem(battle, voter, choice)
-            if not problem and battle.round is None and battle.choice is None:
-                problem = self._quota_problem(voter, quota)
-            if problem:
-                raise UserError(problem)
+            self._check_vote(battle, voter, choice)
+            if battle.round is None and battle.choice is None:
+                self._check_quota(voter, quota)
             self.execute("UPDATE battle SET choice = ? WHERE id = ?", (choice, battle_id))
         return replace(found[0], choice=choice)
 
-    def _vote_problem(self, battle, voter, choice):
-        """Why this vote is not allowed, or None."""
+    def _check_vote(self, battle, voter, choice):
+        """UserError if this vote is not allowed."""
         if battle is None or battle.voter != voter:  # one answer: do not reveal which exist
-            return "this battle is not yours to vote on"
+            raise ArenaError("vote_foreign")
         if not battle.votable:
-            return "fewer than two sides of this battle have an answer: nothing to vote on"
+            raise ArenaError("vote_blank")
         if type(choice) not in (int, str) or choice not in battle.choices:
-            return f"vote: {choice!r}: expected one of {', '.join(map(str, battle.choices))}"
+            expected = ", ".join(map(str, battle.choices))
+            raise UserError(f"vote: {choice!r}: expected one of {expected}")
         later = "SELECT 1 FROM battle WHERE voter = ? AND id > ?"
         changed = battle.choice not in (None, choice)
         if changed and battle.kind == "blind":
-            return "the vote on a blind battle is final: it has shown the names"
+            raise ArenaError("vote_final")
         if changed and self.execute(later, (voter, battle.id)).fetchone():
-            return "a vote can be changed until your next battle, and that has begun"
-        return None
+            raise ArenaError("vote_late")
 
-    def _quota_problem(self, voter, quota):
+    def _check_quota(self, voter, quota):
         if quota is not None and self._n_free_votes(voter) >= quota:
-            return f"you have used all of your {quota} votes"
-        return None
+            raise ArenaError("quota_used", n=quota)
 
     def hide(self, battle_id, hidden=True):
         """Hide a battle: it is not shown, exported or counted. hidden=False shows it again.
@@ -190,7 +188,7 @@ class Ledger(Database):
         with self.transaction("IMMEDIATE"):
             query = "UPDATE battle SET hidden = ? WHERE id = ?"
             if not self.execute(query, (int(hidden), battle_id)).rowcount:
-                raise UserError(f"there is no battle {battle_id}: its number is in the history")
+                raise ArenaError("unknown_battle", n=battle_id)
 
     # -- reading -----------------------------------------------------------------------------------
 

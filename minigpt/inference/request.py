@@ -1,8 +1,19 @@
-"""Request: one text to generate, with its sampling settings. Importing it does not load torch."""
+"""Request: one text to generate, with its sampling settings, and why none is taken. Importing it
+does not load torch."""
 
 from dataclasses import dataclass
 
+from minigpt.common.errors import UserError
+
 MOST_LOGPROBS = 20  # limit of Request.logprobs
+
+
+class QueueFull(UserError):
+    """The waiting queue is full: try again later."""
+
+
+class SchedulerStopped(UserError):
+    """The scheduler is draining or has stopped: no new requests."""
 
 
 @dataclass

@@ -19,19 +19,10 @@ from dataclasses import dataclass
 
 import torch
 
-from minigpt.common.errors import UserError
-from minigpt.inference.engine import Request
+from minigpt.inference.request import QueueFull, Request, SchedulerStopped
 from minigpt.models.device import fewest_threads
 
 POLL = 0.25  # seconds after which a waiting reader gets None
-
-
-class QueueFull(UserError):
-    """The waiting queue is full: try again later."""
-
-
-class SchedulerStopped(UserError):
-    """The scheduler is draining or has stopped: no new requests."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +104,10 @@ class RequestScheduler:
         self._thread.start()
 
     # -- called from any thread --------------------------------------------------------------------
+
+    def add(self, name, engine):
+        """Take one more Engine; only the scheduler may use it from now on."""
+        self.engines = {**self.engines, name: engine}  # a new dict: the thread may be reading it
 
     def submit(self, name, requests):
         """Queue requests to the engine called `name`, all or none; returns a Stream for each.

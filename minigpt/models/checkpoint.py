@@ -35,6 +35,7 @@ from minigpt.common.errors import ROOT, UserError
 from minigpt.common.files import read_json, read_unchanged, share, sync, sync_folder
 from minigpt.common.locks import locked
 from minigpt.common.types import typed
+from minigpt.models.folders import FORMAT, STAGED, exists, not_a_run
 from minigpt.models.lora import LoRA, adapters, attach, merge
 from minigpt.models.shapes import check_adapters, check_weights, config_to_json, model_config
 from minigpt.tokenizer.chat_template import from_json, load_template
@@ -42,9 +43,8 @@ from minigpt.tokenizer.huggingface import PREFIX, hf_name
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from model import GPT
 
-FORMAT = 1
 AGAIN = "train the run again"  # the remedy for a damaged file, if the run has no other save
-WRITING, STAGED, LOCK = ".writing", ".staged", ".lock"
+WRITING, LOCK = ".writing", ".lock"
 # The files of a save, in the order in which they are moved to their places.
 FILES = ("model.safetensors", "state.pt", "adapter.safetensors")
 FILES += ("tokenizer.tiktoken", "tokenizer.json", "config.json")
@@ -167,12 +167,6 @@ def _read(folder, read):
     return read_unchanged(read, [folder / name for name in FILES], pending)
 
 
-def exists(folder):
-    """Whether `folder` holds a checkpoint."""
-    folder = Path(folder)
-    return (folder / "config.json").exists() or (folder / STAGED).is_dir()
-
-
 def discard(folder):
     """Remove the files of a run from `folder`, and no other files."""
     folder = Path(folder)
@@ -231,11 +225,8 @@ def read_meta(folder, hint=None):
     """config.json as a dict, validated, also against the weights. If there is no run, the UserError
     names the command that makes one: `hint`, or the one of the recipe that writes there."""
     folder = Path(folder)
-    if theirs := str(folder) if str(folder).startswith(PREFIX) else hf_name(folder):
-        raise UserError(
-            f"{folder}: a Hugging Face model, not a run; make a run of it with: python train.py "
-            f"--init_from={theirs} --out_dir=out/…"
-        )
+    if theirs := not_a_run(folder):
+        raise UserError(theirs)
     if not exists(folder):
         how = f"make one with: {hint} --out_dir={folder}" if hint else _remedy(folder)
         raise UserError(f"{folder}: no trained run here; {how}")
@@ -456,27 +447,3 @@ def load_state(folder):
             f"--init_from={folder} --out_dir=…"
         )
     return state
-
-
-def model_names(folders):
-    """The model names that clients use for the runs in `folders` (strings): the path below the last
-    "out", or the folder's own name. Duplicates get a number."""
-    names = []
-    for folder in folders:
-        # "." has no name of its own, and "/" has none at all.
-        parts = _parts(folder) or _parts(str(Path(folder).resolve())) or ["model"]
-        if "out" in parts[:-1]:
-            parts = parts[len(parts) - parts[::-1].index("out") :]
-        else:
-            parts = parts[-2:] if parts[-1] == "best" else parts[-1:]
-        name = base = "/".join(parts)
-        number = 1
-        while name in names:
-            number += 1
-            name = f"{base}-{number}"
-        names.append(name)
-    return names
-
-
-def _parts(path):
-    return [part for part in re.split(r"[/\\]+", path) if part not in ("", ".")]

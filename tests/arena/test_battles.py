@@ -16,6 +16,7 @@ from minigpt.arena.battles import (
     MESSAGES,
     Battle,
     DisplayText,
+    SettingRefused,
     SideState,
     choose_pair,
     common_settings,
@@ -133,6 +134,68 @@ def test_a_setting_that_one_side_does_not_support_is_dropped():
     assert (battle.settings, battle.unsupported) == ({"seed": 1}, ["temperature", "top_k"])
     for side in sides:
         assert side.asked == ([{"role": "user", "content": "问"}], {"seed": 1})
+
+
+class Repeated:
+    """A side that writes what it was asked with, and whether it refuses it; all that again() makes
+    are listed in `made`. failing: it breaks off instead."""
+
+    takes = {"temperature", "top_k", "seed"}
+
+    def __init__(self, refuses=(), failing=False, made=None):
+        self.refuses, self.failing = set(refuses), failing
+        self.made = [] if made is None else made
+        self.made.append(self)
+        self.closed = 0
+
+    def again(self):
+        return Repeated(self.refuses, self.failing, self.made)
+
+    def stream(self, messages, settings):
+        if self.failing:
+            raise OSError("gone")
+        for name in settings:
+            if name in self.refuses:
+                raise SettingRefused(name)
+        yield ",".join(sorted(settings))
+
+    def close(self):
+        self.closed += 1
+
+
+def test_a_setting_that_is_refused_is_left_out_for_all():
+    """Also for a side that has ended already."""
+    wanted = {"temperature": 0.5, "top_k": 3, "seed": 1}
+    for _ in range(20):  # in any order
+        sides = [Repeated(), Repeated({"top_k", "seed"}), Repeated({"top_k"}), Repeated((), True)]
+        battle = Battle(ASK, wanted, sides, PATIENCE)
+        assert battle.wait(PATIENCE) and battle.ended
+        states = battle.snapshot()
+        assert [state.text for state in states] == ["temperature"] * 3 + [""]
+        assert [state.status for state in states] == ["done"] * 3 + ["failed"]
+        assert battle.settings == {"temperature": 0.5}
+        assert sorted(battle.unsupported) == ["seed", "top_k"]
+        assert len(sides[0].made) == 3
+        for each in (each for side in sides for each in side.made):
+            until(lambda each=each: each.closed == 1)
+
+
+def test_a_battle_that_was_stopped_does_not_begin_again():
+    blocked = threading.Event()
+
+    class Late(Repeated):
+        def stream(self, messages, settings):
+            blocked.wait(PATIENCE)
+            yield from super().stream(messages, settings)
+
+    sides = [Late({"seed"}), Repeated()]
+    battle = Battle(ASK, {"seed": 1}, sides, PATIENCE)
+    until(lambda: battle.snapshot()[1].status == "done")
+    battle.stop()
+    blocked.set()
+    assert battle.wait(PATIENCE)
+    until(lambda: sides[0].closed)
+    assert [len(side.made) for side in sides] == [1, 1] and battle.unsupported == []
 
 
 # -- a battle --------------------------------------------------------------------------------------

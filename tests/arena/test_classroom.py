@@ -404,7 +404,7 @@ def test_every_teachers_event_needs_the_password(world):
     tab = world.tab
     events = [tab.start_round, tab.end_round, tab.show_report, tab.export_votes, tab.set_quota]
     events += [tab.hide_battle, tab.show_battle]
-    world.admin._failures.wait = lambda address: 0.0
+    world.admin._failures.wait = world.admin._strangers.wait = lambda key: 0.0
     for event in events:
         for password in ("", "wrong"):
             message, report = world.teach(event, password, prompts="甲", number="1", quota="1")

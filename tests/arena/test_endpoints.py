@@ -15,16 +15,17 @@ from hypothesis import strategies as st
 from local_server import serve_runs
 from tiny_run import save_scripted_run
 
+from minigpt.arena.battles import Battle, SettingRefused
 from minigpt.arena.endpoints import (
     CAUTIOUS,
     SETTINGS,
     Endpoint,
     EndpointError,
     Endpoints,
-    LocalRun,
     Preset,
     read_presets,
 )
+from minigpt.arena.local_runs import LocalModel, LocalRun
 from minigpt.common.errors import UserError
 from minigpt.data.prompts import chat_ids, stop_ids
 from minigpt.inference.engine import Engine
@@ -266,6 +267,60 @@ def test_a_server_that_refuses_to_tell_the_usage(serve):
 
     server = serve(script)
     assert read(server)[0] == "a" and len(server.requests) == 2
+
+
+def unsupported(name):
+    """OpenAI's answer to a setting that a model does not take."""
+    message = f"Unsupported parameter: '{name}' is not supported with this model."
+    error = dict(message=message, type="invalid_request_error", param=name)
+    error["code"] = "unsupported_parameter"
+    return answer({"error": error}, "400 Bad Request")
+
+
+def refusing(serve, *names):
+    """A server that refuses these settings, one after the other."""
+
+    def script(sock, path):
+        if path.endswith("/models"):
+            return sock.sendall(answer({"data": [{"id": "m"}]}))
+        asked = server.requests[-1][1]
+        refused = next((name for name in names if name in asked), None)
+        sock.sendall(unsupported(refused) if refused else streamed("甲", "乙"))
+
+    server = serve(script)
+    return server
+
+
+def settings_asked(server):
+    """The sampling settings of each answer that was asked for."""
+    bodies = [body for _, body in server.requests if body]
+    return [sorted(set(body) & {*SETTINGS, "max_completion_tokens"}) for body in bodies]
+
+
+def test_a_setting_that_one_server_refuses_is_left_out_for_all(serve):
+    """In this battle, which begins again, and in the next, which does not."""
+    strict, open_minded = refusing(serve, "temperature", "top_p"), refusing(serve)
+    pair = [Endpoint("strict", strict.url, "m"), Endpoint("free", open_minded.url, "m")]
+    wanted = {"temperature": 0.5, "top_p": 0.9, "max_tokens": 20}
+    for n_asked in (3, 4):
+        battle = Battle(ASK, wanted, [each.side() for each in pair], 20)
+        assert battle.wait(20)
+        assert [state.text for state in battle.snapshot()] == ["甲乙", "甲乙"]
+        assert battle.settings == {"max_tokens": 20}
+        assert battle.unsupported == ["temperature", "top_p"]
+        assert len(settings_asked(strict)) == n_asked
+        assert settings_asked(strict)[-1] == settings_asked(open_minded)[-1] == ["max_tokens"]
+    assert pair[0].takes == {"max_tokens", "stop"} and "top_p" in pair[1].takes
+
+
+def test_the_newer_name_of_the_length_is_no_refusal(serve):
+    server = refusing(serve, "max_tokens")
+    side = endpoint(server).side()
+    assert "".join(side.stream(ASK, {"max_tokens": 20})) == "甲乙"
+    assert settings_asked(server) == [["max_tokens"], ["max_completion_tokens"]]
+    server = refusing(serve, "max_tokens", "max_completion_tokens")
+    with pytest.raises(SettingRefused, match="max_tokens"):
+        list(endpoint(server).side().stream(ASK, {"max_tokens": 20}))
 
 
 # -- streams that are wrong ------------------------------------------------------------------------
@@ -702,7 +757,7 @@ def local_run(host, name, tokenizer, prompt_format):
     def encode(turns):
         return chat_ids(tokenizer, prompt_format, turns, 64, truncate="oldest")
 
-    return LocalRun(host, name, tokenizer, encode, stop_ids(tokenizer))
+    return LocalRun(name).start(LocalModel(host, tokenizer, encode, stop_ids(tokenizer)))
 
 
 @pytest.fixture

@@ -234,7 +234,7 @@ def test_the_endpoints():
     assert drawn.cells[5:] == [
         *("run", "ok", "0 ms", "run", "this machine"),
         *("far", "slow", "1500 ms", "x, y", "http://far"),
-        *("off", "refused", "3 ms", "nothing listens there", "http://off"),
+        *("off", "down (refused)", "3 ms", "nothing listens there", "http://off"),
         *("new", "not checked yet", "", "", "http://new"),
     ]
     badges = [name for name in drawn.classes if name and name.startswith("badge")]

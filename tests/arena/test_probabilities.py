@@ -17,8 +17,9 @@ from tiny_run import save_run
 from minigpt.arena.access.rate_limit import VisitorLimits
 from minigpt.arena.access.voters import Voters
 from minigpt.arena.arena import Arena
-from minigpt.arena.endpoints import Endpoint, EndpointError, Endpoints, LocalRun
+from minigpt.arena.endpoints import Endpoint, EndpointError, Endpoints
 from minigpt.arena.i18n import CHINESE, ENGLISH
+from minigpt.arena.local_runs import LocalModel, LocalRun
 from minigpt.arena.ui.context import PageContext
 from minigpt.arena.ui.tokens import TokensTab
 from minigpt.arena.window.labels import label, visible
@@ -57,7 +58,7 @@ def local_run(model, tokenizer, n_vocab):
 
     host = RequestScheduler({"own": Engine(model, n_vocab, 2)})
     try:
-        yield LocalRun(host, "own", tokenizer, encode, stop_ids(tokenizer))
+        yield LocalRun("own").start(LocalModel(host, tokenizer, encode, stop_ids(tokenizer)))
     finally:
         host.drain(0)
 

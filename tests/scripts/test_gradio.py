@@ -472,6 +472,7 @@ def test_what_a_model_writes_is_text(visit, answering):
 
 def secrets_in(text, served):
     port = served[0].rpartition(":")[2]
+    text = re.sub(r'"choices":\[\[.*?\]\]', "", text)  # the list of all models, which may be late
     return [name for name in (*MODELS, *REMOTE, f":{port}") if name in text]
 
 
@@ -514,7 +515,8 @@ def test_a_vote_changes_the_leaderboard_and_survives_a_reload(visit, served, hom
     winner = names_of(page)[1]
     until(lambda: leaderboard(page) == expected)
     page.reload()
-    expect(page.locator("#chat-model input")).to_have_value("north-run")
+    selected = page.locator("button[role=tab][aria-selected=true]").first
+    expect(selected).to_have_text("Arena")  # where the last question was
     until(lambda: leaderboard(page) == expected)
     open_tab(page, "History")
     page.locator("#history-battles .battle").first.wait_for()
@@ -639,6 +641,51 @@ def test_two_browsers_at_once(visit, home):
         voters = {found.voter for found in ledger.battles("一起写吧", kind="open")}
         cookies = {page.context.cookies()[0]["value"].partition(".")[0] for page in pages}
         assert voters == cookies and len(voters) == 2
+
+
+# -- a window into the model -----------------------------------------------------------------------
+
+
+def test_the_tokens_of_an_answer_and_of_a_text(visit):
+    page = visit()
+    open_tab(page, "Tokens")
+    expect(page.locator("#tokens-model input")).to_have_value("north-run")
+    page.fill("#tokens-text textarea", "首都在哪？")
+    tokens = page.locator("#tokens-result .t[tabindex]")
+    page.click("#tokens-answer")
+    expect(tokens.first).to_be_visible()
+    answer = tokens.evaluate_all("all => all.map(each => each.firstChild.textContent).join('')")
+    assert bytes.fromhex(re.sub("[⟨⟩ ]", "", answer)).decode() == "北京。"  # its tokens are bytes
+    expect(tokens.first.locator(".pop")).to_be_hidden()
+    tokens.first.click()
+    expect(tokens.first.locator(".pop")).to_contain_text("left by the settings")
+    page.click("#tokens-score")
+    expect(tokens).to_have_count(len("首都在哪？".encode()))
+    page.click("#tokens-cut")
+    titles = page.locator("#tokens-result h4")
+    expect(titles).to_have_text(["zh", "gpt2", "north-run"])
+    page.fill("#tokens-text textarea", "")
+    page.click("#tokens-answer")
+    expect(page.locator("#tokens-result")).to_contain_text("text: empty")
+
+
+def test_a_training_is_followed_while_it_runs(visit, home):
+    """In Chinese: no value of the page is taken for the key of a string."""
+    log = home / "out" / "training" / "log.jsonl"
+    log.parent.mkdir()
+    line = dict(step=1, tokens=64, minutes=0.1, loss=9.0, lr=1e-3, rate=100.0)
+    log.write_text(json.dumps(line) + "\n")
+    page = visit(locale="zh-CN")
+    open_tab(page, "训练")
+    report = page.locator("#runs-report")
+    expect(report.locator(".runs-legend")).to_contain_text("training")
+    expect(report).to_contain_text("1 · 0.1 min")
+    with log.open("a") as file:
+        file.write(json.dumps({**line, "step": 777, "loss": 5.0}) + "\n")
+    expect(report).to_contain_text("777 · 0.1 min")  # it looks again by itself
+    page.locator('#runs-x input[value="minutes"]').check()
+    expect(report.locator(".curves")).to_contain_text("分钟")
+    expect(page.locator(".toast-body")).to_have_count(0)
 
 
 # -- who may do what -------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from tiny_run import run_here
 from minigpt.common.errors import UserError
 from minigpt.inference import request
 from minigpt.inference.scheduler import QueueLimits
-from minigpt.models import checkpoint
+from minigpt.models.folders import model_names
 from minigpt.openai import schemas
 from minigpt.openai.request_reader import RequestLimits, parse
 from minigpt.serving.app import make_app
@@ -948,10 +948,10 @@ def test_all_wrong_settings_are_reported(runs):
 def test_names_of_runs(tmp_path, monkeypatch):
     (tmp_path / "out" / "mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "out" / "mine")
-    assert checkpoint.model_names([".", "/"]) == ["mine", "model"]
-    assert checkpoint.model_names(["out/sft"]) == ["sft"]
-    assert checkpoint.model_names(["/home/me/out/sft/best", "out/b/"]) == ["sft/best", "b"]
-    assert checkpoint.model_names(["runs/a", "elsewhere/a", "runs/a/best"]) == [
+    assert model_names([".", "/"]) == ["mine", "model"]
+    assert model_names(["out/sft"]) == ["sft"]
+    assert model_names(["/home/me/out/sft/best", "out/b/"]) == ["sft/best", "b"]
+    assert model_names(["runs/a", "elsewhere/a", "runs/a/best"]) == [
         "a",
         "a-2",
         "a/best",

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from minigpt.arena.arena import check_prompt
 from minigpt.arena.battles import choose_pair
+from minigpt.arena.i18n import ArenaError
 from minigpt.arena.store import BattleRecord, SideRecord
 from minigpt.common.errors import UserError
 
@@ -96,7 +97,7 @@ class Rounds:
         or more than MAX_PROMPTS, or if there are fewer than two models."""
         prompts = list(dict.fromkeys(prompt.strip() for prompt in prompts if prompt.strip()))
         if not 1 <= len(prompts) <= MAX_PROMPTS:
-            raise UserError(f"a round: {len(prompts)} prompts; expected 1 to {MAX_PROMPTS}")
+            raise ArenaError("n_prompts", n=len(prompts), most=MAX_PROMPTS)
         for prompt in prompts:
             check_prompt(prompt)
         pairs = self._pairs(len(prompts))
@@ -188,7 +189,7 @@ class Rounds:
         UserError if it is not allowed, or the round has ended."""
         battle = self._ledger.battle(battle_id)
         if battle is None or battle.round is None or battle.round != self.current():
-            raise UserError("this round has ended")
+            raise ArenaError("round_over")
         self._ledger.vote(battle_id, voter, choice)
 
     # -- progress ----------------------------------------------------------------------------------

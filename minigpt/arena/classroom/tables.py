@@ -34,8 +34,9 @@ def progress(strings, found, voter, voters):
     if found.n_written < len(found.tasks):
         lines.append(strings["round_writing"].format(n=found.n_written, total=len(found.tasks)))
     most = max(1, total * len(voters))
-    style = "width: 100%; accent-color: var(--color-accent)"
-    bar = f'<progress value="{n_votes}" max="{most}" style="{style}"></progress>'
+    values = f'role="progressbar" aria-valuenow="{n_votes}" aria-valuemax="{most}"'
+    share = 100 * n_votes / most
+    bar = f'<div class="progress" {values}><i style="width:{share:.1f}%"></i></div>'
     return bar + note(" ".join(lines))
 
 

@@ -4,7 +4,14 @@ import gradio as gr
 
 from minigpt.arena import html
 from minigpt.arena.arena import MAX_PROMPT_CHARS, MAX_SIDES, check_prompt
-from minigpt.arena.ui.context import REFRESH_SECONDS, preset_chips, strings_of, use_preset
+from minigpt.arena.i18n import error_text
+from minigpt.arena.ui.context import (
+    REFRESH_SECONDS,
+    battle_id,
+    preset_chips,
+    strings_of,
+    use_preset,
+)
 from minigpt.arena.ui.sampling import SamplingControls
 from minigpt.common.errors import UserError
 from minigpt.common.presets import prompts_for
@@ -19,22 +26,34 @@ class ArenaTab:
         with gr.Tab(i18n("arena"), id="arena", render_children=True) as self.tab:
             self._build_mode(i18n)
             self._build_question(i18n)
-            with gr.Row(equal_height=True):
+            with gr.Row(equal_height=True, elem_id="arena-cards"):
                 self.cards = [
-                    gr.HTML("", visible=i < 2, elem_id=f"side-{i}", elem_classes="side")
+                    gr.HTML("", visible=False, elem_id=f"side-{i}", elem_classes="side")
                     for i in range(MAX_SIDES)
                 ]
-            self.status = gr.HTML("", elem_id="arena-status")
-            with gr.Row():
+            with gr.Row(elem_id="arena-votes"):
                 # A vote is the index of the best side, "tie" or "none".
                 self.vote_buttons = {
-                    vote: gr.Button(label, visible=False, elem_id=f"vote-{vote}")
+                    vote: gr.Button(
+                        label,
+                        visible=False,
+                        elem_id=f"vote-{vote}",
+                        size="md",
+                        scale=0,
+                        min_width=112,
+                    )
                     for vote, label in (
                         *enumerate(html.SIDE_LETTERS),
                         ("tie", i18n("vote_tie")),
                         ("none", i18n("vote_none_of_2")),
                     )
                 }
+            self.status = gr.HTML("", elem_id="arena-status")
+            texts = prompts_for(self.context.prompts, None)
+            self.presets = preset_chips(i18n("presets"), texts, "arena-presets")
+            # The battle on the page: each click says which one it is for, so a click that arrives
+            # late, or twice, does not vote on the next one.
+            self.shown = gr.Number(0, visible="hidden", elem_id="arena-shown")
             self.sampling = SamplingControls(i18n, "arena")
         self._connect_events()
 
@@ -70,21 +89,25 @@ class ArenaTab:
                 elem_id="arena-question",
             )
         with gr.Row():
-            self.send_button = gr.Button(i18n("send"), variant="primary", elem_id="arena-send")
-            self.stop_button = gr.Button(i18n("stop"), variant="stop", elem_id="arena-stop")
-            self.regenerate_button = gr.Button(i18n("regenerate"), elem_id="arena-regenerate")
-        texts = prompts_for(self.context.prompts, None)
-        self.presets = preset_chips(i18n("presets"), texts, "arena-presets")
+            narrow = dict(size="md", scale=0, min_width=96)
+            self.send_button = gr.Button(
+                i18n("send"), variant="primary", elem_id="arena-send", **narrow
+            )
+            self.stop_button = gr.Button(i18n("stop"), elem_id="arena-stop", **narrow)
+            self.regenerate_button = gr.Button(
+                i18n("regenerate"), elem_id="arena-regenerate", **narrow
+            )
 
     def _connect_events(self):
         inputs = {self.question, self.mode, self.pairing, self.models, *self.sampling.components}
-        outputs = self.restored = [*self.cards, self.status, *self.vote_buttons.values()]
+        outputs = [*self.cards, self.status, *self.vote_buttons.values(), self.shown]
+        self.restored = outputs
         start = [self.send_button.click, self.question.submit, self.regenerate_button.click]
         options = dict(show_progress_on=self.status, **self.context.generation_queue)
         gr.on(start, self.battle, inputs, outputs, **options)
         self.stop_button.click(self.stop_battle, None, None, queue=False, show_progress="hidden")
         for vote, button in self.vote_buttons.items():
-            button.click(self._vote_event(vote), None, outputs, show_progress="hidden")
+            button.click(self._vote_event(vote), {self.shown}, outputs, show_progress="hidden")
         hidden = dict(show_progress="hidden")
         shown = [self.pairing, self.models]
         # multiple: a change that is lost while the page loads must not hold up the next one.
@@ -110,7 +133,7 @@ class ArenaTab:
         try:
             arena_battle = self._begin(values, request)
         except UserError as error:
-            yield {self.status: html.note(str(error))}
+            yield {self.status: html.note(error_text(strings, error))}
             return
         session.arena_battle, session.tab = arena_battle, "arena"
         yield self._updates(strings, arena_battle)
@@ -146,33 +169,45 @@ class ArenaTab:
         self.context.session(request).stop_battle()
 
     def _vote_event(self, choice):
-        def vote(request: gr.Request):
+        def vote(values, request: gr.Request):
             strings = strings_of(request)
             arena_battle = self.context.session(request).arena_battle
             if arena_battle is None:
                 return {self.status: html.note(strings["no_battle"])}
             try:
-                if self.context.required_voter(request) != arena_battle.voter:
-                    raise UserError(strings["no_battle"])  # another pupil uses this browser now
-                self.context.check_rate("vote", request)
-                quota = self.context.classroom and self.context.classroom.quota
-                self.context.arena.vote(arena_battle, choice, quota)
+                saved = self._vote(arena_battle, battle_id(values[self.shown]), choice, request)
             except UserError as error:
-                return self._updates(strings, arena_battle, str(error))
-            return self._updates(strings, arena_battle)
+                return self._updates(strings, arena_battle, error_text(strings, error))
+            return self._updates(strings, arena_battle, saved)
 
         return vote
+
+    def _vote(self, arena_battle, voted_id, choice, request):
+        """Save a vote on the battle that the page showed, this one or an earlier one; returns what
+        to say, None for the usual status. UserError if the vote is not allowed."""
+        strings, arena = strings_of(request), self.context.arena
+        voter = self.context.required_voter(request)
+        self.context.check_rate("vote", request)
+        quota = self.context.classroom and self.context.classroom.quota
+        if voted_id != arena_battle.record_id:
+            arena.vote_earlier(voted_id, voter, choice, quota)
+            return strings["voted_earlier"]
+        if voter != arena_battle.voter:  # another pupil uses this browser now
+            raise UserError(strings["no_battle"])
+        arena.vote(arena_battle, choice, quota)
+        return None
 
     # -- updates --
 
     def _updates(self, strings, arena_battle, problem=None):
         """The updates of the whole tab. problem: shown in place of the usual status."""
         is_recorded = arena_battle.record_id is not None  # read once: another thread may set it
-        status = problem or self._status(strings, arena_battle, is_recorded)
+        lines = [problem] if problem else self._status(strings, arena_battle, is_recorded)
         return {
             **self._card_updates(strings, arena_battle, is_recorded),
-            self.status: html.note(status),
+            self.status: "".join(map(html.note, lines)),
             **self._vote_updates(strings, arena_battle, is_recorded),
+            self.shown: (is_recorded and arena_battle.record_id) or 0,
         }
 
     def _card_updates(self, strings, arena_battle, is_recorded):
@@ -205,15 +240,16 @@ class ArenaTab:
         return updates
 
     def _status(self, strings, arena_battle, is_recorded):
-        parts = []
-        if arena_battle.battle.unsupported:
-            names = ", ".join(arena_battle.battle.unsupported)
-            parts.append(strings["unsupported_settings"].format(names=names))
+        """Lines of text: what the visitor can do, then what is missing."""
+        lines = []
         if is_recorded and arena_battle.choice is not None:
-            parts.append(strings["voted" if arena_battle.kind == "blind" else "voted_open"])
+            lines.append(strings["voted" if arena_battle.kind == "blind" else "voted_open"])
         elif is_recorded:
-            parts.append(strings["vote_now" if arena_battle.votable else "not_votable"])
+            lines.append(strings["vote_now" if arena_battle.votable else "not_votable"])
         if is_recorded and arena_battle.names_visible and arena_battle.silent_names:
             names = ", ".join(arena_battle.silent_names)
-            parts.append(strings["silent"].format(names=names))
-        return " ".join(parts)
+            lines.append(strings["silent"].format(names=names))
+        if arena_battle.battle.unsupported:
+            names = ", ".join(arena_battle.battle.unsupported)
+            lines.append(strings["unsupported_settings"].format(names=names))
+        return lines

@@ -10,6 +10,7 @@ import gradio as gr
 from minigpt.arena import html
 from minigpt.arena.access.sessions import Turn, message
 from minigpt.arena.arena import MAX_PROMPT_CHARS, check_prompt
+from minigpt.arena.i18n import error_text
 from minigpt.arena.ui.context import REFRESH_SECONDS, preset_chips, strings_of, use_preset
 from minigpt.arena.ui.sampling import SamplingControls
 from minigpt.common.errors import UserError
@@ -40,6 +41,7 @@ class ChatTab:
         self.chatbot = gr.Chatbot(
             elem_id="chat-messages",
             show_label=False,
+            placeholder=i18n("chat_hint"),
             height=460,
             render_markdown=False,  # a model's answer is shown as text: see html.chat_messages()
             latex_delimiters=[],
@@ -60,10 +62,15 @@ class ChatTab:
                 elem_id="chat-question",
             )
         with gr.Row():
-            self.send_button = gr.Button(i18n("send"), variant="primary", elem_id="chat-send")
-            self.stop_button = gr.Button(i18n("stop"), variant="stop", elem_id="chat-stop")
-            self.regenerate_button = gr.Button(i18n("regenerate"), elem_id="chat-regenerate")
-            self.clear_button = gr.Button(i18n("clear"), elem_id="chat-clear")
+            narrow = dict(size="md", scale=0, min_width=96)
+            self.send_button = gr.Button(
+                i18n("send"), variant="primary", elem_id="chat-send", **narrow
+            )
+            self.stop_button = gr.Button(i18n("stop"), elem_id="chat-stop", **narrow)
+            self.regenerate_button = gr.Button(
+                i18n("regenerate"), elem_id="chat-regenerate", **narrow
+            )
+            self.clear_button = gr.Button(i18n("clear"), elem_id="chat-clear", **narrow)
         name = self.context.arena.endpoints.first_alive()
         self.presets = preset_chips(i18n("presets"), self._preset_texts(name), "chat-presets")
 
@@ -150,7 +157,7 @@ class ChatTab:
             messages.append(message("user", question))
             battle = self.context.arena.chat(values[self.model] or "", messages, settings)
         except UserError as error:
-            yield self._update(strings, session.turns, status=str(error))
+            yield self._update(strings, session.turns, status=error_text(strings, error))
             return
         turn, session.tab = Turn(question, battle), "chat"
         session.add_turn(turns, turn)

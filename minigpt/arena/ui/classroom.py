@@ -6,8 +6,9 @@ from minigpt.arena import html
 from minigpt.arena.arena import MAX_PROMPT_CHARS
 from minigpt.arena.classroom import tables
 from minigpt.arena.classroom.rounds import MAX_PROMPTS
+from minigpt.arena.i18n import error_text
 from minigpt.arena.ratings import vote_choices
-from minigpt.arena.ui.context import client_address, strings_of
+from minigpt.arena.ui.context import battle_id, client_address, strings_of
 from minigpt.arena.ui.sampling import SLIDERS, sampling_settings
 from minigpt.common.errors import UserError
 
@@ -35,14 +36,13 @@ class ClassroomTab:
 
     def _build_join(self, i18n):
         self.who = gr.HTML("", elem_id="class-who")
-        with gr.Row():
+        with gr.Row(elem_classes="inline-form"):
             self.code = gr.Textbox(
                 label=i18n("code"), max_length=MAX_CODE_CHARS, max_lines=1, elem_id="class-code"
             )
-            self.join_button = gr.Button(i18n("join"), variant="primary", elem_id="class-join")
-        self.leave_button = gr.Button(
-            i18n("leave"), visible=False, size="sm", elem_id="class-leave"
-        )
+            self.join_button = _narrow_button(i18n("join"), "class-join", variant="primary")
+        with gr.Row():
+            self.leave_button = _narrow_button(i18n("leave"), "class-leave", visible=False)
 
     def _build_round(self):
         self.progress = gr.HTML("", elem_id="class-progress")
@@ -52,12 +52,12 @@ class ClassroomTab:
                 gr.HTML("", visible=False, elem_id=f"class-side-{i}", elem_classes="side")
                 for i in range(2)
             ]
-        self.status = gr.HTML("", elem_id="class-status")
-        with gr.Row():
+        with gr.Row(elem_id="class-votes"):
             self.vote_buttons = {
-                choice: gr.Button("", visible=False, elem_id=f"class-vote-{choice}")
+                choice: _narrow_button("", f"class-vote-{choice}", visible=False)
                 for choice in CHOICES
             }
+        self.status = gr.HTML("", elem_id="class-status")
         # The battle on the page: each click says which one it is for, so a click that is sent twice
         # does not vote on the next one.
         self.shown = gr.Number(0, visible="hidden", elem_id="class-shown")
@@ -65,29 +65,26 @@ class ClassroomTab:
 
     def _build_teacher(self, i18n):
         self.password = gr.Textbox(
-            label=i18n("password"), type="password", elem_id="class-password"
+            label=i18n("password"), type="password", elem_id="class-password", scale=0
         )
-        self.prompts = gr.Textbox(
-            label=i18n("round_prompts"),
-            lines=5,
-            max_lines=12,
-            max_length=MAX_PROMPT_CHARS,
-            elem_id="class-prompts",
-        )
-        with gr.Row():
-            start = gr.Button(i18n("round_start"), variant="primary", elem_id="class-start")
-            end = gr.Button(i18n("round_end"), elem_id="class-end")
-            report = gr.Button(i18n("report"), elem_id="class-report-button")
-            export = gr.Button(i18n("export_votes"), elem_id="class-export")
-        with gr.Row():
-            self.quota = gr.Textbox(label=i18n("quota"), max_lines=1, elem_id="class-quota")
-            set_quota = gr.Button(i18n("set_quota"), elem_id="class-set-quota")
-        with gr.Row():
-            self.number = gr.Textbox(
-                label=i18n("battle_number"), max_lines=1, elem_id="class-battle"
-            )
-            hide = gr.Button(i18n("hide"), elem_id="class-hide")
-            show = gr.Button(i18n("show"), elem_id="class-show")
+        with gr.Row(elem_id="class-teacher"):
+            with gr.Column(scale=1, min_width=320):
+                gr.Markdown(i18n("teach_round"), elem_classes="form-title")
+                start, end = self._build_round_form(i18n)
+            with gr.Column(scale=1, min_width=320):
+                gr.Markdown(i18n("teach_votes"), elem_classes="form-title")
+                with gr.Row():
+                    report = _narrow_button(i18n("report"), "class-report-button")
+                    export = _narrow_button(i18n("export_votes"), "class-export")
+                with gr.Row(elem_classes="inline-form"):
+                    self.quota = gr.Textbox(label=i18n("quota"), max_lines=1, elem_id="class-quota")
+                    set_quota = _narrow_button(i18n("set_quota"), "class-set-quota")
+                with gr.Row(elem_classes="inline-form"):
+                    self.number = gr.Textbox(
+                        label=i18n("battle_number"), max_lines=1, elem_id="class-battle"
+                    )
+                    hide = _narrow_button(i18n("hide"), "class-hide")
+                    show = _narrow_button(i18n("show"), "class-show")
         self.message = gr.HTML("", elem_id="class-message")
         self.report = gr.HTML("", elem_id="class-report")
         inputs = {self.password, self.prompts, self.quota, self.number}
@@ -102,6 +99,19 @@ class ClassroomTab:
             (show, self.show_battle),
         ):
             button.click(event, inputs, outputs, show_progress="hidden")
+
+    def _build_round_form(self, i18n):
+        self.prompts = gr.Textbox(
+            label=i18n("round_prompts"),
+            lines=6,
+            max_lines=12,
+            max_length=MAX_PROMPT_CHARS,
+            elem_id="class-prompts",
+        )
+        with gr.Row():
+            start = _narrow_button(i18n("round_start"), "class-start", variant="primary")
+            end = _narrow_button(i18n("round_end"), "class-end")
+        return start, end
 
     def _connect_events(self):
         outputs = [
@@ -125,7 +135,7 @@ class ClassroomTab:
 
     def poll(self, values, request: gr.Request):
         """The progress of the class; the question too if it is another one than is shown."""
-        updates, shown = self._updates(request), int(values[self.shown] or 0)
+        updates, shown = self._updates(request), battle_id(values[self.shown])
         if updates[self.shown] == shown:
             return {self.progress: updates[self.progress]}
         return updates
@@ -155,9 +165,12 @@ class ClassroomTab:
             try:
                 voter = self.context.required_voter(request)
                 self.context.check_rate("vote", request)
-                self.classroom.rounds.vote(int(values[self.shown] or 0), voter, choice)
+                self.classroom.rounds.vote(battle_id(values[self.shown]), voter, choice)
             except UserError as error:
-                return {**self._updates(request), self.status: html.note(str(error))}
+                return {
+                    **self._updates(request),
+                    self.status: html.note(error_text(strings_of(request), error)),
+                }
             return self._updates(request)
 
         judge.__name__ = f"judge_{choice}"
@@ -263,16 +276,20 @@ class ClassroomTab:
         """The message of action(strings) and the report, if the password is right."""
         strings = strings_of(request)
         try:
-            self.admin.check(values[self.password], client_address(request), strings)
+            self.context.check_admin(self.admin, values[self.password], request)
         except UserError as error:
-            return {self.message: html.note(str(error)), self.report: ""}
+            return {self.message: html.note(error_text(strings, error)), self.report: ""}
         try:
             message = action(strings)
         except UserError as error:
-            message = html.note(str(error))
+            message = html.note(error_text(strings, error))
         rows, found = self.classroom.report(), self.classroom.rounds.progress()
         report = tables.report(strings, rows, found, self.classroom.roster.problem)
         return {self.message: message, self.report: report}
+
+
+def _narrow_button(label, elem_id, **options):
+    return gr.Button(label, elem_id=elem_id, size="md", scale=0, min_width=112, **options)
 
 
 def _number(text, strings):

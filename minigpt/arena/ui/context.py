@@ -9,6 +9,9 @@ from minigpt.arena.i18n import CHINESE, ENGLISH, strings_for
 from minigpt.arena.window.runs import RunFolders
 from minigpt.common.errors import UserError
 
+# Of the keys of strings in the browser. Gradio translates every text that is a key, and without it
+# a run called "model" or the choice "step" would be one.
+KEY_PREFIX = "minigpt_"
 REFRESH_SECONDS = 0.12  # between two updates of a text that is being generated
 
 
@@ -26,14 +29,19 @@ class PageContext:
         self.voters, self.limits, self.classroom = voters, limits, classroom
         self.run_folders = run_folders or RunFolders()
         self.sessions = Sessions()
-        # The labels of components: Gradio chooses the language in the browser.
-        self.i18n = gr.I18n(en=ENGLISH, zh=CHINESE, **{"zh-CN": CHINESE, "zh-TW": CHINESE})
+        english, chinese = map(_prefixed, (ENGLISH, CHINESE))
+        names = {"zh-CN": chinese, "zh-TW": chinese}
+        self.translations = gr.I18n(en=english, zh=chinese, **names)
         # Events that generate text share one queue; "minimal" shows the position in it.
         self.generation_queue = {
             "concurrency_limit": arena.max_battles,
             "concurrency_id": "generation",
             "show_progress": "minimal",
         }
+
+    def i18n(self, key):
+        """The label of a component: Gradio chooses the language in the browser."""
+        return self.translations(KEY_PREFIX + key)
 
     def browser(self, request):
         """The id in the browser's cookie; None if it has no cookie of ours."""
@@ -76,6 +84,11 @@ class PageContext:
             message = strings_of(request)["too_fast"]
             raise UserError(message.format(seconds=max(1, round(seconds))))
 
+    def check_admin(self, admin, password, request):
+        """UserError unless the password is that of `admin`, an AdminPassword."""
+        browser, strings = self.browser(request), strings_of(request)
+        admin.check(password, client_address(request), strings, browser)
+
     def leave(self, request: gr.Request):
         """A page was closed, or its connection was lost (a phone that sleeps): see Sessions."""
         self.sessions.leave(self._session_owner(request), request.session_hash)
@@ -83,6 +96,10 @@ class PageContext:
     def _session_owner(self, request):
         """The voter, or the browser; without a cookie, all visitors of the address together."""
         return self.voter(request) or self.browser(request) or f"at {client_address(request)}"
+
+
+def _prefixed(strings):
+    return {KEY_PREFIX + key: text for key, text in strings.items()}
 
 
 def strings_of(request):
@@ -105,6 +122,12 @@ def preset_chips(label, texts, elem_id):
 def use_preset(row):
     """The event that puts a preset prompt into a question box. row: of preset_chips()."""
     return row[0]
+
+
+def battle_id(value):
+    """The id of a battle in a hidden field of the page; 0, which no battle has, for anything that a
+    client may send in its place."""
+    return int(value) if isinstance(value, (int, float)) and 0 < value < 2**53 else 0
 
 
 def client_address(request):

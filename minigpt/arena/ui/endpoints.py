@@ -4,7 +4,8 @@ import gradio as gr
 
 from minigpt.arena import html
 from minigpt.arena.endpoints import Endpoint
-from minigpt.arena.ui.context import client_address, strings_of
+from minigpt.arena.i18n import error_text
+from minigpt.arena.ui.context import strings_of
 from minigpt.common.errors import UserError
 from minigpt.common.urls import with_scheme
 
@@ -26,7 +27,9 @@ class EndpointsTab:
         i18n = context.i18n
         with gr.Tab(i18n("endpoints"), id="endpoints", render_children=True) as self.tab:
             self.table = gr.HTML("", elem_id="endpoint-table")
-            self.check_button = gr.Button(i18n("check_now"), elem_id="endpoint-check")
+            self.check_button = gr.Button(
+                i18n("check_now"), elem_id="endpoint-check", size="md", scale=0, min_width=140
+            )
             with gr.Accordion(i18n("admin"), open=False):
                 if admin:
                     self._build_admin(i18n)
@@ -39,14 +42,15 @@ class EndpointsTab:
         self.password = gr.Textbox(
             label=i18n("password"), type="password", elem_id="admin-password"
         )
-        with gr.Row():
+        with gr.Row(elem_classes="inline-form"):
             self.name = gr.Textbox(label=i18n("name"), elem_id="endpoint-name")
             self.url = gr.Textbox(label=i18n("base_url"), elem_id="endpoint-url")
             self.remote_model = gr.Textbox(label=i18n("remote_model"), elem_id="endpoint-model")
             self.key = gr.Textbox(label=i18n("api_key_env"), elem_id="endpoint-key")
         with gr.Row():
-            add = gr.Button(i18n("add"), variant="primary", elem_id="endpoint-add")
-            remove = gr.Button(i18n("remove"), variant="stop", elem_id="endpoint-remove")
+            narrow = dict(size="md", scale=0, min_width=112)
+            add = gr.Button(i18n("add"), variant="primary", elem_id="endpoint-add", **narrow)
+            remove = gr.Button(i18n("remove"), elem_id="endpoint-remove", **narrow)
         self.message = gr.HTML("", elem_id="endpoint-message")
         inputs = {self.password, self.name, *self.model_lists.components}
         server = {self.url, self.remote_model, self.key}
@@ -99,11 +103,11 @@ class EndpointsTab:
         """Call change(name, strings) if the password is right; returns the updates."""
         strings, name = strings_of(request), values[self.name].strip()
         try:
-            self.admin.check(values[self.password], client_address(request), strings)
+            self.context.check_admin(self.admin, values[self.password], request)
             change(name, strings)
             message = strings[done].format(name=name)
         except UserError as error:
-            message = str(error)
+            message = error_text(strings, error)
         return {
             self.message: html.note(message),
             **self.endpoints(request),

@@ -6,11 +6,9 @@ To add a tab, write a class like the others in this folder and build it in Page.
 import gradio as gr
 
 from minigpt.arena import html
-from minigpt.arena.i18n import ENGLISH
 from minigpt.arena.ui.arena import ArenaTab
 from minigpt.arena.ui.chat import ChatTab
 from minigpt.arena.ui.classroom import ClassroomTab
-from minigpt.arena.ui.context import strings_of
 from minigpt.arena.ui.endpoints import EndpointsTab
 from minigpt.arena.ui.history import HistoryTab
 from minigpt.arena.ui.leaderboard import LeaderboardTab
@@ -31,7 +29,8 @@ class Page:
         """The page as gr.Blocks."""
         context = self.context
         with gr.Blocks(title="MiniGPT Arena", analytics_enabled=False, fill_width=True) as blocks:
-            header = gr.HTML(html.page_header(ENGLISH))
+            gr.HTML(html.HEADER)
+            gr.Markdown(context.i18n("page_about"), elem_classes="quiet", elem_id="page-about")
             with gr.Tabs() as tabs:
                 chat, arena = ChatTab(context), ArenaTab(context)
                 classes = [ClassroomTab(context, self.admin)] if context.classroom else []
@@ -45,21 +44,19 @@ class Page:
             for event in (blocks.load, chat.tab.select, arena.tab.select):
                 inputs, outputs = models.components, list(models.components)
                 event(models.model_lists, inputs, outputs, show_progress="hidden")
-            blocks.load(self.opened, None, [header, tabs], show_progress="hidden")
+            blocks.load(self.opened, None, tabs, show_progress="hidden")
             for tab in (chat, arena):
                 blocks.load(tab.restore, None, tab.restored, show_progress="hidden")
             blocks.unload(context.leave)
         return blocks
 
     def opened(self, request: gr.Request):
-        """The heading in the visitor's language, and the tab of their last question; for a pupil
-        who has not joined, the tab to join. (The chat is open anyway: to select it late would undo
-        a click on another tab.)"""
+        """The tab of the visitor's last question; for a pupil who has not joined, the tab to join.
+        (The chat is open anyway: to select it late would undo a click on another tab.)"""
         tab = self.context.session(request).tab
         if self.context.classroom and self.context.voter(request) is None:
             tab = "classroom"
-        selected = gr.skip() if tab == "chat" else gr.Tabs(selected=tab)
-        return html.page_header(strings_of(request)), selected
+        return gr.skip() if tab == "chat" else gr.Tabs(selected=tab)
 
 
 class ModelLists:

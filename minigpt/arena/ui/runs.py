@@ -31,7 +31,9 @@ class RunsTab:
                     scale=3,
                     elem_id="runs-chosen",
                 )
-                self.x = gr.Radio(axes, value="step", label=i18n("x_axis"), elem_id="runs-x")
+                self.x = gr.Radio(
+                    axes, value="step", label=i18n("x_axis"), elem_id="runs-x", min_width=300
+                )
             self.report = gr.HTML("", elem_id="runs-report")
             self.timer = gr.Timer(SECONDS, active=False)
         inputs = {self.chosen, self.x}

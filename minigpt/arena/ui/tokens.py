@@ -3,7 +3,9 @@
 import gradio as gr
 
 from minigpt.arena import html
-from minigpt.arena.endpoints import EndpointError, LocalRun
+from minigpt.arena.endpoints import EndpointError
+from minigpt.arena.i18n import error_text
+from minigpt.arena.local_runs import LocalRun
 from minigpt.arena.ui.context import strings_of
 from minigpt.arena.ui.sampling import SamplingControls
 from minigpt.arena.window.probabilities import MAX_TEXT_CHARS, check_text, cuts, scores_of
@@ -43,12 +45,13 @@ class TokensTab:
             elem_id="tokens-text",
         )
         with gr.Row():
+            narrow = dict(size="md", scale=0, min_width=128)
             self.answer_button = gr.Button(
-                i18n("show_answer"), variant="primary", elem_id="tokens-answer"
+                i18n("show_answer"), variant="primary", elem_id="tokens-answer", **narrow
             )
-            self.score_button = gr.Button(i18n("show_text"), elem_id="tokens-score")
-            self.cut_button = gr.Button(i18n("show_cuts"), elem_id="tokens-cut")
-            self.chat_button = gr.Button(i18n("from_chat"), elem_id="tokens-chat")
+            self.score_button = gr.Button(i18n("show_text"), elem_id="tokens-score", **narrow)
+            self.cut_button = gr.Button(i18n("show_cuts"), elem_id="tokens-cut", **narrow)
+            self.chat_button = gr.Button(i18n("from_chat"), elem_id="tokens-chat", **narrow)
         self.result = gr.HTML("", elem_id="tokens-result")
 
     def _connect_events(self):
@@ -127,5 +130,5 @@ class TokensTab:
             known = PROBLEMS.get(error.kind)
             message = strings[known].format(name=name) if known else error.message
         except UserError as error:
-            message = str(error)
+            message = error_text(strings, error)
         return {self.result: html.note(message)}

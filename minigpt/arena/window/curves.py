@@ -19,6 +19,7 @@ CSS = """
 .curves svg { width: 100%; height: auto; display: block; }
 .curves text { font: 11px system-ui, sans-serif; fill: var(--body-text-color-subdued); }
 .curves .grid { stroke: var(--border-color-primary); stroke-width: 1; }
+@media (max-width: 640px) { .curves text { font-size: 17px; } }
 .curves polyline { fill: none; stroke-linejoin: round; }
 .curves .train { stroke-width: 1.5; opacity: .75; }
 .curves .val { stroke-width: 1.6; stroke-dasharray: 4 3; }

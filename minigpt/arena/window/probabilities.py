@@ -16,10 +16,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from minigpt.arena.access.sessions import message
-from minigpt.arena.endpoints import EndpointError, LocalRun
+from minigpt.arena.endpoints import EndpointError
+from minigpt.arena.i18n import ArenaError
+from minigpt.arena.local_runs import LocalRun
 from minigpt.arena.window.labels import label, visible
 from minigpt.common.errors import UserError
-from minigpt.evaluation.perplexity import windows
 from minigpt.inference.request import MOST_LOGPROBS, Request
 from minigpt.openai.answers import decode, read_json
 from minigpt.tokenizer.tokenizer import load_tokenizer
@@ -125,12 +126,9 @@ def scores_of(endpoint, seconds=120.0):
 def check_text(text):
     """UserError if a text is empty or too long to be shown token by token."""
     if not text.strip():
-        raise UserError("text: empty; expected a question or a text")
+        raise ArenaError("text_empty")
     if len(text) > MAX_TEXT_CHARS:
-        raise UserError(
-            f"text: {len(text):,} characters; expected at most {MAX_TEXT_CHARS:,}: "
-            "each token is shown with its alternatives"
-        )
+        raise ArenaError("text_long", n=len(text), most=MAX_TEXT_CHARS)
 
 
 class LocalScores:
@@ -153,10 +151,12 @@ class LocalScores:
     def text(self, text):
         """The text as the model reads it, Scored: in the windows of evaluations-perplexity.py, so
         that the bits are the same. The first token costs log2 of the vocabulary."""
+        from minigpt.evaluation.perplexity import windows  # here: it loads PyTorch
+
         engine = self._local.host.engines[self._local.name]
         ids = list(self._local.tokenizer.encode(text))
         if len(ids) > MAX_TOKENS:
-            raise UserError(f"text: {len(ids):,} tokens; expected at most {MAX_TOKENS:,}")
+            raise ArenaError("text_tokens", n=len(ids), most=MAX_TOKENS)
         tokens = [ScoredToken(self._label(number), None) for number in ids[:1]]
         for start, stop, scored in windows(len(ids), 0, engine.block_size):
             part = Request(ids[start:stop], 0, logprobs=MOST_LOGPROBS, echo=True)
