@@ -30,16 +30,22 @@ BUILD_SECONDS = 300.0  # a build takes half a minute; another process may be bui
 FEW = 16  # rows up to which linear() is faster than PyTorch's own; linear_int8() always is
 
 
+def is_built():
+    """Whether build() has only to load the module."""
+    try:
+        from torch.utils import cpp_extension
+
+        built = Path(cpp_extension._get_build_directory(_name(), verbose=False)) / f"{_name()}.so"
+        return built.stat().st_mtime >= SOURCE.stat().st_mtime
+    except (OSError, UserError):
+        return False
+
+
 @functools.cache
 def build():
     """The compiled module, from PyTorch's cache of extensions if it has been built before.
     UserError if it cannot be built."""
-    if not sys.platform.startswith("linux"):
-        raise UserError("kernels=true: they are built on Linux only; leave kernels out")
-    # With -fopenmp they share PyTorch's threads (its libgomp is loaded already).
-    flags = ["-O3", "-march=native", "-fopenmp"]
-    if platform.machine() in ("x86_64", "AMD64"):
-        flags.append("-mprefer-vector-width=512")
+    flags = _flags()
     scripts = sysconfig.get_path("scripts")  # where pip puts ninja; perhaps not in PATH
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), scripts])
     try:
@@ -65,9 +71,25 @@ def build():
         ) from None
 
 
+def _flags():
+    """The compiler's flags on this machine. UserError where the kernels cannot be built."""
+    intel = platform.machine() in ("x86_64", "AMD64")
+    if sys.platform.startswith("linux"):
+        # With -fopenmp they share PyTorch's threads (its libgomp is loaded already).
+        return ["-O3", "-march=native", "-fopenmp"] + ["-mprefer-vector-width=512"] * intel
+    if sys.platform == "darwin":  # clang without OpenMP: one thread. Not run so far
+        return ["-O3", "-march=native" if intel else "-mcpu=native", "-fopenmp-simd"]
+    raise UserError("kernels=true: they are built on Linux and macOS only; leave kernels out")
+
+
 def _name():
-    """The module's name, the key of PyTorch's cache: different for each kind of processor, because
-    machines may share a home folder and -march=native code runs only on the same kind."""
-    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        features = sorted({line for line in file if line.startswith(("flags", "Features"))})
-    return f"minigpt_kernels_{hashlib.sha256(''.join(features).encode()).hexdigest()[:8]}"
+    """The module's name, the key of PyTorch's cache: different for each source, flags, PyTorch and
+    kind of processor. Machines may share a home folder, and -march=native code runs only on the
+    same kind."""
+    from torch import __version__
+
+    facts = [Path(SOURCE).read_text(encoding="utf-8"), __version__, platform.machine(), *_flags()]
+    if sys.platform.startswith("linux"):
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            facts += sorted({line for line in file if line.startswith(("flags", "Features"))})
+    return f"minigpt_kernels_{hashlib.sha256(''.join(facts).encode()).hexdigest()[:8]}"
