@@ -279,8 +279,6 @@ class Attention(nn.Module):
             q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
         v = v.view(B, T, n_kv, hs)  # (B, T, n_kv, hs)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, nh or n_kv, T, hs)
-        if cache is not None and cache.kernels and T == 1:
-            return self.proj(cache.attend(q, k, v, positions))  # (B, T, C)
         if cache is not None:
             k, v = cache.update(k, v, positions)  # (B, n_kv, L, hs)
         if cu_seqlens is not None:
@@ -345,7 +343,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.kernels = None  # C++ for generation on a CPU, set by quantization.make_ready()
+        self.decoder = None  # C++ that generates on a CPU, set by minigpt/inference/backends.py
         self.use_varlen_attention = False  # set it where has_varlen_attention() is true
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
         if config.position == "learned":
@@ -378,8 +376,8 @@ class GPT(nn.Module):
         positions (B, T): positions within the segment, or in the cache; None: 0 … T - 1.
         cu_seqlens (n + 1,) int32: the same segments, as cumulative lengths over all B · T tokens;
             read in place of segment_ids if self.use_varlen_attention is set.
-        cache: a LayerCache per layer (minigpt/inference/kv_cache.py); new tokens also attend to
-            cached tokens before `positions`.
+        cache: CacheRows (minigpt/inference/kv_cache.py); new tokens also attend to cached tokens
+            before `positions`.
         """
         B, T = x.size()
         if positions is None:
@@ -387,9 +385,10 @@ class GPT(nn.Module):
         dropout = self.config.dropout if self.training else 0.0
         if cache is not None or dropout or not self.use_varlen_attention:
             cu_seqlens = None  # the kernel has neither dropout nor the KV cache
+        by_decoder = cache is not None and T == 1 and self.decoder is not None
         mask = None  # plain causal attention
-        if cache is not None:
-            mask = cache_mask(positions, cache[0].length, self.wte.weight.dtype)  # (B, 1, T, L)
+        if cache is not None and not by_decoder:
+            mask = cache_mask(positions, cache.length, self.wte.weight.dtype)  # (B, 1, T, L)
         elif segment_ids is not None and cu_seqlens is None:
             mask = segment_mask(segment_ids)  # (B, 1, T, T)
         h = self.wte(x)  # (B, T, C)
@@ -399,6 +398,8 @@ class GPT(nn.Module):
         else:
             rotary = self.rotary(positions)
         h = F.dropout(h, dropout, self.training)
+        if by_decoder:
+            return self.norm(self.decoder(h, rotary, positions, cache))
         for i, block in enumerate(self.blocks):
             layer_cache = cache[i] if cache is not None else None
             h = block(h, rotary, positions, mask, cu_seqlens, layer_cache)

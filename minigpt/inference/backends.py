@@ -14,6 +14,8 @@ int8 is taken only where it is faster than float32, or where a backend is named.
 """
 
 import copy
+import dataclasses
+import functools
 import time
 from dataclasses import dataclass, field
 
@@ -21,7 +23,9 @@ import torch
 import torch.nn as nn
 
 from minigpt.common.errors import UserError
+from minigpt.inference.decoder import Decoder
 from minigpt.inference.kernels import build, is_built
+from minigpt.inference.kv_cache import KVCache
 from minigpt.inference.quantization import (
     FbgemmLinear,
     Int8Linear,
@@ -126,35 +130,48 @@ def _word(kernels):
 
 @torch.inference_mode()
 def time_layer(model, keys, kernels=None):
-    """key → seconds for one token in the matrices of the model's first block, the best of ROUNDS.
+    """key → seconds that one token takes in the model's first block, the best of ROUNDS.
 
     Between two of them other memory is read, as much as the model's other weights take up to
     OTHER_WEIGHTS: a real step finds few weights in the cache.
     """
-    linears = [part for part in model.blocks[0].modules() if isinstance(part, nn.Linear)]
-    rows = [torch.randn(1, linear.in_features) for linear in linears]
-    layers = {
-        (dtype, backend): [LAYERS[dtype][backend](copy.deepcopy(each), kernels) for each in linears]
-        for dtype, backend in keys
-    }
+    config = dataclasses.replace(model.config, n_layer=1)
+    position = torch.tensor([[config.block_size // 2]])
+    cache = KVCache(config, 1).rows(slice(0, 1), int(position) + 1)
+    h, rotary = torch.randn(1, 1, config.n_embd), None
+    if config.position == "rope":
+        rotary = model.rotary(position)
+    blocks = {}
+    for key in keys:
+        block = convert_linear(copy.deepcopy(model.blocks[0]), Choice(*key, kernels))
+        blocks[key] = functools.partial(block, h, rotary, position, cache=cache[0])
+        if key[1] == "kernels":
+            decoder = Decoder([block], config, kernels)
+            blocks[key] = functools.partial(decoder, h.clone(), rotary, position, cache)
     other = torch.zeros(min(OTHER_WEIGHTS, model.n_params()))
     best = dict.fromkeys(keys, float("inf"))
     for number in range(1 + ROUNDS):  # the first round warms up
-        for key, parts in layers.items():
+        for key, step in blocks.items():
             other.sum()
             start = time.perf_counter()
-            for layer, x in zip(parts, rows, strict=True):
-                layer(x)
+            step()
             if number:
                 best[key] = min(best[key], time.perf_counter() - start)
     return best
 
 
 def convert(model, choice):
-    """Replace every nn.Linear of `model` by the backend's layer. The embedding stays as it is."""
-    model.kernels = choice.kernels
+    """Make `model` compute by the backend. The embedding stays as it is."""
+    convert_linear(model, choice)
+    if choice.backend == "kernels":
+        model.decoder = Decoder(model.blocks, model.config, choice.kernels)
+
+
+def convert_linear(module, choice):
+    """`module` with every nn.Linear replaced by the backend's layer."""
     make = LAYERS[choice.dtype][choice.backend]
-    for module in list(model.modules()):
-        for name, part in list(module.named_children()):
-            if isinstance(part, nn.Linear):
-                setattr(module, name, make(part, choice.kernels))
+    for part in list(module.modules()):
+        for name, linear in list(part.named_children()):
+            if isinstance(linear, nn.Linear):
+                setattr(part, name, make(linear, choice.kernels))
+    return module

@@ -1,13 +1,12 @@
-"""C++ kernels for generation on a CPU: products of a few rows with a large matrix, for which BLAS
-reaches half of the memory bandwidth or less, and attention of one token to those before it. The
-first build() compiles them, which takes half a minute.
+"""C++ kernels for generation on a CPU: a token of each text through all blocks, and products of few
+rows with a large matrix, for which BLAS reaches half of the memory bandwidth or less. The first
+build() compiles them, which takes half a minute.
 
     kernels = build()
     y = kernels.linear(x, weight, bias)              # x (N, K), weight (O, K) → (N, O), float32
-    if kernels.has_int8:                             # the processor multiplies bytes (VNNI)
-        packed = kernels.pack(q)                     # q (O, K) int8; weight = q * scale, (O,)
-        y = kernels.linear_int8(x, packed, scale, bias)
-    y = kernels.attend(q, k, v, cache_k, cache_v, slots, places)    # kv_cache.LayerCache
+    packed = kernels.pack(q)                         # q (O, K) int8; weight = q * scale, (O,)
+    y = kernels.linear_int8(x, packed, scale, bias)
+    kernels.Decoder(…)                               # see decoder.py
 
 Each number of a result is summed in the same order for every N: a row does not depend on the other
 rows, bit for bit.
