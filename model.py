@@ -86,6 +86,12 @@ class GPTConfig:
         return found
 
 
+def reciprocal_rms(x, eps):
+    """1 / sqrt(mean(x²) + eps) of the last dimension: (…, C) → (…, 1)."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.rsqrt(length.square() / x.size(-1) + eps)
+
+
 class RMSNormFunction(torch.autograd.Function):
     """y = x · r · weight with r = 1 / sqrt(mean(x²) + eps), for float32 x (…, C).
 
@@ -95,8 +101,7 @@ class RMSNormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, eps):
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        r = torch.rsqrt(length.square() / x.size(-1) + eps)  # (…, 1)
+        r = reciprocal_rms(x, eps)  # (…, 1)
         ctx.save_for_backward(x, weight, r)
         return (x * r).mul_(weight)
 
@@ -114,13 +119,14 @@ class RMSNormFunction(torch.autograd.Function):
 
 
 class RMSNorm(nn.RMSNorm):
-    """nn.RMSNorm that uses RMSNormFunction for eager float32 training on a CPU."""
+    """nn.RMSNorm that is faster in eager float32 on a CPU: PyTorch's takes 15 operators there."""
 
     def forward(self, x):
-        eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if eager and x.device.type == "cpu" and x.dtype == torch.float32:
+        if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32:
+            return super().forward(x)
+        if torch.is_grad_enabled():
             return RMSNormFunction.apply(x, self.weight, self.eps)
-        return super().forward(x)
+        return (x * reciprocal_rms(x, self.eps)).mul_(self.weight)
 
 
 def make_norm(config, width=None):

@@ -25,6 +25,7 @@ from minigpt.common.errors import UserError
 from minigpt.common.locks import locked
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
+HEADER = Path(__file__).with_name("int8_tile.h")
 BUILD_SECONDS = 300.0  # a build takes half a minute; another process may be building
 FEW = 16  # rows up to which linear() is faster than PyTorch's own; linear_int8() always is
 
@@ -35,7 +36,7 @@ def is_built():
         from torch.utils import cpp_extension
 
         built = Path(cpp_extension._get_build_directory(_name(), verbose=False)) / f"{_name()}.so"
-        return built.stat().st_mtime >= SOURCE.stat().st_mtime
+        return built.stat().st_mtime >= max(SOURCE.stat().st_mtime, HEADER.stat().st_mtime)
     except (OSError, UserError):
         return False
 
@@ -87,7 +88,8 @@ def _name():
     same kind."""
     from torch import __version__
 
-    facts = [Path(SOURCE).read_text(encoding="utf-8"), __version__, platform.machine(), *_flags()]
+    facts = [Path(path).read_text(encoding="utf-8") for path in (SOURCE, HEADER)]
+    facts += [__version__, platform.machine(), *_flags()]
     if sys.platform.startswith("linux"):
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             facts += sorted({line for line in file if line.startswith(("flags", "Features"))})
