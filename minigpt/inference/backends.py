@@ -24,7 +24,7 @@ import torch.nn as nn
 
 from minigpt.common.errors import UserError
 from minigpt.inference.decoder import Decoder
-from minigpt.inference.kernels import build, is_built
+from minigpt.inference.kernels import build, built_before
 from minigpt.inference.kv_cache import KVCache
 from minigpt.inference.quantization import (
     FbgemmLinear,
@@ -94,8 +94,9 @@ def pick_kernels(device, dtype, kernels):
             raise UserError(f"kernels={kernels}: for dtype=int8 alone; leave kernels out")
         if kernels == "fbgemm" and not has_fbgemm():
             raise UserError("kernels=fbgemm: this PyTorch has none; leave kernels out")
-    wanted = kernels == "true" or (kernels == "auto" and is_built())
-    return device, build() if wanted else None
+    if kernels == "auto":
+        return device, built_before()
+    return device, build() if kernels == "true" else None
 
 
 def choose(model, dtype="float32", kernels="auto", built=None):

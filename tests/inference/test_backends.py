@@ -1,6 +1,7 @@
 """What computes the products on a CPU: the choice, FBGEMM, and the kernels of other processors."""
 
 import ctypes
+import os
 import platform
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from tiny_run import save_run
 
 from minigpt.common.errors import UserError
 from minigpt.evaluation.quantization_cost import load_for_generation
-from minigpt.inference import backends, quantization
+from minigpt.inference import backends, kernels, quantization
 from minigpt.inference.backends import Choice, choose, pick_kernels
 from minigpt.inference.engine import Engine, Request
 from minigpt.inference.quantization import FbgemmLinear
@@ -87,28 +88,33 @@ def test_a_real_layer_is_timed(tiny_model):
     assert set(backends.time_layer(learned, [INT_MM])) == {INT_MM}
 
 
-def test_nothing_is_built_unless_it_is_wanted(monkeypatch):
-    monkeypatch.setattr(backends, "build", lambda: pytest.fail("built"))
-    monkeypatch.setattr(backends, "is_built", lambda: False)
-    assert pick_kernels("cpu", "int8", "auto") == ("cpu", None)
-    for kernels in ("false", False, "int_mm"):
-        monkeypatch.setattr(backends, "is_built", lambda: True)
-        assert pick_kernels("cpu", "int8", kernels) == ("cpu", None)
+def test_nothing_is_built_unless_it_is_wanted(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))  # nothing has been built there
+    monkeypatch.setattr(kernels, "build", lambda: pytest.fail("built"))
     monkeypatch.setattr(backends, "build", lambda: "the module")
-    for kernels in ("auto", "true", True, 1):
-        assert pick_kernels("cpu", "int8", kernels) == ("cpu", "the module")
+    for knob in ("auto", "false", False, "int_mm"):
+        assert pick_kernels("cpu", "int8", knob) == ("cpu", None)
+    for knob in ("true", True, 1):
+        assert pick_kernels("cpu", "int8", knob) == ("cpu", "the module")
+    name = kernels._name()
+    (tmp_path / name).mkdir(exist_ok=True)
+    (tmp_path / name / f"{name}.so").touch()
+    monkeypatch.setattr(kernels, "build", lambda: "the module")
+    assert pick_kernels("cpu", "int8", "auto") == ("cpu", "the module")
+    os.utime(tmp_path / name / f"{name}.so", (0, 0))  # older than its source
+    assert pick_kernels("cpu", "int8", "auto") == ("cpu", None)
 
 
 def test_contradictions_are_refused(monkeypatch):
     with pytest.raises(UserError, match="kernels=int_mm: for dtype=int8"):
         pick_kernels("cpu", "auto", "int_mm")
     monkeypatch.setattr(backends, "pick_device", lambda device: device)
-    for dtype, kernels, message in (
+    for dtype, knob, message in (
         ("int8", "auto", "dtype=int8: made for a CPU; on cuda"),
         ("auto", True, "kernels=true: made for a CPU; on cuda"),
     ):
         with pytest.raises(UserError, match=message):
-            pick_kernels("cuda", dtype, kernels)
+            pick_kernels("cuda", dtype, knob)
     assert pick_kernels("cuda", "auto", False) == ("cuda", None)
     monkeypatch.setattr(backends, "has_fbgemm", lambda: False)
     with pytest.raises(UserError, match="kernels=fbgemm: this PyTorch has none"):
