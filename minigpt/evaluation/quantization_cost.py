@@ -37,7 +37,7 @@ def load_for_generation(folder, device="auto", dtype="auto", kernels="auto"):
         trained = checkpoint.load(folder, device, pick_dtype(dtype, device))
         if device == "cpu":
             choice = backends.choose(trained.model, "float32", kernels, built)
-            if choice.rates:
+            if choice.backend != "torch":
                 print(f"{folder} in {choice}", file=sys.stderr)
             backends.convert(trained.model, choice)
         return trained
