@@ -27,18 +27,16 @@ MEASURED = 4096  # tokens on which it is measured
 def load_for_generation(folder, device="auto", dtype="auto", kernels="auto"):
     """The run in `folder` as a Checkpoint that is ready to generate, not to be trained.
 
-    dtype: "int8" (on a CPU), or as in pick_dtype(). kernels: see minigpt/inference/backends.py;
-    what it chose is printed to stderr. UserError if there is no such run or device, if the kernels
-    cannot be built, and if int8 raises the perplexity by more than LARGEST_COST; its cost is
-    printed, too. Where int8 is slower than float32, float32 is used.
+    dtype: "int8" (on a CPU), or as in pick_dtype(). kernels: see minigpt/inference/backends.py. For
+    int8 the backend and the cost in perplexity are printed to stderr; where it is slower than
+    float32, float32 is used. UserError if there is no such run or device, if the kernels cannot be
+    built, and if int8 raises the perplexity by more than LARGEST_COST.
     """
     device, built = backends.pick_kernels(device, dtype, kernels)
     if dtype != "int8":
         trained = checkpoint.load(folder, device, pick_dtype(dtype, device))
         if device == "cpu":
             choice = backends.choose(trained.model, "float32", kernels, built)
-            if choice.backend != "torch":
-                print(f"{folder} in {choice}", file=sys.stderr)
             backends.convert(trained.model, choice)
         return trained
     trained = checkpoint.load(folder)

@@ -5,7 +5,7 @@
 
 The knob `kernels` names one, or which of them are timed:
 
-    auto      PyTorch's own, and the C++ kernels (kernels.py) if they have been built before
+    auto      PyTorch's own; for int8 also the C++ kernels (kernels.py) if they have been built
     true      the C++ kernels, built if necessary
     false     PyTorch's own
     fbgemm, int_mm    this one, for int8
@@ -95,7 +95,8 @@ def pick_kernels(device, dtype, kernels):
         if kernels == "fbgemm" and not has_fbgemm():
             raise UserError("kernels=fbgemm: this PyTorch has none; leave kernels out")
     if kernels == "auto":
-        return device, built_before()
+        # float32 is by PyTorch: the same seed writes the same text, whatever has been built here.
+        return device, built_before() if dtype == "int8" else None
     return device, build() if kernels == "true" else None
 
 

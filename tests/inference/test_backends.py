@@ -101,6 +101,7 @@ def test_nothing_is_built_unless_it_is_wanted(monkeypatch, tmp_path):
     (tmp_path / name / f"{name}.so").touch()
     monkeypatch.setattr(kernels, "build", lambda: "the module")
     assert pick_kernels("cpu", "int8", "auto") == ("cpu", "the module")
+    assert pick_kernels("cpu", "auto", "auto") == ("cpu", None)
     os.utime(tmp_path / name / f"{name}.so", (0, 0))  # older than its source
     assert pick_kernels("cpu", "int8", "auto") == ("cpu", None)
 
