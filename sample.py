@@ -14,6 +14,7 @@ import contextlib
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, preflight, run
@@ -32,7 +33,9 @@ class Settings:
     repetition_penalty: float = 1.0  # above 1: tokens of the prompt and the text are less likely
     num_beams: int = 1  # above 1: beam search, without sampling; printed when the text is complete
     length_penalty: float = 1.0  # of beam search: above 0 favours long texts, below 0 short ones
-    kernels: bool = False  # on a CPU: C++ kernels, compiled once (needs g++, ninja)
+    kernels: Literal["auto", "true", "false", "fbgemm", "int_mm"] = "auto"  # the products on a CPU:
+    #            auto: the fastest; true: by C++ kernels, built once (needs g++, ninja); false: by
+    #            PyTorch; fbgemm, int_mm: int8 by this part of PyTorch
     seed: int | None = None  # the same seed gives the same text; none: a new one every time
 
 

@@ -35,8 +35,9 @@ class Settings:
     cors_origins: list[str] = []  # web pages that may call this server: their origins, or *
 
     threads: int = 0  # of the processor, for the models; 0: automatic, leaving some for HTTP
-    kernels: bool = False  # on a CPU: C++ kernels, built once (g++, ninja); faster on processors
-    #                        with AVX-512 VNNI, measure it on others
+    kernels: Literal["auto", "true", "false", "fbgemm", "int_mm"] = "auto"  # the products on a CPU:
+    #            auto: the fastest; true: by C++ kernels, built once (needs g++, ninja); false: by
+    #            PyTorch; fbgemm, int_mm: int8 by this part of PyTorch
 
     # -- defaults of a request --
     temperature: float = 0.1  # as sample.py: small models wander at 1, OpenAI's default

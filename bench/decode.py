@@ -5,14 +5,17 @@
     pip install llama-cpp-python gguf            # to compare with llama.cpp, too
 
 All continue the same 32 ids greedily by --tokens tokens. Ours generates for 1, 4, 8 and 16 readers
-at the same time, in float32 and int8; transformers' generate() and llama.cpp for one. The loop
-without a cache computes the whole text again for each token (timed at every 16th). Rounds
-alternate; medians are shown. The bound is memory bandwidth: a token of one reader reads every
-weight once, so tokens per second cannot exceed bandwidth ÷ bytes of weights. The bandwidth is the
-best that reading a large array reached in this run.
+at the same time, in float32 and int8, by each backend of this machine (inference/backends.py);
+transformers' generate() and llama.cpp for one. The loop without a cache computes the whole text
+again for each token (timed at every 16th). Rounds alternate; medians are shown. The bound is memory
+bandwidth: a token of one reader reads every weight once, so tokens per second cannot exceed
+bandwidth ÷ bytes of weights. The bandwidth is the best that reading a large array reached in this
+run.
 """
 
 import contextlib
+import copy
+import ctypes
 import importlib.util
 import os
 import pathlib
@@ -20,6 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
+from typing import Literal
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -35,6 +39,10 @@ class Settings:
     streams: str = "1,4,8,16"  # numbers of readers at the same time
     rounds: int = 3  # of all cases, alternating
     kernels: bool = True  # also time ours with the C++ kernels
+    isa: Literal["native", "avx2"] = (
+        "native"  # avx2: ours, PyTorch, oneDNN and FBGEMM compute as on
+    )
+    #                                           a processor with AVX2 alone; llama.cpp does not
     n_layer: int = 12  # shape of the model
     n_head: int = 12
     n_embd: int = 768
@@ -48,12 +56,15 @@ def read_settings():
 
 if __name__ == "__main__":
     preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
+    if read_settings().isa == "avx2":  # PyTorch, oneDNN and MKL read these when they are loaded
+        os.environ |= dict(ATEN_CPU_CAPABILITY="avx2", DNNL_MAX_CPU_ISA="AVX2")
+        os.environ["MKL_ENABLE_INSTRUCTIONS"] = "AVX2"
 
 import torch
 
 from bench.steps import GPT2, transformers_gpt2
 from minigpt.common.report import table
-from minigpt.inference import quantization
+from minigpt.inference.backends import LAYERS, Choice, convert, has_fbgemm
 from minigpt.inference.engine import Engine, Request
 from minigpt.inference.kernels import build
 from model import GPT, GPTConfig
@@ -67,6 +78,8 @@ def main():
         problems.append(f"tokens={settings.tokens}: expected at most {1024 - PROMPT}")
     if problems:
         raise UserError("\n".join(problems))
+    if settings.isa == "avx2":
+        force_avx2()
     torch.manual_seed(0)
     shape = {name: getattr(settings, name) for name in ("n_layer", "n_head", "n_embd")}
     shape["padded_vocab_size"] = settings.n_rows
@@ -95,21 +108,23 @@ def make_cases(model, settings, folder):
             cases[f"llama.cpp {kind}"] = with_llama(model, kind, folder, settings.tokens)
     else:
         print("llama.cpp is left out: pip install llama-cpp-python gguf")
-    for dtype in ("float32", "int8"):
-        for kernels in (None, build()) if settings.kernels else (None,):
-            ready = copy_of(model)
-            (quantization.quantize if dtype == "int8" else quantization.make_ready)(ready, kernels)
-            name = f"ours {dtype}{', kernels' if kernels else ''}"
-            for n in map(int, settings.streams.split(",")):
-                cases[f"{name}, {n} at once"] = with_engine(ready, n, settings.tokens)
+    march = "haswell" if settings.isa == "avx2" else "native"
+    kernels = build(march) if settings.kernels else None
+    for dtype, backend in ((kind, name) for kind in LAYERS for name in LAYERS[kind]):
+        if (backend == "kernels" and not kernels) or (backend == "fbgemm" and not has_fbgemm()):
+            continue
+        ready = copy.deepcopy(model)
+        convert(ready, Choice(dtype, backend, kernels))
+        for n in map(int, settings.streams.split(",")):
+            case = with_engine(ready, n, settings.tokens)
+            cases[f"ours {dtype} by {backend}, {n} at once"] = case
     return cases
 
 
-def copy_of(model):
-    """A copy of the model."""
-    other = GPT(model.config).eval()
-    other.load_state_dict(model.state_dict())
-    return other
+def force_avx2():
+    """Let FBGEMM compute as on a processor with AVX2 alone."""
+    library = ctypes.CDLL(str(pathlib.Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+    library._ZN6fbgemm14fbgemmForceIsaENS_10inst_set_tE(1)
 
 
 def prompt(number=0):
@@ -249,12 +264,13 @@ def show(rates, n_bytes, bandwidth):
         weights = n_bytes / 4 if "int8" in name else n_bytes * 34 / 128 if "q8" in name else n_bytes
         share = f"{rate * weights / bandwidth:.0%}" if alone and "loop" not in name else ""
         first = medians.get(f"{name.rsplit(',', 1)[0]}, 1 at once")
+        llama = medians.get("llama.cpp q8_0" if "int8" in name else "llama.cpp f32")
         rows.append(
-            [name, f"{rate:.1f}", f"{rate / peer:.2f}", f"{rate / slow:.1f}"]
-            + [f"{rate / first:.2f}" if first and not alone else "", share]
+            [name, f"{rate:.1f}", f"{rate / peer:.2f}", f"{rate / llama:.2f}" if llama else ""]
+            + [f"{rate / slow:.1f}", f"{rate / first:.2f}" if first and not alone else "", share]
         )
-    header = ["", "tokens/s", "÷ transformers", "÷ no cache", "÷ one reader", "of the bound"]
-    print(table(header, rows))
+    header = ["", "tokens/s", "÷ transformers", "÷ llama.cpp", "÷ no cache", "÷ one reader"]
+    print(table([*header, "of the bound"], rows))
     print(f"best bandwidth in this run {bandwidth / 1e9:.1f} GB/s")
 
 

@@ -109,7 +109,7 @@ device: str = "auto"  # auto: cuda, then mps, then cpu; or a name such as "cuda:
 dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # auto: bfloat16 on GPUs
 #       that have it, float16 (with a loss scaler) on older ones, on a Mac's GPU the fastest that
 #       gives float32's loss, float32 elsewhere; int8: for generation on a CPU, not for training;
-#       faster with AVX-512 VNNI, slower with AVX2 alone
+#       where it is slower float32 is used
 compile: bool = False  # torch.compile: takes minutes to start, pays off on a GPU
 deterministic: bool = False  # CUDA: slower kernels with bit-identical results
 tensorboard: bool = False  # also write TensorBoard events to out_dir

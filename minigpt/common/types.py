@@ -33,6 +33,8 @@ def coerce(value, kind):
                 pass
         raise ValueError
     if typing.get_origin(kind) is typing.Literal:
+        if type(value) is bool:  # a recipe's True is the option "true"
+            value = str(value).lower()
         if value in typing.get_args(kind):
             return value
         raise ValueError

@@ -16,30 +16,49 @@ from minigpt.common.errors import ROOT, UserError
 from minigpt.common.json_text import parse_json
 from minigpt.data.formats import parse_chat
 from minigpt.evaluation.perplexity import answer_passages, reply_passages, text_passages
-from minigpt.inference import quantization
+from minigpt.inference import backends
 from minigpt.models import checkpoint
+from minigpt.models.device import pick_dtype
 
 LARGEST_COST = 0.01  # int8 may raise the perplexity by this fraction
 MEASURED = 4096  # tokens on which it is measured
 
 
-def load_for_generation(folder, device="auto", dtype="auto", kernels=False):
+def load_for_generation(folder, device="auto", dtype="auto", kernels="auto"):
     """The run in `folder` as a Checkpoint that is ready to generate, not to be trained.
 
-    dtype: "int8" (on a CPU), or as in pick_dtype(). kernels: on a CPU, multiply by C++ kernels
-    (minigpt/inference/kernels.py). UserError if there is no such run or device, if the kernels
-    cannot be built, and if int8 raises the perplexity by more than LARGEST_COST; its cost is
-    printed to stderr.
+    dtype: "int8" (on a CPU), or as in pick_dtype(). kernels: see minigpt/inference/backends.py. For
+    int8 the backend and the cost in perplexity are printed to stderr; where it is slower than
+    float32, float32 is used. UserError if there is no such run or device, if the kernels cannot be
+    built, and if int8 raises the perplexity by more than LARGEST_COST.
     """
+    device, built = backends.pick_kernels(device, dtype, kernels)
     if dtype != "int8":
-        return quantization.load(folder, device, dtype, kernels)
-    device, built = quantization.pick_kernels(device, kernels)
-    if device != "cpu":
-        raise UserError(f"dtype=int8: made for a CPU; on {device} leave dtype at auto")
+        trained = checkpoint.load(folder, device, pick_dtype(dtype, device))
+        if device == "cpu":
+            choice = backends.choose(trained.model, "float32", kernels, built)
+            backends.convert(trained.model, choice)
+        return trained
     trained = checkpoint.load(folder)
+    choice = backends.choose(trained.model, "int8", kernels, built)
+    if choice.dtype == "int8":
+        print(f"{folder} in {choice}", file=sys.stderr)
+        convert_to_int8(trained, choice, folder)
+        return trained
+    print(
+        f"{folder} in {choice}: int8 is slower here and not used; kernels=fbgemm or int_mm (of "
+        "sample.py and server.py) takes it all the same",
+        file=sys.stderr,
+    )
+    backends.convert(trained.model, choice)
+    return trained
+
+
+def convert_to_int8(trained, choice, folder):
+    """Convert the model and print what that costs in perplexity; UserError if it is too much."""
     source, passages = held_out_passages(trained)
     before = perplexity(trained.model, passages)
-    quantization.quantize(trained.model, built)
+    backends.convert(trained.model, choice)
     after = perplexity(trained.model, passages)
     cost = f"perplexity {before:.3f} → {after:.3f} ({after / before - 1:+.2%})"
     if not after <= before * (1 + LARGEST_COST):
@@ -48,7 +67,6 @@ def load_for_generation(folder, device="auto", dtype="auto", kernels=False):
             "take dtype=float32"
         )
     print(f"{folder} in int8: {cost} on {len(passages)} texts of {source}", file=sys.stderr)
-    return trained
 
 
 def held_out_passages(trained):

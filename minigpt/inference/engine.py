@@ -88,9 +88,7 @@ class Engine:
         self.n_slots = n_slots
         weight = model.wte.weight
         self.device = weight.device
-        self.cache = KVCache(
-            model.config, n_slots, weight.device, weight.dtype, kernels=model.kernels
-        )
+        self.cache = KVCache(model.config, n_slots, weight.device, weight.dtype)
         self.active = []  # running tickets
         self.rows = []  # their Rows; the index in this list is the slot in the cache
         self.waiting = deque()
@@ -157,15 +155,20 @@ class Engine:
         h = self._forward(tokens, positions, slice(0, len(self.rows)))
         logits = self._logits(h[:, -1])  # (B, n_vocab)
         slots = {row: slot for slot, row in enumerate(self.rows)}
+
+        def of(rows):
+            """The logits of these rows; all of them are not copied."""
+            return logits if rows == self.rows else logits[[slots[row] for row in rows]]
+
         for row in (row for ticket in ready for row in ticket.rows):
             row.cached += 1
         before = [len(ticket.tokens) for ticket in ready]
         single = [ticket for ticket in ready if ticket.request.num_beams == 1]
         if single:
-            self._extend_texts(single, logits[[slots[ticket.rows[0]] for ticket in single]])
+            self._extend_texts(single, of([ticket.rows[0] for ticket in single]))
         for ticket in ready:
             if ticket.request.num_beams > 1:
-                self._extend_beams(ticket, logits[[slots[row] for row in ticket.rows]])
+                self._extend_beams(ticket, of(ticket.rows))
         return [
             (ticket, token.id)
             for ticket, n in zip(ready, before, strict=True)

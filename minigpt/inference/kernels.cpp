@@ -1,26 +1,23 @@
-// What writing a token is made of (minigpt/inference/kernels.py): y = x Wᵀ + b for a few rows x, and attention
-// of one position to those before it.
+// One token for each of a few texts through all blocks of a model, on a CPU (minigpt/inference/decoder.py).
 //
-// With few rows the time is that of reading W once. BLAS is made for many rows and reads it at half
-// of what memory gives, or less; here each thread goes through its share of W from end to end. Every
-// number of the result is one sum in the same order however many rows x has.
+// With few rows the time of a product y = x Wᵀ + b is that of reading W once. BLAS is made for many rows
+// and reads it at half of what memory gives, or less; here each thread reads its share of W from end to
+// end. Every number of the result is one sum in the same order however many rows x has.
 
 #include <ATen/Parallel.h>
 #include <torch/extension.h>
 
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-#define HAS_INT8 1
-#include <immintrin.h>
-#else
-#define HAS_INT8 0
-#endif
+#include "int8_tile.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 using torch::Tensor;
+
+constexpr int64_t FEW = 16;  // rows up to which linear() is faster than PyTorch's own
 
 // Four rows of W (K apart) with x: four sums that do not wait for one another.
 static inline void four_dots(const float* x, const float* w, int64_t K, float* sums) {
@@ -53,12 +50,12 @@ static void over_rows(int64_t O, int64_t K, Body body) {
   });
 }
 
-static const float* data_of(const c10::optional<Tensor>& bias) {
+static const float* data_of(const std::optional<Tensor>& bias) {
   return bias ? bias->data_ptr<float>() : nullptr;
 }
 
 // x (N, K), weight (O, K), bias (O,) or none, all float32 → (N, O).
-Tensor linear(const Tensor& x, const Tensor& weight, const c10::optional<Tensor>& bias) {
+Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   const int64_t N = x.size(0), K = x.size(1), O = weight.size(0);
   Tensor y = torch::empty({N, O}, x.options());
   const float* b = data_of(bias);
@@ -77,56 +74,6 @@ Tensor linear(const Tensor& x, const Tensor& weight, const c10::optional<Tensor>
       }
   });
   return y;
-}
-
-#if HAS_INT8
-// Processors multiply four bytes of W at a time with four of x and add the products to 32 bits
-// (VNNI), for 16 rows of W at once. So W lies in groups of 16 rows, of each row four numbers in
-// turn: (groups, K/4, 16, 4); and as uint8, 128 above what it is, for one factor must be unsigned.
-constexpr int64_t ROWS = 16;
-constexpr int32_t ABOVE = 128;
-
-#ifdef __AVX512VNNI__
-constexpr int GROUPS = 2, MOST = 8;  // a tile's sums: 2 · 8 of 32 registers
-struct Sums {
-  __m512i all = _mm512_setzero_si512();
-  inline void add(const uint8_t* w, int32_t four) {
-    all = _mm512_dpbusd_epi32(all, _mm512_loadu_si512(w), _mm512_set1_epi32(four));
-  }
-};
-#else
-constexpr int GROUPS = 1, MOST = 6;  // 6 · 2 of 16 registers
-struct Sums {
-  __m256i low = _mm256_setzero_si256(), high = low;
-  inline void add(const uint8_t* w, int32_t four) {
-    const __m256i x = _mm256_set1_epi32(four);
-    const auto* from = reinterpret_cast<const __m256i*>(w);
-    low = _mm256_dpbusd_avx_epi32(low, _mm256_loadu_si256(from), x);
-    high = _mm256_dpbusd_avx_epi32(high, _mm256_loadu_si256(from + 1), x);
-  }
-};
-#endif
-
-// N rows of x (K bytes apart) with GROUPS groups of W → sums (N, GROUPS · ROWS).
-template <int N>
-static void tile(const int8_t* x, const uint8_t* w, int64_t K, int32_t* to) {
-  Sums sums[N][GROUPS];
-  for (int64_t k = 0; k < K; k += 4)
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) {
-      int32_t four;
-      std::memcpy(&four, x + n * K + k, sizeof four);
-      for (int g = 0; g < GROUPS; ++g) sums[n][g].add(w + (g * K + k) * ROWS, four);
-    }
-  std::memcpy(to, sums, sizeof sums);
-}
-
-// tile<n>, n from 1 to N.
-template <int N>
-static void tile_of(int64_t n, const int8_t* x, const uint8_t* w, int64_t K, int32_t* to) {
-  if constexpr (N > 1)
-    if (n < N) return tile_of<N - 1>(n, x, w, K, to);
-  tile<N>(x, w, K, to);
 }
 
 // A row of x (K) in int8 → its scale; `sum` is what its numbers add up to.
@@ -148,14 +95,17 @@ static float to_int8(const float* x, int64_t K, int8_t* to, int32_t* sum) {
 // to a multiple of four and its rows to whole tiles; x is rounded to int8, each row with a scale of
 // its own → (N, O).
 Tensor linear_int8(
-    const Tensor& x, const Tensor& packed, const Tensor& scale, const c10::optional<Tensor>& bias) {
+    const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias) {
   const int64_t N = x.size(0), O = scale.size(0), K = 4 * packed.size(1);
   Tensor y = torch::empty({N, O}, x.options());
   std::vector<int8_t> whole(N * K, 0);
   std::vector<float> x_scale(N);
   std::vector<int32_t> x_sum(N);
-  for (int64_t n = 0; n < N; ++n)
-    x_scale[n] = to_int8(x.data_ptr<float>() + n * x.size(1), x.size(1), &whole[n * K], &x_sum[n]);
+  const float* from = x.data_ptr<float>();
+  at::parallel_for(0, N, std::max<int64_t>(1, 8192 / K), [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n)
+      x_scale[n] = to_int8(from + n * x.size(1), x.size(1), &whole[n * K], &x_sum[n]);
+  });
   const uint8_t* w = packed.data_ptr<uint8_t>();
   const float *s = scale.data_ptr<float>(), *b = data_of(bias);
   float* to = y.data_ptr<float>();
@@ -190,7 +140,22 @@ Tensor pack(const Tensor& q) {
   whole = (whole + ABOVE).to(torch::kUInt8).view({groups, ROWS, fours, 4});
   return whole.transpose(1, 2).contiguous();
 }
-#endif
+
+// exp(x) as Cephes computes it, 2ⁿ · p(r), in steps that the compiler vectorises; to 1e-7 of it.
+static inline float exp_of(float x) {
+  x = std::min(std::max(x, -87.0f), 88.0f);
+  const float n = std::nearbyint(x * 1.44269504f), r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return (p * r * r + r + 1) * power;
+}
 
 // One head: query (hs) with `length` keys and values (hs each) → to (hs). weights: room for `length`.
 static void attend_one(
@@ -201,7 +166,9 @@ static void attend_one(
   for (; t < length; ++t) weights[t] = dot(query, keys + t * hs, hs);
   float most = -INFINITY, sum = 0;
   for (t = 0; t < length; ++t) most = std::max(most, weights[t]);
-  for (t = 0; t < length; ++t) sum += weights[t] = std::exp(scale * (weights[t] - most));
+  if (most != most) most = 0;
+  for (t = 0; t < length; ++t) weights[t] = exp_of(scale * (weights[t] - most));
+  for (t = 0; t < length; ++t) sum += weights[t];
   std::fill_n(to, hs, 0.0f);
   for (t = 0; t < length; ++t) {
     const float weight = weights[t] / sum, *value = values + t * hs;
@@ -210,41 +177,171 @@ static void attend_one(
   }
 }
 
-// A token for each of B texts: its key and value go into the cache, then its queries attend to all
-// that the cache holds of the text. q (B, nh, hs), k and v (B, n_kv, hs), cache_k and cache_v
-// (n_slots, n_kv, capacity, hs), slots and places (B,) int64: where each text and each token stands;
-// all float32 with numbers of a head side by side → (B, nh · hs).
-Tensor attend(
-    const Tensor& q, const Tensor& k, const Tensor& v, Tensor cache_k, Tensor cache_v,
-    const Tensor& slots, const Tensor& places) {
-  const int64_t B = q.size(0), nh = q.size(1), n_kv = k.size(1), hs = q.size(2), group = nh / n_kv;
-  Tensor y = torch::empty({B, nh * hs}, q.options());
-  const auto slot = slots.accessor<int64_t, 1>(), place = places.accessor<int64_t, 1>();
-  const float scale = 1 / std::sqrt(static_cast<float>(hs));
-  at::parallel_for(0, B * n_kv, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> weights(cache_k.size(2));
-    for (int64_t one = begin; one < end; ++one) {
-      const int64_t b = one / n_kv, j = one % n_kv, last = place[b], s = slot[b];
-      float* keys = cache_k.data_ptr<float>() + s * cache_k.stride(0) + j * cache_k.stride(1);
-      float* values = cache_v.data_ptr<float>() + s * cache_v.stride(0) + j * cache_v.stride(1);
-      std::copy_n(k.data_ptr<float>() + b * k.stride(0) + j * k.stride(1), hs, keys + last * hs);
-      std::copy_n(v.data_ptr<float>() + b * v.stride(0) + j * v.stride(1), hs, values + last * hs);
-      for (int64_t head = j * group; head < (j + 1) * group; ++head) {
-        const float* query = q.data_ptr<float>() + b * q.stride(0) + head * q.stride(1);
-        attend_one(query, keys, values, last + 1, hs, scale, weights.data(),
-                   y.data_ptr<float>() + (b * nh + head) * hs);
+// The parts of a block, as model.py has them. Tensors are float32 and contiguous.
+
+struct Linear {  // weight (O, K), or packed int8 with scale (O,); bias (O,)
+  Tensor weight;
+  std::optional<Tensor> scale, bias;
+  Tensor operator()(const Tensor& x) const {
+    if (scale) return linear_int8(x, weight, *scale, bias);
+    return x.size(0) > FEW ? at::linear(x, weight, bias) : ::linear(x, weight, bias);
+  }
+};
+
+struct Norm {  // LayerNorm, or RMSNorm, of rows of the weight's size
+  Tensor weight;
+  std::optional<Tensor> bias;
+  double eps;
+  bool centered;
+  void operator()(const float* x, float* to, int64_t rows) const {
+    const int64_t C = weight.size(0);
+    const float *w = weight.data_ptr<float>(), *b = data_of(bias);
+    for (int64_t n = 0; n < rows; ++n, x += C, to += C) {
+      float mean = 0, squares = 0;
+      if (centered) {
+#pragma omp simd reduction(+ : mean)
+        for (int64_t i = 0; i < C; ++i) mean += x[i];
+        mean /= C;
       }
+#pragma omp simd reduction(+ : squares)
+      for (int64_t i = 0; i < C; ++i) squares += (x[i] - mean) * (x[i] - mean);
+      const float r = 1 / std::sqrt(squares / C + static_cast<float>(eps));
+      for (int64_t i = 0; i < C; ++i) to[i] = (x[i] - mean) * r * w[i];
+      if (b)
+        for (int64_t i = 0; i < C; ++i) to[i] += b[i];
+    }
+  }
+};
+
+struct Block {
+  Norm attn_norm;
+  Linear qkv;
+  std::optional<Norm> q_norm, k_norm;
+  Linear attn_proj;
+  Norm mlp_norm;
+  Linear fc, mlp_proj;
+  bool swiglu;
+};
+
+// The first half of a head (hs) and the second are the two coordinates of hs/2 points: turn them.
+static void rotate(float* head, const float* cos, const float* sin, int64_t hs) {
+  float *first = head, *second = head + hs / 2;
+  for (int64_t i = 0; i < hs / 2; ++i) {
+    const float a = first[i], b = second[i];
+    first[i] = a * cos[i] - b * sin[i];
+    second[i] = b * cos[i] + a * sin[i];
+  }
+}
+
+// h (N, n_hidden) of the MLP, or (N, 2 · n_hidden): gate and up → (N, n_hidden). Both activations are
+// x · sigmoid(z); GELU is the approximation by tanh.
+static Tensor activate(const Tensor& h, bool swiglu) {
+  const int64_t N = h.size(0), wide = h.size(1), H = swiglu ? wide / 2 : wide;
+  Tensor y = torch::empty({N, H}, h.options());
+  const float* from = h.data_ptr<float>();
+  float* to = y.data_ptr<float>();
+  at::parallel_for(0, N, std::max<int64_t>(1, 8192 / H), [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const float *x = from + n * wide, *up = x + H;
+      float* __restrict out = to + n * H;
+      if (swiglu)
+        for (int64_t i = 0; i < H; ++i) out[i] = x[i] / (1 + exp_of(-x[i])) * up[i];
+      else
+        for (int64_t i = 0; i < H; ++i)
+          out[i] = x[i] / (1 + exp_of(-1.5957691216f * (x[i] + 0.044715f * x[i] * x[i] * x[i])));
     }
   });
   return y;
 }
 
+class Decoder {
+ public:
+  Decoder(std::vector<Block> blocks, int64_t n_head, int64_t n_kv)
+      : blocks_(std::move(blocks)), nh_(n_head), n_kv_(n_kv) {}
+
+  // A token for each of B texts: h (B, C), changed in place, becomes the output of the last block. cos
+  // and sin (B, hs/2), or none; cache_k and cache_v (n_layer, n_slots, n_kv, capacity, hs); slots and
+  // positions (B,) int64: of each text and of its token.
+  void step(
+      Tensor h, const std::optional<Tensor>& cos, const std::optional<Tensor>& sin, Tensor cache_k,
+      Tensor cache_v, const Tensor& slots, const Tensor& positions) const {
+    const int64_t B = h.size(0), C = h.size(1);
+    Tensor normed = torch::empty_like(h);
+    const float *x = h.data_ptr<float>(), *c = data_of(cos), *s = data_of(sin);
+    float* y = normed.data_ptr<float>();
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+      const Block& block = blocks_[i];
+      block.attn_norm(x, y, B);
+      Tensor qkv = block.qkv(normed);
+      h.add_(block.attn_proj(attend(block, qkv, c, s, cache_k[i], cache_v[i], slots, positions)));
+      block.mlp_norm(x, y, B);
+      h.add_(block.mlp_proj(activate(block.fc(normed), block.swiglu)));
+    }
+  }
+
+ private:
+  // qkv (B, (nh + 2 n_kv) · hs): normalises and rotates q and k in place, writes k and v into the cache
+  // of the layer and attends to all that it holds of each text → (B, nh · hs).
+  Tensor attend(
+      const Block& block, Tensor& qkv, const float* cos, const float* sin, const Tensor& cache_k,
+      const Tensor& cache_v, const Tensor& slots, const Tensor& positions) const {
+    const int64_t B = qkv.size(0), hs = cache_k.size(3), group = nh_ / n_kv_;
+    Tensor y = torch::empty({B, nh_ * hs}, qkv.options());
+    const auto slot = slots.accessor<int64_t, 1>(), position = positions.accessor<int64_t, 1>();
+    const float scale = 1 / std::sqrt(static_cast<float>(hs));
+    float *data = qkv.data_ptr<float>(), *to = y.data_ptr<float>();
+    float *all_k = cache_k.data_ptr<float>(), *all_v = cache_v.data_ptr<float>();
+    const int64_t next_slot = cache_k.stride(0), next_head = cache_k.stride(1);
+    at::parallel_for(0, B * n_kv_, 1, [&](int64_t begin, int64_t end) {
+      std::vector<float> weights(cache_k.size(2));
+      for (int64_t one = begin; one < end; ++one) {
+        const int64_t b = one / n_kv_, j = one % n_kv_, last = position[b];
+        float* row = data + b * qkv.size(1);
+        float *q = row + j * group * hs, *k = row + (nh_ + j) * hs, *v = k + n_kv_ * hs;
+        float* keys = all_k + slot[b] * next_slot + j * next_head;
+        float* values = all_v + slot[b] * next_slot + j * next_head;
+        if (block.q_norm) (*block.q_norm)(q, q, group), (*block.k_norm)(k, k, 1);
+        if (cos) {
+          const int64_t turn = b * hs / 2;
+          for (int64_t head = 0; head < group; ++head)
+            rotate(q + head * hs, cos + turn, sin + turn, hs);
+          rotate(k, cos + turn, sin + turn, hs);
+        }
+        std::copy_n(k, hs, keys + last * hs);
+        std::copy_n(v, hs, values + last * hs);
+        for (int64_t head = 0; head < group; ++head)
+          attend_one(q + head * hs, keys, values, last + 1, hs, scale, weights.data(),
+                     to + (b * nh_ + j * group + head) * hs);
+      }
+    });
+    return y;
+  }
+
+  std::vector<Block> blocks_;
+  int64_t nh_, n_kv_;
+};
+
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  m.attr("has_int8") = static_cast<bool>(HAS_INT8);
+  using OptionalTensor = std::optional<Tensor>;
+  using OptionalNorm = std::optional<Norm>;
+  namespace py = pybind11;
   m.def("linear", &linear);
-  m.def("attend", &attend);
-#if HAS_INT8
   m.def("linear_int8", &linear_int8);
   m.def("pack", &pack);
-#endif
+  py::class_<Linear>(m, "Linear").def(
+      py::init([](Tensor weight, OptionalTensor scale, OptionalTensor bias) {
+        return Linear{weight, scale, bias};
+      }));
+  py::class_<Norm>(m, "Norm").def(
+      py::init([](Tensor weight, OptionalTensor bias, double eps, bool centered) {
+        return Norm{weight, bias, eps, centered};
+      }));
+  py::class_<Block>(m, "Block").def(
+      py::init([](Norm attn_norm, Linear qkv, OptionalNorm q_norm, OptionalNorm k_norm,
+                  Linear attn_proj, Norm mlp_norm, Linear fc, Linear mlp_proj, bool swiglu) {
+        return Block{attn_norm, qkv, q_norm, k_norm, attn_proj, mlp_norm, fc, mlp_proj, swiglu};
+      }));
+  py::class_<Decoder>(m, "Decoder")
+      .def(py::init<std::vector<Block>, int64_t, int64_t>())
+      .def("step", &Decoder::step, py::call_guard<py::gil_scoped_release>());
 }

@@ -12,23 +12,18 @@ import torch
 class KVCache:
     """Preallocated keys and values: (n_layer, n_slots, n_kv, block_size, hs) each.
 
-    A slot holds one text. kernels: C++ that attends from one token to a slot
-    (minigpt/inference/kernels.py), for float32 on a CPU.
+    A slot holds one text.
     """
 
-    def __init__(self, config, n_slots, device="cpu", dtype=torch.float32, kernels=None):
-        self.kernels = kernels
+    def __init__(self, config, n_slots, device="cpu", dtype=torch.float32):
         shape = (config.n_layer, n_slots, config.n_kv_head, config.block_size, config.head_dim)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
 
     def rows(self, slots, length):
-        """One LayerCache a layer for a batch whose row i uses slot slots[i], up to position
-        `length`. slots: a slice, of which nothing is copied, or a list of different numbers."""
-        if not isinstance(slots, slice):
-            slots = torch.tensor(slots, device=self.k.device)
-        layers = zip(self.k, self.v, strict=True)
-        return [LayerCache(k, v, slots, length, self.kernels) for k, v in layers]
+        """The CacheRows of a batch whose row i uses slot slots[i], up to position `length`.
+        slots: a slice, of which nothing is copied, or a list of different numbers."""
+        return CacheRows(self, slots, length)
 
     def move(self, source, target, length):
         """Copy the first `length` positions of slots `source` to slots `target`: two numbers, or
@@ -37,31 +32,32 @@ class KVCache:
             part[:, target, :, :length] = part[:, source, :, :length]
 
 
+class CacheRows:
+    """The slots of a KVCache that the B rows of a batch use. rows[i] is layer i, a LayerCache."""
+
+    def __init__(self, cache, slots, length):
+        self.cache, self.length = cache, length
+        device = cache.k.device
+        if isinstance(slots, slice):
+            self.slots = slots
+            self.slot_ids = torch.arange(slots.start, slots.stop, device=device)  # (B,)
+        else:
+            self.slots = self.slot_ids = torch.tensor(slots, device=device)
+
+    def __getitem__(self, layer):
+        return LayerCache(self, self.cache.k[layer], self.cache.v[layer])
+
+
 class LayerCache:
-    """One layer of a KVCache, k and v (n_slots, n_kv, block_size, hs), for the rows of a batch."""
+    """One layer of CacheRows: k and v (n_slots, n_kv, block_size, hs)."""
 
-    def __init__(self, k, v, slots, length, kernels):
-        self.k, self.v, self.slots, self.length, self.kernels = k, v, slots, length, kernels
-
-    def slot_ids(self):
-        """The slots as a tensor (B,)."""
-        if isinstance(self.slots, slice):
-            return torch.arange(self.slots.start, self.slots.stop, device=self.k.device)
-        return self.slots
+    def __init__(self, rows, k, v):
+        self.rows, self.k, self.v = rows, k, v
 
     def update(self, k, v, positions):
         """Write k and v (B, n_kv, T, hs) at `positions` (B, T); return all up to `length`."""
-        rows = self.slot_ids().unsqueeze(1)  # (B, 1)
-        self.k[rows, :, positions] = k.transpose(1, 2).to(self.k.dtype)
-        self.v[rows, :, positions] = v.transpose(1, 2).to(self.v.dtype)
-        filled = self.slots, slice(None), slice(self.length)
+        slots = self.rows.slot_ids.unsqueeze(1)  # (B, 1)
+        self.k[slots, :, positions] = k.transpose(1, 2).to(self.k.dtype)
+        self.v[slots, :, positions] = v.transpose(1, 2).to(self.v.dtype)
+        filled = self.rows.slots, slice(None), slice(self.rows.length)
         return self.k[filled].to(k.dtype), self.v[filled].to(v.dtype)  # (B, n_kv, L, hs)
-
-    def attend(self, q, k, v, positions):
-        """Attention from one token a row, by the kernels, which also write k and v.
-
-        q (B, nh, 1, hs), k and v (B, n_kv, 1, hs), positions (B, 1) → (B, 1, nh · hs).
-        """
-        token = q.squeeze(2), k.squeeze(2), v.squeeze(2)
-        y = self.kernels.attend(*token, self.k, self.v, self.slot_ids(), positions.squeeze(1))
-        return y.unsqueeze(1)

@@ -1,44 +1,25 @@
-"""Weights for generation on a CPU: int8, or float32 in a layout or by kernels that are faster.
+"""Linear layers for generation on a CPU, in int8 or float32.
 
-    trained = load("out/sft")                # a Checkpoint whose model is ready to generate
-    quantize(model, kernels)                 # every nn.Linear becomes int8
-    make_ready(model, kernels)               # float32 on a CPU, faster; the values stay the same
+    Int8Linear(linear, kernels)       # by our C++ kernels; kernels None: by PyTorch's _int_mm
+    FbgemmLinear(linear)              # by FBGEMM, which PyTorch ships for x86
+    KernelLinear(linear, kernels)     # float32 by our kernels
+    by_column(linear)                 # float32 in a layout that BLAS reads faster
 
-Generating one token reads every weight once; int8 weights are a quarter of the bytes. On processors
-with AVX-512 VNNI that is faster than float32; with AVX2 alone the int8 products are slower. Each
-row of activations has its own scale, and so has each row of a matrix: a row's result does not
-depend on the rest of the batch. minigpt/evaluation/quantization_cost.py measures its cost in
-quality.
+Generating one token reads every weight once; int8 weights are a quarter of the bytes. Which layer
+is fastest depends on the processor: backends.py times them. In int8 each row of activations has its
+own scale, and so has each row of a matrix: a row's result does not depend on the rest of the batch.
+minigpt/evaluation/quantization_cost.py measures its cost in quality.
 """
+
+import contextlib
+import functools
+import warnings
 
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from minigpt.common.errors import UserError
-from minigpt.inference.kernels import FEW, build
-from minigpt.models import checkpoint
-from minigpt.models.device import pick_device, pick_dtype
-
-
-def load(folder, device="auto", dtype="auto", kernels=False):
-    """The run in `folder` as a Checkpoint that is ready to generate, not to be trained.
-
-    dtype as in pick_dtype(). kernels: on a CPU, multiply by C++ kernels (inference/kernels.py).
-    UserError if there is no such run or device, or if the kernels cannot be built.
-    """
-    device, built = pick_kernels(device, kernels)
-    trained = checkpoint.load(folder, device, pick_dtype(dtype, device))
-    make_ready(trained.model, built)
-    return trained
-
-
-def pick_kernels(device, kernels):
-    """(device, the compiled kernels or None). UserError if kernels are wanted on a GPU."""
-    device = pick_device(device)
-    if kernels and device != "cpu":
-        raise UserError(f"kernels=true: they are for a CPU; on {device} leave them out")
-    return device, build() if kernels else None
+from minigpt.inference.kernels import FEW
 
 
 class Int8Linear(nn.Module):
@@ -53,8 +34,8 @@ class Int8Linear(nn.Module):
         weight = linear.weight.detach().float()
         scale = _scale(weight)  # (n_out, 1)
         q = (weight / scale).round_().to(torch.int8)  # (n_out, n_in)
-        self.kernels = kernels if kernels and kernels.has_int8 else None
-        self.register_buffer("q", self.kernels.pack(q) if self.kernels else q)
+        self.kernels = kernels
+        self.register_buffer("q", kernels.pack(q) if kernels else q)
         self.register_buffer("scale", scale[:, 0].contiguous())  # (n_out,)
         self.bias = linear.bias
 
@@ -79,6 +60,74 @@ class Int8Linear(nn.Module):
         return y
 
 
+class FbgemmLinear(nn.Module):
+    """nn.Linear by FBGEMM's packed int8 product: x (…, n_in) float32 → (…, n_out) float32.
+
+    As Int8Linear, but FBGEMM rounds x itself, with one scale for all rows. So each row is divided
+    by its largest absolute value first, and the result multiplied by it. x has 255 levels; where
+    the processor saturates (levels()), 127.
+    """
+
+    def __init__(self, linear):
+        super().__init__()
+        self.packed = _pack(linear.weight.detach().float())
+        self.bias = linear.bias
+        self.levels = levels()
+
+    def forward(self, x):
+        rows = x.reshape(-1, x.size(-1))
+        largest = rows.abs().amax(dim=1, keepdim=True)  # (N, 1)
+        # A row of zeros becomes NaN, then whole numbers, then 0 again: they are multiplied by 0.
+        y = _product(rows / largest, self.levels, self.packed)
+        y = y.mul_(largest) if self.bias is None else torch.addcmul(self.bias, y, largest)
+        return y.view(*x.shape[:-1], -1)
+
+
+def has_fbgemm():
+    """Whether this PyTorch has FBGEMM: builds for x86 do. It is tried: PyTorch announced that it
+    will remove quantized tensors (issue 184982), which the packing takes."""
+    try:
+        return levels() > 0
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+
+
+@functools.cache
+def levels():
+    """The largest value to which FBGEMM may round x: 127, or 63 on processors without VNNI, which
+    add pairs of products in 16 bits that saturate."""
+    ones, largest = torch.ones(1, 64), torch.full((1, 64), 127.0)
+    full = _product(ones, 127, _pack(largest))
+    return 127 if abs(float(full) - 64 * 127) < 1 else 63
+
+
+def _product(x, levels, packed):
+    """x (N, K) of -1 to 1 times packed weights → (N, O), x rounded to multiples of 1/levels."""
+    product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    return product(x, 1 / levels, levels + 1, packed)
+
+
+def _pack(weight):
+    """weight (O, K) in int8, a scale for each row, in FBGEMM's layout."""
+    scale = _scale(weight)[:, 0]
+    zeros = torch.zeros(len(scale), dtype=torch.int64)
+    with warnings.catch_warnings(), _fbgemm():
+        warnings.simplefilter("ignore")  # that quantized tensors will be removed
+        q = torch.quantize_per_channel(weight, scale, zeros, 0, torch.qint8)
+        return torch.ops.quantized.linear_prepack(q)
+
+
+@contextlib.contextmanager
+def _fbgemm():
+    """PyTorch's quantized engine is FBGEMM meanwhile."""
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "fbgemm"
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = before
+
+
 class KernelLinear(nn.Module):
     """nn.Linear in float32; products with a few rows use the kernels."""
 
@@ -99,29 +148,9 @@ def _scale(rows):
     return rows.abs().amax(dim=1, keepdim=True).div_(127).clamp_(min=1e-30)
 
 
-def quantize(model, kernels=None):
-    """Replace every nn.Linear of `model` by an Int8Linear. The embedding stays as it is."""
-    model.kernels = kernels
-    _replace(model, lambda linear: Int8Linear(linear, kernels))
-
-
-def make_ready(model, kernels=None):
-    """On a CPU, make the matrix products of `model` faster. The values stay the same."""
-    if model.wte.weight.device.type != "cpu":
-        return
-    if kernels:
-        model.kernels = kernels
-        _replace(model, lambda linear: KernelLinear(linear, kernels))
-        return
-    for part in model.modules():
-        if isinstance(part, nn.Linear) and part.weight.size(0) >= part.weight.size(1):
-            # Stored column by column: BLAS multiplies it with a vector 1.5 times as fast.
-            part.weight.data = part.weight.data.T.contiguous().T
-
-
-def _replace(model, make):
-    """Replace every nn.Linear by make(linear)."""
-    for module in list(model.modules()):
-        for name, part in list(module.named_children()):
-            if isinstance(part, nn.Linear):
-                setattr(module, name, make(part))
+def by_column(linear):
+    """`linear` itself, with its weights stored column by column if that is the faster layout: BLAS
+    multiplies it with a vector 1.5 times as fast."""
+    if linear.weight.size(0) >= linear.weight.size(1):
+        linear.weight.data = linear.weight.data.T.contiguous().T
+    return linear

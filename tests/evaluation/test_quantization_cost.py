@@ -36,7 +36,7 @@ def run(tmp_path, byte_tokenizer, tiny_model):
 
 
 def test_int8_says_what_it_costs(run, capsys):
-    trained = load_for_generation(run(), "cpu", "int8")
+    trained = load_for_generation(run(), "cpu", "int8", "int_mm")
     err = capsys.readouterr().err
     assert "in int8: perplexity" in err and "%" in err and "val.jsonl" in err
     layers = [type(module) for module in trained.model.modules()]
@@ -48,12 +48,12 @@ def test_int8_says_what_it_costs(run, capsys):
 def test_int8_that_costs_too_much_is_refused(run, monkeypatch):
     monkeypatch.setattr(quantization_cost, "LARGEST_COST", -0.5)
     with pytest.raises(UserError, match=r"dtype=int8: .*perplexity .* → .* take dtype=float32"):
-        load_for_generation(run(), "cpu", "int8")
+        load_for_generation(run(), "cpu", "int8", "int_mm")
 
 
 def test_a_model_that_is_not_finite_is_refused(run):
     with pytest.raises(UserError, match="dtype=int8"):
-        load_for_generation(run(scale=float("nan")), "cpu", "int8")
+        load_for_generation(run(scale=float("nan")), "cpu", "int8", "int_mm")
 
 
 def test_the_cost_is_measured_on_the_bundled_sample_where_there_is_no_dataset(run):
