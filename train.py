@@ -39,9 +39,9 @@ from minigpt.models.device import peak_flops, pick_dtype
 from minigpt.tokenizer.chat_template import from_json
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from minigpt.training.distributed import Distributed
-from minigpt.training.dpo import make_dpo
 from minigpt.training.log import Log
-from minigpt.training.objectives import NextToken
+from minigpt.training.objectives.dpo import make_dpo
+from minigpt.training.objectives.next_token import NextToken
 from minigpt.training.optim import make_optimizers
 from minigpt.training.setup import (
     attach_lora,

@@ -89,9 +89,9 @@ stage: Literal["lm", "dpo"] = "lm"  # lm: next-token prediction; dpo: preference
 #                             (data/prepare_dpo.py, config/dpo.py): batch_size counts pairs, and
 #                             init_from is also the reference model
 dpo_beta: float = 0.1  # strength of the KL constraint to the reference model
-dpo_guard_dataset: str | None = None  # the forgetting check: each evaluation also measures the
+guard_dataset: str | None = None  # the forgetting check: each evaluation also measures the
 #                             perplexity on the val split of this dataset, e.g. that of fine-tuning
-dpo_max_forgetting: float | None = 1.2  # stop if that perplexity exceeds its initial value by this
+max_forgetting: float | None = 1.2  # stop if that perplexity exceeds its initial value by this
 #                             factor; none: only measure
 
 # -- evaluation ----------------------------------------------------------------------------------

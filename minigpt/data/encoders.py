@@ -261,8 +261,8 @@ class MixedEncoder(TextEncoder):
 class PreferenceEncoder(SampleEncoder):
     """Preferences, for models of the prompt format "qa" or of a chat template. Each becomes two
     segments: the prompt with the chosen answer, and with the rejected one. So in the layout `pad`
-    blocks 2i and 2i + 1 are preference i (minigpt/training/dpo.py). Targets are both answers and
-    their ends.
+    blocks 2i and 2i + 1 are preference i (minigpt/training/objectives/dpo.py). Targets are both
+    answers and their ends.
     """
 
     prompt_format: str

@@ -13,11 +13,12 @@ from minigpt.common.types import typed
 FIXED = ["dataset", "seed", "shuffle", "batch_size", "gradient_accumulation_steps", "optimizer"]
 FIXED += ["val_dataset", "isolate", "freeze_layers", "freeze_embeddings"]
 FIXED += ["lora_rank", "lora_alpha", "lora_dropout", "lora_targets"]
-FIXED += ["stage", "dpo_beta", "dpo_guard_dataset"]
+FIXED += ["stage", "dpo_beta", "guard_dataset"]
 
 # Settings of older runs. RENAMED: old name → (name, its value from the old one). REMOVED: name →
 # the one value that changes nothing.
 RENAMED = {"if_trav": ("shuffle", operator.not_)}
+RENAMED |= {f"dpo_{name}": (name, None) for name in ("guard_dataset", "max_forgetting")}
 REMOVED = {"dpo_average": False, "dpo_label_smoothing": 0.0}
 
 AT_LEAST = {
@@ -44,8 +45,8 @@ def check_ranges(settings):
         (name, values[name] is None or values[name] > 0, "more than 0") for name in POSITIVE.split()
     ]
     rules.append(("seed", settings.seed < 2**63, "below 2**63"))
-    limit = settings.dpo_max_forgetting
-    rules.append(("dpo_max_forgetting", limit is None or limit > 1, "more than 1, or none"))
+    limit = settings.max_forgetting
+    rules.append(("max_forgetting", limit is None or limit > 1, "more than 1, or none"))
     rules += _rules_between_settings(settings)
     least = {name: bound for bound, names in AT_LEAST.items() for name in names.split()}
     problems = settings.below(**least) + [

@@ -15,7 +15,7 @@ from minigpt.interop import hf_import
 from minigpt.models import checkpoint
 from minigpt.models.lora import LoRA, attach
 from minigpt.tokenizer.huggingface import hf_name
-from minigpt.training.dpo import Pairs
+from minigpt.training.objectives.dpo import Pairs
 from minigpt.training.run_length import fit_run_length
 from minigpt.training.settings import (
     check_ranges,
@@ -166,9 +166,9 @@ def load_data(settings, tokenizer, distributed):
     train = kind(settings.dataset, "train", tokenizer, size, settings.isolate)
     val = kind(settings.val_dataset or settings.dataset, "val", tokenizer, size)
     forgetting = None
-    if settings.dpo_guard_dataset:
-        read_meta(settings.dpo_guard_dataset, prepare_command(settings, "data/prepare_sft.py"))
-        forgetting = Blocks(settings.dpo_guard_dataset, "val", tokenizer, size)
+    if settings.guard_dataset:
+        read_meta(settings.guard_dataset, prepare_command(settings, "data/prepare_sft.py"))
+        forgetting = Blocks(settings.guard_dataset, "val", tokenizer, size)
     settings.inherit({"layout": train.meta["layout"]}, settings.dataset)
     notes = fit_run_length(settings, len(train), distributed.world_size)
     batches = Batches(
@@ -184,7 +184,7 @@ def load_data(settings, tokenizer, distributed):
     return Data(train, val, forgetting, batches, notes)
 
 
-DATASETS = ("dataset", "val_dataset", "dpo_guard_dataset")
+DATASETS = ("dataset", "val_dataset", "guard_dataset")
 HASHED = 2**26  # bytes of a file that blocks_hash() reads
 
 

@@ -28,7 +28,7 @@ class TrainState:
     evaluated: int = -1  # the step of the last one
     best: float = math.inf  # the lowest val loss
     stale: int = 0  # evaluations since then
-    guard_start: float | None = None  # loss over dpo_guard_dataset at the first evaluation
+    guard_start: float | None = None  # loss over guard_dataset at the first evaluation
     forgetting: float = 1.0  # perplexity there now / perplexity there at the first evaluation
     # -- what the data order depends on
     world: int = 1  # processes
