@@ -11,3 +11,4 @@ PREFERENCES = {"kind": "preferences"}  # in meta.json: two blocks are a preferen
 PROMPTS = {
     "kind": "prompts"
 }  # a block is a prompt, its record a line of train.jsonl (stage "grpo")
+STAGES = {"preferences": "dpo", "prompts": "grpo"}  # of train.py: kind → the one that reads it

@@ -42,6 +42,7 @@ class Ticket:
     text: list[int]  # prompt and generated ids
     tokens: list[Token] = field(default_factory=list)  # generated so far
     prompt_tokens: list[Token] = field(default_factory=list)  # if the request has echo
+    stop: Token | None = None  # the stop id that ended it, which is not part of the text
     finish_reason: str | None = None  # "stop", "length" or "cancelled" when it has ended
     rolled: bool = False  # the text outgrew block_size at least once
     rows: list = field(default_factory=list)  # its Rows: one, or the beams, best first
@@ -278,6 +279,7 @@ class Engine:
         ids = sample(logits, requests, generators, [ticket.text for ticket in tickets])
         for ticket, token in zip(tickets, with_logprobs(logits, ids, requests), strict=True):
             if token.id in ticket.request.stop_ids:
+                ticket.stop = token
                 self._end(ticket, "stop")
                 continue
             ticket.text.append(token.id)

@@ -74,9 +74,8 @@ def rouge(prompt, answer, record):
 def pattern(prompt, answer, record):
     """1 where the whole answer, blanks at both ends apart, matches record["pattern"], a regular
     expression. UserError where it is none."""
-    return float(
-        _compiled(field(record, "pattern", str, "pattern")).fullmatch(answer.strip()) != None
-    )
+    wanted = _compiled(field(record, "pattern", str, "pattern"))
+    return float(bool(wanted.fullmatch(answer.strip())))
 
 
 @functools.lru_cache(1024)

@@ -1,6 +1,6 @@
 """Prompts that are made, with answers that a program knows.
 
-records = make_sums(20_000)     # [{"prompt": "37+458=", "answer": "495"}, …]
+records = make_sums(20_000)     # [{"id": "37+458", "prompt": "37+458=", "answer": "495"}, …]
 """
 
 import numpy as np
@@ -17,4 +17,8 @@ def make_sums(count, seed=0):
         digits = generator.integers(2, size=(count, 2))
         numbers = generator.integers(lows[digits], highs[digits])  # (count, 2)
         found.update(dict.fromkeys(map(tuple, numbers.tolist())))
-    return [{"prompt": f"{a}+{b}=", "answer": f"{a + b}"} for a, b in list(found)[:count]]
+    # By its id a sum is held out by both scripts, or by none.
+    return [
+        {"id": f"{a}+{b}", "prompt": f"{a}+{b}=", "answer": f"{a + b}"}
+        for a, b in list(found)[:count]
+    ]

@@ -23,7 +23,9 @@ def print_summary(model, settings, data, parent, resumed):
     val_folder = f" ({val.folder})" if settings.val_dataset else ""
     print(
         f"data: {settings.dataset}: {len(train)} train and {len(val)} val{val_folder} {train.unit} "
-        f"of {settings.block_size} ({train.meta['layout']}), {targets:,} targets",
+        f"of {settings.block_size} ({train.meta['layout']})"
+        + f", {targets:,} targets"
+        * bool(targets),
         flush=True,
     )
 
@@ -101,7 +103,7 @@ def next_commands(trainer, prompt, is_cut):
     if is_cut:
         longer = f"--max_minutes={2 * settings.max_minutes:g}"
         return ask, typed("train.py", run, "--init_from=resume", longer)
-    if settings.stage == "dpo":
+    if settings.stage in ("dpo", "grpo"):
         return ask, typed("visualize.py", f"--runs={settings.out_dir}")
     held_out = Path(settings.dataset, "val.jsonl")
     if trainer.data.train.meta["prompt_format"] == "qa" and held_out.exists():

@@ -7,9 +7,9 @@
     metrics, is_best = trainer.evaluate()
     trainer.save("out/run")
 
-The trainer is independent of the task: pretraining, fine-tuning, LoRA, frozen layers and DPO
-differ in the data, the objective and the parameters that require a gradient. The loop is in
-train.py.
+The trainer is independent of the task: pretraining, fine-tuning, LoRA, frozen layers, DPO, GRPO and
+distillation differ in the data, the objective and the parameters that require a gradient. The loop
+is in train.py.
 """
 
 import contextlib
@@ -161,7 +161,10 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
 
     def _read_batches(self):
-        """The micro-batches of the next step."""
+        """The micro-batches of the next step; none after the last one."""
+        if self.state.step >= self.settings.max_iters:
+            self._batches = []
+            return
         n = self.settings.gradient_accumulation_steps
         first = self.state.step * n
         self._batches = [self.data.batches[first + k] for k in range(n)]
@@ -261,7 +264,8 @@ class Trainer:
         """Write a checkpoint. Every process must call it; the main one writes. resumable: with the
         TrainState."""
         if resumable:
-            self.state.capture(self.optimizers, self.scaler, self.distributed)
+            batches = self.data.batches.state()
+            self.state.capture(self.optimizers, self.scaler, self.distributed, batches)
         if not self.distributed.is_main:
             return
         meta = dict(
@@ -294,7 +298,9 @@ class Trainer:
                 f"order cannot be continued; start another run with --init_from={folder} "
                 f"--out_dir=…"
             )
-        state.restore(self.optimizers, self.scaler, self.distributed, folder)
+        batches = state.restore(self.optimizers, self.scaler, self.distributed, folder)
+        if batches is not None:
+            self.data.batches.restore(batches)
         self.state = state
         state.spent = max(state.spent, state.minutes)  # an older run did not count it
 

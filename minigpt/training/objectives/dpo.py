@@ -240,12 +240,12 @@ def make_dpo(settings, parent, model, data, dtype, distributed, resumed):
 
 
 def check_prompt_format(settings, parent, prompt_format):
-    """UserError where the prompts of the pairs have another format than those of the run."""
+    """UserError where the prompts of the data have another format than those of the run."""
     if parent.prompt_format != prompt_format:
         ours, theirs = name_of(prompt_format), name_of(parent.prompt_format)
         remedy = "fine-tune that run first"
         if theirs != "plain":
-            remedy = f"prepare the pairs with --template={theirs}"
+            remedy = f"prepare the data with --template={theirs}"
         raise UserError(
             f"{settings.dataset}: its prompts have the format {ours}, those of {parent.folder} "
             f"{theirs}: {remedy}"

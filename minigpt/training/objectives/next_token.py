@@ -11,7 +11,10 @@ from minigpt.training.losses import next_token
 
 
 class Objective:
-    """An objective without metrics, which is also evaluated."""
+    """An objective without metrics, which is also evaluated. samples: texts that it wrote in its
+    last evaluation, to be shown."""
+
+    samples = ()
 
     @property
     def held_out(self):
