@@ -2,7 +2,7 @@
 
     python data/prepare_prompts.py --input=prompts.jsonl --dataset=data/processed_prompts
     python data/prepare_prompts.py --input=pairs.jsonl --template=chat
-    python data/prepare_prompts.py --make=sums --input=out/sums.jsonl --dataset=data/sums_prompts
+    python data/prepare_prompts.py --make=sums --input=out/sums.jsonl       # writes this file alone
 
 Reads the same files as data/prepare.py. A record has these fields, in any case, and optionally
 `id`:
@@ -14,8 +14,8 @@ assistant, becomes the reference (`answer`). A reward (docs/en/rewards.md) gets 
 model answers, and the record with all its other fields.
 
 --template is that of the model that will be trained, as in data/prepare_sft.py; plain: the model
-continues the prompt as a text. --make=sums writes FILE.jsonl first: additions of two numbers of two
-or three digits with their answers, which data/prepare_sft.py reads, too.
+continues the prompt as a text. --make=sums writes prompts to FILE.jsonl, and no blocks: additions
+of two numbers of two or three digits with their answers, which data/prepare_sft.py reads, too.
 
 All with one `id` (without one: with one prompt) go to train, or all to val. A block is a prompt;
 one that leaves no room for an answer is dropped and counted. train.jsonl and val.jsonl hold the
@@ -32,6 +32,7 @@ from config.configurator import configure
 from minigpt.common.errors import UserError, preflight, run
 from minigpt.data.formats import Prompt, any_of, describe, field_names, formats_of
 
+SCRIPT = "data/prepare_prompts.py"
 FORMATS = formats_of(Prompt)
 MOST_SUMS = 500_000  # of 990 · 990 pairs of numbers of two or three digits
 
@@ -39,7 +40,7 @@ MOST_SUMS = 500_000  # of 990 · 990 pairs of numbers of two or three digits
 class Settings:
     """The knobs of this script alone."""
 
-    input: str = ""  # files or folders, comma-separated; with make, the one file to write first
+    input: str = ""  # files or folders, comma-separated; with make, the file to write
     encoding: str = "auto"  # of the files; auto: recognized for each of them
     make: Literal["", "sums"] = ""  # prompts that are made, not read
     count: int = 20_000  # how many are made
@@ -71,6 +72,7 @@ if __name__ == "__main__":
     preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
 
 from minigpt.common.report import check_writable, write_jsonl
+from minigpt.common.scripts import typed
 from minigpt.data.block_format import PROMPTS
 from minigpt.data.encoders import PromptEncoder
 from minigpt.data.pipeline import PrepareOptions, command_line, prepare, table
@@ -84,6 +86,7 @@ def main():
     print(settings.describe(), flush=True)
     if settings.make:
         write_made(settings)
+        return
     template = settings.template
     options = PrepareOptions(
         input=settings.input,
@@ -97,7 +100,7 @@ def main():
         val_fraction=settings.val_fraction,
         skip_bad=settings.skip_bad,
         workers=settings.workers,
-        command=command_line("data/prepare_prompts.py"),
+        command=command_line(SCRIPT),
         facts=PROMPTS,
     )
     print(table(prepare(options)))
@@ -110,13 +113,13 @@ def write_made(settings):
         raise UserError(f"--input={settings.input}: expected FILE.jsonl, to write the prompts to")
     if path.exists():
         raise UserError(
-            f"{path}: is there already; leave --make out to take it as it is, or give another "
+            f"{path}: is there already; leave --make out to prepare it as it is, or give another "
             f"--input to write the prompts to"
         )
     check_writable(path)
     records = make_sums(settings.count, settings.seed)
     write_jsonl(path, records)
-    print(f"{path}: {len(records):,} sums")
+    print(f"{path}: {len(records):,} sums; prepare them: {typed(SCRIPT, f'--input={path}')}")
 
 
 if __name__ == "__main__":

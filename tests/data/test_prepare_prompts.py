@@ -106,9 +106,11 @@ def test_several_turns_need_a_chat_template(tmp_path):
 def test_made_sums_are_held_out_alike_by_both_scripts(tmp_path):
     source, words = tmp_path / "sums.jsonl", ["--block_size=32", "--workers=1"]
     words += ["--val_fraction=0.1", f"--input={source}"]
-    flags = [*words, "--make=sums", "--count=300", f"--dataset={tmp_path / 'prompts'}"]
-    code, out, err = run_here("data/prepare_prompts.py", *flags)
+    made = ["--make=sums", "--count=300", f"--input={source}"]
+    code, out, err = run_here("data/prepare_prompts.py", *made)
     assert code == 0 and "300 sums" in out, err
+    code, _, err = run_here("data/prepare_prompts.py", *words, f"--dataset={tmp_path / 'prompts'}")
+    assert code == 0, err
     code, _, err = run_here("data/prepare_sft.py", *words, f"--dataset={tmp_path / 'pairs'}")
     assert code == 0, err
     held_out = [
@@ -116,7 +118,7 @@ def test_made_sums_are_held_out_alike_by_both_scripts(tmp_path):
         for name in ("prompts", "pairs")
     ]
     assert held_out[0] == held_out[1] and len(held_out[0]) > 10
-    code, _, err = run_here("data/prepare_prompts.py", *flags)
+    code, _, err = run_here("data/prepare_prompts.py", *made)
     assert code == 2 and "is there already" in err and err.count("\n") == 1
 
 

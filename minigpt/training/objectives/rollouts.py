@@ -28,7 +28,7 @@ from minigpt.inference.engine import Engine, Request
 from minigpt.models.device import autocast
 from minigpt.training.objectives.dpo import STEP, target_logprobs
 
-SLOTS = 64  # answers that the engine writes at once
+SLOTS, PREFILL = 128, 2048  # answers that the engine writes at once; prompt tokens in a step
 # What is summed over the answers of a batch, for the metrics; the rewards' parts follow.
 SUMS = ("answers", "reward", "groups", "flat", "tokens", "surprise", "cut", "seconds")
 
@@ -113,7 +113,7 @@ class AnswerWriter:
 
     def __init__(self, model, tokenizer, reward, longest, n_slots=SLOTS):
         self.model, self.tokenizer, self.reward, self.longest = model, tokenizer, reward, longest
-        self.engine = Engine(model, tokenizer.n_vocab, n_slots)
+        self.engine = Engine(model, tokenizer.n_vocab, n_slots, PREFILL)
         self.parts = None  # the names of the reward's parts, from the first answer on
 
     def write(self, prompts, rows, seeds):
