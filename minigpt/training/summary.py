@@ -69,7 +69,7 @@ def print_end(trainer, prompt, reason=None):
             f"{out_dir}: step {state.step}, val loss {state.val_loss:.4f}, "
             f"the best {state.best:.4f} in best/"
         )
-        if settings.stage == "lm":
+        if settings.stage in ("lm", "distill"):
             print(loss_meaning(state, trainer.tokenizer.n_vocab))
     if stopped:
         print(f"{STOPPED}: {typed('train.py', f'--out_dir={out_dir}', '--init_from=resume')}")

@@ -41,17 +41,18 @@ def batch(n=3):
 
 
 def test_loss_by_hand(tiny_model):
-    """Teacher (1/2, 1/4, 1/4), student (1/4, 1/4, 1/2), the text's token is 1: a cross-entropy of
-    ln 4, a divergence of 1/2 ln 2 − 1/4 ln 2 = 1/4 ln 2."""
+    """Teacher (1/2, 1/4, 1/4), student (1/8, 5/8, 1/4), the text's token is 1: a cross-entropy of
+    ln 8/5, a divergence of 1/2 ln 4 + 1/4 ln 2/5."""
     teacher = of_probabilities(tiny_model, [0.5, 0.25, 0.25])
-    student = of_probabilities(tiny_model, [0.25, 0.25, 0.5])
+    student = of_probabilities(tiny_model, [0.125, 0.625, 0.25])
     for text in (0.0, 0.3, 1.0):
         objective = Distill(teacher, text, 64)
         loss, count = objective(student, batch())
-        by_hand = text * math.log(4) + (1 - text) * math.log(2) / 4
+        kl = math.log(4) / 2 + math.log(2 / 5) / 4
+        by_hand = text * math.log(8 / 5) + (1 - text) * kl
         assert count == 3 and loss.item() == pytest.approx(3 * by_hand, abs=1e-4)
         metrics = objective.metrics(objective.metric_sums().tolist())
-        assert metrics == pytest.approx(dict(text=math.log(4), kl=math.log(2) / 4), abs=1e-4)
+        assert metrics == pytest.approx(dict(text=math.log(8 / 5), kl=kl), abs=1e-4)
         assert objective.metrics(objective.metric_sums().tolist()) == {}
 
 
