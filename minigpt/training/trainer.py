@@ -184,7 +184,8 @@ class Trainer:
         sums = values[6:].tolist()
         self.stop_requested = bool(stop)
         # Losses are float32; more digits of their sum would mean nothing.
-        return values[0].float().item(), self.objective.metrics(sums)
+        loss, metrics = values[0].float().item(), self.objective.metrics(sums)
+        return metrics.pop("loss", loss), metrics
 
     # -- evaluation --------------------------------------------------------------------------------
 

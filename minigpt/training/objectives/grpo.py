@@ -95,6 +95,8 @@ class GRPO(Objective):
     def metrics(self, sums):
         """The writer's metrics, and
 
+        loss       minus the mean reward, as the val loss: the objective's own is 0 at the first
+                   step, whatever the weights
         flat       the share of groups in which all answers have the same reward
         clipped    the share of tokens whose importance weight is clipped
         kl         from the reference, in nats a token (with grpo_beta)
@@ -103,6 +105,7 @@ class GRPO(Objective):
         clipped, kl, tokens, *rest = sums
         found = self.writer.metrics(rest)
         if found:
+            found["loss"] = -found["reward"]
             found["clipped"] = clipped / max(tokens, 1)
         if found and self.settings.grpo_beta:
             found["kl"] = kl / max(tokens, 1)

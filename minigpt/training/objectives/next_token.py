@@ -27,7 +27,8 @@ class Objective:
         return torch.zeros(0, dtype=torch.float64)
 
     def metrics(self, sums):
-        """{name: value} from the metric_sums() of all processes, a list of n floats."""
+        """{name: value} from the metric_sums() of all processes, a list of n floats. With a "loss"
+        where that of a step is not worth showing."""
         return {}
 
 
