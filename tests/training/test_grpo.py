@@ -28,6 +28,7 @@ from minigpt.training.objectives.rollouts import (
     RolloutBatch,
     Rollouts,
     advantages_of,
+    slots_for,
 )
 from minigpt.training.trainer import Trainer
 from model import GPT, GPTConfig
@@ -97,7 +98,7 @@ def model(tiny_model):
 
 def rollouts(folder, model, tokenizer, settings, size=3, reward=None, reference=None):
     split = Prompts(folder, "train", tokenizer, SIZE)
-    writer = AnswerWriter(model, tokenizer, reward or Share(), settings.grpo_tokens, 8)
+    writer = AnswerWriter(model, tokenizer, reward or Share(), settings.grpo_tokens)
     order = Batches(split, size, settings.seed)
     return Rollouts(order, split, writer, settings, reference)
 
@@ -147,6 +148,13 @@ def test_the_engine_records_what_the_model_gives(folder, model, byte_tokenizer):
         assert answer.is_cut == (answer.ids[-1] not in (EOT, PAD, 260))
         assert len(answer.ids) == len(answer.logprobs) <= 6
     assert batch.count == len(ends) == len(batch.advantages)
+
+
+def test_the_cache_of_the_answers_is_bounded(model, monkeypatch):
+    a_slot = 2 * 2 * SIZE * 32 * 4  # keys and values of two layers of width 32
+    for size, slots in ((2**30, 128), (5 * a_slot, 5), (1, 1)):
+        monkeypatch.setattr("minigpt.training.objectives.rollouts.CACHE", size)
+        assert slots_for(model) == slots
 
 
 def test_answers_of_a_group_are_of_one_prompt_and_advantages_sum_to_zero(
@@ -459,7 +467,7 @@ def checkpoint_copy(model):
 
 def test_the_held_out_reward_is_the_same_for_the_same_weights(folder, model, byte_tokenizer):
     split = Prompts(folder, "val", byte_tokenizer, SIZE)
-    writer = AnswerWriter(model, byte_tokenizer, Share(), 6, 8)
+    writer = AnswerWriter(model, byte_tokenizer, Share(), 6)
     held_out = HeldOutReward(split, writer, 3, (checkpoint_copy(model), torch.float32))
     total, count = held_out(model, split.batch(np.arange(5)))
     metrics = held_out.metrics(held_out.metric_sums().tolist())

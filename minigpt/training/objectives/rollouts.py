@@ -29,6 +29,7 @@ from minigpt.models.device import autocast
 from minigpt.training.objectives.dpo import STEP, target_logprobs
 
 SLOTS, PREFILL = 128, 2048  # answers that the engine writes at once; prompt tokens in a step
+CACHE = 2**30  # bytes that the keys and values of those answers may take, about
 # What is summed over the answers of a batch, for the metrics; the rewards' parts follow.
 SUMS = ("answers", "reward", "groups", "flat", "tokens", "surprise", "cut", "seconds")
 
@@ -103,6 +104,14 @@ class Answer:
     score: object = None
 
 
+def slots_for(model):
+    """How many answers fit into CACHE at once, 1 to SLOTS."""
+    shape = model.config
+    keys = (shape.n_kv_head or shape.n_head) * shape.head_dim  # of a token, and as many values
+    size = 2 * shape.n_layer * shape.block_size * keys * model.wte.weight.element_size()
+    return max(1, min(SLOTS, CACHE // size))
+
+
 class AnswerWriter:
     """Writes answers with the model as it is, and has them rewarded.
 
@@ -111,9 +120,9 @@ class AnswerWriter:
     whole vocabulary: what is learned is the model's own distribution.
     """
 
-    def __init__(self, model, tokenizer, reward, longest, n_slots=SLOTS):
+    def __init__(self, model, tokenizer, reward, longest):
         self.model, self.tokenizer, self.reward, self.longest = model, tokenizer, reward, longest
-        self.engine = Engine(model, tokenizer.n_vocab, n_slots, PREFILL)
+        self.engine = Engine(model, tokenizer.n_vocab, slots_for(model), PREFILL)
         self.parts = None  # the names of the reward's parts, from the first answer on
 
     def write(self, prompts, rows, seeds):
