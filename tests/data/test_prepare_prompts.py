@@ -50,7 +50,7 @@ def test_a_prompt_of_every_shape(record, turns, kept):
 
 @pytest.mark.parametrize("record", [{}, {"lines": 4}, {"answer": "我。"}])
 def test_without_a_prompt(record):
-    with pytest.raises(BadRecord, match="no prompt: expected the field `prompt`"):
+    with pytest.raises(BadRecord, match="field `prompt` is missing: expected a text"):
         parse_prompt(record)
 
 

@@ -26,7 +26,7 @@ def parse_prompt(record):
     if turns and turns[-1][0] == "assistant":
         turns, answer = turns[:-1], turns[-1][1]
     if not turns or turns[-1][0] != "user":
-        raise BadRecord(f"no prompt: expected the field `{PROMPT[0]}`, or messages of a user")
+        raise BadRecord(f"field `{PROMPT[0]}` is missing: expected a text, or messages of a user")
     kept = {name: value for name, value in record.items() if name not in _READ}
     return Prompt(id_of(record), turns, kept | ({"answer": answer} if answer else {}))
 
