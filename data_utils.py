@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from minigpt.common.errors import UserError
 from minigpt.common.files import read_json, read_unchanged, set_aside
 from minigpt.common.types import typed
-from minigpt.data.block_format import FORMAT, IS_START, TARGET
+from minigpt.data.block_format import FORMAT, IS_START, STAGES, TARGET
 
 # The required fields of meta.json.
 FACTS = dict(
@@ -178,8 +178,9 @@ class Blocks:
 
     def of_another_kind(self, meta):
         """The UserError for a folder with another kind of data."""
+        kind = meta.get("kind", Blocks.kind)
         return UserError(
-            f"{self.folder}: holds {meta.get('kind', Blocks.kind)}, only for --stage=dpo of "
+            f"{self.folder}: holds {kind}, only for --stage={STAGES.get(kind, kind)} of "
             f"train.py; give --dataset= a folder of data/prepare.py or data/prepare_sft.py"
         )
 
@@ -329,6 +330,10 @@ class Batches:
 
     def _read(self, i):
         return self.blocks.batch(self.rows(i)).to(self.device)
+
+    def state(self):
+        """What a checkpoint stores of the batches: nothing, batch i is a function of i."""
+        return None
 
     def __getitem__(self, i):
         wanted = range(i, i + 1 + self.prefetch)

@@ -36,12 +36,16 @@ from minigpt.evaluation.examples import Example, example_ids, first_held_out
 from minigpt.inference.engine import Engine, Request
 from minigpt.models import checkpoint
 from minigpt.models.device import peak_flops, pick_dtype
+from minigpt.rewards.expression import load_reward
+from minigpt.rewards.judge import make_judge
 from minigpt.tokenizer.chat_template import from_json
 from minigpt.tokenizer.tokenizer import load_tokenizer
 from minigpt.training.distributed import Distributed
-from minigpt.training.dpo import make_dpo
 from minigpt.training.log import Log
-from minigpt.training.objectives import NextToken
+from minigpt.training.objectives.distill import make_distill
+from minigpt.training.objectives.dpo import make_dpo
+from minigpt.training.objectives.grpo import make_grpo
+from minigpt.training.objectives.next_token import NextToken
 from minigpt.training.optim import make_optimizers
 from minigpt.training.setup import (
     attach_lora,
@@ -90,9 +94,9 @@ def train(settings, distributed):
 
     # -- model and objective -------------------------------------------------------------------
     model = make_model(settings, parent, tokenizer).to(device)
-    objective, metadata = NextToken(), {}
-    if settings.stage == "dpo":
-        objective, metadata = make_dpo(settings, parent, model, data, dtype, distributed, resumed)
+    objective, metadata = make_objective(
+        settings, parent, model, tokenizer, data, dtype, distributed, resumed
+    )
     metadata |= provenance(settings, parent)
     if settings.lora_rank and not resumed:  # a resumed run has its adapters
         attach_lora(model, settings, parent)
@@ -123,6 +127,24 @@ def train(settings, distributed):
         flops = tokens * model.flops_per_token(data.train.target_fraction)
         warn_if_long(settings, device, dtype, flops)
     loop(trainer, log, out_dir)
+
+
+def make_objective(settings, parent, model, tokenizer, data, dtype, distributed, resumed):
+    """(objective, metadata): what the stage minimises, and what config.json records of it. GRPO
+    replaces data.batches."""
+    if settings.stage == "dpo":
+        return make_dpo(settings, parent, model, data, dtype, distributed, resumed)
+    if settings.stage == "distill":
+        return make_distill(settings, model, tokenizer, distributed.device)
+    if settings.stage == "grpo":
+        if settings.reward.endswith(".py") and distributed.is_main:
+            print(f"the reward {settings.reward} is run as code")
+        judge = (settings.judge_url, settings.judge_model, settings.judge_key_env)
+        reward = load_reward(settings.reward, lambda: make_judge(*judge))
+        return make_grpo(
+            settings, parent, model, tokenizer, data, dtype, distributed, resumed, reward
+        )
+    return NextToken(), {}
 
 
 def loop(trainer, log, out_dir):
@@ -173,7 +195,10 @@ def sample_example(trainer):
 
 
 def write_sample(trainer):
-    """A prompt and how the model continues it; "" where there is no prompt."""
+    """A prompt and how the model continues it; "" where there is no prompt. With a reward: some
+    held-out prompts, their answers and their rewards."""
+    if samples := trainer.objective.held_out.samples:
+        return "\n".join(samples)
     settings, tokenizer = trainer.settings, trainer.tokenizer
     prompt_format = from_json(trainer.data.train.meta)
     example = sample_example(trainer)

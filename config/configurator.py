@@ -33,6 +33,8 @@ DEFAULTS = ROOT / "config" / "train_config.py"
 ALIASES = {
     "if_trav": (bool, "shuffle", operator.not_),
     "decay_lr": (bool, "schedule", {True: "cosine", False: "constant"}.get),
+    "dpo_guard_dataset": (str | None, "guard_dataset", lambda value: value),
+    "dpo_max_forgetting": (float | None, "max_forgetting", lambda value: value),
 }
 # nanoGPT's names whose meaning depends on another setting: name → (its type, the knob that it is
 # about). See _resolve_foreign().

@@ -12,9 +12,7 @@ out_dir = "out/minimind_dpo"
 init_from = "out/minimind_sft"  # also the reference
 stage = "dpo"
 dataset = "data/minimind_dpo"
-dpo_guard_dataset = (
-    "data/minimind_sft"  # forgetting check: stop if its fine-tuned answers get worse
-)
+guard_dataset = "data/minimind_sft"  # forgetting check: stop if its fine-tuned answers get worse
 tokenizer = "out/minimind6400.tiktoken"
 block_size = 512
 dpo_beta = 0.1

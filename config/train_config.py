@@ -84,14 +84,36 @@ lora_dropout: float = 0.0  # dropout on the adapters' input; slow on a CPU
 lora_targets: list[str] = ["all"]  # matrices with adapters: q, k, v, o (attention), gate, up, down
 #                             (mlp; gate only in swiglu), or the groups attention, mlp, all
 
-# -- preferences ---------------------------------------------------------------------------------
-stage: Literal["lm", "dpo"] = "lm"  # lm: next-token prediction; dpo: preference pairs
-#                             (data/prepare_dpo.py, config/dpo.py): batch_size counts pairs, and
-#                             init_from is also the reference model
+# -- preferences, rewards, a teacher ---------------------------------------------------------------
+stage: Literal["lm", "dpo", "grpo", "distill"] = "lm"  # lm: next-token prediction; dpo: preference
+#                             pairs (data/prepare_dpo.py, config/dpo.py), batch_size counts pairs;
+#                             grpo: answers that a reward judges (data/prepare_prompts.py,
+#                             config/sums_grpo.py), batch_size counts prompts; distill: the next
+#                             token, and the probabilities of a teacher. With dpo and grpo init_from
+#                             is also the reference model
 dpo_beta: float = 0.1  # strength of the KL constraint to the reference model
-dpo_guard_dataset: str | None = None  # the forgetting check: each evaluation also measures the
+reward: str = ""  # grpo: what is rewarded: exact, number, rouge, pattern, length, repetition,
+#                             judge, or a weighted sum such as exact+0.5*length; FILE.py: your own
+#                             function reward(prompt, answer, record), which is run
+grpo_group: int = 8  # answers to each prompt; they are compared with one another
+grpo_tokens: int = 64  # longest answer
+grpo_steps: int = 1  # steps that learn from the same answers; more save generation
+grpo_clip: float = 0.2  # a token whose probability fell by this share is not pushed down further
+grpo_clip_high: float = 0.28  # the same upwards; higher, so that rare tokens can become likely
+grpo_beta: float = 0.0  # strength of the KL constraint to the reference model; 0: none
+grpo_by_length: bool = False  # true: the mean over an answer's tokens, as the first GRPO: favours
+#                             long wrong answers
+grpo_by_std: bool = False  # true: divide by the standard deviation of a prompt's rewards, as the
+#                             first GRPO: favours prompts that are almost always right or wrong
+judge_url: str = ""  # of the server that --reward=judge asks, such as http://localhost:1234/v1
+judge_model: str = ""  # the model there; "": the first that it lists
+judge_key_env: str = ""  # the environment variable with its key
+teacher: str | None = None  # distill: the folder of a run with the same tokenizer
+distill_text: float = 0.5  # distill: weight of the text's own next token; the rest is the KL
+#                             divergence from the teacher's probabilities
+guard_dataset: str | None = None  # the forgetting check: each evaluation also measures the
 #                             perplexity on the val split of this dataset, e.g. that of fine-tuning
-dpo_max_forgetting: float | None = 1.2  # stop if that perplexity exceeds its initial value by this
+max_forgetting: float | None = 1.2  # stop if that perplexity exceeds its initial value by this
 #                             factor; none: only measure
 
 # -- evaluation ----------------------------------------------------------------------------------

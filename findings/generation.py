@@ -105,7 +105,7 @@ PREFERENCES = Data("dpo", Source("qa", count="few_pairs"))
 
 
 def preferring(beta, rate):
-    knobs = dict(dpo_beta=beta, learning_rate=rate, dpo_guard_dataset=None)
+    knobs = dict(dpo_beta=beta, learning_rate=rate, guard_dataset=None)
     return Arm(Run(PREFERENCES, SFT, **knobs), over=QA, temperature=0.3)
 
 

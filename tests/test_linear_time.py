@@ -46,6 +46,7 @@ from minigpt.openai.events import EventReader
 from minigpt.openai.ignored_fields import without_ignored
 from minigpt.openai.schemas import ChatRequest
 from minigpt.openai.stop_strings import StopStrings
+from minigpt.rewards import functions, judge
 from minigpt.serving.streaming import Choice
 from minigpt.synthesis.dedup import comparable
 from minigpt.synthesis.filters import Rules, filter_pairs
@@ -201,6 +202,9 @@ HOSTILE = {
     "error: meaning": (lambda x: ApiError("", "", 400, x).meaning(FIELDS), lambda n: "max " * n),
     **{f"check: {kind}": (check_answer, make) for kind, make in CHECKED.items()},
     "words": (words, lambda n: "龘" * n, 8_000),
+    "number: marks": (lambda x: functions.number("", x, {"answer": "1"}), lambda n: "-1,.1" * n),
+    "number: digits": (lambda x: functions.number("", x, {"answer": "1"}), lambda n: "1" * n),
+    "mark_in": (judge.mark_in, lambda n: "评分：" * n),
     "measure": (measure, lambda n: [1, 2] * n),
     "sentences": (sentences, lambda n: "。a" * n + "b" * n),
     "first_sentence": (first_sentence, lambda n: ".'" * n),

@@ -8,3 +8,7 @@ FORMAT = 1  # version of the block files; a change of their meaning changes this
 TARGET = 1  # mask bit 0: this token is a target to learn
 IS_START = 2  # mask bit 1: this token starts a segment; attention and positions restart there
 PREFERENCES = {"kind": "preferences"}  # in meta.json: two blocks are a preference (stage "dpo")
+PROMPTS = {
+    "kind": "prompts"
+}  # a block is a prompt, its record a line of train.jsonl (stage "grpo")
+STAGES = {"preferences": "dpo", "prompts": "grpo"}  # of train.py: kind → the one that reads it

@@ -23,10 +23,11 @@ from minigpt.data.formats import (
     LeftOut,
     Pair,
     Preference,
+    Prompt,
     to_conversation,
 )
 from minigpt.data.hashing import is_val
-from minigpt.data.prompts import ids_of, sample_parts
+from minigpt.data.prompts import ids_of, question_parts, sample_parts
 from minigpt.tokenizer.chat_template import Part, TemplateRefused, kind_of
 
 
@@ -64,15 +65,28 @@ class RenderedPreference(NamedTuple):
         return self.preference.id
 
 
+class RenderedPrompt(NamedTuple):
+    """A Prompt in its prompt format: `parts` is what the model continues."""
+
+    prompt: Prompt
+    parts: list
+
+    @property
+    def id(self):
+        return self.prompt.id
+
+
 class SampleEncoder(Protocol):
     """How one type of sample becomes tokens.
 
     prompt_format: of the model that will be trained (minigpt/tokenizer/chat_template.py)
     held_out:      how much the automatic val_fraction holds out, in the unit of size()
+    keeps_records: the training samples are kept as text too, in train.jsonl: a line a block
     """
 
     prompt_format: str
     held_out: int
+    keeps_records = False
 
     def fit(self, sample):
         """The sample as the other methods take it. BadRecord where it is good, but not for this
@@ -261,8 +275,8 @@ class MixedEncoder(TextEncoder):
 class PreferenceEncoder(SampleEncoder):
     """Preferences, for models of the prompt format "qa" or of a chat template. Each becomes two
     segments: the prompt with the chosen answer, and with the rejected one. So in the layout `pad`
-    blocks 2i and 2i + 1 are preference i (minigpt/training/dpo.py). Targets are both answers and
-    their ends.
+    blocks 2i and 2i + 1 are preference i (minigpt/training/objectives/dpo.py). Targets are both
+    answers and their ends.
     """
 
     prompt_format: str
@@ -313,9 +327,56 @@ class PreferenceEncoder(SampleEncoder):
         return {"id": sample.id} | whole | {"rejected": rejected, "kind": kind}
 
 
-def _parts(prompt_format, turns):
+@dataclass(frozen=True)
+class PromptEncoder(SampleEncoder):
+    """Prompts, for models of any prompt format. Each is a block in the layout `pad`, without
+    targets: what the model writes after it is learned by its reward
+    (minigpt/training/objectives/rollouts.py)."""
+
+    prompt_format: str
+    held_out = 3000  # prompts
+    keeps_records = True
+
+    def fit(self, sample):
+        if kind_of(self.prompt_format) != "chat" and len(sample.turns) > 1:
+            raise BadRecord(
+                "field `prompt`: several messages, but this template takes one question: give "
+                "--template=chat"
+            )
+        return RenderedPrompt(sample, _parts(self.prompt_format, sample.turns, question_parts))
+
+    def content(self, sample):
+        return json.dumps(sample.prompt[1:], ensure_ascii=False, sort_keys=True)
+
+    def split_key(self, sample):
+        # Without an id, those with the same prompt are on one side.
+        if sample.id is not None:
+            return sample.id
+        return json.dumps(sample.prompt.turns, ensure_ascii=False)
+
+    def texts(self, sample):
+        return _texts(sample.parts)
+
+    def encode(self, sample, ids, cutter, layout):
+        ids = ids_of(cutter.tokenizer, sample.parts, iter(ids))
+        if len(ids) >= cutter.block_size:
+            return "too long"
+        characters = sum(len(content) for _, content in sample.prompt.turns)
+        return Encoded([(ids, len(ids), len(ids))], characters, 0)
+
+    def to_json(self, sample):
+        """The record for the reward, with the prompt, in a shape that the evaluations read."""
+        id_, turns, record = sample.prompt
+        asked = {"prompt": turns[-1][1]}
+        if kind_of(self.prompt_format) == "chat":
+            answer = [("assistant", record["answer"])] if "answer" in record else []
+            asked |= _turns_json(self.prompt_format, (*turns, *answer))
+        return {"id": id_} | asked | record
+
+
+def _parts(prompt_format, turns, make=sample_parts):
     try:
-        return sample_parts(prompt_format, turns)
+        return make(prompt_format, turns)
     except TemplateRefused as error:
         raise BadRecord(str(error)) from None
 
@@ -352,6 +413,7 @@ _ENCODERS = {
     Pair: DialogueEncoder("qa"),
     Conversation: DialogueEncoder("chat"),
     Preference: PreferenceEncoder("chat"),
+    Prompt: PromptEncoder("qa"),
 }
 
 

@@ -5,7 +5,7 @@
     read_record(record, parse_qa, "a.jsonl", 7)   # a Pair, a LeftOut, or a Reject: file and line
     recognize(record)                             # the Format by the record's fields, or None
 
-To add a format, write a function record → Entry, Pair, Conversation or Preference
+To add a format, write a function record → Entry, Pair, Conversation, Preference or Prompt
 (minigpt/data/shapes/), and add a Format to the registry. The knob --format, --help, error messages,
 the training of tokenizers and the evaluations read the registry.
 """
@@ -37,7 +37,16 @@ from minigpt.data.shapes.dialogues import (
 )
 from minigpt.data.shapes.fields import first_name, is_empty, normalized
 from minigpt.data.shapes.preferences import CHOSEN, PROMPT, REJECTED, parse_preference
-from minigpt.data.shapes.samples import BadRecord, Conversation, Entry, LeftOut, Pair, Preference
+from minigpt.data.shapes.prompts import ASKED, parse_prompt
+from minigpt.data.shapes.samples import (
+    BadRecord,
+    Conversation,
+    Entry,
+    LeftOut,
+    Pair,
+    Preference,
+    Prompt,
+)
 
 # -- texts -----------------------------------------------------------------------------------------
 
@@ -120,8 +129,8 @@ class Format:
 
     name:        the value of --format
     fields:      groups of names: a record that has a name of each group is of this format
-    parse:       record, as shapes.fields.normalized() returns it → Entry, Pair, Conversation or
-                 Preference; BadRecord where it cannot be used
+    parse:       record, as shapes.fields.normalized() returns it → Entry, Pair, Conversation,
+                 Preference or Prompt; BadRecord where it cannot be used
     description: one line for --help and the documents
     example:     a record of this format
     optional:    groups of names of more fields that are read
@@ -136,7 +145,7 @@ class Format:
 
     @cached_property
     def sample_type(self):
-        """What parse() returns for the example: Entry, Pair, Conversation or Preference."""
+        """The type of what parse() returns for the example, such as Pair."""
         return type(self.parse(self.example))
 
     def matches(self, record):
@@ -222,6 +231,16 @@ _ALL = (  # a record may match several: the first one counts
         example={"title": "黄河", "text": "黄河是中国的第二长河。"},
         optional=(TITLE_FIELDS,),
     ),
+    Format(
+        "prompt",
+        fields=(ASKED,),
+        parse=parse_prompt,
+        description="`prompt` (or question, instruction and input, messages), optional `answer` "
+        "and any field that a reward reads: a prompt; the last answer of a conversation is the "
+        "reference",
+        example={"prompt": "写一句五言诗。", "lines": 1, "characters": 5},
+        optional=(ANSWER, INPUT, HISTORY, SYSTEM),
+    ),
 )
 FORMATS = {format.name: format for format in _ALL}
 # The script that prepares each type of sample.
@@ -230,6 +249,7 @@ SCRIPTS = {
     Pair: "data/prepare_sft.py",
     Conversation: "data/prepare_sft.py",
     Preference: "data/prepare_dpo.py",
+    Prompt: "data/prepare_prompts.py",
 }
 
 

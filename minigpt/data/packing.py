@@ -24,9 +24,9 @@ from minigpt.data.block_format import IS_START, TARGET
 
 FILES = (
     *(f"{split}.{kind}" for split in ("train", "val") for kind in ("bin", "mask")),
-    *("val.jsonl", "rejects.jsonl", "meta.json"),
+    *("train.jsonl", "val.jsonl", "rejects.jsonl", "meta.json"),
 )
-# What minigpt/training/dpo.py keeps beside them, perhaps half written: useless without them.
+# What training/objectives/dpo.py keeps beside them, perhaps half written: useless without them.
 OF_BLOCKS = re.compile(r"reference-.*\.npy|\.reference-.*\.npy\.(.*\.)?(partial|lock)")
 WINDOW = 2**21  # tokens that `concat` looks over at once: 4 MB, however long the input
 

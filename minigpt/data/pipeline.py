@@ -281,8 +281,12 @@ class ChunkWorker:
         result.segments = Segments.of(segments, self.dtype)
         result.numbers = np.array(numbers, np.int64).reshape(-1, 3)
         result.hashes, result.split_hashes = hashes[kept], split_hashes[kept]
-        in_val = np.flatnonzero(below(split_hashes[kept], options.val_fraction)).tolist()
-        result.val = {n: options.encoder.to_json(samples[kept[n]]) for n in in_val}
+        encoder, in_val = options.encoder, below(split_hashes[kept], options.val_fraction)
+        for n, index in enumerate(kept):
+            if in_val[n]:
+                result.val[n] = encoder.to_json(samples[index])
+            elif encoder.keeps_records:
+                result.train[n] = encoder.to_json(samples[index])
         return result
 
 
@@ -325,6 +329,8 @@ def _write_dataset(folder, sources, tokenizer, options):
     writer = DatasetWriter(
         folder, options.layout, options.block_size, tokenizer.pad, dtype, skip_bad
     )
+    if options.encoder.keeps_records:
+        writer.keep_records()
     chunks = (chunk for source in sources for chunk in _chunks(source, options))
     try:
         with tqdm(total=total, unit="B", unit_scale=True, desc="preparing") as bar:

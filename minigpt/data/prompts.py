@@ -119,6 +119,15 @@ def sample_parts(prompt_format, turns):
     return load_template(prompt_format).parts(turns)
 
 
+def question_parts(prompt_format, turns):
+    """The Parts that a model continues for a conversation whose last turn is the user's. "plain"
+    and "qa" take one turn. TemplateRefused where a chat template refuses it."""
+    if kind_of(prompt_format) == "chat":
+        return load_template(prompt_format).parts(turns, generate=True)
+    ((_, question),) = turns
+    return [Part(question)] + [Part("", "A")] * (prompt_format == "qa")
+
+
 def reply_text(prompt_format, text):
     """The text that is encoded after a prompt, for the reply `text`: a chat template may have a
     blank before it."""

@@ -34,7 +34,7 @@ class EncodedChunk:
     Of the n samples that are kept: hashes (n,) uint64, of their contents; split_hashes (n,) uint64,
     of what decides between train and val; numbers (n, 3): segments,
     characters, characters left out; segments: those of all samples; val: index of a held-out
-    sample → its line of val.jsonl.
+    sample → its line of val.jsonl; train: of train.jsonl, if there is one.
     """
 
     source: str
@@ -49,6 +49,7 @@ class EncodedChunk:
     numbers: np.ndarray | None = None
     segments: Segments | None = None
     val: dict = field(default_factory=dict)
+    train: dict = field(default_factory=dict)
 
 
 @dataclass
@@ -113,7 +114,8 @@ def check_splits(counts, fraction):
 
 
 class DatasetWriter:
-    """Writes {train,val}.{bin,mask}, val.jsonl and rejects.jsonl, and counts."""
+    """Writes {train,val}.{bin,mask}, val.jsonl and rejects.jsonl, and counts. With keep_records()
+    also train.jsonl."""
 
     def __init__(self, folder, layout, block_size, pad, dtype, skip_bad):
         self.counts = {"read": 0, "kept": 0, "dropped": Counter(), "cut": 0, "left_out": 0}
@@ -128,7 +130,16 @@ class DatasetWriter:
         self._writers = {
             split: SplitWriter(folder, split, layout, block_size, pad, dtype) for split in SPLITS
         }
-        self._val_text = open(folder / "val.jsonl", "w", encoding="utf-8", newline="\n")
+        self._folder, self._texts = folder, {}  # split → the file of its records
+        self._open_text("val")
+
+    def _open_text(self, split):
+        path = self._folder / f"{split}.jsonl"
+        self._texts[split] = open(path, "w", encoding="utf-8", newline="\n")
+
+    def keep_records(self):
+        """Write the training samples as text, too. Call it before add()."""
+        self._open_text("train")
 
     def add(self, encoded):
         """Add an EncodedChunk. UserError for its first bad record, unless those are skipped."""
@@ -148,9 +159,10 @@ class DatasetWriter:
         for split, chosen in (("train", fresh & ~held_out), ("val", fresh & held_out)):
             if chosen.any():
                 self._add_to(split, encoded, chosen)
-        for index, line in encoded.val.items():
-            if fresh[index]:
-                self._val_text.write(json.dumps(line, ensure_ascii=False) + "\n")
+        for split, file in self._texts.items():
+            for index, line in getattr(encoded, split).items():
+                if fresh[index]:
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
         kept = int(fresh.sum())
         if kept < len(fresh):
             dropped["duplicate"] += len(fresh) - kept
@@ -189,7 +201,7 @@ class DatasetWriter:
         """Write the segments that wait, close the files and return the counts."""
         for split, writer in self._writers.items():
             self.counts[split] = self._numbers[split] | writer.finish()
-        for file in (self._val_text, self._rejects):
+        for file in (*self._texts.values(), self._rejects):
             if file:
                 file.close()
         for name in ("dropped", "shapes", "unused"):
@@ -202,7 +214,7 @@ class DatasetWriter:
 
     def abandon(self):
         """Close the files as they are: the folder will be removed."""
-        for file in (*self._writers.values(), self._val_text, self._rejects):
+        for file in (*self._writers.values(), *self._texts.values(), self._rejects):
             if file:
                 with contextlib.suppress(OSError):  # the disk may be full
                     file.close()

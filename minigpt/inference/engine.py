@@ -42,6 +42,7 @@ class Ticket:
     text: list[int]  # prompt and generated ids
     tokens: list[Token] = field(default_factory=list)  # generated so far
     prompt_tokens: list[Token] = field(default_factory=list)  # if the request has echo
+    stop: Token | None = None  # the stop id that ended it, which is not part of the text
     finish_reason: str | None = None  # "stop", "length" or "cancelled" when it has ended
     rolled: bool = False  # the text outgrew block_size at least once
     rows: list = field(default_factory=list)  # its Rows: one, or the beams, best first
@@ -75,17 +76,19 @@ class Engine:
 
     n_vocab: ids below it may be generated; the model's rows above are padding
     n_slots: requests that run at once (one with beams counts num_beams times); others wait
+    prefill: prompt tokens that one step reads, about; None: PREFILL_CHUNK. More is faster where
+        nobody waits for the first token
 
     A text does not depend on the requests beside it. In floating point a larger batch may add in
     another order, and logits differ in the sixth digit: the texts are the same wherever the two
     best tokens are not that close.
     """
 
-    def __init__(self, model, n_vocab=None, n_slots=8):
+    def __init__(self, model, n_vocab=None, n_slots=8, prefill=None):
         self.model = model.eval()
         self.block_size = model.config.block_size
         self.n_vocab = n_vocab or model.config.padded_vocab_size
-        self.n_slots = n_slots
+        self.n_slots, self.prefill = n_slots, prefill or PREFILL_CHUNK
         weight = model.wte.weight
         self.device = weight.device
         self.cache = KVCache(model.config, n_slots, weight.device, weight.dtype)
@@ -221,14 +224,14 @@ class Engine:
             taken += ticket.request.num_beams
 
     def _prefill(self):
-        """Read about PREFILL_CHUNK missing tokens, oldest requests first: of each context all but
+        """Read about self.prefill missing tokens, oldest requests first: of each context all but
         the last token. How a prompt is divided into chunks depends on the prompt alone."""
         for row in self.rows:
             self._roll(row)
         reading = [row for row in self.rows if row.missing > 1]
         reading.sort(key=lambda row: row.ticket.number)
         if reading:
-            self._read(_prefill_batch(reading))
+            self._read(_prefill_batch(reading, self.prefill))
         for ticket in list(self.active):
             if ticket.request.max_new_tokens == 0 and ticket.rows[0].missing == 1:
                 self._end(ticket, "length")  # it only asks for its prompt's logprobs
@@ -281,6 +284,7 @@ class Engine:
         ids = sample(logits, requests, generators, [ticket.text for ticket in tickets])
         for ticket, token in zip(tickets, with_logprobs(logits, ids, requests), strict=True):
             if token.id in ticket.request.stop_ids:
+                ticket.stop = token
                 self._end(ticket, "stop")
                 continue
             ticket.text.append(token.id)
@@ -347,12 +351,13 @@ class Engine:
         self.rows.pop()
 
 
-def _prefill_batch(reading):
-    """The first rows of `reading` that one forward pass reads, padded to the longest chunk."""
+def _prefill_batch(reading, most):
+    """The first rows of `reading` that one forward pass reads, padded to the longest chunk: about
+    `most` tokens."""
     batch, longest = [], 0
     for row in reading:
         longest = max(longest, _chunk(row))
-        if batch and longest * (len(batch) + 1) > PREFILL_CHUNK:
+        if batch and longest * (len(batch) + 1) > most:
             break
         batch.append(row)
     return batch

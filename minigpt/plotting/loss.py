@@ -80,7 +80,8 @@ def loss_figure(runs, x="steps", smooth=0.9, log="auto"):
         set_lr_axis(lr, runs)
         loss.tick_params(axis="x", length=0, labelbottom=False)
         lr.set_xlabel(X_LABELS[x])
-        loss.set_ylabel(LOSS_LABEL)
+        has_reward = all(run.has_reward for run in runs)
+        loss.set_ylabel("− reward" if has_reward else LOSS_LABEL)
         lr.set_ylabel("learning rate")
         figure.align_ylabels()
         _add_header(figure, runs, names, x, smooth)
@@ -90,7 +91,7 @@ def loss_figure(runs, x="steps", smooth=0.9, log="auto"):
 
 def format_loss(value):
     """A loss in the picture and in the table: three decimals, or two digits if tiny."""
-    return f"{value:.3f}" if value >= 0.1 else f"{value:.2g}"
+    return f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.2g}"
 
 
 def best_position(run, x):

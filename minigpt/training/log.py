@@ -144,11 +144,13 @@ def _keep_samples(path, last_step):
 class RunLog:
     """What a run has logged. Each column is a float64 array (n,); numbers that are not finite are
     NaN. `tokens` and `minutes` count from the run's start, `rate` is tokens a second, losses are
-    nats a token, `best` is 1 where train.py saved the weights as best/."""
+    nats a token (with has_reward: minus the reward), `best` is 1 where train.py saved the weights
+    as best/."""
 
     folder: Path
     train: dict  # column of TRAIN → (n_progress_lines,)
     val: dict  # column of VAL, or "best" → (n_evaluations,)
+    has_reward: bool = False
 
     @property
     def best(self):
@@ -185,7 +187,7 @@ def read_runlog(folder):
             f"{path}: cannot be read ({error.strerror}); --runs takes run folders"
         ) from None
 
-    train, val = [], []
+    train, val, has_reward = [], [], False
     for number, line in enumerate(lines, 1):
         try:
             record = parse_json(line)
@@ -198,6 +200,7 @@ def read_runlog(folder):
         kind = _kind(record)
         if kind is None:
             continue
+        has_reward = has_reward or "reward" in record
         row = _row(record, TRAIN if kind == "train" else VAL, f"{path}:{number}")
         if kind == "val":
             row.append(record.get("best", True) is True)
@@ -210,7 +213,8 @@ def read_runlog(folder):
         (train if kind == "train" else val).append(row)
     if not train and not val:
         raise UserError(f"{path}: holds no steps yet; wait for the run's first progress line")
-    return RunLog(folder, _columns(train, TRAIN), _columns(val, (*VAL, "best")))
+    columns = _columns(train, TRAIN), _columns(val, (*VAL, "best"))
+    return RunLog(folder, *columns, has_reward)
 
 
 def read_runlogs(folders):

@@ -20,7 +20,7 @@ def fit_run_length(settings, n_blocks, world=1):
     to `n_blocks` of training data on `world` processes. A resumed run was fitted when it started.
     Returns the notes to print, a list."""
     notes, is_new = [], settings.init_from != "resume"
-    if is_new and settings.stage == "lm":
+    if is_new and settings.stage in ("lm", "distill"):
         if settings.epochs is not None:
             notes += _more_steps(settings, n_blocks, world)
         else:

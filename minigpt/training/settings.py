@@ -13,23 +13,28 @@ from minigpt.common.types import typed
 FIXED = ["dataset", "seed", "shuffle", "batch_size", "gradient_accumulation_steps", "optimizer"]
 FIXED += ["val_dataset", "isolate", "freeze_layers", "freeze_embeddings"]
 FIXED += ["lora_rank", "lora_alpha", "lora_dropout", "lora_targets"]
-FIXED += ["stage", "dpo_beta", "dpo_guard_dataset"]
+FIXED += ["stage", "dpo_beta", "guard_dataset", "teacher"]
+FIXED += ["reward", "grpo_group", "grpo_tokens", "grpo_steps", "grpo_beta"]
 
 # Settings of older runs. RENAMED: old name → (name, its value from the old one). REMOVED: name →
 # the one value that changes nothing.
 RENAMED = {"if_trav": ("shuffle", operator.not_)}
+RENAMED |= {f"dpo_{name}": (name, None) for name in ("guard_dataset", "max_forgetting")}
 REMOVED = {"dpo_average": False, "dpo_label_smoothing": 0.0}
 
 AT_LEAST = {
     1: "batch_size gradient_accumulation_steps eval_interval eval_iters log_interval n_layer "
-    "n_head n_embd",
+    "n_head n_embd grpo_tokens grpo_steps",
     0: "max_iters seed learning_rate embedding_lr_ratio warmup_iters weight_decay grad_clip "
-    "freeze_layers lora_rank patience sample_tokens norm_eps",
-    2: "block_size",
+    "freeze_layers lora_rank patience sample_tokens norm_eps grpo_beta",
+    2: "block_size grpo_group",
 }
-BELOW_ONE = "dropout lora_dropout beta1 beta2 muon_momentum"
-SHARES = "min_lr_ratio decay_fraction"
-POSITIVE = "epochs max_minutes save_minutes rope_theta lora_alpha dpo_beta"
+BELOW_ONE = "dropout lora_dropout beta1 beta2 muon_momentum grpo_clip"
+SHARES = "min_lr_ratio decay_fraction distill_text"
+POSITIVE = "epochs max_minutes save_minutes rope_theta lora_alpha dpo_beta grpo_clip_high"
+# Settings of one stage: how their names begin → the stage.
+OF_STAGE = {"dpo_": "dpo", "grpo_": "grpo", "reward": "grpo", "judge_": "grpo"}
+OF_STAGE |= {"teacher": "distill", "distill_": "distill"}
 
 
 # -- ranges ----------------------------------------------------------------------------------------
@@ -44,8 +49,8 @@ def check_ranges(settings):
         (name, values[name] is None or values[name] > 0, "more than 0") for name in POSITIVE.split()
     ]
     rules.append(("seed", settings.seed < 2**63, "below 2**63"))
-    limit = settings.dpo_max_forgetting
-    rules.append(("dpo_max_forgetting", limit is None or limit > 1, "more than 1, or none"))
+    limit = settings.max_forgetting
+    rules.append(("max_forgetting", limit is None or limit > 1, "more than 1, or none"))
     rules += _rules_between_settings(settings)
     least = {name: bound for bound, names in AT_LEAST.items() for name in names.split()}
     problems = settings.below(**least) + [
@@ -59,14 +64,24 @@ def check_ranges(settings):
 
 def _rules_between_settings(settings):
     """Rules (name, is_good, expected) for settings that need others."""
-    a_run = "the folder of a run that answers already: stage=dpo starts from it, and is held to it"
-    rules = [("init_from", (settings.stage, settings.init_from) != ("dpo", "scratch"), a_run)]
+    stage = settings.stage
+    a_run = f"the folder of a run that answers already: stage={stage} starts from it"
+    starts = stage in ("dpo", "grpo")
+    rules = [("init_from", not starts or settings.init_from != "scratch", a_run)]
     if settings.init_from == "resume":  # the other settings come with the run
         return rules
     rules += _shape_rules(settings)
+    a_reward = "what stage=grpo rewards, such as exact, or FILE.py"
+    rules.append(("reward", stage != "grpo" or settings.reward.strip() != "", a_reward))
+    a_teacher = "the folder of the run from which stage=distill learns"
+    rules.append(("teacher", stage != "distill" or settings.teacher is not None, a_teacher))
     given = [name for name in settings.as_dict() if settings.origin(name) != "default"]
-    if settings.stage == "lm":
-        rules += [(name, False, "--stage=dpo with it") for name in given if name[:4] == "dpo_"]
+    rules += [
+        (name, stage == wanted, f"--stage={wanted} with it")
+        for name in given
+        for beginning, wanted in OF_STAGE.items()
+        if name.startswith(beginning)
+    ]
     if "lora_rank" not in given:
         needs_rank = ("lora_alpha", "lora_dropout", "lora_targets")
         rules += [

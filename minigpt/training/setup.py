@@ -17,7 +17,8 @@ from minigpt.models import checkpoint
 from minigpt.models.lora import LoRA, attach
 from minigpt.models.number_format import Format, fastest, try_step
 from minigpt.tokenizer.huggingface import hf_name
-from minigpt.training.dpo import Pairs
+from minigpt.training.objectives.dpo import Pairs
+from minigpt.training.objectives.rollouts import Prompts
 from minigpt.training.run_length import fit_run_length
 from minigpt.training.settings import (
     check_ranges,
@@ -116,12 +117,12 @@ def _load_start(settings, out_dir, world_size):
 
 def load_hf_parent(settings):
     """The Hugging Face model of init_from as a Checkpoint, for blocks of the size given by hand.
-    UserError for LoRA and DPO, which need a run's folder to refer to."""
-    if settings.lora_rank or settings.stage == "dpo":
+    UserError for LoRA, DPO and GRPO, which need a run's folder to refer to."""
+    if settings.lora_rank or settings.stage in ("dpo", "grpo"):
         raise UserError(
-            f"{settings.origin('init_from')}: init_from={settings.init_from}: adapters and DPO "
-            f"start from a run, which they refer to; make it one first with the same --init_from, "
-            f"--max_iters=0 and an --out_dir, and start from that"
+            f"{settings.origin('init_from')}: init_from={settings.init_from}: adapters, DPO and "
+            f"GRPO start from a run, which they refer to; make it one first with the same "
+            f"--init_from, --max_iters=0 and an --out_dir, and start from that"
         )
     size = None if settings.origin("block_size") == "default" else settings.block_size
     return hf_import.load(settings.init_from, size)
@@ -132,9 +133,9 @@ def load_hf_parent(settings):
 
 @dataclass
 class Data:
-    """train, val: Blocks, or Pairs for DPO. forgetting: the Blocks of the forgetting check, or
-    None. batches: the training batches of this process, by number. notes: lines about settings
-    that were fitted to the amount of data."""
+    """train, val: Blocks, Pairs for DPO, or Prompts for GRPO. forgetting: the Blocks of the
+    forgetting check, or None. batches: the training batches of this process, by number. notes:
+    lines about settings that were fitted to the amount of data."""
 
     train: Blocks
     val: Blocks
@@ -149,9 +150,10 @@ def prepare_command(settings, script=None):
     if script is None:
         is_base = settings.init_from in ("scratch", "resume")
         script = "data/prepare.py" if is_base else "data/prepare_sft.py"
-        script = "data/prepare_dpo.py" if settings.stage == "dpo" else script
+        by_stage = {"dpo": "data/prepare_dpo.py", "grpo": "data/prepare_prompts.py"}
+        script = by_stage.get(settings.stage, script)
     recipes = [word for word in settings.words() if not word.startswith("-")]
-    names = ["tokenizer", "block_size"] + ["layout"] * (script != "data/prepare_dpo.py")
+    names = ["tokenizer", "block_size"] + ["layout"] * (settings.stage not in ("dpo", "grpo"))
     known = ("default", *(f"{recipe}:" for recipe in recipes))
     flags = [
         f"--{name}={settings.as_dict()[name]}"
@@ -167,13 +169,13 @@ def load_data(settings, tokenizer, distributed):
     size = settings.block_size
     for folder in filter(None, (settings.dataset, settings.val_dataset)):
         read_meta(folder, prepare_command(settings))  # an error says how to make it
-    kind = Pairs if settings.stage == "dpo" else Blocks
+    kind = {"dpo": Pairs, "grpo": Prompts}.get(settings.stage, Blocks)
     train = kind(settings.dataset, "train", tokenizer, size, settings.isolate)
     val = kind(settings.val_dataset or settings.dataset, "val", tokenizer, size)
     forgetting = None
-    if settings.dpo_guard_dataset:
-        read_meta(settings.dpo_guard_dataset, prepare_command(settings, "data/prepare_sft.py"))
-        forgetting = Blocks(settings.dpo_guard_dataset, "val", tokenizer, size)
+    if settings.guard_dataset:
+        read_meta(settings.guard_dataset, prepare_command(settings, "data/prepare_sft.py"))
+        forgetting = Blocks(settings.guard_dataset, "val", tokenizer, size)
     settings.inherit({"layout": train.meta["layout"]}, settings.dataset)
     notes = fit_run_length(settings, len(train), distributed.world_size)
     batches = Batches(
@@ -189,7 +191,7 @@ def load_data(settings, tokenizer, distributed):
     return Data(train, val, forgetting, batches, notes)
 
 
-DATASETS = ("dataset", "val_dataset", "dpo_guard_dataset")
+DATASETS = ("dataset", "val_dataset", "guard_dataset")
 HASHED = 2**26  # bytes of a file that blocks_hash() reads
 
 

@@ -28,7 +28,7 @@ class TrainState:
     evaluated: int = -1  # the step of the last one
     best: float = math.inf  # the lowest val loss
     stale: int = 0  # evaluations since then
-    guard_start: float | None = None  # loss over dpo_guard_dataset at the first evaluation
+    guard_start: float | None = None  # loss over guard_dataset at the first evaluation
     forgetting: float = 1.0  # perplexity there now / perplexity there at the first evaluation
     # -- what the data order depends on
     world: int = 1  # processes
@@ -38,19 +38,23 @@ class TrainState:
     scaler: dict = field(default_factory=dict)  # of the loss scaler; {} without float16
     rng: list = field(default_factory=list)  # PyTorch's on the CPU, one for each process
     cuda_rng: list = field(default_factory=list)  # on the GPU, one for each process, or None
+    batches: list = field(default_factory=list)  # of Rollouts, one for each process, or None
 
-    def capture(self, optimizers, scaler, distributed):
-        """Take the snapshots. Every process must call it; the main one then has all."""
+    def capture(self, optimizers, scaler, distributed, batches=None):
+        """Take the snapshots. Every process must call it; the main one then has all. batches: the
+        state of this process's batches."""
         on_cuda = distributed.device.startswith("cuda")
         cuda_rng = torch.cuda.get_rng_state(distributed.device) if on_cuda else None
         self.rng = distributed.gather(torch.get_rng_state())
         self.cuda_rng = distributed.gather(cuda_rng)
+        self.batches = distributed.gather(batches)
         self.optimizers = [optimizer.state_dict() for optimizer in optimizers]
         self.scaler = scaler.state_dict()
 
     def restore(self, optimizers, scaler, distributed, folder):
         """Set optimizers, loss scaler and random generators to the snapshots of the run in
-        `folder`, and drop these.
+        `folder`, and drop these. Returns the state of this process's batches; None where there is
+        none, and where the run had another number of processes.
 
         The learning rate and weight decay of the optimizers stay as they are: the settings may have
         changed. A process that the saved run did not have keeps its own seed. UserError where a
@@ -71,8 +75,11 @@ class TrainState:
             raise UserError(
                 f"{folder}/state.pt: does not fit this run ({reason}); {_remedy(folder)}"
             ) from None
+        is_same = self.world == distributed.world_size == len(self.batches)
+        batches = self.batches[distributed.rank] if is_same else None
         self.world = distributed.world_size
-        self.optimizers, self.scaler, self.rng, self.cuda_rng = [], {}, [], []
+        self.optimizers, self.scaler, self.rng, self.cuda_rng, self.batches = [], {}, [], [], []
+        return batches
 
     def as_dict(self):
         """What state.pt holds."""
@@ -83,7 +90,7 @@ class TrainState:
         """The TrainState from what state.pt in `folder` holds; fields that an older version did not
         have get their defaults. UserError where a value is missing or wrong."""
         kinds = typing.get_type_hints(cls)
-        newer = ("guard_start", "forgetting", "spent", "reserve")
+        newer = ("guard_start", "forgetting", "spent", "reserve", "batches")
         wrong = [
             name
             for name, kind in kinds.items()

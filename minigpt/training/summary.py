@@ -23,7 +23,9 @@ def print_summary(model, settings, data, parent, resumed):
     val_folder = f" ({val.folder})" if settings.val_dataset else ""
     print(
         f"data: {settings.dataset}: {len(train)} train and {len(val)} val{val_folder} {train.unit} "
-        f"of {settings.block_size} ({train.meta['layout']}), {targets:,} targets",
+        f"of {settings.block_size} ({train.meta['layout']})"
+        + f", {targets:,} targets"
+        * bool(targets),
         flush=True,
     )
 
@@ -67,7 +69,7 @@ def print_end(trainer, prompt, reason=None):
             f"{out_dir}: step {state.step}, val loss {state.val_loss:.4f}, "
             f"the best {state.best:.4f} in best/"
         )
-        if settings.stage == "lm":
+        if settings.stage in ("lm", "distill"):
             print(loss_meaning(state, trainer.tokenizer.n_vocab))
     if stopped:
         print(f"{STOPPED}: {typed('train.py', f'--out_dir={out_dir}', '--init_from=resume')}")
@@ -101,7 +103,7 @@ def next_commands(trainer, prompt, is_cut):
     if is_cut:
         longer = f"--max_minutes={2 * settings.max_minutes:g}"
         return ask, typed("train.py", run, "--init_from=resume", longer)
-    if settings.stage == "dpo":
+    if settings.stage in ("dpo", "grpo"):
         return ask, typed("visualize.py", f"--runs={settings.out_dir}")
     held_out = Path(settings.dataset, "val.jsonl")
     if trainer.data.train.meta["prompt_format"] == "qa" and held_out.exists():

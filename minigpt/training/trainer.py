@@ -7,9 +7,9 @@
     metrics, is_best = trainer.evaluate()
     trainer.save("out/run")
 
-The trainer is independent of the task: pretraining, fine-tuning, LoRA, frozen layers and DPO
-differ in the data, the objective and the parameters that require a gradient. The loop is in
-train.py.
+The trainer is independent of the task: pretraining, fine-tuning, LoRA, frozen layers, DPO, GRPO and
+distillation differ in the data, the objective and the parameters that require a gradient. The loop
+is in train.py.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from minigpt.models import checkpoint
 from minigpt.models.device import autocast
 from minigpt.tokenizer.chat_template import from_json, to_json
 from minigpt.training.losses import total_loss
-from minigpt.training.objectives import NextToken
+from minigpt.training.objectives.next_token import NextToken
 from minigpt.training.optim import lr_scale, set_lr
 from minigpt.training.state import TrainState
 
@@ -48,7 +48,7 @@ class Trainer:
     """state: a TrainState, up to date after each step. stop_requested: whether any process got
     SIGINT or SIGTERM; all processes see it after the same step.
 
-    model: a GPT on distributed.device. objective: see objectives.py. optimizers: a list, from
+    model: a GPT on distributed.device. objective: an Objective. optimizers: a list, from
     make_optimizers(). data: see setup.Data. dtype: of the forward pass. metadata: what config.json
     records besides what the trainer knows, a dict.
     """
@@ -163,7 +163,10 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
 
     def _read_batches(self):
-        """The micro-batches of the next step."""
+        """The micro-batches of the next step; none after the last one."""
+        if self.state.step >= self.settings.max_iters:
+            self._batches = []
+            return
         n = self.settings.gradient_accumulation_steps
         first = self.state.step * n
         self._batches = [self.data.batches[first + k] for k in range(n)]
@@ -183,7 +186,8 @@ class Trainer:
         sums = values[6:].tolist()
         self.stop_requested = bool(stop)
         # Losses are float32; more digits of their sum would mean nothing.
-        return values[0].float().item(), self.objective.metrics(sums)
+        loss, metrics = values[0].float().item(), self.objective.metrics(sums)
+        return metrics.pop("loss", loss), metrics
 
     # -- evaluation --------------------------------------------------------------------------------
 
@@ -195,7 +199,7 @@ class Trainer:
         """
         state = self.state
         self._evaluation_began = time.perf_counter()
-        val_loss, metrics = self.mean_loss(self.data.val, self.objective)
+        val_loss, metrics = self.mean_loss(self.data.val, self.objective.held_out)
         self._check_finite(val_loss, "the val loss")
         state.val_loss, state.evaluated = val_loss, state.step
         if self.data.forgetting is not None:
@@ -226,7 +230,7 @@ class Trainer:
     def _measure_forgetting(self):
         """The forgetting check: held-out perplexity on text of the stage before, as metrics."""
         loss, _ = self.mean_loss(self.data.forgetting, NextToken())
-        self._check_finite(loss, f"the loss over {self.settings.dpo_guard_dataset}")
+        self._check_finite(loss, f"the loss over {self.settings.guard_dataset}")
         if self.state.guard_start is None:
             self.state.guard_start = loss
         self.state.forgetting = math.exp(min(loss - self.state.guard_start, 99))
@@ -234,15 +238,15 @@ class Trainer:
 
     @property
     def _forgets_too_much(self):
-        return self.state.forgetting > (self.settings.dpo_max_forgetting or math.inf)
+        return self.state.forgetting > (self.settings.max_forgetting or math.inf)
 
     def early_stop(self):
         """The reason for stopping before the last step, a message to print; None to continue."""
         if self._forgets_too_much:
             return (
-                f"perplexity over {self.settings.dpo_guard_dataset} is {self.state.forgetting:.3f} "
-                f"times what it was, more than dpo_max_forgetting="
-                f"{self.settings.dpo_max_forgetting:g}: stopping; best/ is the last good one"
+                f"perplexity over {self.settings.guard_dataset} is {self.state.forgetting:.3f} "
+                f"times what it was, more than max_forgetting="
+                f"{self.settings.max_forgetting:g}: stopping; best/ is the last good one"
             )
         if self.settings.patience and self.state.stale >= self.settings.patience:
             return f"no better val loss in {self.state.stale} evaluations: stopping early"
@@ -270,7 +274,8 @@ class Trainer:
         TrainState."""
         if resumable:
             self._saved = self.state.spent
-            self.state.capture(self.optimizers, self.scaler, self.distributed)
+            batches = self.data.batches.state()
+            self.state.capture(self.optimizers, self.scaler, self.distributed, batches)
         if not self.distributed.is_main:
             return
         meta = dict(
@@ -303,7 +308,9 @@ class Trainer:
                 f"order cannot be continued; start another run with --init_from={folder} "
                 f"--out_dir=…"
             )
-        state.restore(self.optimizers, self.scaler, self.distributed, folder)
+        batches = state.restore(self.optimizers, self.scaler, self.distributed, folder)
+        if batches is not None:
+            self.data.batches.restore(batches)
         self.state = state
         state.spent = max(state.spent, state.minutes)  # an older run did not count it
 

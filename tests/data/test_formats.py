@@ -162,7 +162,11 @@ def test_an_instruction_and_its_input_are_one_message(record, asked):
 @pytest.mark.parametrize(
     ("parse", "record", "says"),
     [
-        (parse_alpaca, {"instruction": "Say."}, "field `output` is missing"),
+        (
+            parse_alpaca,
+            {"instruction": "Say."},
+            "field `output` is missing (it looks like data for data/prepare_prompts.py)",
+        ),
         (
             parse_alpaca,
             {"instruction": "Say.", "output": "a", "input": ["b"]},
@@ -203,7 +207,11 @@ def test_an_instruction_and_its_input_are_one_message(record, asked):
             {"prompt": "谁？", "chosen": "我。", "rejected": "你。"},
             "field `answer` is missing (it looks like data for data/prepare_dpo.py)",
         ),
-        (parse_qa, {"question": "谁？"}, "field `answer` is missing"),
+        (
+            parse_qa,
+            {"question": "谁？"},
+            "field `answer` is missing (it looks like data for data/prepare_prompts.py)",
+        ),
         (
             parse_qa,
             {"question": "谁？", "answer": ["我"]},

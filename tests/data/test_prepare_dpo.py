@@ -18,7 +18,7 @@ from minigpt.data.pipeline import PrepareOptions, prepare
 from minigpt.data.readers.chunks import Reject
 from minigpt.synthesis.preferences import make_preferences
 from minigpt.tokenizer.tokenizer import load_tokenizer
-from minigpt.training.dpo import Pairs
+from minigpt.training.objectives.dpo import Pairs
 
 EOT, PAD, MARK, START, END = range(256, 261)
 

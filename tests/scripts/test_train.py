@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 
 from minigpt.common.errors import UserError
 from minigpt.models import checkpoint
-from minigpt.training import objectives, summary, trainer
+from minigpt.training import summary, trainer
+from minigpt.training.objectives import next_token as objectives
 from minigpt.training.trainer import Trainer
 
 TINY = """

@@ -23,7 +23,14 @@ from minigpt.evaluation.perplexity import block_perplexity
 from minigpt.models import checkpoint
 from minigpt.training import losses
 from minigpt.training.distributed import Distributed
-from minigpt.training.dpo import DPO, PairBatch, Pairs, add_reference, row_sums, target_logprobs
+from minigpt.training.objectives.dpo import (
+    DPO,
+    PairBatch,
+    Pairs,
+    add_reference,
+    row_sums,
+    target_logprobs,
+)
 from minigpt.training.trainer import Trainer
 from model import GPT, GPTConfig
 
@@ -320,7 +327,7 @@ def test_another_base_other_pairs_or_another_dtype_is_another_file(own_folder, m
 
 def test_processes_share_the_work(own_folder, models, monkeypatch):
     """Each of three computes its part; the sum is what one computes."""
-    monkeypatch.setattr("minigpt.training.dpo.ROWS", 4)
+    monkeypatch.setattr("minigpt.training.objectives.dpo.ROWS", 4)
     whole = referred(own_folder, models[1]).reference
     for path in own_folder.glob("reference-*"):
         path.unlink()
@@ -377,7 +384,7 @@ def flags(own_folder, base):
     """What a tiny run needs but its --out_dir."""
     recipe = str(ROOT / "config" / "dpo.py")
     return [recipe, *TINY.split(), f"--dataset={own_folder}", f"--init_from={base}"] + [
-        "--dpo_guard_dataset=none"
+        "--guard_dataset=none"
     ]
 
 
@@ -459,8 +466,8 @@ def test_killed_and_resumed_is_the_run_that_was_not(
 ):
     """Also where the base is gone: its log-probabilities are beside the pairs."""
     moved = shutil.copytree(base, tmp_path / "base")
-    flags = [*flags, f"--init_from={moved}", f"--dpo_guard_dataset={guard_folder}"]
-    flags += ["--dpo_max_forgetting=none"]
+    flags = [*flags, f"--init_from={moved}", f"--guard_dataset={guard_folder}"]
+    flags += ["--max_forgetting=none"]
     train(*flags, f"--out_dir={tmp_path / 'whole'}")
     step = Trainer.train_step
 
@@ -535,13 +542,13 @@ def test_a_run_that_forgets_is_stopped(tmp_path, train, flags, guard_folder):
     """At a learning rate that wrecks the language the val loss falls and the guard's perplexity
     rises: best/ stays what it was before that."""
     out = tmp_path / "dpo"
-    wreck = ["--learning_rate=0.1", f"--dpo_guard_dataset={guard_folder}"]
-    output = train(*flags, *wreck, f"--out_dir={out}", "--dpo_max_forgetting=1.05")
+    wreck = ["--learning_rate=0.1", f"--guard_dataset={guard_folder}"]
+    output = train(*flags, *wreck, f"--out_dir={out}", "--max_forgetting=1.05")
     judged = [line for line in log_of(out) if "val_loss" in line]
     assert judged[0]["forgetting"] == 1
     assert judged[-1]["forgetting"] > 1.05 and judged[-1]["step"] < 12
     assert not judged[-1]["best"] and judged[-1]["val_loss"] < judged[0]["val_loss"]
-    assert "more than dpo_max_forgetting=1.05: stopping; best/ is the last good one" in output
+    assert "more than max_forgetting=1.05: stopping; best/ is the last good one" in output
     good = max(line["step"] for line in judged if line["best"])
     assert checkpoint.read_meta(out / "best")["step"] == good < checkpoint.read_meta(out)["step"]
     # The perplexity is that of evaluations-perplexity.py over the same blocks.
@@ -550,14 +557,14 @@ def test_a_run_that_forgets_is_stopped(tmp_path, train, flags, guard_folder):
     ratio = judged[-1]["guard_perplexity"] / judged[0]["guard_perplexity"]
     assert judged[-1]["forgetting"] == pytest.approx(ratio, rel=1e-6)
     output = train(f"--out_dir={out}", "--init_from=resume")  # it stays stopped
-    assert "more than dpo_max_forgetting=1.05: stopping" in output
+    assert "more than max_forgetting=1.05: stopping" in output
     assert [line for line in log_of(out) if "val_loss" in line] == judged
 
 
 def test_without_a_limit_it_only_measures(tmp_path, train, flags, guard_folder):
     out = tmp_path / "dpo"
-    wreck = ["--learning_rate=0.1", f"--dpo_guard_dataset={guard_folder}"]
-    train(*flags, *wreck, f"--out_dir={out}", "--dpo_max_forgetting=none")
+    wreck = ["--learning_rate=0.1", f"--guard_dataset={guard_folder}"]
+    train(*flags, *wreck, f"--out_dir={out}", "--max_forgetting=none")
     last = log_of(out)[-1]
     assert last["step"] == 12 and last["forgetting"] > 1.05
 
@@ -571,7 +578,7 @@ def test_without_a_limit_it_only_measures(tmp_path, train, flags, guard_folder):
         (["--init_from=scratch"], "init_from=scratch: expected the folder of a run that answers"),
         (["--stage=lm"], "holds preferences, only for --stage=dpo"),
         (["--dpo_beta=0"], "expected more than 0"),
-        (["--dpo_max_forgetting=1"], "expected more than 1, or none"),
+        (["--max_forgetting=1"], "expected more than 1, or none"),
     ],
 )
 def test_what_cannot_be(tmp_path, train, flags, words, message):

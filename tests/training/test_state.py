@@ -11,7 +11,7 @@ from minigpt.training.state import TrainState
 
 # The keys of state.pt since the first version that wrote one.
 KEYS = "optimizers scaler rng cuda_rng world blocks step best stale val_loss evaluated minutes"
-KEYS += " tokens guard_start forgetting spent reserve"
+KEYS += " batches tokens guard_start forgetting spent reserve"
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_what_is_saved_is_restored(distributed):
 
 def test_fields_that_older_versions_lack(distributed):
     saved = saved_by(distributed).as_dict()
-    for name in ("guard_start", "forgetting", "spent", "reserve"):
+    for name in ("guard_start", "forgetting", "spent", "reserve", "batches"):
         del saved[name]
     state = TrainState.from_dict(saved, "out/run")
     assert state.guard_start is None and state.forgetting == 1 and state.best == math.inf

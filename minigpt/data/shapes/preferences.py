@@ -25,7 +25,7 @@ def parse_preference(record):
     """A chosen and a rejected answer, each a text, a message or a list of messages, with the prompt
     in a field of its own (a text or messages; instruction and input; conversations; optional system
     text and history), or as the common beginning of both → Preference, all texts stripped."""
-    prompt = _prompt_of(record)
+    prompt = prompt_of(record)
     chosen, rejected = (_side(record, names) for names in (CHOSEN, REJECTED))
     together = [
         pair[0] for pair in itertools.takewhile(_alike, zip(chosen, rejected, strict=False))
@@ -54,8 +54,9 @@ def _alike(pair):
     return pair[0] == pair[1]
 
 
-def _prompt_of(record):
-    """The turns of the prompt's own fields, () where there are none."""
+def prompt_of(record):
+    """The turns of the prompt's own fields (a text or messages; instruction and input;
+    conversations; optional system text and history), () where there are none."""
     if (name := first_name(record, MESSAGES)) is not None:
         turns = turns_of(record[name], name)
     elif first_name(record, INSTRUCTION) is not None:

@@ -39,6 +39,15 @@ class Preference(NamedTuple):
     kind: str | None
 
 
+class Prompt(NamedTuple):
+    """A prompt to which the model writes answers that a reward judges. `turns` as in a Preference;
+    `record` holds what the reward may need: the fields of the record, the reference as `answer`."""
+
+    id: str | None
+    turns: tuple
+    record: dict
+
+
 class BadRecord(ValueError):
     """A record that cannot become a sample; the message is the reason."""
 

@@ -30,6 +30,7 @@ from minigpt.models import checkpoint
 from minigpt.models.device import autocast
 from minigpt.tokenizer.chat_template import from_json, name_of
 from minigpt.training import losses
+from minigpt.training.objectives.next_token import BatchSums, Objective
 
 ROWS = 32  # pairs in a batch of the reference, whatever batch_size: the same bits every time
 STEP = 16  # the width of a batch is a multiple of it, so that compiled code sees few shapes
@@ -124,16 +125,16 @@ class Pairs(Blocks):
 # -- log-probabilities -----------------------------------------------------------------------------
 
 
-def target_logprobs(model, batch):
+def target_logprobs(model, batch, n_vocab=None):
     """(N,) float32: the log-probability of the target at each of batch.target_indices; 0 where they
-    are padding.
+    are padding. n_vocab: over the ids below it, as the engine draws; None: over all rows.
 
     Only a chunk of logits is in memory at a time, as in losses.LinearCrossEntropy; the backward
     pass recomputes each chunk.
     """
     h = model(batch.x, batch.segment_ids, batch.positions, batch.cu_seqlens)
     h = h.flatten(0, 1).index_select(0, batch.target_indices)
-    targets, weight = batch.y.flatten()[batch.target_indices], model.lm_head.weight
+    targets, weight = batch.y.flatten()[batch.target_indices], model.lm_head.weight[:n_vocab]
     chunk = losses.CPU_CHUNK if h.device.type == "cpu" else losses.CHUNK
     rows = max(losses.FEWEST_ROWS, chunk // weight.size(0))
     options = dict(use_reentrant=False, preserve_rng_state=False)  # there is no randomness in it
@@ -173,15 +174,15 @@ def answer_logprobs(model, pairs, batch_size=ROWS):
     return sums.reshape(-1, 2), lengths.reshape(-1, 2)
 
 
-class DPO:
-    """The objective (see objectives.py), over pairs.
+class DPO(Objective):
+    """The objective, over pairs.
 
     beta: how strongly the model is held to the reference; small values let it go further away.
     """
 
     def __init__(self, beta=0.1):
         self.beta = beta
-        self._sums = [torch.zeros(5)]  # for metrics(), of each batch, on its device
+        self._sums = BatchSums(5)  # for metrics()
 
     def __call__(self, model, batch):
         """(sum, count) of the losses of the batch's pairs."""
@@ -194,15 +195,11 @@ class DPO:
     def _record(self, batch, change, margin):
         kl = row_sums(change.expm1() - change, batch)[0::2].sum()  # 0 where `at` is padded
         tokens = batch.loss_mask.sum(dim=1)[0::2].sum()
-        count = torch.tensor(float(batch.count), device=margin.device)
-        self._sums.append(torch.stack([count, margin.sum(), (margin > 0).sum(), kl, tokens]))
+        self._sums.add([batch.count, margin.sum(), (margin > 0).sum(), kl, tokens])
 
     def metric_sums(self):
-        """See NextToken: pairs, margins, pairs ranked correctly, KL and tokens of chosen ones."""
-        device = self._sums[-1].device
-        total = torch.stack([sums.to(device) for sums in self._sums]).sum(dim=0)
-        self._sums = self._sums[:1]
-        return total.cpu().double()
+        """See Objective: pairs, margins, pairs ranked correctly, KL and tokens of chosen ones."""
+        return self._sums.take()
 
     def metrics(self, sums):
         """Means over the pairs, {} where there were none:
@@ -243,12 +240,12 @@ def make_dpo(settings, parent, model, data, dtype, distributed, resumed):
 
 
 def check_prompt_format(settings, parent, prompt_format):
-    """UserError where the prompts of the pairs have another format than those of the run."""
+    """UserError where the prompts of the data have another format than those of the run."""
     if parent.prompt_format != prompt_format:
         ours, theirs = name_of(prompt_format), name_of(parent.prompt_format)
         remedy = "fine-tune that run first"
         if theirs != "plain":
-            remedy = f"prepare the pairs with --template={theirs}"
+            remedy = f"prepare the data with --template={theirs}"
         raise UserError(
             f"{settings.dataset}: its prompts have the format {ours}, those of {parent.folder} "
             f"{theirs}: {remedy}"
