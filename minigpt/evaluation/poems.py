@@ -45,12 +45,13 @@ _GROUP_OF = {final: name for name, finals in GROUPS for final in finals.split()}
 
 def form(text, record):
     """The share of the lines that are as asked: of record["characters"] Chinese characters, and
-    record["lines"] of them. Missing and surplus lines count as wrong ones.
+    record["lines"] of them, those of record["given"], the beginning of the poem, among them.
+    Missing and surplus lines count as wrong ones.
 
     Where the characters were not asked, all lines have to be of five, or all of seven; where the
     lines were not, their number has to be even. 1.0: the form is kept.
     """
-    lines = lines_of(text)
+    lines = lines_of((record.get("given") or "") + text)
     wanted = record.get("lines") or max(2, len(lines) + len(lines) % 2)
     lengths = [record["characters"]] if record.get("characters") else [5, 7]
     good = max(sum(is_line(line, length) for line in lines) for length in lengths)
