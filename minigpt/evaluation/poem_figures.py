@@ -14,7 +14,16 @@ from minigpt.data.hashing import hash_all
 from minigpt.data.pipeline import read_records
 from minigpt.data.shapes.fields import text_of
 from minigpt.data.shapes.poems import lines_of, parse_verse
-from minigpt.evaluation.poems import RHYMES, form, heads, novelty, repeated, rhyme, tones
+from minigpt.evaluation.poems import (
+    RHYMES,
+    book_rhyme,
+    form,
+    heads,
+    novelty,
+    repeated,
+    rhyme,
+    tones,
+)
 from minigpt.evaluation.repetition import distinct, generate_texts, grid
 
 BEGINNING = 2  # characters of a poem that a run of plain text is given
@@ -23,6 +32,7 @@ REAL = "real"  # the temperature of the poems of the test set
 MEASURES = {
     "form": "form as asked",
     "rhyme": "rhyming poems",
+    "book_rhyme": "rhyming by the rhyme book",
     "tones": "tone rules kept",
     "heads": "head characters kept",
     "repeated": "characters repeated",
@@ -92,6 +102,7 @@ def _row(temperature, prompt, record, text):
         text=text,
         form=form(text, record),
         rhyme=rhyme(whole),
+        book_rhyme=book_rhyme(whole),
         tones=tones(whole),
         heads=heads(text, record) if record.get("heads") else None,
         repeated=repeated(whole),
@@ -104,13 +115,14 @@ def summaries(rows, training):
 
     form:       share of the poems that keep the form exactly
     rhyme:      share that rhyme, of all but those of the kind `next`, which are one line
+    book_rhyme: the same by the rhyme book
     tones:      mean of tones() of those that keep the form and that have tone rules
     heads:      mean of heads() of those that were asked for heads
     repeated:   mean of repeated()
     copied:     share of the lines that are in the training poems
     longest:    mean of the longest runs of characters that are there
     distinct_2: different pairs of neighbouring characters, as a share of all pairs in these poems
-    by_kind:    {kind: {poems, form, rhyme}}
+    by_kind:    {kind: {poems, form, rhyme, book_rhyme}}
     """
     found = novelty([row["text"] for row in rows], training)
     for row, new in zip(rows, found, strict=True):
@@ -144,9 +156,11 @@ def _summary(rows):
 
 
 def _form_and_rhyme(rows):
+    poems = [row for row in rows if row["kind"] != "next"]
     return dict(
         form=_mean(row["form"] == 1 for row in rows),
-        rhyme=_mean(row["rhyme"] >= RHYMES for row in rows if row["kind"] != "next"),
+        rhyme=_mean(row["rhyme"] >= RHYMES for row in poems),
+        book_rhyme=_mean(row["book_rhyme"] >= RHYMES for row in poems),
     )
 
 

@@ -8,9 +8,9 @@ Each is a number from 0 to 1 and takes the text of a poem alone, so that it is a
 tools/evaluations-poems.py and a reward for --stage=grpo alike. A record holds what was asked:
 `lines`, `characters` (of a line) and `heads` (the first character of each line), as far as it was.
 
-Rhyme and tones are those of modern Mandarin, by pypinyin: a stand-in. A Tang poet rhymed by the
-sounds of his time; some of these no longer rhyme, and words of the entering tone are now spread
-over all four tones. Real poems show how much that costs: see real_poems in the results.
+Rhyme and tones are those of modern Mandarin, by pypinyin: a stand-in. Tang poets rhymed by the
+sounds of their time; some of these no longer rhyme, and words of the entering tone are now spread
+over all four tones. book_rhyme() goes by the rhyme book instead.
 """
 
 import functools
@@ -22,6 +22,7 @@ import numpy as np
 
 from minigpt.common.errors import UserError
 from minigpt.data.shapes.poems import FORMS, is_line, lines_of, measure_of
+from minigpt.data.shapes.rhyme_book import groups_of
 
 MOST = 56  # characters: a run of so many, or more, counts as this; a poem of eight lines of seven
 CHUNK = 20_000  # training texts at a time
@@ -83,15 +84,20 @@ def rhyme(text):
     """The share of the even lines that end in the same rhyme (GROUPS), from 0 to 1; a poem rhymes
     from RHYMES on. A character that ends two lines counts once: to repeat it is no rhyme. 0.0 for
     fewer than four lines, which have nothing to rhyme."""
-    return _alike(text, lambda character: sound(character)[0])
+    return _alike(text, lambda character: sound(character)[:1])
 
 
-def _alike(text, group_of):
-    """The share of the even lines that end in the most frequent group; see rhyme()."""
+def book_rhyme(text):
+    """As rhyme(), by the level rhymes of the rhyme book: those in which Tang poets rhymed."""
+    return _alike(text, groups_of)
+
+
+def _alike(text, groups_of):
+    """The share of the even lines that end in the most frequent of the groups."""
     ends = [line[-1:] for line in lines_of(text)[1::2]]
     if len(ends) < 2:
         return 0.0
-    groups = Counter(filter(None, map(group_of, dict.fromkeys(ends))))
+    groups = Counter(group for end in dict.fromkeys(ends) for group in groups_of(end) if group)
     most = max(groups.values(), default=0)
     return most / len(ends) if most > 1 else 0.0
 

@@ -11,6 +11,7 @@ from tiny_run import run_here, save_run, save_scripted_run, write_jsonl
 from minigpt.evaluation.poem_figures import distinct_pairs
 from minigpt.evaluation.poems import (
     GROUPS,
+    book_rhyme,
     form,
     heads,
     novelty,
@@ -82,6 +83,16 @@ def test_rhyme():
     assert rhyme(HERON.replace("楼", "流")) == 0  # the same character twice is no rhyme
     assert rhyme(NIGHT + "\n" + HERON) == 0.5  # two and two
     assert rhyme("白日依山尽，黄河入海流。") == rhyme("") == 0  # one even line has no partner
+
+
+def test_rhyme_by_the_rhyme_book():
+    assert book_rhyme(HERON) == book_rhyme(NIGHT) == 1  # 尤, 阳
+    spring = "远上寒山石径斜，白云生处有人家。\n停车坐爱枫林晚，霜叶红于二月花。"
+    assert book_rhyme(spring) == rhyme(spring) == 1  # 麻
+    home = "何处望乡台，悠悠远客杯。\n秋来江上住，春去不同归。"
+    assert book_rhyme(home) == 0  # 灰 and 微
+    valley = "空山不见人，但闻人语响。\n返景入深林，复照青苔上。"
+    assert book_rhyme(valley) == 0  # 响 and 上 are oblique
 
 
 def test_the_groups_are_all_finals_of_mandarin():
@@ -190,7 +201,7 @@ def test_a_run_that_writes_one_line(tmp_path, data):
         assert each["poems"] == 3 and each["form"] == each["rhyme"] == each["copied"] == 0
         assert each["heads"] == 0 and each["longest"] == 0
     assert real["form"] == real["rhyme"] == real["tones"] == real["heads"] == 1
-    assert real["by_kind"]["next"] == {"poems": 1, "form": 1, "rhyme": None}
+    assert real["by_kind"]["next"] == {"poems": 1, "form": 1, "rhyme": None, "book_rhyme": None}
     assert real["copied"] == 0 and real["longest"] == pytest.approx(2 / 3)  # 上, in two of three
     rows = [json.loads(line) for line in (run / "poems.jsonl").read_text("utf-8").splitlines()]
     assert [row["text"] for row in rows[:3]] == ["山河。"] * 3 and rows[-1]["text"]
