@@ -1,7 +1,7 @@
 """Tang poems: a small model that does something well after ten minutes on two CPU cores.
 
     git clone --depth=1 https://github.com/chinese-poetry/chinese-poetry
-    python data/prepare_poems.py --input=chinese-poetry/全唐诗/poet.tang.*.json --simplify=true
+    python data/prepare_poems.py --input="chinese-poetry/全唐诗/poet.tang.*.json" --simplify=true
     python data/train_tokenizer.py --input=data/poems/poems.jsonl,data/poems/pairs.jsonl \\
         --vocab_size=6144 --characters=true --output=out/poems_vocabulary
     python data/prepare.py config/poems.py --input=data/poems/poems.jsonl --val_fraction=0.02

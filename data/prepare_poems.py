@@ -1,7 +1,7 @@
 """Poems → texts to pretrain on, instructions made from them, and a test set.
 
     git clone --depth=1 https://github.com/chinese-poetry/chinese-poetry
-    python data/prepare_poems.py --input=chinese-poetry/全唐诗/poet.tang.*.json --simplify=true
+    python data/prepare_poems.py --input="chinese-poetry/全唐诗/poet.tang.*.json" --simplify=true
     python data/prepare_poems.py --input=my_poems.jsonl --output=data/mine --test_fraction=0.05
 
 Reads records with an author, a title, and `paragraphs` (a list of couplets) or `text` (a couplet a
