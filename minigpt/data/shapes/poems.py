@@ -4,8 +4,8 @@
     lines_of("春风吹晓水，玉树满山烟。")     # ["春风吹晓水", "玉树满山烟"]
     measure_of(lines)                    # (2, 5)
 
-A line (句) is the text between two punctuation marks; a couplet (联), two of them, is one line of
-the file.
+A line (句) is the text between two punctuation marks. A couplet (联) is two of them; a text has a
+line break after each couplet.
 """
 
 import re
@@ -84,12 +84,12 @@ class Poem(NamedTuple):
 
 
 def parse_verse(record):
-    """`paragraphs` or `text`, author and title, optional → Poem, without editors' notes, brackets
-    and quotation marks. LeftOut where a character is lost or not Chinese."""
+    """`paragraphs` or `text`, author and title, optional → Poem, without editors' notes, brackets,
+    blanks and quotation marks. LeftOut where a character is lost or not Chinese."""
     has_couplets = first_name(record, PARAGRAPHS) is not None
     text = _text_of(record) if has_couplets else text_of(record, "text", "content")
     check_whole(text)
-    text = _QUOTES.sub("", _NOTES.sub("", text)).strip()
+    text = _QUOTES.sub("", _NOTES.sub("", text)).replace("\r\n", "\n").strip()
     if not text:
         raise LeftOut("empty poem")
     if _OTHER.search(text):
@@ -100,5 +100,5 @@ def parse_verse(record):
 
 # A note of the editors is in brackets; […] is around a character that they supply.
 _NOTES = re.compile(r"（[^（）]*）|\([^()]*\)|〈[^〈〉]*〉")
-_QUOTES = re.compile(r"[\[\]［］「」『』“”‘’《》〔〕]")
+_QUOTES = re.compile(r"[\[\]［］「」『』“”‘’《》〔〕 \t\u3000]")
 _OTHER = re.compile(rf"[^{HAN}{MARKS}\n]")
