@@ -31,8 +31,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from config.configurator import configure
 from minigpt.common.errors import UserError, preflight, run
 from minigpt.data.formats import (
-    FORMATS,
+    TEXTS,
     Conversation,
+    Entry,
     Pair,
     any_of,
     describe,
@@ -66,7 +67,7 @@ class Settings:
 
 def read_settings():
     """The settings, checked."""
-    doc = __doc__.replace("{formats}", describe([FORMATS["text"]]))
+    doc = __doc__.replace("{formats}", describe(formats_of(Entry).values()))
     shared = "dataset tokenizer block_size layout"
     settings = configure(Settings, shared=shared, doc=doc, quiet=True)
     if problems := settings.below(show_cleaning=0):
@@ -95,7 +96,8 @@ def main():
     print(settings.describe(), flush=True)
     format, encoder = text_format(settings.text_field, settings.title_field), None
     if settings.conversations != "none":
-        format = any_of({"text": format} | formats_of(Pair, Conversation))
+        texts = format.formats if format is TEXTS else {"text": format}
+        format = any_of(texts | formats_of(Pair, Conversation))
         encoder = conversations_encoder(settings)
     options = PrepareOptions(
         input=settings.input,

@@ -30,6 +30,7 @@ class Settings:
     output: str = "out/tokenizer"  # where to write, without suffix
     vocab_size: int = 8192  # all ids, the 256 bytes and the 5 special ones included; up to 65536.
     #                         Few tokens a text, or a small embedding: 4k to 32k suit small models
+    characters: bool = False  # true: no token is longer than a character, which suits verse
     min_frequency: int = 2  # how often a pair of tokens must occur in the texts to become a token
     pattern: Literal["gpt-2", "smollm", "qwen2", "llama-bpe"] = "gpt-2"  # the pre-tokenization,
     #                         by llama.cpp's name. gpt-2: runs of letters, of digits, of marks.
@@ -95,6 +96,7 @@ def train(settings):
         ],
         "val_fraction": settings.val_fraction,
         "min_frequency": settings.min_frequency,
+        "characters": settings.characters,
     }
     tokenizer = save_tokenizer(settings.output, ranks, settings.pattern, special, about)
     if len(ranks) < n_ranks:
@@ -132,8 +134,9 @@ def read(files, weights, statistics, settings):
                 chunks = training_texts(source, settings.val_fraction, statistics[part], **options)
                 for texts, size in chunks:
                     for text in texts:
-                        for sentence in sentences(text):
-                            yield from [sentence] * weights[part]
+                        # Of single characters, no pair crosses the end of one.
+                        for each in text if settings.characters else sentences(text):
+                            yield from [each] * weights[part]
                     bar.update(size)
                 for note in source.notes:
                     print(note)

@@ -8,21 +8,33 @@ from typing import NamedTuple
 
 from minigpt.common.errors import UserError
 
+FORMATS = ("plain", "qa", "chat")
+
 
 class PresetPrompt(NamedTuple):
-    """A prompt, the prompt format of the models that it suits ("plain", "qa", "chat"; "": of all),
-    and the group in whose ranking its battles count."""
+    """A prompt, the prompt format of the models that it suits ("plain", "qa", "chat"; "": of all;
+    another word: of fine-tuned models whose name begins with it, such as "poems"), and the group in
+    whose ranking its battles count."""
 
     text: str
     format: str = ""
     group: str = ""
 
 
-def prompts_for(prompts, prompt_format):
-    """The texts of the PresetPrompts that suit a model. prompt_format: its; None: unknown. A model
-    of conversations is asked what one of questions is. All of them, if none suits."""
+def prompts_for(prompts, prompt_format, name=""):
+    """The texts of the PresetPrompts that suit a model. prompt_format: its; None: unknown. name:
+    its; prompts for models of this name alone are offered instead of the others. A model of
+    conversations is asked what one of questions is. All of them, if none suits."""
+    of_models = [prompt for prompt in prompts if prompt.format not in ("", *FORMATS)]
+    own = [text for text, form, _ in of_models if name.startswith(form)]
+    if own and prompt_format != "plain":
+        return own
     suited = {prompt_format, "qa"} if prompt_format == "chat" else {prompt_format}
-    texts = [text for text, form, _ in prompts if form in suited or not (form and prompt_format)]
+    texts = [
+        text
+        for text, form, _ in prompts
+        if form in suited or not form or (form in FORMATS and not prompt_format)
+    ]
     return texts or [prompt.text for prompt in prompts]
 
 

@@ -36,6 +36,7 @@ from minigpt.data.shapes.dialogues import (
     parse_squad,
 )
 from minigpt.data.shapes.fields import first_name, is_empty, normalized
+from minigpt.data.shapes.poems import AUTHOR, PARAGRAPHS, TITLE, parse_poem
 from minigpt.data.shapes.preferences import CHOSEN, PROMPT, REJECTED, parse_preference
 from minigpt.data.shapes.prompts import ASKED, parse_prompt
 from minigpt.data.shapes.samples import (
@@ -89,10 +90,10 @@ def parse_text(record, text_field="", title_field=""):
 
 
 def text_format(text_field="", title_field=""):
-    """The Format "text" with other names of fields; "" leaves the usual ones."""
+    """TEXTS, or the Format "text" with other names of fields; "" leaves the usual ones."""
     usual = FORMATS["text"]
     if not (text_field or title_field):
-        return usual
+        return TEXTS
     parse = functools.partial(parse_text, text_field=text_field, title_field=title_field)
     fields = ((text_field.lower(),),) if text_field else usual.fields
     example = {title_field or "title": "黄河", text_field or "text": usual.example["text"]}
@@ -224,6 +225,15 @@ _ALL = (  # a record may match several: the first one counts
         optional=(("context_id",),),
     ),
     Format(
+        "poem",
+        fields=(PARAGRAPHS, AUTHOR),
+        parse=parse_poem,
+        description="`paragraphs` (a list of couplets) and `author`, optional `title`: a poem, as "
+        "in chinese-poetry; one with lost characters (□) is left out",
+        example={"title": "静夜思", "author": "李白", "paragraphs": ["床前明月光，疑是地上霜。"]},
+        optional=(TITLE,),
+    ),
+    Format(
         "text",
         fields=(TEXT_FIELDS,),
         parse=parse_text,
@@ -276,10 +286,12 @@ class AnyFormat:
     user's own; it is used like a Format.
 
     formats: name → Format.  names: ours → theirs, of --question_field=… and its like.
+    default: the Format of records that no format recognizes; its errors say what is wrong
     """
 
     formats: dict
     names: dict
+    default: Format | None = None
 
     @property
     def sample_type(self):
@@ -290,7 +302,7 @@ class AnyFormat:
         """The Format of a record, or None."""
         if len(self.formats) == 1:
             return next(iter(self.formats.values()))
-        return recognize(record, self.formats)
+        return recognize(record, self.formats) or self.default
 
     def shape_of(self, record):
         """As Format.shape_of()."""
@@ -306,11 +318,13 @@ class AnyFormat:
         return format.parse(record)
 
 
-def any_of(formats, names=None):
+def any_of(formats, names=None, default=None):
     """The AnyFormat of formats (name → Format)."""
-    return AnyFormat(
-        dict(formats), {ours: theirs for ours, theirs in (names or {}).items() if theirs}
-    )
+    names = {ours: theirs for ours, theirs in (names or {}).items() if theirs}
+    return AnyFormat(dict(formats), names, default)
+
+
+TEXTS = any_of(formats_of(Entry), default=FORMATS["text"])  # what data/prepare.py reads
 
 
 def field_names(settings):

@@ -40,12 +40,12 @@ from minigpt.data.block_format import FORMAT
 from minigpt.data.cleaning import Changes, clean_all, clean_light, is_wiki
 from minigpt.data.encoders import SampleEncoder, encoder_of
 from minigpt.data.formats import (
+    TEXTS,
     Conversation,
     Entry,
     Format,
     LeftOut,
     Pair,
-    parse_text,
     read_record,
 )
 from minigpt.data.hashing import below, hash_all
@@ -437,7 +437,7 @@ def read_entries(paths, clean="auto"):
 
     clean: one of CLEANING. Entries with nothing left are skipped; duplicates are not.
     """
-    for chunk, entry, _ in _read(paths, parse_text):
+    for chunk, entry, _ in _read(paths, TEXTS.parse):
         (text,) = clean_texts([entry], clean, chunk.wiki)
         if text:
             yield entry._replace(text=text)

@@ -16,27 +16,30 @@ from minigpt.plotting.style import (
 )
 
 
-def grid_figure(name, title, axes, panels, top=None):
+def grid_figure(name, title, axes, panels, top=None, references=None):
     """A Figure of measurements of the run `name` over a grid of one or two settings.
 
     axes:   setting → its values, for one setting or two
     panels: heading → measurements, lists or arrays with an entry for each combination. One
             setting: a line per panel. Two: a heat map per panel, the first setting is its rows.
     top:    the upper end of the scale; None takes the highest value
+    references: heading → a value to compare a line with, drawn as a dashed line
     Returns (figure, notes) as loss_figure() does. Lines and maps have gids "grid:HEADING".
     """
     (name,), families, notes = drawable([name])
     title = f"{name}\n{title}"
     panels = {heading: np.asarray(values, float) for heading, values in panels.items()}
     highest = max(values.max() for values in panels.values()) or 1.0
-    draw = _lines if len(axes) == 1 else _heat_maps
     with styled(families):
-        figure = draw(*axes.items(), panels, top or highest)
+        if len(axes) == 1:
+            figure = _lines(*axes.items(), panels, top or highest, references or {})
+        else:
+            figure = _heat_maps(*axes.items(), panels, top or highest)
         set_title(figure, title)
     return figure, notes
 
 
-def _lines(setting, panels, top):
+def _lines(setting, panels, top, references):
     name, values = setting
     figure = new_figure((WIDTH, 4.2))
     axes = figure.subplots()
@@ -49,6 +52,8 @@ def _lines(setting, panels, top):
     for (heading, measured), color in zip(panels.items(), PALETTE, strict=False):
         line = dict(color=color, marker="o", markersize=4, linewidth=1.6, clip_on=False)
         axes.plot(xs[order], measured[order], label=heading, gid=f"grid:{heading}", **line)
+        if heading in references:
+            axes.axhline(references[heading], color=color, linewidth=1, linestyle="--")
     axes.set_ylim(0, 1.04 * top)
     axes.set_xlabel(name)
     axes.set_xticks(xs, labels)

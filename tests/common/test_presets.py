@@ -72,6 +72,17 @@ def test_prompts_suit_the_model():
     assert prompts_for(prompts[:1], "qa") == ["接"]  # better than none
 
 
+def test_prompts_for_models_of_a_name():
+    prompts = [PresetPrompt("接", "plain"), PresetPrompt("问", "qa"), PresetPrompt("诗", "poems")]
+    assert (
+        prompts_for(prompts, "qa", "poems_sft") == prompts_for(prompts, "chat", "poems") == ["诗"]
+    )
+    assert prompts_for(prompts, None, "poems") == ["诗"]
+    assert prompts_for(prompts, "plain", "poems") == ["接"]  # it cannot be asked
+    assert prompts_for(prompts, "qa", "cpu_small_sft") == prompts_for(prompts, "qa") == ["问"]
+    assert prompts_for(prompts, None) == ["接", "问"]
+
+
 def test_groups_of_prompts(written):
     prompts = read_prompts(written("prompt,format\n甲,qa\n乙,plain\n甲,plain\n丙,\n丁\n"))
     assert prompts == [("甲", "qa", "qa"), ("乙", "plain", "plain"), ("丙", "", ""), ("丁", "", "")]

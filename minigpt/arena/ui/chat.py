@@ -102,7 +102,7 @@ class ChatTab:
             prompt_format = self.context.arena.endpoints.get(name or "").prompt_format
         except UserError:  # it was removed
             prompt_format = None
-        return prompts_for(self.context.prompts, prompt_format)
+        return prompts_for(self.context.prompts, prompt_format, name or "")
 
     def send(self, values, request: gr.Request):
         """Answer the question that was typed."""

@@ -7,6 +7,7 @@ for path in find_files("wiki,novel.txt.gz"):
     print(source.size, source.sha256)     # of the file on the disk
 """
 
+import glob
 import hashlib
 import os
 from pathlib import Path
@@ -34,10 +35,10 @@ class Found(NamedTuple):
 def find_files(paths):
     """Return the files under `paths` (a comma-separated string, a path, or a list of paths).
 
-    Files are sorted within each folder, and each is listed once. A folder is walked recursively,
-    without hidden files and folders, and without prepared datasets (their val.jsonl would be in
-    both splits). A file is read by its suffix; where that is unknown, by its first bytes. UserError
-    where a path is missing, or a folder has nothing to read.
+    Files are sorted within each folder, and each is listed once. A path may have * and ?. A folder
+    is walked recursively, without hidden files and folders, and without prepared datasets (their
+    val.jsonl would be in both splits). A file is read by its suffix; where that is unknown, by its
+    first bytes. UserError where a path is missing, or a folder has nothing to read.
     """
     return search(paths).files
 
@@ -48,7 +49,7 @@ def search(paths):
         paths = [part.strip() for part in paths.split(",") if part.strip()]
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
-    paths = [Path(path).expanduser() for path in paths if str(path)]
+    paths = [Path(each) for path in paths if str(path) for each in _matches(path)]
     if not paths:
         raise UserError(f"no input: give --input=PATH[,PATH…], files or folders with {SUFFIXES}")
     files, passed_over = {}, {}
@@ -65,6 +66,15 @@ def search(paths):
         passed_over.update({file.resolve(): (file, reason) for file, reason in others})
     left = [about for resolved, about in passed_over.items() if resolved not in files]
     return Found(list(files.values()), left)
+
+
+def _matches(path):
+    """The files that a path with * or ? names, sorted; the path itself where it has none or names
+    a file."""
+    path = os.path.expanduser(path)
+    if os.path.exists(path) or not set("*?") & set(path):
+        return [path]
+    return sorted(glob.glob(path, recursive=True)) or [path]
 
 
 def _search_folder(folder):
