@@ -13,6 +13,7 @@ import re
 
 from minigpt.common.errors import UserError
 from minigpt.common.report import one_line
+from minigpt.evaluation import poems
 from minigpt.evaluation.repetition import distinct
 from minigpt.evaluation.rouge import characters, rouge_l
 
@@ -104,6 +105,25 @@ def repetition(prompt, answer, record):
     return distinct(answer, 4)
 
 
+# -- poems -----------------------------------------------------------------------------------------
+# What data/prepare_poems.py asks for is in the records: `lines`, `characters`, `heads`, `given`.
+
+
+def form(prompt, answer, record):
+    """The share of the lines that have the asked number of characters (evaluation/poems.py)."""
+    return poems.form(answer, record)
+
+
+def rhyme(prompt, answer, record):
+    """The share of the even lines that end in the same rhyme."""
+    return poems.rhyme((record.get("given") or "") + answer)
+
+
+def heads(prompt, answer, record):
+    """The share of the lines that begin with the character asked for them; 1 where none were."""
+    return poems.heads(answer, record)
+
+
 REWARDS = {
     "exact": exact,
     "number": number,
@@ -111,4 +131,7 @@ REWARDS = {
     "pattern": pattern,
     "length": length,
     "repetition": repetition,
+    "form": form,
+    "rhyme": rhyme,
+    "heads": heads,
 }
