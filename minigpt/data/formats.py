@@ -414,7 +414,8 @@ def _hint(record, parse):
         return ""
     script = SCRIPTS[found.sample_type]
     of_script = [each for each in FORMATS.values() if SCRIPTS[each.sample_type] == script]
-    what = f"--format={found.name} of" if len(of_script) > 1 else "data for"
+    has_knob = len(of_script) > 1 and found.sample_type is not Entry  # --format
+    what = f"--format={found.name} of" if has_knob else "data for"
     return f" (it looks like {what} {script})"
 
 

@@ -29,6 +29,8 @@ def parse_poem(record):
     """`paragraphs` (a list of couplets) and `author`, optional title and id → Entry; its text has
     a line for each couplet. LeftOut where a character is lost (□)."""
     text = _text_of(record)
+    if first_name(record, AUTHOR) is None:
+        raise BadRecord(f"field `{AUTHOR[0]}` is missing")
     check_whole(text)
     return Entry(id_of(record), optional_text(record, *TITLE), text)
 
