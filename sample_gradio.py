@@ -125,6 +125,7 @@ from minigpt.arena.ui.app import make_app
 from minigpt.arena.ui.context import PageContext
 from minigpt.arena.ui.page import Page
 from minigpt.arena.window.runs import RunFolders
+from minigpt.common.locks import lock_path, locked
 from minigpt.common.presets import read_prompts
 from minigpt.common.urls import address, is_everywhere, is_local
 from minigpt.data.prompts import chat_ids, stop_ids
@@ -138,6 +139,12 @@ from minigpt.serving.asgi import serve
 
 def main():
     settings = read_settings()
+    with locked(lock_path(settings.ledger), settings.ledger, "--ledger"):
+        serve_page(settings)
+
+
+def serve_page(settings):
+    """Build the page and serve it, until the process is stopped."""
     networks = Allowed((*OWN_NETWORKS, *settings.networks))
     runs, hashes = listed_runs(settings), {}
     arena = make_arena(settings, networks, runs.values(), hashes)

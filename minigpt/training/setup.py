@@ -326,9 +326,11 @@ def choose_attention(model, settings, distributed, train_blocks, dtype):
 def choose_number_format(settings, model, objective, data, distributed, dtype):
     """The dtype to train in: `dtype`, or on a Mac's GPU with dtype=auto the one that a few steps
     show to be the fastest. Sets `dtype` and `compile` of the settings then, so that a resumed run
-    goes on with the same, and prints why."""
+    goes on with the same, and prints why. GRPO stays with `dtype`: the model would have to answer
+    before a step could be tried."""
     device = distributed.device
-    if device.split(":")[0] not in MEASURED or settings.dtype != "auto":
+    is_open = device.split(":")[0] in MEASURED and settings.dtype == "auto"
+    if not is_open or settings.stage == "grpo":
         return dtype
     batch = next(evaluation_batches(data.train, settings.batch_size, 1, device=device))
 
@@ -342,8 +344,8 @@ def choose_number_format(settings, model, objective, data, distributed, dtype):
     model.eval()  # without dropout: all formats compute the same
     kinds = (torch.float32, torch.bfloat16, torch.float16)
     chosen, lines = fastest([Format(kind, settings.compile) for kind in kinds], attempt)
-    is_open = settings.origin("compile") == "default"
-    if is_open and _minutes(settings, attempt(chosen).seconds) > COMPILE_MINUTES:
+    may_compile = settings.origin("compile") == "default"
+    if may_compile and _minutes(settings, attempt(chosen).seconds) > COMPILE_MINUTES:
         chosen, more = fastest([chosen, Format(chosen.dtype, compile=True)], attempt)
         lines += more[1:]
     model.train()

@@ -373,6 +373,15 @@ def write(handler, *texts):
     handler.wfile.write(b"data: [DONE]\n\n")
 
 
+def test_a_second_page_on_the_same_votes_is_refused(served, home):
+    words = [sys.executable, str(ROOT / "sample_gradio.py"), f"--port={free_port()}"]
+    result = subprocess.run(words, cwd=home, capture_output=True, text=True, timeout=4 * PATIENCE)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("out/arena.sqlite: sample_gradio.py (process ")
+    assert line.endswith(" is writing it; wait, or use a different --ledger")
+
+
 # -- chat ------------------------------------------------------------------------------------------
 
 

@@ -32,11 +32,15 @@ def test_every_cell_runs(project, root):
     notebook = nbformat.read(root / "docs/minigpt.ipynb", as_version=4)
     (parameters,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", ()))
     parameters.source = (
-        'REPOSITORY, POEMS, INSTALL, STEPS, TUNING_STEPS = "", "mine.jsonl", False, 2, 2'
+        'REPOSITORY, POEMS, INSTALL = "", "mine.jsonl", False\n'
+        "STEPS, TUNING_STEPS, REWARD_STEPS = 2, 2, 2"
     )
     # A small budget for the poems that are measured.
     (measured,) = (c for c in notebook.cells if "evaluations-poems" in c.source)
     measured.source = measured.source.replace("--number=100", "--number=2 --max_new_tokens=8")
+    (rewarded,) = (c for c in notebook.cells if "reward" in c.metadata.get("tags", ()))
+    small = "--batch_size=2 --grpo_group=2 --grpo_tokens=8 --eval_iters=1 --max_iters"
+    rewarded.source = rewarded.source.replace("--max_iters", small)
     resources = {"metadata": {"path": str(project)}}
     NotebookClient(notebook, timeout=600, resources=resources).execute()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -44,4 +48,5 @@ def test_every_cell_runs(project, root):
     assert "Traceback" not in text and "expected" not in text, text
     assert "wrote data/poems/poems.jsonl" in text
     assert (project / "out/poems_sft/poems.json").is_file()
+    assert (project / "out/poems_grpo/model.safetensors").is_file()
     assert "春山花▁" in text  # the window into the model

@@ -15,7 +15,7 @@ from minigpt.models import checkpoint
 from minigpt.models.number_format import Format, try_step
 from minigpt.training import setup
 from minigpt.training.distributed import Distributed
-from minigpt.training.objectives import NextToken
+from minigpt.training.objectives.next_token import NextToken
 from minigpt.training.setup import load_data, load_start, make_model
 
 
