@@ -157,11 +157,12 @@ class Engine:
         positions = [[row.cached] for row in self.rows]
         h = self._forward(tokens, positions, slice(0, len(self.rows)))
         logits = self._logits(h[:, -1])  # (B, n_vocab)
-        slots = {row: slot for slot, row in enumerate(self.rows)}
+        rows = list(self.rows)  # those of `logits`; self.rows changes when a text ends
+        slots = {row: slot for slot, row in enumerate(rows)}
 
-        def of(rows):
-            """The logits of these rows; all of them are not copied."""
-            return logits if rows == self.rows else logits[[slots[row] for row in rows]]
+        def of(some):
+            """The logits of these rows; those of all rows are not copied."""
+            return logits if some == rows else logits[[slots[row] for row in some]]
 
         for row in (row for ticket in ready for row in ticket.rows):
             row.cached += 1
