@@ -53,7 +53,7 @@ class LocalRun:
         return self
 
     def fail(self, problem):
-        """The model cannot be loaded: whoever waits for it gets an EndpointError that says why."""
+        """The model cannot be loaded: all that wait for it get an EndpointError that says why."""
         self.is_alive, self._problem = False, problem
         self._ready.set()
 

@@ -1,4 +1,4 @@
-"""Folders of runs: found, named and told from other folders, without loading PyTorch.
+"""Folders of runs: found, named, and distinguished from other folders, without loading PyTorch.
 
     runs, problems = find_runs("out")      # [Path, …], the newest first; ["out/x: why it is none"]
     model_names(runs), prompt_format(runs[0])

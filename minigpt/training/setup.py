@@ -326,7 +326,7 @@ def choose_attention(model, settings, distributed, train_blocks, dtype):
 def choose_number_format(settings, model, objective, data, distributed, dtype):
     """The dtype to train in: `dtype`, or on a Mac's GPU with dtype=auto the one that a few steps
     show to be the fastest. Sets `dtype` and `compile` of the settings then, so that a resumed run
-    goes on with the same, and prints why. GRPO stays with `dtype`: the model would have to answer
+    continues with the same, and prints why. GRPO stays with `dtype`: the model would have to answer
     before a step could be tried."""
     device = distributed.device
     is_open = device.split(":")[0] in MEASURED and settings.dtype == "auto"
