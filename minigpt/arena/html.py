@@ -90,8 +90,8 @@ CSS = """
 .battle .answers { display: grid; gap: 10px; margin-top: 8px;
   grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); }
 @media (max-width: 640px) {  /* a phone: several buttons a line; tables that scroll say so */
-  button:is([id^="chat-"], [id^="arena-"], [id^="vote-"]) { flex: 1 1 66px !important;
-    min-width: 66px !important; padding: 8px 2px !important; font-size: 14px !important; }
+  button:is([id^="chat-"], [id^="arena-"], [id^="vote-"]) { flex: 1 1 auto !important;
+    min-width: max-content !important; padding: 8px 6px !important; font-size: 14px !important; }
   .data-table .wide { display: none; }
   .data-table th, .data-table td { padding: 6px; }
   .data-table::after { content: "⇆"; display: block; text-align: right;
