@@ -360,4 +360,5 @@ def test_several_turns_do_not_fit_a_question(tmp_path, byte_tokenizer):
 
 
 def test_every_format_is_read_by_one_script():
-    assert set(FORMATS) == {"qa", "alpaca", "chat", "squad", "preference", "text", "prompt"}
+    names = {"qa", "alpaca", "chat", "squad", "preference", "text", "poem", "prompt"}
+    assert set(FORMATS) == names
