@@ -1,4 +1,4 @@
-"""Fine-tuning of config/poems.py's model: poems on demand, five minutes on two CPU cores.
+"""Fine-tuning of config/poems.py's model: poems on demand, minutes on two CPU cores.
 
     python data/prepare_sft.py config/poems_sft.py --input=data/poems/pairs.jsonl \\
         --val_fraction=0.02
@@ -16,7 +16,7 @@ tokenizer = "out/poems_vocabulary.tiktoken"
 block_size = 128
 batch_size = 16
 gradient_accumulation_steps = 1
-max_iters = 270  # a fifth of the pairs; about five minutes on two cores
+max_iters = 270  # a fifth of the pairs; about two and a half minutes on two cores
 warmup_iters = 20
 learning_rate = 2e-3  # as in pretraining: the answers are poems, too, so there is little to forget
 embedding_lr_ratio = 8.0
