@@ -413,7 +413,7 @@ def train():
 def log_of(folder):
     """The lines of log.jsonl, without what depends on the clock."""
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    clock = ("minutes", "rate")
+    clock = ("minutes", "rate", "rollouts")
     return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
 
 

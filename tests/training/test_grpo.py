@@ -1,7 +1,8 @@
 """GRPO: rollouts by the engine, the loss against trl's and by hand, a toy whose optimum is known,
 and runs of train.py with it."""
 
-import json
+# ruff: noqa: F811 (a fixture that is imported)
+
 import math
 import os
 import shutil
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from forks import forked, needs_fork
-from safetensors.torch import load_file
-from tiny_run import run_here, save_run, write_jsonl
+from test_dpo import assert_same_weights, log_of, train  # noqa: F401
+from tiny_run import save_run, write_jsonl
 
 from data_utils import Batches
 from minigpt.common.errors import UserError
@@ -513,44 +514,6 @@ def flags(folder, base, tmp_path):
         encoding="utf-8",
     )
     return [*TINY.split(), f"--dataset={folder}", f"--init_from={base}", f"--reward={reward}"]
-
-
-@pytest.fixture
-def train():
-    """train(*flags): train.py in this process; its stdout. train.fails(*flags): its one line."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def run(*words):
-        code, out, err = run_here("train.py", *words)
-        assert code == 0, err
-        return out
-
-    def fails(*words):
-        code, _, err = run_here("train.py", *words)
-        assert code == 2, err
-        return err
-
-    run.fails = fails
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    torch.set_flush_denormal(False)
-
-
-def log_of(folder):
-    """The lines of log.jsonl, without what depends on the clock."""
-    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    clock = ("minutes", "rate", "rollouts")
-    return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
-
-
-def assert_same_weights(one, two, **close):
-    one, two = (load_file(path / "model.safetensors") for path in (one, two))
-    for name, weight in one.items():
-        if close:
-            torch.testing.assert_close(weight, two[name], **close)
-        else:
-            assert torch.equal(weight, two[name]), name
 
 
 def test_a_run_learns_what_is_rewarded(tmp_path, train, flags, base):
