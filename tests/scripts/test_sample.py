@@ -37,7 +37,7 @@ def test_drafted_tokens_are_counted(tmp_path, byte_tokenizer):
     words = [f"--out_dir={run}", "--start=几？", "--max_new_tokens=24"]
     code, out, err = sample(*words, "--draft_tokens=5")
     assert (code, out) == (0, 4 * "黄河" + "\n"), err
-    # Nine tokens are written one by one, until three of them have occurred before; then six, six and three.
+    # Nine are written one by one, until three of them have occurred before; then six, six, three.
     assert ", 12 of 12 drafted tokens kept]" in err
     assert sample(*words)[:2] == (code, out)
 
