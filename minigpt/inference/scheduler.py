@@ -11,6 +11,7 @@ One thread steps all engines in turn: matrix products in two threads would compe
 cores.
 """
 
+import contextlib
 import queue
 import threading
 import time
@@ -64,23 +65,21 @@ class Stream:
         """The engine's Ticket. Read it after the stream has ended."""
         return self._ticket
 
-    @property
-    def ready(self):
-        """Whether the next token, or the end, can be read without waiting."""
-        return not self._tokens.empty()
+    def batches(self, pause=lambda: None):
+        """Yield ([Token, …], ended): the tokens that were generated since the last batch, and
+        whether they are the last ones; none after each POLL seconds without any, so that the
+        reader can check whether its own client is still connected. pause() is called between the
+        first token of a batch and the others, which may be generated meanwhile."""
+        ended = False
+        while not ended:
+            tokens = take(self._tokens, lambda first: first is _END or pause())
+            ended = tokens[-1:] == [_END]
+            yield tokens[:-1] if ended else tokens, ended
 
     def __iter__(self):
-        """Yield each Token when it is generated, and None after each POLL seconds without one, so
-        that the reader can check whether its own client is still connected."""
-        while True:
-            try:
-                token = self._tokens.get(timeout=POLL)
-            except queue.Empty:
-                yield None
-                continue
-            if token is _END:
-                return
-            yield token
+        """Yield each Token when it is generated, and None after each POLL seconds without one."""
+        for tokens, ended in self.batches():
+            yield from tokens if tokens or ended else [None]
 
     def cancel(self):
         """End the request; its slot is free before the next step. No effect after its end."""
@@ -88,6 +87,18 @@ class Stream:
 
 
 _END = object()
+
+
+def take(items, meanwhile=lambda first: None):
+    """All that is in a SimpleQueue, as a list: at least one item, or none if POLL seconds bring
+    none. meanwhile(first) is called when the first one is there."""
+    found = []
+    with contextlib.suppress(queue.Empty):
+        found.append(items.get(timeout=POLL))
+        meanwhile(found[0])
+        while True:
+            found.append(items.get_nowait())
+    return found
 
 
 class RequestScheduler:
