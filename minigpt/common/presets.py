@@ -38,15 +38,6 @@ def prompts_for(prompts, prompt_format, name=""):
     return texts or [prompt.text for prompt in prompts]
 
 
-def prompts_for_any(prompts, models):
-    """The texts of the PresetPrompts that suit at least one of the models, a list of (name, prompt
-    format); see prompts_for()."""
-    found = {}
-    for name, prompt_format in models or [("", None)]:
-        found |= dict.fromkeys(prompts_for(prompts, prompt_format, name))
-    return list(found)
-
-
 def read_prompts(path):
     """The different PresetPrompts in the columns `prompt`, `format` and `group` of a .csv file, in
     order; the last two may be absent, the group is then the format. UTF-8 with or without BOM, or

@@ -3,7 +3,7 @@
 import pytest
 
 from minigpt.common.errors import UserError
-from minigpt.common.presets import PresetPrompt, prompts_for, prompts_for_any, read_prompts
+from minigpt.common.presets import PresetPrompt, prompts_for, read_prompts
 
 LINES = "prompt,format\n黄河是中国第二长河，,plain\n章鱼有几颗心脏？,qa\n"
 PROMPTS = [
@@ -88,14 +88,3 @@ def test_groups_of_prompts(written):
     assert prompts == [("甲", "qa", "qa"), ("乙", "plain", "plain"), ("丙", "", ""), ("丁", "", "")]
     prompts = read_prompts(written("format,group,prompt\nqa,历史,甲\nqa,诗,乙\n"))
     assert [prompt.group for prompt in prompts] == ["历史", "诗"]
-
-
-def test_an_arena_offers_what_suits_any_of_its_models():
-    prompts = [PresetPrompt("接", "plain"), PresetPrompt("问", "qa"), PresetPrompt("诗", "poems")]
-    assert prompts_for_any(prompts, []) == ["接", "问"]  # none is served so far
-    assert prompts_for_any(prompts, [("a", None)]) == ["接", "问"]
-    assert prompts_for_any(prompts, [("poems_sft", None)]) == ["诗"]
-    assert prompts_for_any(prompts, [("a", "qa"), ("poems_sft", "qa"), ("b", "chat")]) == [
-        "问",
-        "诗",
-    ]

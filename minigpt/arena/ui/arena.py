@@ -14,7 +14,7 @@ from minigpt.arena.ui.context import (
 )
 from minigpt.arena.ui.sampling import SamplingControls
 from minigpt.common.errors import UserError
-from minigpt.common.presets import prompts_for_any
+from minigpt.common.presets import prompts_for
 
 
 class ArenaTab:
@@ -49,9 +49,7 @@ class ArenaTab:
                     )
                 }
             self.status = gr.HTML("", elem_id="arena-status")
-            endpoints = self.context.arena.endpoints
-            served = [(name, endpoints.get(name).prompt_format) for name in endpoints.names()]
-            texts = prompts_for_any(self.context.prompts, served)
+            texts = prompts_for(self.context.prompts, None)
             self.presets = preset_chips(i18n("presets"), texts, "arena-presets")
             # The battle on the page: each click says which one it is for, so a click that arrives
             # late, or twice, does not vote on the next one.
