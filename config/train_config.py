@@ -132,11 +132,9 @@ dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # aut
 #       that have it, float16 (with a loss scaler) on older ones, on a Mac's GPU the fastest that
 #       gives float32's loss, float32 elsewhere; int8: for generation on a CPU, not for training;
 #       where it is slower float32 is used
-activation_checkpointing: bool = (
-    False  # keep only the input of each block, and recompute the rest in
-)
-#       the backward pass: a fraction of the memory, a third more time (tools/plan.py: when needed)
 compile: bool = False  # torch.compile: takes minutes to start, pays off on a GPU
+activation_checkpointing: bool = False  # store the input of each block, and compute the rest again
+#       in the backward pass: a fraction of the memory, a third more time; tools/plan.py says when
 deterministic: bool = False  # CUDA: slower kernels with bit-identical results
 tensorboard: bool = False  # also write TensorBoard events to out_dir
 

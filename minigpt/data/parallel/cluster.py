@@ -46,19 +46,20 @@ def cluster_map(make, argument, tasks, at_most=0):
 
 def connect(cores=0):
     """The module ray, connected. cores: of a cluster on this machine; 0: all."""
-    # Read when Ray is imported and started: it reports nothing about its use.
+    address = os.environ.get("RAY_ADDRESS")
+    # Read when Ray is imported and started: it reports nothing about its use, and a cluster on this
+    # machine listens on 127.0.0.1 alone, as it does on other systems than Linux.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if not address:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         import ray
     except ImportError:
         raise UserError(f"--engine=ray: Ray is not installed; {INSTALL}") from None
-    options = dict(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        options = dict(address=address, log_to_driver=False, logging_level="ERROR")
-    else:
-        options |= dict(address="local", num_cpus=cores or core_count(), object_store_memory=STORE)
-        options |= dict(_node_ip_address="127.0.0.1")
+    options = dict(address=address or "local", log_to_driver=False, logging_level="ERROR")
+    if not address:
+        cores = cores or core_count()
+        options |= dict(num_cpus=cores, object_store_memory=STORE, include_dashboard=False)
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -77,7 +78,7 @@ def _cores(ray):
 def _remote(folder):
     """The function of a task. Ray sends it as it is, so that a process of the cluster can find the
     project; what it is given is pickled, because that is read before the function is called."""
-    root = str(ROOT)
+    root, do = str(ROOT), pickle.dumps(do_task)
 
     def work(given, task):
         import os
@@ -87,9 +88,7 @@ def _remote(folder):
         if root not in sys.path:
             sys.path.insert(0, root)
             os.chdir(folder)  # relative paths of the settings
-        from minigpt.data.parallel import cluster
-
-        return pickle.dumps(cluster.do_task(given, pickle.loads(task)))
+        return pickle.dumps(pickle.loads(do)(given, pickle.loads(task)))
 
     return work
 
