@@ -136,6 +136,8 @@ dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # aut
 #       gives float32's loss, float32 elsewhere; int8: for generation on a CPU, not for training;
 #       where it is slower float32 is used
 compile: bool = False  # torch.compile: takes minutes to start, pays off on a GPU
+activation_checkpointing: bool = False  # store the input of each block, and compute the rest again
+#       in the backward pass: a fraction of the memory, a third more time; tools/plan.py says when
 deterministic: bool = False  # CUDA: slower kernels with bit-identical results
 tensorboard: bool = False  # also write TensorBoard events to out_dir
 

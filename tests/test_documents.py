@@ -41,7 +41,7 @@ RECIPES = sorted(
 )
 
 # Programs of others that code blocks run, and flags of others that the text names.
-PROGRAMS = {"curl", "git", "lm_eval", "ollama", "pip", "source"}
+PROGRAMS = {"curl", "git", "lm_eval", "ollama", "pip", "ray", "source"}
 OTHERS_FLAGS = {"json", "node_rank", "max_restarts", "model", "model_args", "setup", "test", "help"}
 TORCHRUN = {"nproc_per_node", "max_restarts", "nnodes", "node_rank", "master_addr", "master_port"}
 

@@ -97,7 +97,7 @@ def make_optimizers(model, settings, device):
     optimizer=muon trains hidden matrices with Muon, all else with AdamW. Adapters
     (minigpt/models/lora.py) always get AdamW, with which they learned faster.
     """
-    groups = _parameter_groups(model)
+    groups = parameter_groups(model)
     adamw = [
         dict(params=groups["adapters"]),
         dict(params=groups["embeddings"], lr=settings.learning_rate * settings.embedding_lr_ratio),
@@ -128,7 +128,7 @@ def make_optimizers(model, settings, device):
     return optimizers
 
 
-def _parameter_groups(model):
+def parameter_groups(model):
     """The trainable weights by kind: adapters, embeddings (and the output layer), hidden matrices,
     vectors (norms and biases)."""
     embeddings = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
@@ -146,6 +146,15 @@ def _parameter_groups(model):
             kind = "matrices" if weight.dim() == 2 else "vectors"
         groups[kind].append(weight)
     return groups
+
+
+def muon_parts(model, weights):
+    """Yield the shapes (rows, columns) of the matrices that Muon orthogonalizes for `weights`: each
+    part of a FusedLinear is one."""
+    sizes = {m.weight: m.sizes for m in model.modules() if isinstance(m, FusedLinear)}
+    for weight in weights:
+        for rows in sizes.get(weight, (len(weight),)):
+            yield rows, weight.size(1)
 
 
 def _make_muon(model, weights, settings, device):
