@@ -45,9 +45,9 @@ CPU = Scale(
         "bbc": ["config/bbc.py", *QUIET],
         "bbc_tune": ["config/bbc_sft.py", *QUIET],
         "sums": ["config/sums.py", *QUIET],
-        "reward": [*REWARD, "--batch_size=128"],
+        "reward": REWARD,
     },
-    steps=dict(pretrain=240, tune=150, dpo=50, bbc=500, bbc_tune=128, sums=600, reward=100),
+    steps=dict(pretrain=240, tune=150, dpo=50, bbc=500, bbc_tune=128, sums=600, reward=80),
     warmup=dict(pretrain=100, tune=20),
     counts=dict(
         sums=20_000,
@@ -85,7 +85,7 @@ GPU = Scale(
         "sums": CPU.words["sums"],
         "reward": CPU.words["reward"],
     },
-    steps=dict(pretrain=8000, tune=300, dpo=100, bbc=500, bbc_tune=128, sums=600, reward=100),
+    steps=dict(pretrain=8000, tune=300, dpo=100, bbc=500, bbc_tune=128, sums=600, reward=80),
     warmup=dict(pretrain=200, tune=20),
     counts=CPU.counts
     | dict(few_entries=20_000, answers=500, half=6, low_rank=16, high_rank=512)
