@@ -1,7 +1,8 @@
-"""The cost of int8: measured on held-out text, printed, and too much of it refused."""
+"""The cost of int8 and int4: measured on held-out text, printed, and too much of it refused."""
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -45,10 +46,13 @@ def test_int8_says_what_it_costs(run, capsys):
     assert len(ticket.ids) == 8
 
 
-def test_int8_that_costs_too_much_is_refused(run, monkeypatch):
-    monkeypatch.setattr(quantization_cost, "LARGEST_COST", -0.5)
+def test_what_costs_too_much_is_refused(run, monkeypatch):
+    monkeypatch.setattr(quantization_cost, "LARGEST_COST", {"int8": -0.5, "int4": -0.5})
     with pytest.raises(UserError, match=r"dtype=int8: .*perplexity .* → .* take dtype=float32"):
         load_for_generation(run(), "cpu", "int8", "int_mm")
+    if shutil.which("g++"):
+        with pytest.raises(UserError, match=r"dtype=int4: .*perplexity .* → .* take dtype=int8"):
+            load_for_generation(run(), "cpu", "int4", "true")
 
 
 def test_a_model_that_is_not_finite_is_refused(run):
