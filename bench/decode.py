@@ -6,9 +6,8 @@
 
 All continue the same 32 ids greedily by --tokens tokens. Ours generates for 1, 4, 8 and 16 readers
 at the same time, in float32, int8 and int4, by each backend of this machine
-(inference/backends.py); llama.cpp for one and for the most readers, as its server does with as many
-slots, but without HTTP; transformers' generate() for one. The loop without a cache computes the
-whole text again for each token (timed at every 16th). Rounds alternate; medians are shown, then the
+(inference/backends.py), and so does llama.cpp; transformers' generate() for one. The loop without a
+cache computes the whole text again for each token (timed at every 16th). Rounds alternate; medians are shown, then the
 ratios that are our goals. The bound is memory bandwidth: a token of one reader reads every weight
 once, so tokens per second cannot exceed bandwidth ÷ bytes of weights. The bandwidth is the best
 that reading a large array reached in this run.
@@ -120,7 +119,7 @@ def make_cases(model, settings, folder):
     if not has_llama:
         print("llama.cpp is left out: pip install llama-cpp-python gguf")
     for kind in ("f32", "q8_0", "q4_0") if has_llama else ():
-        names = {f"llama.cpp {kind}, {n} at once": n for n in (1, max(streams))}
+        names = {f"llama.cpp {kind}, {n} at once": n for n in streams}
         if names := {name: n for name, n in names.items() if wanted(name)}:
             path = write_gguf(model, kind, folder / f"{kind}.gguf")
             cases |= {name: with_llama(path, n, tokens) for name, n in names.items()}
@@ -196,44 +195,41 @@ def with_transformers(model, tokens):
 
 
 def with_llama(path, n_streams, tokens):
-    """llama.cpp on the GGUF file `path`: tokens per second of all readers, a token of each in a
-    batch, as its server does with as many slots."""
-    import llama_cpp as llama
+    """llama.cpp on the GGUF file `path`: tokens per second of all readers, after prefill. As in its
+    server, a step decodes one token of each reader in one batch. It samples nothing."""
+    import llama_cpp as api
+
+    def decode(context, batch, ids, positions):
+        for row, (token, position, reader) in enumerate(zip(ids, *positions, strict=True)):
+            batch.token[row], batch.pos[row], batch.logits[row] = token, position, 1
+            batch.n_seq_id[row], batch.seq_id[row][0] = 1, reader
+        batch.n_tokens = len(ids)
+        if api.llama_decode(context, batch) or api.llama_get_logits(context)[0] is None:
+            raise SystemExit("llama.cpp: llama_decode() failed")
 
     def case():
-        context = llama.llama_context_default_params()
-        context.n_ctx, context.n_seq_max = 1024 * n_streams, n_streams
-        context.n_batch = context.n_ubatch = max(512, PROMPT * n_streams)
-        context.n_threads = context.n_threads_batch = torch.get_num_threads()
+        settings, batch = api.llama_context_default_params(), api.llama_batch_init(PROMPT, 0, 1)
+        settings.n_ctx, settings.n_seq_max = n_streams * 1024, n_streams
+        settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-            peer = llama.llama_model_load_from_file(
-                str(path).encode(), llama.llama_model_default_params()
+            quiet = api.llama_log_callback(lambda *_: None)
+            api.llama_log_set(quiet, None)
+            model = api.llama_model_load_from_file(
+                str(path).encode(), api.llama_model_default_params()
             )
-            context = llama.llama_init_from_model(peer, context)
-        batch = llama.llama_batch_init(PROMPT * n_streams, 0, 1)
-        for position in range(PROMPT):
-            llama_step(llama, context, batch, n_streams, position)
+            context = api.llama_init_from_model(model, settings)
+        for reader in range(n_streams):
+            decode(context, batch, prompt(reader), (range(PROMPT), [reader] * PROMPT))
         start = time.perf_counter()
-        for position in range(PROMPT, PROMPT + tokens):
-            llama_step(llama, context, batch, n_streams, position)
+        for number in range(PROMPT, PROMPT + tokens):
+            decode(context, batch, [number] * n_streams, ([number] * n_streams, range(n_streams)))
         rate = n_streams * tokens / (time.perf_counter() - start)
-        llama.llama_batch_free(batch)
-        llama.llama_free(context)
-        llama.llama_model_free(peer)
+        api.llama_batch_free(batch)
+        api.llama_free(context)
+        api.llama_model_free(model)
         return rate
 
     return case
-
-
-def llama_step(llama, context, batch, n_streams, position):
-    """One token for each reader, and its logits."""
-    batch.n_tokens = n_streams
-    for reader in range(n_streams):
-        batch.token[reader], batch.pos[reader] = position + reader, position
-        batch.n_seq_id[reader], batch.seq_id[reader][0] = 1, reader
-        batch.logits[reader] = 1
-    if llama.llama_decode(context, batch):
-        raise RuntimeError("llama_decode() failed")
 
 
 def write_gguf(model, kind, path):
@@ -259,12 +255,11 @@ def write_gguf(model, kind, path):
     tensors = {"position_embd.weight": model.wpe.weight}
     for name, part in parts.items():
         tensors |= {f"{name}.{kind_}": weight for kind_, weight in part.named_parameters()}
-    types = {"q8_0": gguf.GGMLQuantizationType.Q8_0, "q4_0": gguf.GGMLQuantizationType.Q4_0}
+    packed = gguf.GGMLQuantizationType[kind.upper()]
     for name, weight in tensors.items():
         data = weight.detach().contiguous().numpy()
-        if kind in types and data.ndim == 2 and name != "position_embd.weight":
-            packed = gguf.quants.quantize(data, types[kind])
-            writer.add_tensor(name, packed, raw_dtype=types[kind])
+        if kind != "f32" and data.ndim == 2 and name != "position_embd.weight":
+            writer.add_tensor(name, gguf.quants.quantize(data, packed), raw_dtype=packed)
         else:
             writer.add_tensor(name, data)
     writer.write_header_to_file()
