@@ -7,10 +7,10 @@
 All continue the same 32 ids greedily by --tokens tokens. Ours generates for 1, 4, 8 and 16 readers
 at the same time, in float32, int8 and int4, by each backend of this machine
 (inference/backends.py), and so does llama.cpp; transformers' generate() for one. The loop without a
-cache computes the whole text again for each token (timed at every 16th). Rounds alternate; medians are shown, then the
-ratios that are our goals. The bound is memory bandwidth: a token of one reader reads every weight
-once, so tokens per second cannot exceed bandwidth ÷ bytes of weights. The bandwidth is the best
-that reading a large array reached in this run.
+cache computes the whole text again for each token (timed at every 16th). Rounds alternate; medians
+are shown, then the ratios that are our goals. The bound is memory bandwidth: a token of one reader
+reads every weight once, so tokens per second cannot exceed bandwidth ÷ bytes of weights. The
+bandwidth is the best that reading a large array reached in this run.
 """
 
 import contextlib

@@ -99,7 +99,7 @@ def pick_kernels(device, dtype, kernels):
             raise UserError("kernels=fbgemm: this PyTorch has none; leave kernels out")
     if dtype == "int4":
         if kernels == "false":
-            raise UserError("kernels=false: int4 is by the kernels alone; take dtype=int8")
+            raise UserError("kernels=false: int4 is by the C++ kernels alone; take dtype=int8")
         return device, _built("dtype=int4", "take dtype=int8")
     if kernels == "auto":
         # float32 is by PyTorch: the same seed writes the same text, whatever has been built here.

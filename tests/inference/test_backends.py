@@ -22,6 +22,7 @@ from minigpt.inference.quantization import FbgemmLinear
 
 FLOAT, KERNELS = ("float32", "torch"), ("float32", "kernels")
 FBGEMM, INT_MM, INT8 = ("int8", "fbgemm"), ("int8", "int_mm"), ("int8", "kernels")
+INT4 = ("int4", "kernels")
 
 
 @pytest.fixture
@@ -117,10 +118,36 @@ def test_contradictions_are_refused(monkeypatch):
     ):
         with pytest.raises(UserError, match=message):
             pick_kernels("cuda", dtype, knob)
+    for knob, message in (
+        ("int_mm", "kernels=int_mm: for dtype=int8"),
+        ("false", "kernels=false: int4 is by the C\\+\\+ kernels alone.*int8"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pick_kernels("cpu", "int4", knob)
     assert pick_kernels("cuda", "auto", False) == ("cuda", None)
     monkeypatch.setattr(backends, "has_fbgemm", lambda: False)
     with pytest.raises(UserError, match="kernels=fbgemm: this PyTorch has none"):
         pick_kernels("cpu", "int8", "fbgemm")
+
+
+def test_int4_is_by_the_kernels_alone(tiny_model, timed, run, capsys, monkeypatch):
+    monkeypatch.setattr(backends, "build", lambda: "the module")
+    for knob in ("auto", "true", True):  # built if necessary
+        assert pick_kernels("cpu", "int4", knob) == ("cpu", "the module")
+    timed({FLOAT: 6.0, KERNELS: 5.0, INT4: 1.0})
+    assert str(choose(tiny_model(), "int4", "auto", object())) == (
+        "int4 by kernels: 6 × float32 by torch (float32 by kernels 1.2 ×)"
+    )
+    timed({FLOAT: 1.0, KERNELS: 0.5, INT4: 2.0})
+    choice = choose(tiny_model(), "int4", "auto", object())
+    assert (choice.dtype, choice.backend) == KERNELS
+
+    def no_compiler():
+        raise UserError("the C++ kernels cannot be built (no g++)")
+
+    monkeypatch.setattr(backends, "build", no_compiler)
+    with pytest.raises(UserError, match=r"dtype=int4: .*cannot be built.*take dtype=int8"):
+        load_for_generation(run, "cpu", "int4")
 
 
 # -- FBGEMM ----------------------------------------------------------------------------------------
@@ -220,7 +247,7 @@ TILES = """
 static int digit(int most) { return std::rand() % (2 * most + 1) - most; }
 
 static bool int8_sums(int n) {
-  constexpr int K = 64, R = int8::ROWS, G = int8::GROUP;
+  constexpr int K = 64, R = int8::ROWS;
   std::vector<int8_t> x(n * K), w(R * K);
   for (auto* part : {&x, &w})
     for (auto& value : *part) value = digit(127);
@@ -228,7 +255,7 @@ static bool int8_sums(int n) {
   std::vector<uint8_t> packed(R * K);
   for (int r = 0; r < R; ++r)
     for (int k = 0; k < K; ++k)
-      packed[r / G * G * K + k / 4 * 4 * G + r % G * 4 + k % 4] = w[r * K + k] + int8::ABOVE;
+      packed[k / 4 * 4 * R + r * 4 + k % 4] = w[r * K + k] + int8::ABOVE;
   std::vector<int32_t> sums(n * R);
   with_constant<int8::MOST>(
       n, [&](auto rows) { int8::tile<rows>(x.data(), packed.data(), K, sums.data()); });
@@ -274,12 +301,13 @@ static bool int4_sums(int n) {  // the scales are 1, 1/2 and 1/4: the sums are e
 }
 
 static bool float_sums(int n) {
-  constexpr int K = 77, R = float32::ROWS;
+  constexpr int K = 149, R = 3;
   std::vector<float> x(n * K), w(R * K), sums(n * R);
   for (auto* part : {&x, &w})
     for (auto& value : *part) value = digit(100);
-  with_constant<float32::MOST>(
-      n, [&](auto rows) { float32::tile<rows, R>(x.data(), w.data(), K, sums.data()); });
+  for (int r = 0; r < R; ++r)
+    with_constant<float32::MOST>(
+        n, [&](auto rows) { float32::tile<rows>(&x[0], &w[r * K], K, K, &sums[r], R); });
   bool good = true;
   for (int i = 0; i < n; ++i)
     for (int r = 0; r < R; ++r) {

@@ -135,6 +135,21 @@ SHAPES = {
 }
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_step_in_int4_equals_its_layers(kernels, tiny_model, shape):
+    """The step of all blocks in one call, and the same layers called by PyTorch's modules."""
+    by_layers, by_step = tiny_model(**SHAPES[shape]), tiny_model(**SHAPES[shape])
+    choice = Choice("int4", "kernels", kernels)
+    backends.convert_linear(by_layers, choice)
+    backends.convert(by_step, choice)
+    requests = [Request([3 + i, 4] + [5] * i, 20, temperature=0) for i in range(5)]
+    expected, found, alone = (
+        [ticket.ids for ticket in Engine(model, n_slots=n).generate(requests)]
+        for model, n in ((by_layers, 3), (by_step, 3), (by_step, 1))
+    )
+    assert found == expected and alone == expected
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_step_by_kernels_equals_torch(kernels, tiny_model, shape, dtype):

@@ -143,6 +143,7 @@ static void tile(
     Sums sums[N];
 #pragma GCC unroll 1  // unrolled, GCC would keep all products before it adds them
     for (int i = 0; i < SPAN; i += 8, w += 4 * ROWS) {
+      if (N > 1) __builtin_prefetch(w + K * ROWS / 2);  // the next tile
       const Bytes both = load(w), first = low(both), second = high(both);
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) {

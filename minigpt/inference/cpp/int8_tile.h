@@ -15,13 +15,13 @@
 namespace int8 {
 
 // Processors multiply four bytes of W at a time with four of x and add the products to 32 bits, for a
-// group of 16 rows of W at once. So W is stored in such groups, of each row four numbers in turn:
-// (groups, K/4, 16, 4); and where VNNI needs an unsigned factor, 128 (ABOVE) above its value.
-constexpr int GROUP = 16;
+// tile of 16 rows of W at once. So W is stored in tiles, of each row four numbers in turn:
+// (tiles, K/4, ROWS, 4); and where VNNI needs an unsigned factor, 128 (ABOVE) above its value.
+constexpr int ROWS = 16;
 
 #if defined(__AVX512VNNI__)
 constexpr int32_t ABOVE = 128;
-constexpr int GROUPS = 2, MOST = 8;  // a tile's sums: 2 · 8 of 32 registers
+constexpr int MOST = 16;  // rows of x: 16 sums of 32 registers
 using Weights = __m512i;
 static inline Weights load(const uint8_t* w) { return _mm512_loadu_si512(w); }
 struct Sums {
@@ -45,7 +45,7 @@ static inline void store_at(int32_t* to, __m256i low, __m256i high) {
 }
 #if defined(__AVXVNNI__)
 constexpr int32_t ABOVE = 128;
-constexpr int GROUPS = 1, MOST = 6;  // 6 · 2 of 16 registers
+constexpr int MOST = 6;  // 6 · 2 of 16 registers
 using Weights = Halves;
 static inline Weights load(const uint8_t* w) { return halves_at(w); }
 struct Sums {
@@ -61,7 +61,7 @@ struct Sums {
 // maddubs adds two products in 16 bits. With |W| as the unsigned factor and x with the sign of W they
 // are at most 2 · 127 · 127 and do not saturate.
 constexpr int32_t ABOVE = 0;
-constexpr int GROUPS = 1, MOST = 4;  // 4 · 2 of 16 registers, beside 4 of W
+constexpr int MOST = 4;  // 4 · 2 of 16 registers, beside 4 of W
 struct Weights {
   Halves values, sizes;
 };
@@ -85,7 +85,7 @@ struct Sums {
 #endif
 #elif defined(__ARM_FEATURE_DOTPROD)
 constexpr int32_t ABOVE = 0;
-constexpr int GROUPS = 1, MOST = 6;  // 6 · 4 of 32 registers
+constexpr int MOST = 6;  // 6 · 4 of 32 registers
 struct Weights {
   int8x16_t parts[4];
 };
@@ -106,40 +106,37 @@ struct Sums {
 };
 #else  // for the compiler to vectorise
 constexpr int32_t ABOVE = 0;
-constexpr int GROUPS = 1, MOST = 1;
+constexpr int MOST = 1;
 using Weights = const int8_t*;
 static inline Weights load(const uint8_t* w) { return reinterpret_cast<const int8_t*>(w); }
 struct Sums {
-  int32_t all[GROUP] = {};
+  int32_t all[ROWS] = {};
   inline void add(Weights w, int32_t four) {
     int8_t x[4];
     std::memcpy(x, &four, sizeof x);
-    for (int i = 0; i < GROUP; ++i)
+    for (int i = 0; i < ROWS; ++i)
       for (int j = 0; j < 4; ++j) all[i] += w[4 * i + j] * x[j];
   }
   inline void store(int32_t* to) const { std::memcpy(to, all, sizeof all); }
 };
 #endif
 
-constexpr int ROWS = GROUPS * GROUP;  // of W, in a tile
-
-// N rows of x (K bytes apart) with ROWS rows of W → (N, ROWS).
+// N rows of x (K bytes apart) with a tile of W → (N, ROWS).
 template <int N>
 static void tile(const int8_t* x, const uint8_t* w, int64_t K, int32_t* to) {
-  Sums sums[N][GROUPS];
+  Sums sums[N];
   for (int64_t k = 0; k < K; k += 4) {
-    Weights weights[GROUPS];
-    for (int g = 0; g < GROUPS; ++g) weights[g] = load(w + (g * K + k) * GROUP);
-#pragma GCC unroll 8
+    if (N > 1) __builtin_prefetch(w + (K + k) * ROWS);  // the next tile
+    const Weights weights = load(w + k * ROWS);
+#pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
       int32_t four;
       std::memcpy(&four, x + n * K + k, sizeof four);
-      for (int g = 0; g < GROUPS; ++g) sums[n][g].add(weights[g], four);
+      sums[n].add(weights, four);
     }
   }
-#pragma GCC unroll 8
-  for (int n = 0; n < N; ++n)
-    for (int g = 0; g < GROUPS; ++g) sums[n][g].store(to + (n * GROUPS + g) * GROUP);
+#pragma GCC unroll 16
+  for (int n = 0; n < N; ++n) sums[n].store(to + n * ROWS);
 }
 
 }  // namespace int8

@@ -121,14 +121,13 @@ Tensor linear_int8(
   return y;
 }
 
-// q (O, K) int8 → (groups, K/4, 16, 4) as int8_tile.h describes, filled up with zeros.
+// q (O, K) int8 → (tiles, K/4, ROWS, 4) as int8_tile.h describes, filled up with zeros.
 Tensor pack_int8(const Tensor& q) {
   using namespace int8;
-  const int64_t O = q.size(0), K = q.size(1);
-  const int64_t groups = (O + ROWS - 1) / ROWS * GROUPS, fours = (K + 3) / 4;
-  Tensor whole = torch::zeros({groups * GROUP, fours * 4}, q.options().dtype(torch::kInt16));
+  const int64_t O = q.size(0), K = q.size(1), tiles = (O + ROWS - 1) / ROWS, fours = (K + 3) / 4;
+  Tensor whole = torch::zeros({tiles * ROWS, fours * 4}, q.options().dtype(torch::kInt16));
   whole.slice(0, 0, O).slice(1, 0, K).copy_(q);
-  whole = (whole + ABOVE).to(torch::kUInt8).view({groups, GROUP, fours, 4});
+  whole = (whole + ABOVE).to(torch::kUInt8).view({tiles, ROWS, fours, 4});
   return whole.transpose(1, 2).contiguous();
 }
 
