@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+from conftest import ROOT
 from tiny_run import save_run
 
 from minigpt.common.errors import UserError
@@ -44,6 +46,17 @@ def test_int8_says_what_it_costs(run, capsys):
     assert layers.count(Int8Linear) == 4 * 2 + 1 and nn.Linear not in layers
     (ticket,) = Engine(trained.model, 261).generate([Request([3, 4], 8, temperature=0)])
     assert len(ticket.ids) == 8
+
+
+def test_every_script_that_generates_takes_dtype_and_kernels():
+    loads = re.compile(r"\b(load_for_generation|ask_run)\(")
+    scripts = [path for folder in (ROOT, ROOT / "tools") for path in folder.glob("*.py")]
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in scripts}
+    scripts = {name: text for name, text in scripts.items() if loads.search(text)}
+    assert {"sample.py", "server.py", "sample_gradio.py", "compare.py"} <= set(scripts)
+    for name, text in scripts.items():
+        assert re.search(r'shared="[^"]*\bdevice dtype kernels\b', text), name
+        assert "settings.dtype, settings.kernels" in text, name
 
 
 def test_what_costs_too_much_is_refused(run, monkeypatch):

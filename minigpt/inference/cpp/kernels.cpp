@@ -4,8 +4,9 @@
 // and reads it at half of what memory gives, or less; here each thread reads its share of W from end to
 // end. Every number of the result is one sum in the same order however many rows x has.
 
+#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <torch/extension.h>
+#include <torch/csrc/utils/pybind.h>  // torch/extension.h takes a third longer to compile
 
 #include "tiles.h"
 
@@ -16,7 +17,7 @@
 #include <tuple>
 #include <vector>
 
-using torch::Tensor;
+using at::Tensor;
 
 constexpr int64_t FEW = 16;  // rows up to which linear() is faster than PyTorch's own
 
@@ -48,7 +49,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
   using namespace float32;
   constexpr int ROWS = 16;
   const int64_t N = x.size(0), K = x.size(1), O = weight.size(0);
-  Tensor y = torch::empty({N, O}, x.options());
+  Tensor y = at::empty({N, O}, x.options());
   const float *from = x.data_ptr<float>(), *w = weight.data_ptr<float>(), *b = data_of(bias);
   const auto tile = [=](auto rows, int64_t first, int64_t o, float* sums) {
     const int64_t last = std::min<int64_t>(ROWS, O - o);
@@ -102,7 +103,7 @@ Tensor linear_int8(
     const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias) {
   using namespace int8;
   const int64_t N = x.size(0), O = scale.size(0), K = 4 * packed.size(1);
-  Tensor y = torch::empty({N, O}, x.options());
+  Tensor y = at::empty({N, O}, x.options());
   const Int8Rows rows_of_x(x, K);
   const int8_t* from = rows_of_x.numbers.data();
   std::vector<int32_t> above(N);  // what ABOVE adds to the sums
@@ -125,9 +126,9 @@ Tensor linear_int8(
 Tensor pack_int8(const Tensor& q) {
   using namespace int8;
   const int64_t O = q.size(0), K = q.size(1), tiles = (O + ROWS - 1) / ROWS, fours = (K + 3) / 4;
-  Tensor whole = torch::zeros({tiles * ROWS, fours * 4}, q.options().dtype(torch::kInt16));
+  Tensor whole = at::zeros({tiles * ROWS, fours * 4}, q.options().dtype(at::kShort));
   whole.slice(0, 0, O).slice(1, 0, K).copy_(q);
-  whole = (whole + ABOVE).to(torch::kUInt8).view({tiles, ROWS, fours, 4});
+  whole = (whole + ABOVE).to(at::kByte).view({tiles, ROWS, fours, 4});
   return whole.transpose(1, 2).contiguous();
 }
 
@@ -137,7 +138,7 @@ Tensor linear_int4(
     int64_t O) {
   using namespace int4;
   const int64_t N = x.size(0), spans = packed.size(1), K = spans * SPAN;
-  Tensor y = torch::empty({N, O}, x.options());
+  Tensor y = at::empty({N, O}, x.options());
   const Int8Rows rows_of_x(x, K);
   const int8_t* from = rows_of_x.numbers.data();
   std::vector<int32_t> above(N * spans);  // (spans, rows) for the rows of each tile
@@ -165,11 +166,11 @@ std::tuple<Tensor, Tensor> pack_int4(const Tensor& q, const Tensor& scales) {
   using namespace int4;
   const int64_t O = q.size(0), K = q.size(1), tiles = (O + ROWS - 1) / ROWS;
   const int64_t spans = scales.size(1);
-  Tensor whole = torch::zeros({tiles * ROWS, spans * SPAN}, q.options());
+  Tensor whole = at::zeros({tiles * ROWS, spans * SPAN}, q.options());
   whole.slice(0, 0, O).slice(1, 0, K).copy_(q);
-  whole = (whole + ABOVE).to(torch::kUInt8).view({tiles, ROWS, spans, SPAN / 8, 2, 4});
+  whole = (whole + ABOVE).to(at::kByte).view({tiles, ROWS, spans, SPAN / 8, 2, 4});
   whole = whole.permute({4, 0, 2, 3, 1, 5});
-  Tensor scale = torch::zeros({tiles * ROWS, spans}, scales.options().dtype(torch::kBFloat16));
+  Tensor scale = at::zeros({tiles * ROWS, spans}, scales.options().dtype(at::kBFloat16));
   scale.slice(0, 0, O).copy_(scales);
   return {(whole[0] + whole[1] * 16).contiguous(),
           scale.view({tiles, ROWS, spans}).transpose(1, 2).contiguous()};
@@ -274,7 +275,7 @@ static void rotate(float* head, const float* cos, const float* sin, int64_t hs) 
 // x · sigmoid(z); GELU is the approximation by tanh.
 static Tensor activate(const Tensor& h, bool swiglu) {
   const int64_t N = h.size(0), wide = h.size(1), H = swiglu ? wide / 2 : wide;
-  Tensor y = torch::empty({N, H}, h.options());
+  Tensor y = at::empty({N, H}, h.options());
   const float* from = h.data_ptr<float>();
   float* to = y.data_ptr<float>();
   at::parallel_for(0, N, std::max<int64_t>(1, 8192 / H), [&](int64_t begin, int64_t end) {
@@ -303,7 +304,7 @@ class Decoder {
       Tensor h, const std::optional<Tensor>& cos, const std::optional<Tensor>& sin, Tensor cache_k,
       Tensor cache_v, const Tensor& slots, const Tensor& positions) const {
     const int64_t B = h.size(0), C = h.size(1);
-    Tensor normed = torch::empty_like(h);
+    Tensor normed = at::empty_like(h);
     const float *x = h.data_ptr<float>(), *c = data_of(cos), *s = data_of(sin);
     float* y = normed.data_ptr<float>();
     for (size_t i = 0; i < blocks_.size(); ++i) {
@@ -323,7 +324,7 @@ class Decoder {
       const Block& block, Tensor& qkv, const float* cos, const float* sin, const Tensor& cache_k,
       const Tensor& cache_v, const Tensor& slots, const Tensor& positions) const {
     const int64_t B = qkv.size(0), hs = cache_k.size(3), group = nh_ / n_kv_;
-    Tensor y = torch::empty({B, nh_ * hs}, qkv.options());
+    Tensor y = at::empty({B, nh_ * hs}, qkv.options());
     const auto slot = slots.accessor<int64_t, 1>(), position = positions.accessor<int64_t, 1>();
     const float scale = 1 / std::sqrt(static_cast<float>(hs));
     float *data = qkv.data_ptr<float>(), *to = y.data_ptr<float>();
