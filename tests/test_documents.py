@@ -190,7 +190,7 @@ def _without_constants(node):
 @cache
 def all_settings():
     """The names of all settings of all scripts."""
-    names = set(configure(shared="all", argv=[], quiet=True).as_dict())
+    names = set(train_config.__annotations__)
     for script in [*SCRIPTS, *(p.relative_to(ROOT).as_posix() for p in ROOT.glob("bench/*.py"))]:
         for node in ast.walk(ast.parse((ROOT / script).read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef) and node.name == "Settings":

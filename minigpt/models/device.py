@@ -98,10 +98,11 @@ def pick_dtype(name, device):
     """The dtype for `name`: "auto" is bfloat16 on GPUs that have it, float16 on older ones, else
     float32.
 
-    UserError for "int8", which is for generation only (minigpt/inference/quantization.py).
+    UserError for "int8" and "int4", which are for generation only
+    (minigpt/inference/quantization.py).
     """
-    if name == "int8":
-        raise UserError("dtype=int8: only for generation (sample.py, server.py); use dtype=auto")
+    if name in ("int8", "int4"):
+        raise UserError(f"dtype={name}: only for generation (sample.py, server.py); use dtype=auto")
     if name != "auto":
         if name != "float32" and device == "cpu":
             raise UserError(f"dtype={name}: on a CPU only float32 is fast; use dtype=auto")
