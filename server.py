@@ -36,6 +36,9 @@ class Settings:
 
     threads: int = 0  # of the processor, for the models; 0: automatic, leaving some for HTTP
 
+    draft_tokens: int = 0  # guess so many tokens by prompt lookup and read them in one pass, over
+    #                        all answers at once: faster where few people ask; 0: none
+
     # -- defaults of a request --
     temperature: float = 0.1  # as sample.py: small models wander at 1, OpenAI's default
     top_k: int = 20  # 0: all tokens
@@ -67,6 +70,7 @@ def read_settings():
         **dict(slots=1, max_body_kb=1, max_n=1),
         **dict(max_prompt_tokens=1, max_tokens=1, default_max_tokens=1),
         **dict(threads=0, max_waiting=0, queue_seconds=0, total_seconds=0, drain_seconds=0),
+        **dict(draft_tokens=0),
     )
     if not 0 <= settings.port < 65536:
         problems.append(f"port={settings.port}: expected 0 to 65535")
@@ -175,7 +179,12 @@ def load(settings, folders):
     models, engines = {}, {}
     for name, folder in zip(model_names(folders), folders, strict=True):
         trained = load_for_generation(folder, settings.device, settings.dtype, settings.kernels)
-        engines[name] = Engine(trained.model, trained.tokenizer.n_vocab, n_slots=settings.slots)
+        engines[name] = Engine(
+            trained.model,
+            trained.tokenizer.n_vocab,
+            n_slots=settings.slots,
+            draft_tokens=settings.draft_tokens,
+        )
         models[name] = Served(
             name,
             trained.tokenizer,
