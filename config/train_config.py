@@ -132,6 +132,9 @@ dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # aut
 #       that have it, float16 (with a loss scaler) on older ones, on a Mac's GPU the fastest that
 #       gives float32's loss, float32 elsewhere; int8: for generation on a CPU, not for training;
 #       where it is slower float32 is used
+parallel: Literal["ddp", "fsdp"] = "ddp"  # several processes (torchrun): ddp: each has the whole
+#       model; fsdp: each has its part of weights, gradients and optimizer state, for a model that
+#       does not fit; it communicates more
 compile: bool = False  # torch.compile: takes minutes to start, pays off on a GPU
 deterministic: bool = False  # CUDA: slower kernels with bit-identical results
 tensorboard: bool = False  # also write TensorBoard events to out_dir
