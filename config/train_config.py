@@ -135,6 +135,9 @@ dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = "auto
 #       on GPUs that have it, float16 (with a loss scaler) on older ones, on a Mac's GPU the fastest
 #       that gives float32's loss, float32 elsewhere; int8, int4 (4 bits, by C++ kernels): for
 #       generation on a CPU, not for training; where they are slower float32 is used
+parallel: Literal["ddp", "fsdp"] = "ddp"  # several processes (torchrun): ddp: each has the whole
+#       model; fsdp: each has its part of weights, gradients and optimizer state, for a model that
+#       does not fit; it communicates more
 compile: bool = False  # torch.compile: takes minutes to start, pays off on a GPU
 activation_checkpointing: bool = False  # store the input of each block, and compute the rest again
 #       in the backward pass: a fraction of the memory, a third more time; tools/plan.py says when

@@ -7,6 +7,7 @@ import torch
 from minigpt.models.device import pick_dtype
 from minigpt.models.lora import adapters
 from minigpt.training.run_length import WARMUP_SHARE
+from minigpt.training.sharding import local, on_whole_matrices
 from model import FusedLinear
 
 # Odd polynomials a·s + b·s³ + c·s⁵ of the singular values, one for each step, as in Polar Express
@@ -68,7 +69,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
-        stacks = {}  # (shape, lr) → [(rows of a weight, their update)], transposed to m ≤ n
+        weights, updates, sizes, rates = [], [], [], []
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:
@@ -76,19 +77,35 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[weight]
                 if not state:
                     state["momentum"] = torch.zeros_like(weight)
-                average = state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-                update = weight.grad.lerp(average, group["momentum"])  # Nesterov momentum
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                sizes = group["split"] or (len(weight),)
-                for rows, part in zip(weight.split(sizes), update.split(sizes), strict=True):
-                    if len(part) > part.size(1):
-                        rows, part = rows.T, part.T
-                    stacks.setdefault((part.shape, group["lr"]), []).append((rows, part))
-        for (shape, lr), pairs in stacks.items():
-            rms = 0.2 * math.sqrt(max(shape))  # makes the step's RMS AdamW's usual one (Liu 2025)
-            parts = torch.stack([part for _, part in pairs]).to(self.dtype)
-            for (rows, _), direction in zip(pairs, orthogonalize(parts), strict=True):
-                rows.add_(direction.to(rows.dtype), alpha=-lr * rms)
+                # With FSDP a process has some rows of each matrix.
+                grad, rows = local(weight.grad), local(weight)
+                average = local(state["momentum"]).lerp_(grad, 1 - group["momentum"])
+                rows.mul_(1 - group["lr"] * group["weight_decay"])
+                weights.append(weight)
+                updates.append(grad.lerp(average, group["momentum"]))  # Nesterov momentum
+                sizes.append(group["split"] or (len(weight),))
+                rates.append(group["lr"])
+
+        def compute(indices, matrices):
+            orthogonal_steps(matrices, [sizes[i] for i in indices], self.dtype)
+
+        on_whole_matrices(weights, updates, compute)
+        for weight, update, rate in zip(weights, updates, rates, strict=True):
+            local(weight).add_(update, alpha=-rate)
+
+
+def orthogonal_steps(matrices, sizes, dtype):
+    """Orthogonalize matrices in place, each of their parts (`sizes`: rows) by itself, and scale
+    them so that a step is as large as AdamW's."""
+    stacks = {}  # shape → parts, transposed to m ≤ n
+    for matrix, split in zip(matrices, sizes, strict=True):
+        for part in matrix.split(split):
+            part = part.T if len(part) > part.size(1) else part
+            stacks.setdefault(part.shape, []).append(part)
+    for shape, parts in stacks.items():
+        rms = 0.2 * math.sqrt(max(shape))  # makes the step's RMS AdamW's usual one (Liu 2025)
+        for part, direction in zip(parts, orthogonalize(torch.stack(parts).to(dtype)), strict=True):
+            part.copy_(direction).mul_(rms)
 
 
 def make_optimizers(model, settings, device):

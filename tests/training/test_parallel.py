@@ -1,0 +1,158 @@
+"""DDP and FSDP: any number of processes makes what one makes; what is cut, and what is refused."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+import torch.distributed.checkpoint.state_dict  # before the forks, which then need not import it
+import torch.distributed.fsdp
+from forks import forked, needs_fork
+from test_train import (  # noqa: F401
+    assert_equal_losses,
+    at_step,
+    dataset,
+    log_of,
+    tiny,
+    train,
+    uneven,
+    weights_of,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+from minigpt.common.errors import UserError
+from minigpt.models import checkpoint
+from minigpt.training.distributed import Distributed
+from minigpt.training.optim import Muon
+from minigpt.training.sharding import local, whole
+from minigpt.training.trainer import Trainer
+
+pytestmark = needs_fork
+BATCHES = 4  # in a step, of all processes
+
+
+@pytest.fixture
+def run(train, uneven, tmp_path):  # noqa: F811
+    """run(name, world, *flags): the folder of a run on so many processes."""
+
+    def start(name, world, *flags):
+        folder = tmp_path / name
+        share = f"--gradient_accumulation_steps={BATCHES // world}"
+        words = [*uneven, share, *flags, f"--out_dir={folder}"]
+        if world == 1:
+            train(*words)
+        else:
+            results = forked(lambda: train(*words), tmp_path, world_size=world)
+            assert [code for code, _ in results] == [0] * world, results
+        return folder
+
+    return start
+
+
+def assert_same_run(one, two):
+    assert_equal_losses(log_of(one), log_of(two))
+    weights = weights_of(two)
+    for name, weight in weights_of(one).items():
+        torch.testing.assert_close(weight, weights[name], atol=1e-4, rtol=1e-3)
+
+
+RUNS = {"muon": [("ddp", 4), ("fsdp", 4)], "adamw": [("fsdp", 2)]}
+
+
+@pytest.mark.parametrize("optimizer", RUNS)
+def test_any_number_of_processes_is_one(run, optimizer):
+    """Targets are unequal, and of the two val batches two of four processes have none."""
+    flags = [f"--optimizer={optimizer}", "--max_iters=4", "--eval_interval=2"]
+    one = run("one", 1, *flags)
+    for parallel, world in RUNS[optimizer]:
+        two = run(f"{parallel}-{world}", world, *flags, f"--parallel={parallel}")
+        assert_same_run(one, two)
+        state, of_one = (checkpoint.load_state(folder) for folder in (two, one))
+        for ours, theirs in zip(state["optimizers"], of_one["optimizers"], strict=True):
+            assert ours["state"].keys() == theirs["state"].keys()
+            for i, moments in theirs["state"].items():
+                for name, value in moments.items():
+                    torch.testing.assert_close(ours["state"][i][name], value, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("before, after", [(2, 1), (1, 2)])
+def test_another_number_of_processes_resumes(run, train, monkeypatch, tmp_path, before, after):  # noqa: F811
+    """A run with FSDP is continued by one process, and the other way round."""
+    one = run("one", 1)
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        folder = run("two", before, "--parallel=fsdp")
+    assert checkpoint.load_state(folder)["step"] == 5
+    words = [f"--out_dir={folder}", "--init_from=resume"]
+    if after == 1:
+        train(*words)
+    else:
+        results = forked(lambda: train(*words), tmp_path, world_size=after)
+        assert [code for code, _ in results] == [0] * after, results
+    assert_same_run(one, folder)
+
+
+def test_a_process_keeps_its_share(run, monkeypatch, tmp_path):
+    """Of two processes each has half of the weights, gradients and moments."""
+    update = Trainer._update
+
+    def counting(trainer):
+        weights = list(trainer.model.parameters())
+        found = [sum(local(w).numel() for w in weights)]
+        found.append(sum(local(w.grad).numel() for w in weights))
+        update(trainer)
+        moments = [m for o in trainer.optimizers for s in o.state.values() for m in s.values()]
+        found.append(sum(local(m).numel() for m in moments if m.dim()))
+        found += [sum(w.numel() for w in weights), sum(m.numel() for m in moments if m.dim())]
+        (tmp_path / f"share-{trainer.distributed.rank}").write_text(json.dumps(found))
+
+    monkeypatch.setattr(Trainer, "_update", counting)
+    run("two", 2, "--parallel=fsdp", "--max_iters=1", "--eval_interval=1")
+    counts = [json.loads((tmp_path / f"share-{rank}").read_text()) for rank in range(2)]
+    all_weights, all_moments = counts[0][3:]
+    for weights, gradients, moments, *_ in counts:
+        assert weights == gradients == pytest.approx(all_weights / 2, rel=0.01)
+        assert moments == pytest.approx(all_moments / 2, rel=0.01)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_muon_on_rows_is_muon_on_matrices(tmp_path, world):
+    """Three processes have 3, 3 and 1 rows of a matrix of 7, and 1, 1 and 0 of one of 2."""
+    shapes = [(7, 5), (2, 6), (8, 3), (9, 9)]
+    sizes = [None, None, (4, 2, 2), (3, 6)]
+
+    def random(shape, seed):
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+    def steps(cut):
+        weights = [
+            cut(torch.randn(s, generator=torch.manual_seed(i))) for i, s in enumerate(shapes)
+        ]
+        weights = [torch.nn.Parameter(weight) for weight in weights]
+        optimizer = Muon(list(zip(weights, sizes, strict=True)), lr=0.1)
+        for step in range(3):
+            for i, weight in enumerate(weights):
+                weight.grad = cut(random(shapes[i], 10 * step + i))
+            optimizer.step()
+        return [whole(weight.detach()) for weight in weights]
+
+    expected = steps(lambda tensor: tensor)
+
+    def work():
+        all_of_them = Distributed()
+        all_of_them.start("cpu")
+        mesh = init_device_mesh("cpu", (world,))
+        found = steps(lambda tensor: distribute_tensor(tensor, mesh, [Shard(0)]))
+        for one, two in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+
+    results = forked(work, tmp_path, world_size=world)
+    assert [code for code, _ in results] == [0] * world, results
+
+
+def test_grpo_is_refused_by_name(train, tmp_path):  # noqa: F811
+    words = ["--stage=grpo", "--init_from=out/sft", "--reward=exact", "--parallel=fsdp"]
+    with pytest.raises(UserError, match="parallel=fsdp: expected ddp with stage=grpo"):
+        train(*words, f"--out_dir={tmp_path / 'run'}")
