@@ -109,6 +109,7 @@ class _LongText:
         self._encode, self._seam, self._text, self._ids = encode, seam, text, ids
         self._stops, self._goes_on = stops, goes_on
         self._last_head = -1, None
+        self._counts = {}  # of _count(): the end of a span is the start of the next
         self._most = block_size + _SLACK
 
     def rest(self, start, room):
@@ -144,7 +145,10 @@ class _LongText:
 
     def _count(self, index):
         """How many tokens of the whole text end at `index` or before."""
-        return int(self._stops.searchsorted(index, side="right"))
+        count = self._counts.get(index)
+        if count is None:
+            count = self._counts[index] = int(self._stops.searchsorted(index, side="right"))
+        return count
 
     def _reach(self, start, tokens):
         """The index that so many tokens of the whole text reach from `start`."""
