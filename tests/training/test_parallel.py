@@ -1,13 +1,12 @@
 """DDP and FSDP: any number of processes makes what one makes; what is cut, and what is refused."""
 
+import copy
 import json
 import os
 import signal
 
 import pytest
 import torch
-import torch.distributed.checkpoint.state_dict  # before the forks, which then need not import it
-import torch.distributed.fsdp
 from forks import forked, needs_fork
 from test_train import (  # noqa: F401
     assert_equal_losses,
@@ -17,17 +16,18 @@ from test_train import (  # noqa: F401
     tiny,
     train,
     uneven,
-    weights_of,
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from minigpt.common.errors import UserError
 from minigpt.models import checkpoint
+from minigpt.models.device import autocast
 from minigpt.training.distributed import Distributed
 from minigpt.training.optim import Muon
 from minigpt.training.sharding import local, whole
 from minigpt.training.trainer import Trainer
+from model import GPT, GPTConfig
 
 pytestmark = needs_fork
 BATCHES = 4  # in a step, of all processes
@@ -53,8 +53,8 @@ def run(train, uneven, tmp_path):  # noqa: F811
 
 def assert_same_run(one, two):
     assert_equal_losses(log_of(one), log_of(two))
-    weights = weights_of(two)
-    for name, weight in weights_of(one).items():
+    weights = dict(checkpoint.load(two).model.named_parameters())
+    for name, weight in checkpoint.load(one).model.named_parameters():
         torch.testing.assert_close(weight, weights[name], atol=1e-4, rtol=1e-3)
 
 
@@ -75,6 +75,23 @@ def test_any_number_of_processes_is_one(run, optimizer):
             for i, moments in theirs["state"].items():
                 for name, value in moments.items():
                     torch.testing.assert_close(ours["state"][i][name], value, atol=1e-5, rtol=1e-3)
+
+
+FEW = ["--max_iters=2", "--eval_interval=2", "--eval_iters=1", "--sample_prompt="]
+KINDS = {
+    "lora": ["--init_from=BASE", "--lora_rank=2", "--freeze_layers=1"],
+    "frozen": ["--init_from=BASE", "--freeze_layers=1", "--freeze_embeddings=true"],
+    "distilled": ["--stage=distill", "--teacher=BASE", "--tie_embeddings=false"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_frozen_weights_and_a_teacher(run, kind):
+    base = run("base", 1, *FEW, "--max_iters=0")
+    flags = [*FEW, *(word.replace("BASE", str(base)) for word in KINDS[kind])]
+    one = run("one", 1, *flags)
+    for parallel in ("ddp", "fsdp"):
+        assert_same_run(one, run(parallel, 2, *flags, f"--parallel={parallel}"))
 
 
 @pytest.mark.parametrize("before, after", [(2, 1), (1, 2)])
@@ -117,6 +134,38 @@ def test_a_process_keeps_its_share(run, monkeypatch, tmp_path):
         assert moments == pytest.approx(all_moments / 2, rel=0.01)
 
 
+def test_blocks_compute_in_bfloat16_on_float32_weights(tmp_path):
+    """As autocast does on one device; weights, gradients and embeddings stay float32."""
+    config = GPTConfig(padded_vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32)
+    torch.manual_seed(0)
+    model, x = GPT(config), torch.arange(16).unsqueeze(0)
+
+    def gradients(model):
+        with autocast("cpu", torch.bfloat16):
+            h = model(x)
+            assert h.dtype == torch.float32
+        (h * torch.arange(32.0)).sum().backward()
+        return {name: whole(weight.grad) for name, weight in model.named_parameters()}
+
+    expected = gradients(copy.deepcopy(model))
+
+    def work():
+        both = Distributed()
+        both.start("cpu")
+        both.shard(model, torch.bfloat16)
+        seen = []
+        proj = model.blocks[0].mlp.proj
+        proj.register_forward_pre_hook(lambda module, _: seen.append(module.weight.dtype))
+        for name, gradient in gradients(model).items():
+            assert gradient.dtype == torch.float32
+            difference = (gradient - expected[name]).norm() / expected[name].norm()
+            assert difference < 0.02, name
+        assert seen == [torch.bfloat16] and proj.weight.dtype == torch.float32
+
+    results = forked(work, tmp_path, world_size=2)
+    assert [code for code, _ in results] == [0, 0], results
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_muon_on_rows_is_muon_on_matrices(tmp_path, world):
     """Three processes have 3, 3 and 1 rows of a matrix of 7, and 1, 1 and 0 of one of 2."""
@@ -150,6 +199,20 @@ def test_muon_on_rows_is_muon_on_matrices(tmp_path, world):
 
     results = forked(work, tmp_path, world_size=world)
     assert [code for code, _ in results] == [0] * world, results
+
+
+def test_different_checkpoints_are_refused(train, uneven, monkeypatch, tmp_path):  # noqa: F811
+    """As of two machines without a shared disk."""
+    begin = Trainer.begin
+
+    def elsewhere(trainer):
+        trainer.state.step = 4 * trainer.distributed.rank
+        begin(trainer)
+
+    monkeypatch.setattr(Trainer, "begin", elsewhere)
+    words = [*uneven, f"--out_dir={tmp_path / 'run'}"]
+    for code, output in forked(lambda: train(*words), tmp_path, world_size=2):
+        assert code == 2 and "have read different checkpoints, of steps 0, 4: with" in output
 
 
 def test_grpo_is_refused_by_name(train, tmp_path):  # noqa: F811
