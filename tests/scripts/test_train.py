@@ -344,7 +344,7 @@ def test_twenty_kills_change_nothing(tmp_path, train, monkeypatch, uneven, paral
             results = forked(lambda: train(*words), tmp_path, world_size=2)
         assert {code for code, _ in results} == {2, -signal.SIGKILL}, (life, results)
 
-    assert checkpoint.load_state(folder)["step"] > 5  # no life began from the start
+    assert checkpoint.load_state(folder)["step"] > 3  # no life began from the start
     assert [code for code, _ in forked(lambda: train(*words), tmp_path, world_size=2)] == [0, 0]
     assert_equal_losses(log_of(tmp_path / "one"), log_of(folder))
 

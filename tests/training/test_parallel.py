@@ -1,9 +1,12 @@
 """DDP and FSDP: any number of processes makes what one makes; what is cut, and what is refused."""
 
 import copy
+import functools
+import importlib
 import json
 import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -33,19 +36,32 @@ pytestmark = needs_fork
 BATCHES = 4  # in a step, of all processes
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, uneven):  # noqa: F811
+    """alone(*flags): the folder of a run of one process, made once."""
+
+    @functools.cache
+    def start(*flags):
+        folder = tmp_path_factory.mktemp("alone") / "run"
+        words = [*uneven, f"--gradient_accumulation_steps={BATCHES}", *flags]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["train.py", *words, f"--out_dir={folder}"])
+            importlib.import_module("train").main()
+        return folder
+
+    return start
+
+
 @pytest.fixture
 def run(train, uneven, tmp_path):  # noqa: F811
-    """run(name, world, *flags): the folder of a run on so many processes."""
+    """run(world, *flags): the folder of a run on so many processes."""
 
-    def start(name, world, *flags):
-        folder = tmp_path / name
+    def start(world, *flags):
+        folder = tmp_path / f"run-{len(list(tmp_path.glob('run-*')))}"
         share = f"--gradient_accumulation_steps={BATCHES // world}"
         words = [*uneven, share, *flags, f"--out_dir={folder}"]
-        if world == 1:
-            train(*words)
-        else:
-            results = forked(lambda: train(*words), tmp_path, world_size=world)
-            assert [code for code, _ in results] == [0] * world, results
+        results = forked(lambda: train(*words), tmp_path, world_size=world)
+        assert [code for code, _ in results] == [0] * world, results
         return folder
 
     return start
@@ -58,16 +74,17 @@ def assert_same_run(one, two):
         torch.testing.assert_close(weight, weights[name], atol=1e-4, rtol=1e-3)
 
 
+STEPS = ["--max_iters=4", "--eval_interval=2"]
 RUNS = {"muon": [("ddp", 4), ("fsdp", 4)], "adamw": [("fsdp", 2)]}
 
 
 @pytest.mark.parametrize("optimizer", RUNS)
-def test_any_number_of_processes_is_one(run, optimizer):
+def test_any_number_of_processes_is_one(alone, run, optimizer):
     """Targets are unequal, and of the two val batches two of four processes have none."""
-    flags = [f"--optimizer={optimizer}", "--max_iters=4", "--eval_interval=2"]
-    one = run("one", 1, *flags)
+    flags = [*STEPS, f"--optimizer={optimizer}"]
+    one = alone(*flags)
     for parallel, world in RUNS[optimizer]:
-        two = run(f"{parallel}-{world}", world, *flags, f"--parallel={parallel}")
+        two = run(world, *flags, f"--parallel={parallel}")
         assert_same_run(one, two)
         state, of_one = (checkpoint.load_state(folder) for folder in (two, one))
         for ours, theirs in zip(state["optimizers"], of_one["optimizers"], strict=True):
@@ -85,30 +102,33 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_adapters_frozen_weights_and_a_teacher(run, kind):
-    base = run("base", 1, *FEW, "--max_iters=0")
+@pytest.mark.parametrize("kind, parallel", [("lora", "ddp"), *((kind, "fsdp") for kind in KINDS)])
+def test_adapters_frozen_weights_and_a_teacher(alone, run, kind, parallel):
+    base = alone(*FEW, "--max_iters=0")
     flags = [*FEW, *(word.replace("BASE", str(base)) for word in KINDS[kind])]
-    one = run("one", 1, *flags)
-    for parallel in ("ddp", "fsdp"):
-        assert_same_run(one, run(parallel, 2, *flags, f"--parallel={parallel}"))
+    assert_same_run(alone(*flags), run(2, *flags, f"--parallel={parallel}"))
 
 
 @pytest.mark.parametrize("before, after", [(2, 1), (1, 2)])
-def test_another_number_of_processes_resumes(run, train, monkeypatch, tmp_path, before, after):  # noqa: F811
+def test_another_number_of_processes_resumes(
+    alone,
+    run,
+    train,  # noqa: F811
+    monkeypatch,
+    tmp_path,
+    before,
+    after,
+):
     """A run with FSDP is continued by one process, and the other way round."""
-    one = run("one", 1)
+    flags = [*STEPS, "--optimizer=muon"]
     with monkeypatch.context() as patch:
-        at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        folder = run("two", before, "--parallel=fsdp")
-    assert checkpoint.load_state(folder)["step"] == 5
+        at_step(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        folder = run(before, *flags, "--parallel=fsdp")
+    assert checkpoint.load_state(folder)["step"] == 3
     words = [f"--out_dir={folder}", "--init_from=resume"]
-    if after == 1:
-        train(*words)
-    else:
-        results = forked(lambda: train(*words), tmp_path, world_size=after)
-        assert [code for code, _ in results] == [0] * after, results
-    assert_same_run(one, folder)
+    results = forked(lambda: train(*words), tmp_path, world_size=after)
+    assert [code for code, _ in results] == [0] * after, results
+    assert_same_run(alone(*flags), folder)
 
 
 def test_a_process_keeps_its_share(run, monkeypatch, tmp_path):
@@ -126,7 +146,7 @@ def test_a_process_keeps_its_share(run, monkeypatch, tmp_path):
         (tmp_path / f"share-{trainer.distributed.rank}").write_text(json.dumps(found))
 
     monkeypatch.setattr(Trainer, "_update", counting)
-    run("two", 2, "--parallel=fsdp", "--max_iters=1", "--eval_interval=1")
+    run(2, *FEW, "--parallel=fsdp")
     counts = [json.loads((tmp_path / f"share-{rank}").read_text()) for rank in range(2)]
     all_weights, all_moments = counts[0][3:]
     for weights, gradients, moments, *_ in counts:
