@@ -116,7 +116,7 @@ class Distributed:
         if self.world_size == 1 or self.is_sharded:  # a sharded model does it by itself
             return module
         # The buffers are constants. Gradients are views of the buckets: no second copy.
-        options = dict(broadcast_buffers=False, gradient_as_bucket_view=True)
+        options = dict(forward_sync_buffers=False, gradient_as_bucket_view=True)
         return DistributedDataParallel(module, **options)
 
 

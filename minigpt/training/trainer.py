@@ -114,7 +114,15 @@ class Trainer:
     # -- steps -------------------------------------------------------------------------------------
 
     def begin(self):
-        """Call once before the first step, after load()."""
+        """Call once before the first step, after load(). UserError where the processes do not
+        start from the same step."""
+        steps = sorted(set(self.distributed.gather(self.state.step)))
+        if len(steps) > 1:
+            raise UserError(
+                f"{self.settings.out_dir}: the processes have read different checkpoints, of steps "
+                f"{', '.join(map(str, steps))}: with several machines put the folder on a shared "
+                f"disk, or copy it to each before you resume"
+            )
         self.model.train()
         self._is_compiling = self.settings.compile  # in the first step
         self._clock = time.perf_counter()
