@@ -37,6 +37,7 @@ def with_ray(monkeypatch):
     pytest.importorskip("ray", reason="Ray is not installed: pip install ray==2.60.0")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(cluster, "RETRIES", 1)
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray starts them with 15
     # The processes of the cluster find Square in this file.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
 
