@@ -9,6 +9,7 @@ that the settings name. A task that is lost with its machine is done again elsew
 
 import os
 import pickle
+import socket
 from collections import deque
 
 from minigpt.common.errors import ROOT, UserError
@@ -61,14 +62,23 @@ def connect(cores=0):
         cores = cores or core_count()
         options |= dict(num_cpus=cores, object_store_memory=STORE, include_dashboard=False)
     try:
+        if address:
+            _knock(address)
         ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         where = f"RAY_ADDRESS={address}" if address else "--engine=ray"
         raise UserError(
             f"{where}: Ray cannot be reached ({_first_line(error)}); start it with: ray start "
             "--head, or leave RAY_ADDRESS out"
         ) from None
     return ray
+
+
+def _knock(address):
+    """OSError if nothing listens at HOST:PORT. Ray itself tries it for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), 5).close()
 
 
 def _cores(ray):
