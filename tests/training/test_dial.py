@@ -1,4 +1,4 @@
-"""The recipe for a number of minutes (minigpt/training/dial.py)."""
+"""The recipe for a number of minutes (minigpt/training/planning/dial.py)."""
 
 import math
 import re
@@ -9,8 +9,8 @@ import pytest
 from config.configurator import configure
 from minigpt.common.errors import UserError
 from minigpt.data.block_format import TARGET
-from minigpt.training import dial
 from minigpt.training.distributed import Distributed
+from minigpt.training.planning import dial
 from minigpt.training.run_length import MOST_PASSES
 from minigpt.training.settings import check_ranges
 
