@@ -14,7 +14,6 @@ import contextlib
 import sys
 import time
 from pathlib import Path
-from typing import Literal
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, preflight, run
@@ -33,9 +32,6 @@ class Settings:
     repetition_penalty: float = 1.0  # above 1: tokens of the prompt and the text are less likely
     num_beams: int = 1  # above 1: beam search, without sampling; printed when the text is complete
     length_penalty: float = 1.0  # of beam search: above 0 favours long texts, below 0 short ones
-    kernels: Literal["auto", "true", "false", "fbgemm", "int_mm"] = "auto"  # the products on a CPU:
-    #            auto: the fastest; true: by C++ kernels, built once (needs g++, ninja); false: by
-    #            PyTorch; fbgemm, int_mm: int8 by this part of PyTorch
     draft_tokens: int = 0  # guess so many tokens by prompt lookup and read them in one pass: faster
     #                        where an answer quotes its question or repeats itself; 0: none
     seed: int | None = None  # the same seed gives the same text; none: a new one every time
@@ -43,7 +39,7 @@ class Settings:
 
 def read_settings():
     """The settings, checked."""
-    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__, quiet=True)
+    settings = configure(Settings, shared="out_dir device dtype kernels", doc=__doc__, quiet=True)
     if settings.num_beams > 1:
         disable_sampling(settings)
     problems = settings.below(num_samples=1, draft_tokens=0)

@@ -35,9 +35,6 @@ class Settings:
     cors_origins: list[str] = []  # web pages that may call this server: their origins, or *
 
     threads: int = 0  # of the processor, for the models; 0: automatic, leaving some for HTTP
-    kernels: Literal["auto", "true", "false", "fbgemm", "int_mm"] = "auto"  # the products on a CPU:
-    #            auto: the fastest; true: by C++ kernels, built once (needs g++, ninja); false: by
-    #            PyTorch; fbgemm, int_mm: int8 by this part of PyTorch
 
     draft_tokens: int = 0  # guess so many tokens by prompt lookup and read them in one pass, over
     #                        all answers at once: faster where few people ask; 0: none
@@ -68,7 +65,7 @@ class Settings:
 
 def read_settings():
     """The settings, checked."""
-    settings = configure(Settings, shared="device dtype", doc=__doc__, quiet=True)
+    settings = configure(Settings, shared="device dtype kernels", doc=__doc__, quiet=True)
     problems = settings.below(
         **dict(slots=1, max_body_kb=1, max_n=1),
         **dict(max_prompt_tokens=1, max_tokens=1, default_max_tokens=1),

@@ -115,8 +115,17 @@ def form(prompt, answer, record):
 
 
 def rhyme(prompt, answer, record):
-    """The share of the even lines that end in the same rhyme."""
+    """The share of the even lines that end in the same rhyme. 0 where a form was asked and is not
+    kept: else surplus lines would pay."""
+    asked = record.get("lines") or record.get("characters")
+    if asked and poems.form(answer, record) < 1:
+        return 0.0
     return poems.rhyme((record.get("given") or "") + answer)
+
+
+def variety(prompt, answer, record):
+    """1 − the share of the characters that occurred before in the poem."""
+    return 1 - poems.repeated((record.get("given") or "") + answer)
 
 
 def heads(prompt, answer, record):
@@ -133,5 +142,6 @@ REWARDS = {
     "repetition": repetition,
     "form": form,
     "rhyme": rhyme,
+    "variety": variety,
     "heads": heads,
 }

@@ -89,6 +89,23 @@ def test_repetition():
     assert worth("repetition", "花" * 103) == pytest.approx(0.01)
 
 
+POEM = "春风吹晓水，玉树满山烟。\n江上花如雪，楼前月在天。"
+
+
+def test_rhyme_counts_only_in_the_form_that_was_asked():
+    asked = dict(lines=4, characters=5)
+    assert worth("rhyme", POEM, **asked) == worth("rhyme", POEM) == 1
+    assert worth("rhyme", POEM + "\n春风吹晓水，玉树满山边。", **asked) == 0
+    assert worth("rhyme", POEM[7:], given=POEM[:7], **asked) == 1
+    assert worth("rhyme", POEM.replace("天", "烟"), **asked) == 0  # a repeated character
+
+
+def test_variety():
+    assert worth("variety", POEM) == 1
+    assert worth("variety", "空空清空，空清空空。") == pytest.approx(2 / 5)  # 空清空清空
+    assert worth("variety", POEM[7:], given=POEM[:7]) == 1
+
+
 @pytest.mark.parametrize("name", ["exact", "number", "rouge", "pattern", "length"])
 def test_a_missing_field_is_named_with_the_remedy(name):
     with pytest.raises(UserError) as caught:
