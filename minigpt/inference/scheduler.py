@@ -78,8 +78,15 @@ class Stream:
 
     def __iter__(self):
         """Yield each Token when it is generated, and None after each POLL seconds without one."""
-        for tokens, ended in self.batches():
-            yield from tokens if tokens or ended else [None]
+        while True:
+            try:
+                token = self._tokens.get(timeout=POLL)
+            except queue.Empty:
+                yield None
+                continue
+            if token is _END:
+                return
+            yield token
 
     def cancel(self):
         """End the request; its slot is free before the next step. No effect after its end."""
