@@ -40,6 +40,7 @@ from minigpt.rewards.expression import load_reward
 from minigpt.rewards.judge import make_judge
 from minigpt.tokenizer.chat_template import from_json
 from minigpt.tokenizer.tokenizer import load_tokenizer
+from minigpt.training.dial import choose_recipe
 from minigpt.training.distributed import Distributed, lost_process
 from minigpt.training.log import Log
 from minigpt.training.objectives.distill import make_distill
@@ -90,6 +91,9 @@ def train(settings, distributed):
 
     # -- data ----------------------------------------------------------------------------------
     tokenizer = parent.tokenizer if parent else load_tokenizer(settings.tokenizer)
+    recipe = None
+    if settings.budget_minutes and not resumed:
+        recipe = choose_recipe(settings, tokenizer, distributed, dtype)
     data = load_data(settings, tokenizer, distributed)
 
     # -- model and objective -------------------------------------------------------------------
@@ -122,6 +126,8 @@ def train(settings, distributed):
         if not resumed:
             checkpoint.discard(out_dir)  # deletes the old run (--overwrite)
         log = make_log(out_dir, trainer, resumed)
+        if recipe:
+            (out_dir / "recipe.py").write_text(recipe, encoding="utf-8")
         print_summary(model, settings, data, parent, resumed)
         print(*data.notes, sep="\n", end="\n" * bool(data.notes), flush=True)
         steps = settings.max_iters - trainer.state.step

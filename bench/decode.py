@@ -5,10 +5,10 @@
     pip install llama-cpp-python gguf            # to compare with llama.cpp, too
 
 All continue the same 32 ids greedily by --tokens tokens. Ours generates for 1, 4, 8 and 16 readers
-at the same time, in float32 and int8, by each backend of this machine (inference/backends.py);
-transformers' generate() and llama.cpp for one. The loop without a cache computes the whole text
-again for each token (timed at every 16th). Rounds alternate; medians are shown. The bound is memory
-bandwidth: a token of one reader reads every weight once, so tokens per second cannot exceed
+at the same time, in float32 and int8, by each backend of this machine (inference/backends.py),
+and so does llama.cpp; transformers' generate() for one. The loop without a cache computes the whole
+text again for each token (timed at every 16th). Rounds alternate; medians are shown. The bound is
+memory bandwidth: a token of one reader reads every weight once, so tokens per second cannot exceed
 bandwidth ÷ bytes of weights. The bandwidth is the best that reading a large array reached in this
 run.
 """
@@ -104,8 +104,10 @@ def make_cases(model, settings, folder):
         "transformers generate()": with_transformers(model, settings.tokens),
     }
     if importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("gguf"):
-        for kind in ("f32", "q8_0"):
-            cases[f"llama.cpp {kind}"] = with_llama(model, kind, folder, settings.tokens)
+        for kind in ("f32", "q8_0", "q4_0"):
+            path = write_gguf(model, kind, folder / f"{kind}.gguf")
+            for n in map(int, settings.streams.split(",")):
+                cases[f"llama.cpp {kind}, {n} at once"] = with_llama(path, n, settings.tokens)
     else:
         print("llama.cpp is left out: pip install llama-cpp-python gguf")
     march = "haswell" if settings.isa == "avx2" else "native"
@@ -179,24 +181,39 @@ def with_transformers(model, tokens):
     return lambda: (tokens - 1) / (timed(tokens) - timed(1))  # without prefill
 
 
-def with_llama(model, kind, folder, tokens):
-    """llama.cpp on the same weights, through its Python package."""
-    import llama_cpp
+def with_llama(path, n_streams, tokens):
+    """llama.cpp on the GGUF file `path`: tokens per second of all readers, after prefill. As in its
+    server, a step decodes one token of each reader in one batch. It samples nothing."""
+    import llama_cpp as api
 
-    path = write_gguf(model, kind, folder / f"{kind}.gguf")
+    def decode(context, batch, ids, positions):
+        for row, (token, position, reader) in enumerate(zip(ids, *positions, strict=True)):
+            batch.token[row], batch.pos[row], batch.logits[row] = token, position, 1
+            batch.n_seq_id[row], batch.seq_id[row][0] = 1, reader
+        batch.n_tokens = len(ids)
+        if api.llama_decode(context, batch) or api.llama_get_logits(context)[0] is None:
+            raise SystemExit("llama.cpp: llama_decode() failed")
 
     def case():
+        settings, batch = api.llama_context_default_params(), api.llama_batch_init(PROMPT, 0, 1)
+        settings.n_ctx, settings.n_seq_max = n_streams * 1024, n_streams
+        settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-            threads = torch.get_num_threads()
-            peer = llama_cpp.Llama(
-                str(path), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False
+            quiet = api.llama_log_callback(lambda *_: None)
+            api.llama_log_set(quiet, None)
+            model = api.llama_model_load_from_file(
+                str(path).encode(), api.llama_model_default_params()
             )
-        peer.eval(prompt())
+            context = api.llama_init_from_model(model, settings)
+        for reader in range(n_streams):
+            decode(context, batch, prompt(reader), (range(PROMPT), [reader] * PROMPT))
         start = time.perf_counter()
-        for number in range(tokens):
-            peer.eval([number])
-        rate = tokens / (time.perf_counter() - start)
-        peer.close()
+        for number in range(PROMPT, PROMPT + tokens):
+            decode(context, batch, [number] * n_streams, ([number] * n_streams, range(n_streams)))
+        rate = n_streams * tokens / (time.perf_counter() - start)
+        api.llama_batch_free(batch)
+        api.llama_free(context)
+        api.llama_model_free(model)
         return rate
 
     return case
@@ -225,11 +242,11 @@ def write_gguf(model, kind, path):
     tensors = {"position_embd.weight": model.wpe.weight}
     for name, part in parts.items():
         tensors |= {f"{name}.{kind_}": weight for kind_, weight in part.named_parameters()}
-    q8 = gguf.GGMLQuantizationType.Q8_0
+    packed = gguf.GGMLQuantizationType[kind.upper()]
     for name, weight in tensors.items():
         data = weight.detach().contiguous().numpy()
-        if kind == "q8_0" and data.ndim == 2 and name != "position_embd.weight":
-            writer.add_tensor(name, gguf.quants.quantize(data, q8), raw_dtype=q8)
+        if kind != "f32" and data.ndim == 2 and name != "position_embd.weight":
+            writer.add_tensor(name, gguf.quants.quantize(data, packed), raw_dtype=packed)
         else:
             writer.add_tensor(name, data)
     writer.write_header_to_file()
@@ -261,10 +278,12 @@ def show(rates, n_bytes, bandwidth):
     rows = []
     for name, rate in medians.items():
         alone = "at once" not in name or name.endswith(" 1 at once")
-        weights = n_bytes / 4 if "int8" in name else n_bytes * 34 / 128 if "q8" in name else n_bytes
+        sizes = dict(int8=n_bytes / 4, q8_0=n_bytes * 34 / 128, q4_0=n_bytes * 18 / 128)
+        weights = next((sizes[kind] for kind in sizes if kind in name), n_bytes)
         share = f"{rate * weights / bandwidth:.0%}" if alone and "loop" not in name else ""
         first = medians.get(f"{name.rsplit(',', 1)[0]}, 1 at once")
-        llama = medians.get("llama.cpp q8_0" if "int8" in name else "llama.cpp f32")
+        kind, readers = "q8_0" if "int8" in name else "f32", name.rsplit(",", 1)[-1]
+        llama = None if "llama" in name else medians.get(f"llama.cpp {kind},{readers}")
         rows.append(
             [name, f"{rate:.1f}", f"{rate / peer:.2f}", f"{rate / llama:.2f}" if llama else ""]
             + [f"{rate / slow:.1f}", f"{rate / first:.2f}" if first and not alone else "", share]

@@ -62,6 +62,9 @@ epochs: float | None = None  # passes over the dataset; if set, it replaces max_
 max_minutes: float | None = None  # end the run after so many minutes, evaluations and samples
 #                             included; the learning-rate schedule then follows steps or minutes,
 #                             whichever is further
+budget_minutes: float | None = None  # choose the model's shape, the batch, the rates and the length
+#                             for so many minutes on this machine and for this dataset, by a short
+#                             timing; the choice is printed as a recipe; flags overrule it
 optimizer: Literal["muon", "adamw"] = "muon"  # muon: hidden matrices by Muon, the rest by AdamW
 learning_rate: float = 1e-3  # peak; Muon's updates are scaled to AdamW's size, so both use this
 embedding_lr_ratio: float = 1.0  # learning rate of embeddings, relative to learning_rate

@@ -62,7 +62,7 @@ SHARED = {name for name in SOURCES if name.startswith("minigpt.")} - EMPTY
 # Modules that belong to scripts: those of findings/, the study of tools/sweep.py, and the training
 # steps that several benchmarks time.
 FINDINGS = {name for name in SOURCES if name.startswith("findings.")} - {"findings.run"}
-BESIDE = FINDINGS | {"tools.study", "bench.steps", "bench.processes"}
+BESIDE = FINDINGS | {"tools.study", "bench.steps", "bench.processes", "bench.peers"}
 SCRIPTS = set(SOURCES) - set(LOW) - RECIPES - SHARED - BESIDE - EMPTY
 
 
