@@ -54,6 +54,7 @@ class Stream:
     def __init__(self, scheduler, engine, ticket):
         self._scheduler, self._engine, self._ticket = scheduler, engine, ticket
         self._tokens = queue.SimpleQueue()
+        self._has_end = threading.Event()  # whether _END is among them
         self._delivered = 0
         self.submitted = time.monotonic()
         self.first_token = self.ended = None  # time.monotonic() of each
@@ -65,14 +66,14 @@ class Stream:
         """The engine's Ticket. Read it after the stream has ended."""
         return self._ticket
 
-    def batches(self, pause=lambda: None):
+    def batches(self, pause=lambda: 0):
         """Yield ([Token, …], ended): the tokens that were generated since the last batch, and
         whether they are the last ones; none after each POLL seconds without any, so that the
-        reader can check whether its own client is still connected. pause() is called between the
-        first token of a batch and the others, which may be generated meanwhile."""
+        reader can check whether its own client is still connected. After the first token of a
+        batch it waits pause() seconds for more, or until the text ends."""
         ended = False
         while not ended:
-            tokens = take(self._tokens, lambda first: first is _END or pause())
+            tokens = take(self._tokens, lambda: self._has_end.wait(pause()))
             ended = tokens[-1:] == [_END]
             yield tokens[:-1] if ended else tokens, ended
 
@@ -96,13 +97,13 @@ class Stream:
 _END = object()
 
 
-def take(items, meanwhile=lambda first: None):
+def take(items, wait):
     """All that is in a SimpleQueue, as a list: at least one item, or none if POLL seconds bring
-    none. meanwhile(first) is called when the first one is there."""
+    none. wait() is called when the first one is there."""
     found = []
     with contextlib.suppress(queue.Empty):
         found.append(items.get(timeout=POLL))
-        meanwhile(found[0])
+        wait()
         while True:
             found.append(items.get_nowait())
     return found
@@ -238,6 +239,7 @@ class RequestScheduler:
         stream.ended = time.monotonic()
         stream.finish_reason, stream.error = reason, error
         stream._tokens.put(_END)
+        stream._has_end.set()
         with self._lock:
             self._n_open -= 1
             self._lock.notify_all()

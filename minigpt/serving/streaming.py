@@ -133,7 +133,7 @@ class Generation:
         stops where the client has gone."""
         held = {}  # index → the Piece that more is ready to be added to
         try:
-            for events in _merged(self._streams, self._keep_pace):
+            for events in _merged(self._streams, self._pause):
                 if self._reader.gone():
                     return
                 if not events:
@@ -156,13 +156,15 @@ class Generation:
         """Whether all choices are complete."""
         return all(choice.finish_reason is not None for choice in self.choices)
 
-    def _keep_pace(self):
-        """Where many clients read at once, wait some time after the last piece: sending a token
-        takes longer than generating it, and several in one piece cost as much as one."""
+    def _pause(self):
+        """Seconds until the next piece. Where many clients read at once, some time after the last
+        one: sending a token takes longer than generating it, and several in one piece cost as much
+        as one."""
         readers = self._host.counts()[0]
-        if readers > FEW_READERS:
-            pause = min(PACE * readers, MAX_PACE)
-            time.sleep(max(0.0, self._released_at + pause - time.monotonic()))
+        if readers <= FEW_READERS:
+            return 0.0
+        pause = min(PACE * readers, MAX_PACE)
+        return max(0.0, self._released_at + pause - time.monotonic())
 
     def _read(self, index, token):
         """The pieces that a token of a choice makes, or (None) its end."""
@@ -274,7 +276,7 @@ def _joined(first, second):
 def _merged(streams, pause):
     """Yield lists of events: what the streams have since the last list; none whenever POLL seconds
     brought nothing. An event is (index, Token), or (index, None) when that stream has ended.
-    pause() is called between the first event of a list and the others, except for the end."""
+    pause(): how many seconds to wait for more after the first event of a list."""
     if len(streams) == 1:
         for tokens, ended in streams[0].batches(pause):
             yield [(0, token) for token in tokens] + [(0, None)] * ended
@@ -284,7 +286,7 @@ def _merged(streams, pause):
         threading.Thread(target=_pump, args=(index, stream, events), daemon=True).start()
     running = len(streams)
     while running:
-        found = take(events, lambda first: first[1] is None or pause())
+        found = take(events, lambda: time.sleep(pause()))
         running -= sum(token is None for _, token in found)
         yield found
 
