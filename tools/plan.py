@@ -202,11 +202,11 @@ def work_of(settings, card):
 def is_asked_for(settings, way):
     """Whether the settings leave this way open: what they ask for is kept."""
     wants = {"activation_checkpointing": way.activation_checkpointing}
-    wants["parallel"] = "fsdp" if way.sharded else "ddp"
+    if way.processes > 1:
+        wants["parallel"] = "fsdp" if way.sharded else "ddp"
     return all(
         settings.origin(name) == "default" or settings.as_dict()[name] == value
         for name, value in wants.items()
-        if name in settings.as_dict()
     )
 
 
@@ -225,7 +225,7 @@ def model_line(model):
 def memory_table(model, work, blocks, limit):
     """What each way needs in batches of `work`, and the largest batches that fit."""
     header = ["", "weights", "gradients", "optimizer", "gathered", "activations", "loss"]
-    header += ["backward", "step", "peak", "largest batch"]
+    header += ["start", "backward", "step", "peak", "largest batch"]
     rows = []
     for way in ways(work):
         needs = memory_of_step(model, replace(way, accumulates=True))
