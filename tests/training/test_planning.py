@@ -194,7 +194,7 @@ def test_the_script_plans_and_train_reads_its_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--n_layer=80", "--n_embd=8192", "--gpu=3090"], r"nothing fits: .* such GPUs"),
+        (["--n_layer=30", "--n_embd=3072", "--gpu=3090"], r"nothing fits: .* such GPUs"),
         (["--gpu=voodoo2"], "--gpu=voodoo2: unknown; give its --tflops and --gpu_memory"),
         ([], "--gpu: which card?"),
         (["--gpu=4090", "--mfu=2", "--gpus=0"], "gpus=0: expected at least 1\n--mfu=2: expected"),
