@@ -3,6 +3,7 @@
     python tools/plan.py config/train_config.py --gpu=4090
     python tools/plan.py --n_layer=24 --n_embd=2048 --gpus=8 --gpu_memory=24 --gpu=4090
     python tools/plan.py --n_layer=24 --n_embd=2048 --gpus=8 --gpu=4090 --output=out/1b.py
+    python tools/plan.py config/cpu_small.py --device=cpu --gpu_memory=8 --tflops=0.1
 
 It takes the recipes and settings of train.py, and computes: nothing is trained, no GPU is needed.
 It prints what a GPU holds by part, with DDP (each GPU has the whole model) and FSDP (they share
@@ -183,7 +184,8 @@ def shape_of(settings):
 
 def work_of(settings, card):
     """The Work of one of the GPUs, with batches of one block."""
-    low_precision = settings.dtype != "float32"
+    on_gpu = settings.device != "cpu"
+    low_precision = on_gpu and settings.dtype != "float32"
     # As choose_attention() of setup.py: PyTorch's kernel for segments has no dropout.
     has_kernel = (
         card.bfloat16 and low_precision and not (settings.dropout or settings.deterministic)
@@ -193,7 +195,7 @@ def work_of(settings, card):
         optimizer=settings.optimizer,
         muon_float32=not card.bfloat16,
         low_precision=low_precision,
-        on_gpu=True,
+        on_gpu=on_gpu,
         masked=settings.layout == "concat" and settings.isolate and not has_kernel,
         processes=settings.gpus,
     )

@@ -64,6 +64,7 @@ CASES = [
     ({}, dict(activation_checkpointing=True), 1),
     (dict(n_layer=6), dict(activation_checkpointing=True, optimizer="adamw"), 2),
     (dict(padded_vocab_size=4096), dict(), 2),
+    (dict(padded_vocab_size=8192, n_layer=1), dict(batch_size=16), 1),  # two chunks of logits
     (dict(padded_vocab_size=8192, block_size=16), dict(batch_size=1, optimizer="adamw"), 2),
     (dict(n_layer=6, n_hidden=64), dict(batch_size=1), 2),  # Muon's step is the peak
     (dict(n_layer=2, n_embd=128), dict(batch_size=1), 1),
@@ -218,6 +219,12 @@ def test_only_what_is_asked_for(tmp_path):
         "tools/plan.py", "--tflops=10", "--gpu_memory=8", "--vocab_size=50257", "--tokens=1e9"
     )
     assert code == 0 and "1.0 billion tokens (--tokens)" in out and "50,304" in out
+    words = ["config/cpu_small.py", "--device=cpu", "--gpu_memory=4", "--tflops=0.1"]
+    code, out, err = run_here("tools/plan.py", *words)
+    assert code == 0, err
+    (row,) = (line for line in out.splitlines() if line.startswith("one GPU  "))
+    model = outline(n_layer=4, n_head=4, n_embd=256, block_size=256, padded_vocab_size=8192)
+    assert f" {memory_of_step(model, Work(8, masked=True)).peak / 1e9:.2f} " in row
 
 
 def test_muon_takes_no_more_than_a_stack_at_a_time(monkeypatch):

@@ -219,9 +219,7 @@ def _loss(model, work):
     V, C = model.lm_head.weight.shape
     N = int(work.supervised * work.batch_size * model.config.block_size)
     rows = min(N, rows_of_chunk(V, work.on_gpu))
-    # The logits of one chunk are freed when those of the next are there.
-    logits = rows * V * FLOAT * (1 if rows == N else 2)
-    found = 2 * N * C * FLOAT + logits + rows * (C + 8) * FLOAT
+    found = 2 * N * C * FLOAT + rows * (V + C + 8) * FLOAT
     table = _trained_bytes(model.lm_head)
     if work.low_precision:  # the table and a chunk's gradients of it and of the logits, in 16 bits
         found += rows * V * HALF + V * C * HALF + table * HALF // FLOAT + table
