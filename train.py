@@ -40,13 +40,14 @@ from minigpt.rewards.expression import load_reward
 from minigpt.rewards.judge import make_judge
 from minigpt.tokenizer.chat_template import from_json
 from minigpt.tokenizer.tokenizer import load_tokenizer
-from minigpt.training.distributed import Distributed
+from minigpt.training.distributed import Distributed, lost_process
 from minigpt.training.log import Log
 from minigpt.training.objectives.distill import make_distill
 from minigpt.training.objectives.dpo import make_dpo
 from minigpt.training.objectives.grpo import make_grpo
 from minigpt.training.objectives.next_token import NextToken
 from minigpt.training.optim import make_optimizers
+from minigpt.training.planning.dial import choose_recipe
 from minigpt.training.setup import (
     attach_lora,
     choose_attention,
@@ -70,7 +71,7 @@ def main():
         # As a user continues the run: its other settings are in the checkpoint.
         words = [f"--out_dir={settings.out_dir}", "--init_from=resume"]
         settings = configure(shared="all", argv=words, quiet=True)
-    with lock_run(settings, distributed), out_of_memory_advice():
+    with lock_run(settings, distributed), out_of_memory_advice(), lost_process():
         train(settings, distributed)
     distributed.stop()
 
@@ -90,6 +91,9 @@ def train(settings, distributed):
 
     # -- data ----------------------------------------------------------------------------------
     tokenizer = parent.tokenizer if parent else load_tokenizer(settings.tokenizer)
+    recipe = None
+    if settings.budget_minutes and not resumed:
+        recipe = choose_recipe(settings, tokenizer, distributed, dtype)
     data = load_data(settings, tokenizer, distributed)
 
     # -- model and objective -------------------------------------------------------------------
@@ -103,6 +107,8 @@ def train(settings, distributed):
     freeze(model, settings)
     dtype = choose_number_format(settings, model, objective, data, distributed, dtype)
     choose_attention(model, settings, distributed, data.train, dtype)
+    if settings.parallel == "fsdp":
+        distributed.shard(model, dtype)
     torch.manual_seed(settings.seed + distributed.rank)  # each process has its own dropout
 
     # -- optimizer -----------------------------------------------------------------------------
@@ -120,6 +126,8 @@ def train(settings, distributed):
         if not resumed:
             checkpoint.discard(out_dir)  # deletes the old run (--overwrite)
         log = make_log(out_dir, trainer, resumed)
+        if recipe:
+            (out_dir / "recipe.py").write_text(recipe, encoding="utf-8")
         print_summary(model, settings, data, parent, resumed)
         print(*data.notes, sep="\n", end="\n" * bool(data.notes), flush=True)
         steps = settings.max_iters - trainer.state.step
@@ -159,9 +167,10 @@ def loop(trainer, log, out_dir):
             metrics, is_best = trainer.evaluate()
             if is_best:
                 trainer.save(out_dir / "best", resumable=False)
+            model = trainer.whole_model()
             if log:
                 log.evaluation(state, metrics, is_best)
-                log.sample(state.step, write_sample(trainer))
+                log.sample(state.step, write_sample(trainer, model))
         reason = trainer.early_stop()
         should_stop = is_done or reason or trainer.stop_requested
         if is_due or should_stop or trainer.save_is_due:
@@ -194,9 +203,9 @@ def sample_example(trainer):
     return Example(None, settings.sample_prompt, "")
 
 
-def write_sample(trainer):
-    """A prompt and how the model continues it; "" where there is no prompt. With a reward: some
-    held-out prompts, their answers and their rewards."""
+def write_sample(trainer, model):
+    """A prompt and how `model`, that of the trainer, continues it; "" where there is no prompt.
+    With a reward: some held-out prompts, their answers and their rewards."""
     if samples := trainer.objective.held_out.samples:
         return "\n".join(samples)
     settings, tokenizer = trainer.settings, trainer.tokenizer
@@ -212,8 +221,8 @@ def write_sample(trainer):
         seed=settings.seed,  # separate generator: does not affect the training RNG
         stop_ids=stop_ids(tokenizer),
     )
-    (ticket,) = Engine(trainer.model, tokenizer.n_vocab, n_slots=1).generate([request])
-    trainer.model.train()
+    (ticket,) = Engine(model, tokenizer.n_vocab, n_slots=1).generate([request])
+    model.train()
     return f"{example.prompt} → {tokenizer.decode(ticket.ids)}"
 
 

@@ -62,7 +62,7 @@ SHARED = {name for name in SOURCES if name.startswith("minigpt.")} - EMPTY
 # Modules that belong to scripts: those of findings/, the study of tools/sweep.py, and the training
 # steps that several benchmarks time.
 FINDINGS = {name for name in SOURCES if name.startswith("findings.")} - {"findings.run"}
-BESIDE = FINDINGS | {"tools.study", "bench.steps", "bench.processes"}
+BESIDE = FINDINGS | {"tools.study", "bench.steps", "bench.processes", "bench.peers"}
 SCRIPTS = set(SOURCES) - set(LOW) - RECIPES - SHARED - BESIDE - EMPTY
 
 
@@ -214,7 +214,8 @@ def test_imports_have_no_cycles():
 
 
 def test_the_engine_knows_no_tokenizer():
-    parts = ("engine", "request", "sampling", "beam_search", "kv_cache")
+    parts = ("engine", "request", "sampling", "kv_cache")
+    parts += ("decoding.beam_search", "decoding.prompt_lookup")
     assert reachable("minigpt.inference.engine") == {
         *(f"minigpt.inference.{part}" for part in parts),
         ERRORS,

@@ -153,6 +153,11 @@ class Generation:
             self._outcome = f"error: {refused.message}"
             raise
 
+    @property
+    def ended(self):
+        """Whether all choices are complete."""
+        return all(choice.finish_reason is not None for choice in self.choices)
+
     def _keep_pace(self, released_at):
         """Where many clients read at once, wait some time after the last piece: sending a token
         takes longer than generating it, and several in one piece cost as much as one."""

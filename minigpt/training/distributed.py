@@ -2,8 +2,9 @@
 
     distributed = Distributed()               # who am I?  .rank, .world_size, .is_main
     device = distributed.start("auto")        # this process's device; joins the others
+    distributed.shard(model, dtype)           # with --parallel=fsdp, before the optimizers
+    module = distributed.wrap(module)         # its backward pass averages the gradients
     totals = distributed.sum(values)          # over all processes
-    distributed.sum_gradients(weights)        # once a step, in buckets
     distributed.stop()
 
 With one process every method returns what it was given: the trainer has no second path.
@@ -18,11 +19,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
 
 from minigpt.common.errors import UserError
 from minigpt.models.device import pick_device
+from minigpt.training.sharding import Shards
 
-BUCKET = 25 * 2**20  # bytes of gradients in one all-reduce, as in PyTorch's DistributedDataParallel
 # How long a process waits for the others. They wait while the main one writes a sample and a
 # checkpoint, so it has to be longer than that.
 TIMEOUT = timedelta(minutes=10)
@@ -38,6 +40,7 @@ class Distributed:
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.is_restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         self.device = None
+        self._shards = None
 
     @property
     def is_main(self):
@@ -79,8 +82,7 @@ class Distributed:
         if self.world_size == 1:
             return values
         values = values.to(self.device)
-        with lost_process():
-            dist.all_reduce(values)
+        dist.all_reduce(values)
         return values.cpu()
 
     def gather(self, value):
@@ -88,29 +90,42 @@ class Distributed:
         if self.world_size == 1:
             return [value]
         values = [None] * self.world_size
-        with lost_process():
-            dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value)
         return values
 
-    def sum_gradients(self, weights):
-        """Replace the gradient of each weight by its sum over all processes.
+    # -- gradients ---------------------------------------------------------------------------------
 
-        It is a sum and no mean, because each loss is already divided by the target count of all
-        processes. The reduction runs once a step, whatever the accumulation. Buckets of one dtype
-        save the launch of a reduction for every weight.
-        """
-        if self.world_size == 1:
-            return
-        pending = []
-        with lost_process():
-            for bucket in buckets([w.grad for w in weights if w.grad is not None]):
-                flat = torch.cat([gradient.flatten() for gradient in bucket])
-                pending.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
-            for bucket, flat, work in pending:
-                work.wait()
-                parts = flat.split([gradient.numel() for gradient in bucket])
-                for gradient, part in zip(bucket, parts, strict=True):
-                    gradient.copy_(part.view_as(gradient))
+    @property
+    def is_sharded(self):
+        """Whether each process keeps only a part of the model: then every process must call it as
+        often as the others do."""
+        return self._shards is not None
+
+    def shard(self, model, dtype):
+        """Cut the weights of a GPT over the processes; see Shards."""
+        if self.world_size > 1:
+            self._shards = Shards(model, self.device, dtype, self.is_main)
+
+    def whole_model(self, model):
+        """`model` with all its weights; see Shards."""
+        return self._shards.whole_model() if self.is_sharded else model
+
+    def wrap(self, module):
+        """A module, called as `module` is, whose backward pass leaves each gradient as its mean
+        over all processes. Buckets are reduced while the backward pass goes on."""
+        if self.world_size == 1 or self.is_sharded:  # a sharded model does it by itself
+            return module
+        # The buffers are constants. Gradients are views of the buckets: no second copy.
+        options = dict(forward_sync_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(module, **options)
+
+
+def accumulate(module):
+    """The context manager in which the gradients of a module from wrap() are added up in each
+    process without a reduction. A sharded model reduces all the same: to keep sums of whole
+    gradients would take the memory that it saves."""
+    is_wrapped = isinstance(module, DistributedDataParallel)
+    return module.no_sync() if is_wrapped else contextlib.nullcontext()
 
 
 def fresh_store(rank, world_size):
@@ -142,18 +157,6 @@ def fresh_store(rank, world_size):
     return dist.PrefixStore(name, store)
 
 
-def buckets(tensors, most=BUCKET):
-    """The tensors in lists of one dtype and of at most `most` bytes (a larger tensor is alone)."""
-    found, size = [], 0
-    for tensor in tensors:
-        if not found or size + tensor.nbytes > most or tensor.dtype != found[-1][0].dtype:
-            found.append([])
-            size = 0
-        found[-1].append(tensor)
-        size += tensor.nbytes
-    return found
-
-
 @contextlib.contextmanager
 def lost_process():
     """Within it, the end of another process becomes a UserError that says how to go on, and so does
@@ -161,6 +164,9 @@ def lost_process():
     try:
         yield
     except RuntimeError as error:
+        # Gloo has no class of errors of its own.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
         raise UserError(
             f"another process of this run has ended or hangs ({_first_line(error)}); the last "
             "checkpoint is intact: continue with --init_from=resume, on any number of processes "

@@ -31,7 +31,9 @@ AT_LEAST = {
 }
 BELOW_ONE = "dropout lora_dropout beta1 beta2 muon_momentum grpo_clip"
 SHARES = "min_lr_ratio decay_fraction distill_text"
-POSITIVE = "epochs max_minutes save_minutes rope_theta lora_alpha dpo_beta grpo_clip_high"
+POSITIVE = (
+    "epochs max_minutes budget_minutes save_minutes rope_theta lora_alpha dpo_beta grpo_clip_high"
+)
 # Settings of one stage: how their names begin → the stage.
 OF_STAGE = {"dpo_": "dpo", "grpo_": "grpo", "reward": "grpo", "judge_": "grpo"}
 OF_STAGE |= {"teacher": "distill", "distill_": "distill"}
@@ -68,6 +70,13 @@ def _rules_between_settings(settings):
     a_run = f"the folder of a run that answers already: stage={stage} starts from it"
     starts = stage in ("dpo", "grpo")
     rules = [("init_from", not starts or settings.init_from != "scratch", a_run)]
+    is_planned = settings.budget_minutes is not None
+    is_planned &= not settings.origin("budget_minutes").startswith("resumed")
+    fits = settings.init_from == "scratch" and stage == "lm"
+    expected = "none where the shape comes with init_from, and for other stages; --max_minutes=…"
+    rules.append(("budget_minutes", fits or not is_planned, expected))
+    whole = "ddp with stage=grpo: each process writes answers with the whole model"
+    rules.append(("parallel", stage != "grpo" or settings.parallel != "fsdp", whole))
     if settings.init_from == "resume":  # the other settings come with the run
         return rules
     rules += _shape_rules(settings)

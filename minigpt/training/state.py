@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 import torch
 
 from minigpt.common.errors import UserError
+from minigpt.training.sharding import cut_like, whole
 
 
 @dataclass
@@ -48,7 +49,7 @@ class TrainState:
         self.rng = distributed.gather(torch.get_rng_state())
         self.cuda_rng = distributed.gather(cuda_rng)
         self.batches = distributed.gather(batches)
-        self.optimizers = [optimizer.state_dict() for optimizer in optimizers]
+        self.optimizers = [_whole_state(optimizer, distributed.is_main) for optimizer in optimizers]
         self.scaler = scaler.state_dict()
 
     def restore(self, optimizers, scaler, distributed, folder):
@@ -117,9 +118,34 @@ def _is(value, kind):
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
+def _whole_state(optimizer, keep):
+    """The state_dict of an optimizer with whole tensors, which all processes must call for. keep:
+    whether this one needs it; else they are dropped one by one."""
+
+    def gathered(value):
+        value = whole(value)
+        return value if keep else None
+
+    saved = optimizer.state_dict()
+    state = {
+        i: {name: gathered(value) for name, value in moments.items()}
+        for i, moments in saved["state"].items()
+    }
+    return {**saved, "state": state}
+
+
 def _load_moments(optimizer, saved):
     """Give an optimizer the moments of a saved state_dict, but not its learning rate and decay."""
-    optimizer.load_state_dict({**saved, "param_groups": optimizer.state_dict()["param_groups"]})
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    state = {
+        i: {
+            name: cut_like(value, weights[i]) if torch.is_tensor(value) and value.dim() else value
+            for name, value in moments.items()
+        }
+        for i, moments in saved["state"].items()
+    }
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({**saved, "state": state, "param_groups": groups})
     for weight, moments in optimizer.state.items():
         for name, value in moments.items():
             if torch.is_tensor(value) and value.dim() and value.shape != weight.shape:

@@ -25,9 +25,11 @@ from minigpt.common.errors import UserError
 from minigpt.models import checkpoint
 from minigpt.models.device import autocast
 from minigpt.tokenizer.chat_template import from_json, to_json
+from minigpt.training.distributed import accumulate
 from minigpt.training.losses import total_loss
 from minigpt.training.objectives.next_token import NextToken
 from minigpt.training.optim import lr_scale, set_lr
+from minigpt.training.sharding import whole
 from minigpt.training.state import TrainState
 
 
@@ -42,6 +44,18 @@ class StepResult:
     tokens: int
     seconds: float
     metrics: dict
+
+
+class StepLoss(torch.nn.Module):
+    """An objective as a module: so DistributedDataParallel has the whole forward pass in it, the
+    output layer, too. forward(batch): see Objective."""
+
+    def __init__(self, model, objective):
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch):
+        return self.objective(self.model, batch)
 
 
 class Trainer:
@@ -70,6 +84,7 @@ class Trainer:
         self.optimizers, self.dtype, self.metadata = optimizers, dtype, metadata or {}
         self.device = distributed.device
         self.compiled = torch.compile(model) if settings.compile else model
+        self.step_loss = distributed.wrap(StepLoss(self.compiled, objective))
         device_type = self.device.split(":")[0]
         self.scaler = torch.amp.GradScaler(device_type, enabled=dtype == torch.float16)
         self.state = TrainState(world=distributed.world_size, blocks=len(data.train))
@@ -99,7 +114,15 @@ class Trainer:
     # -- steps -------------------------------------------------------------------------------------
 
     def begin(self):
-        """Call once before the first step, after load()."""
+        """Call once before the first step, after load(). UserError where the processes do not
+        start from the same step."""
+        steps = sorted(set(self.distributed.gather(self.state.step)))
+        if len(steps) > 1:
+            raise UserError(
+                f"{self.settings.out_dir}: the processes have read different checkpoints, of steps "
+                f"{', '.join(map(str, steps))}: with several machines put the folder on a shared "
+                f"disk, or copy it to each before you resume"
+            )
         self.model.train()
         self._is_compiling = self.settings.compile  # in the first step
         self._clock = time.perf_counter()
@@ -132,14 +155,18 @@ class Trainer:
         return StepResult(loss, lr, self.tokens_per_step, seconds, metrics)
 
     def _backward(self):
-        """Accumulate the gradients of the step's micro-batches; return the local loss sum."""
+        """The gradients of the step's micro-batches, of all processes; return the local loss
+        sum."""
         losses = []
         for batch in self._batches:
-            with autocast(self.device, self.dtype):
-                loss, _ = self.objective(self.compiled, batch)
-                # Normalise by the targets of the whole step, not of the micro-batch.
-                loss = loss / max(self._count, 1)
-            self.scaler.scale(loss).backward()
+            is_last = batch is self._batches[-1]
+            with contextlib.nullcontext() if is_last else accumulate(self.step_loss):
+                with autocast(self.device, self.dtype):
+                    loss, _ = self.step_loss(batch)
+                    # Normalise by the targets of the whole step, not of the micro-batch.
+                    loss = loss / max(self._count, 1)
+                # The processes' gradients are averaged, and have to be added.
+                self.scaler.scale(loss * self.distributed.world_size).backward()
             losses.append(loss.detach())
         losses = torch.stack(losses).tolist()  # sync with the GPU once
         for batch, loss in zip(self._batches, losses, strict=True):
@@ -148,12 +175,11 @@ class Trainer:
         return sum(losses)
 
     def _update(self):
-        """All-reduce the gradients, clip them and step."""
-        self.distributed.sum_gradients(self.model.parameters())
+        """Clip the gradients and step."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         limit = self.settings.grad_clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         if not self.scaler.is_enabled():
             self._check_finite(norm, "the norm of the gradient")
         if math.isfinite(norm):  # if not, the scaler skips the step and lowers its scale
@@ -222,10 +248,20 @@ class Trainer:
         )
         self.model.eval()
         total = total_loss(objective, self.compiled, batches, self.device, self.dtype)
+        if distributed.is_sharded:
+            self._keep_step(len(range(0, len(blocks), settings.batch_size)[: settings.eval_iters]))
         self.model.train()
         values = torch.cat([torch.tensor(total, dtype=torch.float64), objective.metric_sums()])
         total, count, *sums = distributed.sum(values).tolist()
         return total / max(count, 1), objective.metrics(sums)
+
+    @torch.no_grad()
+    def _keep_step(self, n_batches):
+        """Call a sharded model once more in a process that had one batch fewer than others."""
+        distributed = self.distributed
+        if distributed.rank >= distributed.world_size - -n_batches % distributed.world_size:
+            with autocast(self.device, self.dtype):
+                self.compiled(torch.zeros(1, 1, dtype=torch.int64, device=self.device))
 
     def _measure_forgetting(self):
         """The forgetting check: held-out perplexity on text of the stage before, as metrics."""
@@ -269,6 +305,11 @@ class Trainer:
         limit = self.settings.save_minutes
         return limit is not None and self.state.spent - self._saved >= limit
 
+    def whole_model(self):
+        """The model with all its weights. With FSDP it is a copy on the CPU in the main process,
+        None in the others; every process must call it."""
+        return self.distributed.whole_model(self.model)
+
     def save(self, folder, resumable=True):
         """Write a checkpoint. Every process must call it; the main one writes. resumable: with the
         TrainState."""
@@ -276,6 +317,7 @@ class Trainer:
             self._saved = self.state.spent
             batches = self.data.batches.state()
             self.state.capture(self.optimizers, self.scaler, self.distributed, batches)
+        model = self.whole_model()
         if not self.distributed.is_main:
             return
         meta = dict(
@@ -291,7 +333,7 @@ class Trainer:
         )
         state = self.state.as_dict() if resumable else None
         try:
-            checkpoint.save(folder, self.model, self.tokenizer, meta, state)
+            checkpoint.save(folder, model, self.tokenizer, meta, state)
         except OSError as error:
             raise UserError(
                 f"{folder}: the checkpoint could not be written ({error.strerror or error}); the "

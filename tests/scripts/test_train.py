@@ -329,21 +329,22 @@ def test_a_killed_process_ends_the_run_which_another_number_resumes(
 
 
 @needs_fork
-def test_twenty_kills_change_nothing(tmp_path, train, monkeypatch, uneven):
+@pytest.mark.parametrize("parallel, lives", [("ddp", 12), ("fsdp", 8)])
+def test_twenty_kills_change_nothing(tmp_path, train, monkeypatch, uneven, parallel, lives):
     """torchrun starts the processes again, with the same command, until the run is done."""
     words = [*uneven, "--max_iters=40", "--eval_interval=20"]
     train(*words, f"--out_dir={tmp_path / 'one'}")
     folder, dice = tmp_path / "two", np.random.default_rng(7)
     words += ["--gradient_accumulation_steps=1", f"--out_dir={folder}", "--overwrite=true"]
-    words += ["--save_minutes=1e-9"]  # after every step
-    for life in range(20):
+    words += ["--save_minutes=1e-9", f"--parallel={parallel}"]  # a save after every step
+    for life in range(lives):
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(life))
         with monkeypatch.context() as patch:
             kill_soon(patch, dice)
             results = forked(lambda: train(*words), tmp_path, world_size=2)
         assert {code for code, _ in results} == {2, -signal.SIGKILL}, (life, results)
 
-    assert checkpoint.load_state(folder)["step"] > 5  # no life began from the start
+    assert checkpoint.load_state(folder)["step"] > 3  # no life began from the start
     assert [code for code, _ in forked(lambda: train(*words), tmp_path, world_size=2)] == [0, 0]
     assert_equal_losses(log_of(tmp_path / "one"), log_of(folder))
 

@@ -4,6 +4,7 @@
 results = forked(work, tmp_path, world_size=2)                    # two that torch.distributed joins
 """
 
+import importlib
 import os
 import signal
 import socket
@@ -15,12 +16,17 @@ import pytest
 
 from minigpt.common.errors import UserError
 
+# What DDP and FSDP import when they are first used.
+HEAVY = ("torch._dynamo", "torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
 
 
 def forked(work, folder, world_size=1, timeout=120):
     """Call work() in new processes: [(exit code, what it printed), …] by rank. The code is negative
     for a process that a signal killed, 2 after a UserError, 1 after another error."""
+    if world_size > 1:
+        for name in HEAVY:  # here once, and not in every copy
+            importlib.import_module(name)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(probe.getsockname()[1]))

@@ -522,12 +522,14 @@ def test_accumulated_batches_are_one_batch(tmp_path, train, flags):
 
 
 @needs_fork
-def test_two_processes_are_one(tmp_path, train, flags):
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_are_one(tmp_path, train, flags, parallel):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     train(*flags, "--max_iters=3", "--eval_interval=3", f"--out_dir={whole}")
     for path in (tmp_path / "pairs").glob("reference-*"):
         path.unlink()
     words = [*flags, "--max_iters=3", "--eval_interval=3", "--batch_size=2"]
+    words.append(f"--parallel={parallel}")
     results = forked(lambda: train(*words, f"--out_dir={halves}"), tmp_path, world_size=2)
     assert [code for code, _ in results] == [0, 0], results
     for one, two in zip(log_of(whole), log_of(halves), strict=True):
