@@ -277,13 +277,14 @@ def advantages_of(rewards, by_std=False, totals=None):
 
 
 def tokens_at(tokenizer, ids, places):
-    """For each of `ids` whether its text has one of the characters with the indices `places`."""
+    """For each of `ids` whether it is a part of one of the characters with the indices `places`."""
     places, at, found = set(places), 0, []
-    for k in range(len(ids)):
-        end = len(tokenizer.decode(ids[: k + 1]).rstrip("\ufffd"))
-        found.append(not places.isdisjoint(range(at, end)))
-        at = max(at, end)
-    return found
+    for k in range(1, len(ids) + 1):
+        end = len(tokenizer.decode(ids[:k]).rstrip("\ufffd"))
+        if end > at:  # a character of several tokens is there with its last one
+            found += [not places.isdisjoint(range(at, end))] * (k - len(found))
+            at = end
+    return found + [False] * (len(ids) - len(found))
 
 
 class Rollouts:
