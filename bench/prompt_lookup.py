@@ -29,13 +29,12 @@ class Settings:
     temperature: float = 0.0
     top_k: int = 20
     max_new_tokens: int = 128
-    kernels: str = "auto"  # as for sample.py
     rounds: int = 3  # of all cases, alternating
 
 
 def read_settings():
     """The settings, checked."""
-    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__, quiet=True)
+    settings = configure(Settings, shared="out_dir device dtype kernels", doc=__doc__, quiet=True)
     if problems := settings.below(limit=1, rounds=1):
         raise UserError("\n".join(problems))
     return settings

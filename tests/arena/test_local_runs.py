@@ -32,7 +32,7 @@ def script(monkeypatch, tmp_path, byte_tokenizer):
 
 
 def settings_of(script, *flags):
-    return configure(script.Settings, shared="device dtype", argv=list(flags), quiet=True)
+    return configure(script.Settings, shared="device dtype kernels", argv=list(flags), quiet=True)
 
 
 def test_runs_are_listed_before_they_are_loaded(script, capfd):
