@@ -332,7 +332,7 @@ def test_a_killed_process_ends_the_run_which_another_number_resumes(
 @pytest.mark.parametrize("parallel, lives", [("ddp", 12), ("fsdp", 8)])
 def test_twenty_kills_change_nothing(tmp_path, train, monkeypatch, uneven, parallel, lives):
     """torchrun starts the processes again, with the same command, until the run is done."""
-    words = [*uneven, "--max_iters=40", "--eval_interval=20"]
+    words = [*uneven, "--max_iters=24", "--eval_interval=12"]
     train(*words, f"--out_dir={tmp_path / 'one'}")
     folder, dice = tmp_path / "two", np.random.default_rng(7)
     words += ["--gradient_accumulation_steps=1", f"--out_dir={folder}", "--overwrite=true"]
