@@ -270,11 +270,12 @@ def time_lines(settings, card, rate, tokens):
     name = settings.gpu or "GPU"
     source = "--tflops" if settings.tflops else "data sheet"
     why = "--tokens" if settings.tokens else f"{TOKENS_PER_PARAMETER} a parameter"
+    amount = f"{tokens / 1e9:,.1f} billion" if tokens >= 1e9 else f"{tokens / 1e6:,.0f} million"
     wide = 2  # bytes of a token id, and one of the mask
     return [
         f"speed: {rate:,.0f} tokens/s, if {settings.gpus} × {name} reach {settings.mfu:.0%} of "
         f"{card.tflops:g} TFLOP/s ({source}): an assumption",
-        f"time: {tokens / 1e9:,.1f} billion tokens ({why}) take {report.duration(tokens / rate)}",
+        f"time: {amount} tokens ({why}) take {report.duration(tokens / rate)}",
         f"data: {wide * tokens / 1e9:,.1f} GB of tokens (uint16) and {tokens / 1e9:,.1f} GB of "
         "masks, if each is read once",
     ]
