@@ -22,9 +22,9 @@ from minigpt.common.errors import UserError, preflight, run
 
 
 class Settings:
-    shapes: list[str] = ["cpu_small", "124M", "350M"]  # of cpu_small, 124M, 350M
+    shapes: list[str] = ["cpu_small", "25M", "124M"]  # of cpu_small, 25M, 124M, 350M
     n_rows: int = 8192  # rows of the embedding
-    batch_size: int = 4  # blocks per step
+    batch_size: int = 2  # blocks per step
     case: str = ""  # only this case, output as JSON; the script runs itself with it
 
 
@@ -39,12 +39,14 @@ if __name__ == "__main__":
 
 import torch
 
-from bench.steps import SHAPES, PeakMemory, our_step, peak_memory
+from bench import steps
+from bench.steps import PeakMemory, our_step, peak_memory
 from minigpt.common.report import table
 from minigpt.common.scripts import figures_of
 from minigpt.training.planning.memory import Work, memory_of_step
 from model import GPT, GPTConfig
 
+SHAPES = steps.SHAPES | {"25M": dict(n_layer=8, n_head=8, n_embd=512, block_size=512)}
 CASES = [f"{how}{optimizer}" for how in ("", "checkpointing ") for optimizer in ("muon", "adamw")]
 
 

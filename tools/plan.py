@@ -92,6 +92,7 @@ import torch
 
 from minigpt.common import report
 from minigpt.common.scripts import typed
+from minigpt.data.packing import token_dtype
 from minigpt.models import checkpoint
 from minigpt.models.device import CARDS, Card, find_card
 from minigpt.tokenizer.tokenizer import load_tokenizer
@@ -131,7 +132,7 @@ def main():
     rate = tokens_per_second(model, fit.work, card.tflops, settings.mfu)
     tokens = settings.tokens or TOKENS_PER_PARAMETER * model.n_params()
     tokens_per_step = fit.blocks_per_step * model.config.block_size
-    print("\n".join(time_lines(settings, card, rate, tokens)))
+    print("\n".join(time_lines(settings, model, card, rate, tokens)))
     if fit.blocks_per_step != blocks:
         print(
             f"note: {settings.gpus} GPUs cannot share the {blocks} blocks of the recipe's step "
@@ -265,18 +266,20 @@ def what_would_fit(model, way, limit, card):
     )
 
 
-def time_lines(settings, card, rate, tokens):
+def time_lines(settings, model, card, rate, tokens):
     """Lines about speed, time and data."""
     name = settings.gpu or "GPU"
     source = "--tflops" if settings.tflops else "data sheet"
     why = "--tokens" if settings.tokens else f"{TOKENS_PER_PARAMETER} a parameter"
-    wide = 2  # bytes of a token id, and one of the mask
+    amount = f"{tokens / 1e9:,.1f} billion" if tokens >= 1e9 else f"{tokens / 1e6:,.0f} million"
+    # A token has an id, and one byte of the mask; see data/prepare.py.
+    ids = token_dtype(model.config.padded_vocab_size)
     return [
         f"speed: {rate:,.0f} tokens/s, if {settings.gpus} × {name} reach {settings.mfu:.0%} of "
         f"{card.tflops:g} TFLOP/s ({source}): an assumption",
-        f"time: {tokens / 1e9:,.1f} billion tokens ({why}) take {report.duration(tokens / rate)}",
-        f"data: {wide * tokens / 1e9:,.1f} GB of tokens (uint16) and {tokens / 1e9:,.1f} GB of "
-        "masks, if each is read once",
+        f"time: {amount} tokens ({why}) take {report.duration(tokens / rate)}",
+        f"data: {ids.itemsize * tokens / 1e9:,.1f} GB of tokens ({ids.name}) and "
+        f"{tokens / 1e9:,.1f} GB of masks, if each is read once",
     ]
 
 

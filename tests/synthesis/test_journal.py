@@ -392,6 +392,26 @@ def test_two_never_write_the_same_file(path):
     assert write(path, ENTRIES).pairs == 6
 
 
+def test_a_writer_that_is_killed_frees_the_file(path):
+    write(path, ENTRIES[:1])
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from minigpt.synthesis.journal import PairsLog\n"
+        f"log = PairsLog({str(path)!r}, {FACTS!r})\n"
+        "print('open', flush=True); sys.stdin.read()"
+    )
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other = subprocess.Popen([sys.executable, "-c", code], **pipes)
+    try:
+        assert other.stdout.readline().strip() == b"open"
+        with pytest.raises(UserError, match="another run is writing it; wait for its end"):
+            PairsLog(path, FACTS)
+    finally:
+        other.kill()
+        other.communicate()
+    assert write(path, ENTRIES).pairs == 6
+
+
 @pytest.mark.parametrize("kind", ["symbolic link", "hard link"])
 def test_two_names_of_one_file(path, tmp_path, kind):
     write(path, ENTRIES[:1])
