@@ -5,7 +5,8 @@
     python train.py config/poems_grpo.py
     python tools/evaluations-poems.py --out_dir=out/poems_grpo
 
-Then 84 % of its poems rhyme, like those of the Tang poets. Without grpo_beta the model rhymes by repeating a few characters (docs/en/rewards.md).
+Then 84 % of them rhyme, as of the Tang poets'. Without grpo_beta the model rhymes by repeating a
+few characters (docs/en/rewards.md).
 """
 
 out_dir = "out/poems_grpo"
