@@ -165,13 +165,13 @@ def own(tmp_path, text):
 
 def test_a_file_of_the_users_own(tmp_path):
     reward = own(tmp_path, "def reward(prompt, answer, record):\n    return len(answer)\n")
-    assert reward("问", "四个汉字", {}) == (4.0, {"own": 4.0})
+    assert reward("问", "四个汉字", {}) == (4.0, {"own": 4.0}, {})
     reward = own(
         tmp_path,
         "def reward(prompt, answer, record):\n"
         "    return {'right': answer == record['x'], 'asked': 0.5}\n",
     )
-    assert reward("问", "a", {"x": "a"}) == (1.5, {"right": 1.0, "asked": 0.5})
+    assert reward("问", "a", {"x": "a"}) == (1.5, {"right": 1.0, "asked": 0.5}, {})
 
 
 @pytest.mark.parametrize(
