@@ -16,9 +16,9 @@ RULE_BY_REWARD = Finding(
     number=24,
     name="rule_by_reward",
     source="E: a reward that a program checks teaches what examples did not.",
-    claim="After fine-tuning a reward alone makes more of a model's answers right (E).",
+    claim="After fine-tuning, a reward teaches more than as many minutes of further examples (E).",
     run="Additions of two and three digits: fine-tuning on examples, then learning from exact "
-    "matches, at temperature 1. Beside: twice as many steps of fine-tuning.",
+    "matches; or twice as many steps of fine-tuning. Answers at temperature 1.",
     differs="E trains language models of billions of weights on mathematics.",
     arms={
         "examples": BEFORE,
@@ -26,7 +26,10 @@ RULE_BY_REWARD = Finding(
         "then a reward": Arm(Run(PROMPTS, ADDED), over=PROMPTS),
     },
     measures={RIGHT: right_sums},
-    checks=[Check(RIGHT, "examples", "then a reward")],
+    checks=[
+        Check(RIGHT, "examples", "then a reward"),
+        Check(RIGHT, "twice the examples", "then a reward"),
+    ],
 )
 
 CHEATED_REWARD = Finding(

@@ -123,9 +123,10 @@ def rhyme(prompt, answer, record):
     return poems.rhyme((record.get("given") or "") + answer)
 
 
-def variety(prompt, answer, record):
-    """1 − the share of the characters that occurred before in the poem."""
-    return 1 - poems.repeated((record.get("given") or "") + answer)
+def rhyme_places(prompt, answer, record):
+    """The indices of the characters of the answer by which rhyme() judges it."""
+    given = record.get("given") or ""
+    return [at - len(given) for at in poems.rhyme_places(given + answer) if at >= len(given)]
 
 
 def heads(prompt, answer, record):
@@ -142,6 +143,7 @@ REWARDS = {
     "repetition": repetition,
     "form": form,
     "rhyme": rhyme,
-    "variety": variety,
     "heads": heads,
 }
+# The rewards that depend on a few characters: only these learn from them.
+PLACES = {"rhyme": rhyme_places}

@@ -100,10 +100,15 @@ def test_rhyme_counts_only_in_the_form_that_was_asked():
     assert worth("rhyme", POEM.replace("天", "烟"), **asked) == 0  # a repeated character
 
 
-def test_variety():
-    assert worth("variety", POEM) == 1
-    assert worth("variety", "空空清空，空清空空。") == pytest.approx(2 / 5)  # 空清空清空
-    assert worth("variety", POEM[7:], given=POEM[:7]) == 1
+def test_a_rhyme_is_credited_to_the_ends_of_even_lines():
+    score = load_reward("form+2*rhyme")("问", POEM, {"lines": 4, "characters": 5})
+    assert score.total == 3 and set(score.places) == {"rhyme"}
+    value, places = score.places["rhyme"]
+    assert value == 2 and [POEM[at] for at in places] == ["烟", "天"]
+    given = {"given": POEM[:6], "lines": 4, "characters": 5}
+    _, places = load_reward("rhyme")("问", POEM[6:], given).places["rhyme"]
+    assert [POEM[6:][at] for at in places] == ["烟", "天"]
+    assert load_reward("form")("问", POEM, given).places == {}
 
 
 @pytest.mark.parametrize("name", ["exact", "number", "rouge", "pattern", "length"])
