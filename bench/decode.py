@@ -19,6 +19,7 @@ import ctypes
 import importlib.util
 import os
 import pathlib
+import re
 import statistics
 import sys
 import tempfile
@@ -39,7 +40,7 @@ class Settings:
     streams: str = "1,4,8,16"  # numbers of readers at the same time
     rounds: int = 3  # of all cases, alternating
     threads: int = 0  # of the processor; 0: as many as PyTorch takes
-    only: str = ""  # time the cases whose names contain one of these words, comma-separated
+    only: str = ""  # time the cases in whose names this regular expression is found
     kernels: bool = True  # also time ours with the C++ kernels
     isa: Literal["native", "avx2"] = "native"  # avx2: ours, PyTorch, oneDNN and FBGEMM compute as
     #          on a processor with AVX2 alone; llama.cpp does so if it has been built for one
@@ -109,7 +110,7 @@ def make_cases(model, settings, folder):
     cases = {}
 
     def wanted(name):
-        return any(word in name for word in settings.only.split(","))
+        return re.search(settings.only, name)
 
     if wanted("loop without cache"):
         cases["loop without cache"] = lambda: uncached(model, tokens)

@@ -300,14 +300,18 @@ static bool int4_sums(int n) {  // the scales are 1, 1/2 and 1/4: the sums are e
   return good;
 }
 
-static bool float_sums(int n) {
-  constexpr int K = 149, R = 3;
+static bool float_sums(int n) {  // one row of W at a time, and as many as are read for one row of x
+  constexpr int K = 149, S = float32::STREAMS, R = 2 * S;
   std::vector<float> x(n * K), w(R * K), sums(n * R);
   for (auto* part : {&x, &w})
     for (auto& value : *part) value = digit(100);
-  for (int r = 0; r < R; ++r)
-    with_constant<float32::MOST>(
-        n, [&](auto rows) { float32::tile<rows>(&x[0], &w[r * K], K, K, &sums[r], R); });
+  if (n == 1)
+    for (int r = 0; r < 2; ++r)
+      float32::tile<1, S>(&x[0], &w[r * K], K, 2 * K, K, &sums[r], R, 2);
+  else
+    for (int r = 0; r < R; ++r)
+      with_constant<float32::MOST>(
+          n, [&](auto rows) { float32::tile<rows, 1>(&x[0], &w[r * K], K, 0, K, &sums[r], R, 0); });
   bool good = true;
   for (int i = 0; i < n; ++i)
     for (int r = 0; r < R; ++r) {

@@ -1,5 +1,5 @@
-// A few rows of x times one of W in float32: memory is read fastest from end to end. Each number is one
-// sum in the same order, whatever the number of rows.
+// A few rows of x times one or several of W in float32. Each number is one sum in the same order,
+// whatever the number of rows.
 
 #pragma once
 
@@ -9,13 +9,14 @@
 namespace float32 {
 
 #if defined(__AVX512F__)
-constexpr int LANES = 16, MOST = 4;  // rows of x; 4 · 4 sums in 32 registers
+constexpr int LANES = 16, MOST = 4;  // rows of x; 4 · 2 sums in 32 registers
 #elif defined(__AVX__)
-constexpr int LANES = 8, MOST = 3;  // 3 · 4 in 16
+constexpr int LANES = 8, MOST = 4;  // 4 · 2 in 16
 #else
-constexpr int LANES = 4, MOST = 3;
+constexpr int LANES = 4, MOST = 4;
 #endif
-constexpr int SUMS = 4;      // that do not wait for one another
+constexpr int SUMS = 2;      // of a number, that do not wait for one another
+constexpr int STREAMS = 4;   // of W, for one row of x: memory is read fastest in a few long streams
 constexpr int64_t BLOCK = 1024;  // numbers in a row: MOST rows of x fit into the first cache
 
 template <int N>
@@ -42,15 +43,20 @@ static inline float sum_of(typename Vector<N>::type x) {
   }
 }
 
-// Adds N rows of x, K apart, times a row of W, each of `count` numbers, to N numbers, `step` apart.
-template <int N>
+// Adds N rows of x, K apart, times R of W, `apart` apart, each of `count` numbers, to the numbers
+// to[n * step + r * next].
+template <int N, int R>
 static void tile(
-    const float* x, const float* w, int64_t K, int64_t count, float* to, int64_t step) {
-  Floats sums[N][SUMS] = {};
+    const float* x, const float* w, int64_t K, int64_t apart, int64_t count, float* to, int64_t step,
+    int64_t next) {
+  Floats sums[R][N][SUMS] = {};
   const auto add = [&](int64_t k, int64_t width, int i) {
-    const Floats numbers = load(w + k, width);
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) sums[n][i] += load(x + n * K + k, width) * numbers;
+    for (int r = 0; r < R; ++r) {
+      const Floats numbers = load(w + r * apart + k, width);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) sums[r][n][i] += load(x + n * K + k, width) * numbers;
+    }
   };
   int64_t k = 0;
   for (; k + SUMS * LANES <= count; k += SUMS * LANES)
@@ -59,8 +65,10 @@ static void tile(
   for (; k + LANES <= count; k += LANES) add(k, LANES, 0);
   if (k < count) add(k, count - k, 0);
 #pragma GCC unroll 8
-  for (int n = 0; n < N; ++n)
-    to[n * step] += sum_of<LANES>((sums[n][0] + sums[n][1]) + (sums[n][2] + sums[n][3]));
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n)
+      to[n * step + r * next] += sum_of<LANES>(sums[r][n][0] + sums[r][n][1]);
 }
 
 }  // namespace float32

@@ -47,23 +47,34 @@ static void over_tiles(int64_t N, int64_t O, int64_t K, float* y, Tile tile, Val
 // x (N, K), weight (O, K), bias (O,) or none, all float32 → (N, O).
 Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   using namespace float32;
-  constexpr int ROWS = 16;
+  constexpr int ROWS = 64, PART = ROWS / STREAMS;
   const int64_t N = x.size(0), K = x.size(1), O = weight.size(0);
   Tensor y = at::empty({N, O}, x.options());
   const float *from = x.data_ptr<float>(), *w = weight.data_ptr<float>(), *b = data_of(bias);
   const auto tile = [=](auto rows, int64_t first, int64_t o, float* sums) {
+    constexpr int n = decltype(rows)::value;
     const int64_t last = std::min<int64_t>(ROWS, O - o);
-    const auto block = [&](int64_t j, int64_t k) {
-      float32::tile<rows>(
-          from + first * K + k, w + (o + j) * K + k, K, std::min(BLOCK, K - k), sums + j, ROWS);
+    const auto block = [&](auto streams, int64_t j, int64_t k) {
+      const float *numbers = from + first * K + k, *weights = w + (o + j) * K + k;
+      const int64_t count = std::min(BLOCK, K - k);
+      float32::tile<n, decltype(streams)::value>(
+          numbers, weights, K, PART * K, count, sums + j, ROWS, PART);
     };
-    std::fill_n(sums, rows * ROWS, 0.0f);
-    if (first == 0)  // W is read from memory, from end to end
+    constexpr std::integral_constant<int, 1> one{};
+    std::fill_n(sums, n * ROWS, 0.0f);
+    if constexpr (n == 1)
+      if (last == ROWS) {
+        constexpr std::integral_constant<int, STREAMS> several{};
+        for (int64_t j = 0; j < PART; ++j)
+          for (int64_t k = 0; k < K; k += BLOCK) block(several, j, k);
+        return;
+      }
+    if (first == 0)  // W comes from memory
       for (int64_t j = 0; j < last; ++j)
-        for (int64_t k = 0; k < K; k += BLOCK) block(j, k);
-    else  // the same sums, with the block of x in the cache
+        for (int64_t k = 0; k < K; k += BLOCK) block(one, j, k);
+    else  // W is in the cache, and so should be the block of x
       for (int64_t k = 0; k < K; k += BLOCK)
-        for (int64_t j = 0; j < last; ++j) block(j, k);
+        for (int64_t j = 0; j < last; ++j) block(one, j, k);
   };
   const auto value = [=](float sum, int64_t, int64_t o) { return b ? sum + b[o] : sum; };
   over_tiles<MOST, ROWS, float>(N, O, K, y.data_ptr<float>(), tile, value);
@@ -198,7 +209,9 @@ static void attend_one(
     float scale, float* __restrict weights, float* __restrict to) {
   std::fill_n(weights, length, 0.0f);
   int64_t t = 0;
-  for (; t < length; ++t) float32::tile<1>(query, keys + t * hs, hs, hs, weights + t, 1);
+  for (; t + 4 <= length; t += 4)
+    float32::tile<1, 4>(query, keys + t * hs, hs, hs, hs, weights + t, 0, 1);
+  for (; t < length; ++t) float32::tile<1, 1>(query, keys + t * hs, hs, hs, hs, weights + t, 0, 1);
   float most = -INFINITY, sum = 0;
   for (t = 0; t < length; ++t) most = std::max(most, weights[t]);
   if (most != most) most = 0;
