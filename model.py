@@ -124,10 +124,9 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x):
         if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32:
             return super().forward(x)
-        weight = self.weight.to(x.dtype)  # FSDP casts a block's weights, but not the residual stream
         if torch.is_grad_enabled():
-            return RMSNormFunction.apply(x, weight, self.eps)
-        return (x * reciprocal_rms(x, self.eps)).mul_(weight)
+            return RMSNormFunction.apply(x, self.weight, self.eps)
+        return (x * reciprocal_rms(x, self.eps)).mul_(self.weight)
 
 
 def make_norm(config, width=None):

@@ -3,6 +3,7 @@
     python tools/plan.py config/train_config.py --gpu=4090
     python tools/plan.py --n_layer=24 --n_embd=2048 --gpus=8 --gpu_memory=24 --gpu=4090
     python tools/plan.py --n_layer=24 --n_embd=2048 --gpus=8 --gpu=4090 --output=out/1b.py
+    python tools/plan.py config/cpu_small.py --device=cpu --gpu_memory=8 --tflops=0.1
 
 It takes the recipes and settings of train.py, and computes: nothing is trained, no GPU is needed.
 It prints what a GPU holds by part, with DDP (each GPU has the whole model) and FSDP (they share
@@ -183,7 +184,8 @@ def shape_of(settings):
 
 def work_of(settings, card):
     """The Work of one of the GPUs, with batches of one block."""
-    low_precision = settings.dtype != "float32"
+    on_gpu = settings.device != "cpu"
+    low_precision = on_gpu and settings.dtype != "float32"
     # As choose_attention() of setup.py: PyTorch's kernel for segments has no dropout.
     has_kernel = (
         card.bfloat16 and low_precision and not (settings.dropout or settings.deterministic)
@@ -193,7 +195,7 @@ def work_of(settings, card):
         optimizer=settings.optimizer,
         muon_float32=not card.bfloat16,
         low_precision=low_precision,
-        on_gpu=True,
+        on_gpu=on_gpu,
         masked=settings.layout == "concat" and settings.isolate and not has_kernel,
         processes=settings.gpus,
     )
@@ -202,11 +204,11 @@ def work_of(settings, card):
 def is_asked_for(settings, way):
     """Whether the settings leave this way open: what they ask for is kept."""
     wants = {"activation_checkpointing": way.activation_checkpointing}
-    wants["parallel"] = "fsdp" if way.sharded else "ddp"
+    if way.processes > 1:
+        wants["parallel"] = "fsdp" if way.sharded else "ddp"
     return all(
         settings.origin(name) == "default" or settings.as_dict()[name] == value
         for name, value in wants.items()
-        if name in settings.as_dict()
     )
 
 
@@ -225,7 +227,7 @@ def model_line(model):
 def memory_table(model, work, blocks, limit):
     """What each way needs in batches of `work`, and the largest batches that fit."""
     header = ["", "weights", "gradients", "optimizer", "gathered", "activations", "loss"]
-    header += ["backward", "step", "peak", "largest batch"]
+    header += ["start", "backward", "step", "peak", "largest batch"]
     rows = []
     for way in ways(work):
         needs = memory_of_step(model, replace(way, accumulates=True))

@@ -153,7 +153,7 @@ class Format:
 
     def matches(self, record):
         """Return whether a record has the fields of this format."""
-        return all(any(name in record for name in group) for group in self.fields)
+        return all(any(map(record.__contains__, group)) for group in self.fields)
 
     def used(self, record):
         """The names of the fields that are read of a record."""

@@ -83,17 +83,17 @@ def _events(generation, form, wants_usage):
     """The answer as server-sent events. Those that are ready together are one string: sending takes
     longer than writing them, and the engine has to wait meanwhile."""
     usage = {"usage": None} if wants_usage else {}
-    ready = [encode_event({**chunk, **usage}) for chunk in form.opening(generation)]
-    spoke = time.monotonic()
+    yield from [encode_event({**chunk, **usage}) for chunk in form.opening(generation)]
+    ready, spoke = [], time.monotonic()
     try:
         for piece in generation.pieces():
             if piece is not None:
                 ready += [encode_event({**c, **usage}) for c in form.chunks(generation, piece)]
                 if generation.ended:
                     continue  # the last events follow at once
-            elif not ready:
-                if time.monotonic() - spoke < KEEP_ALIVE_SECONDS:
-                    continue
+            elif time.monotonic() - spoke < KEEP_ALIVE_SECONDS:
+                continue
+            else:
                 ready = [HEARTBEAT]
             yield "".join(ready)
             ready, spoke = [], time.monotonic()

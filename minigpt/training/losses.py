@@ -48,7 +48,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if need_weight else None
         total = torch.zeros((), device=h.device, dtype=torch.float32)
         rows = rows_of_chunk(V, h.device.type != "cpu")
+        logits = grad = None
         for i in range(0, N, rows):
+            del logits, grad  # before those of the next chunk are computed
             part, target = h[i : i + rows].to(dtype), targets[i : i + rows, None]
             counts = (target != IGNORED).float()  # (rows, 1)
             target = target.clamp(min=0)

@@ -21,6 +21,7 @@ POLYNOMIALS = (
     (2.4901, -1.8343, 0.4368),
 )
 WIDE = 1.5  # n / m from which the iteration on m × m matrices is faster
+STACK = 2**26  # values of the matrices that are orthogonalized at a time: more take memory
 
 
 def orthogonalize(matrices, eps=1e-7):
@@ -103,9 +104,16 @@ def orthogonal_steps(matrices, sizes, dtype):
             part = part.T if len(part) > part.size(1) else part
             stacks.setdefault(part.shape, []).append(part)
     for shape, parts in stacks.items():
-        rms = 0.2 * math.sqrt(max(shape))  # makes the step's RMS AdamW's usual one (Liu 2025)
-        for part, direction in zip(parts, orthogonalize(torch.stack(parts).to(dtype)), strict=True):
-            part.copy_(direction).mul_(rms)
+        n = max(1, STACK // shape.numel())
+        for i in range(0, len(parts), n):
+            _orthogonal_step(parts[i : i + n], dtype)
+
+
+def _orthogonal_step(parts, dtype):
+    """orthogonal_steps() of matrices of one shape, in one stack."""
+    rms = 0.2 * math.sqrt(max(parts[0].shape))  # makes the step's RMS AdamW's usual one (Liu 2025)
+    for part, direction in zip(parts, orthogonalize(torch.stack(parts).to(dtype)), strict=True):
+        part.copy_(direction).mul_(rms)
 
 
 def make_optimizers(model, settings, device):

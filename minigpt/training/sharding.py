@@ -4,14 +4,15 @@
     shards.whole_model()                                    # to save, or to sample with
 
 A weight of m rows becomes a DTensor: of W processes each holds the next ceil(m / W) rows, so the
-last ones may hold fewer, or none. A block's weights are gathered when it computes, forward and
-backward, and its gradients are summed and cut as soon as they are known.
+last ones may hold fewer, or none. A block's matrices are gathered when it computes, forward and
+backward, and their gradients are averaged and cut as soon as they are known.
 """
 
 import copy
 
 import torch
 import torch.distributed as dist
+from torch.nn import Linear
 
 # What of torch.distributed takes a second to import is imported where it is used.
 
@@ -32,14 +33,14 @@ class Shards:
         kind = device.split(":")[0]
         mesh = init_device_mesh(kind, (dist.get_world_size(),))
         # autocast alone would keep a copy of all weights in `dtype` from the forward to the
-        # backward pass. The rest of the model (embeddings, output layer) and the residual stream
-        # stay float32, as with autocast.
+        # backward pass. As with autocast, embeddings, norms and the residual stream are float32.
         half = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
         policy = MixedPrecisionPolicy() if dtype == torch.float32 else half
-        for block in model.blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
+        groups = [[m for m in block.modules() if isinstance(m, Linear)] for block in model.blocks]
+        for group in groups:
+            fully_shard(group, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh)
-        for module in (*model.blocks, model):
+        for module in (model, *(group[0] for group in groups)):
             module.set_force_sum_reduction_for_comms(True)  # gloo has no mean
 
     def whole_model(self):

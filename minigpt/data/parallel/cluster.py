@@ -65,11 +65,11 @@ def connect(cores=0):
         if address:
             _knock(address)
         ray.init(**options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         where = f"RAY_ADDRESS={address}" if address else "--engine=ray"
         raise UserError(
             f"{where}: Ray cannot be reached ({_first_line(error)}); start it with: ray start "
-            "--head, or leave RAY_ADDRESS out"
+            "--head, set RAY_AUTH_MODE=token if it has Ray's token, or leave RAY_ADDRESS out"
         ) from None
     return ray
 

@@ -19,7 +19,7 @@ compares these figures with steps that were measured.
 from dataclasses import dataclass
 
 from minigpt.training.losses import rows_of_chunk
-from minigpt.training.optim import muon_parts, parameter_groups
+from minigpt.training.optim import STACK, WIDE, muon_parts, parameter_groups
 from model import ACTIVATION_CHECKPOINTING_FROM
 
 FLOAT, HALF = 4, 2  # bytes of float32 (weights, gradients, states, residual stream), of bfloat16
@@ -67,7 +67,7 @@ class Memory:
     weights (with the buffers), gradients, optimizer: its share of them. gathered: what FSDP
     collects of the others. activations: kept for the backward pass. loss: the output layer's
     gradients and a chunk of logits. backward, step: the peaks of the forward and backward pass, and
-    of the optimizer's step.
+    of the optimizer's step. start: of the start, where with FSDP each process has the whole model.
     """
 
     weights: int
@@ -78,12 +78,13 @@ class Memory:
     loss: int
     backward: int
     step: int
+    start: int
 
     @property
     def peak(self):
         """The most at any time. It is less than the sum of the parts: activations are freed while
         gradients are computed."""
-        return max(self.backward, self.step)
+        return max(self.backward, self.step, self.start)
 
 
 def memory_of_step(model, work):
@@ -93,7 +94,8 @@ def memory_of_step(model, work):
     states = 2 * trained  # AdamW has two for each weight, Muon one for each of a matrix
     if work.optimizer == "muon":
         states -= _bytes(groups["matrices"])
-    shares = [-(-n // work.shards) for n in (_bytes(model.parameters()), trained, states)]
+    whole = _bytes(model.parameters())
+    shares = [-(-n // work.shards) for n in (whole, trained, states)]
     weights, gradients, optimizer = shares
     weights += sum(buffer.nbytes for buffer in model.buffers())
     gathered = _gathered(model, work)
@@ -103,7 +105,15 @@ def memory_of_step(model, work):
     backward = resident + _backward_peak(model, work, gradients, activations, loss)
     step = resident + gradients + _muon_workspace(model, work, groups)
     return Memory(
-        weights, gradients, optimizer, gathered, activations.total, loss, int(backward), int(step)
+        weights,
+        gradients,
+        optimizer,
+        gathered,
+        activations.total,
+        loss,
+        backward=int(backward),
+        step=int(step),
+        start=whole + weights if work.shards > 1 else weights,
     )
 
 
@@ -209,9 +219,7 @@ def _loss(model, work):
     V, C = model.lm_head.weight.shape
     N = int(work.supervised * work.batch_size * model.config.block_size)
     rows = min(N, rows_of_chunk(V, work.on_gpu))
-    # The logits of one chunk are freed when those of the next are there.
-    logits = rows * V * FLOAT * (1 if rows == N else 2)
-    found = 2 * N * C * FLOAT + logits + rows * (C + 8) * FLOAT
+    found = 2 * N * C * FLOAT + rows * (V + C + 8) * FLOAT
     table = _trained_bytes(model.lm_head)
     if work.low_precision:  # the table and a chunk's gradients of it and of the logits, in 16 bits
         found += rows * V * HALF + V * C * HALF + table * HALF // FLOAT + table
@@ -247,7 +255,8 @@ def _backward_peak(model, work, gradients, activations, loss):
 
 def _muon_workspace(model, work, groups):
     """Bytes of Muon.step(): the updates of all matrices, and the iteration on the largest stack of
-    equal shapes: the stack, an iterate and the next, and two Gram matrices (n, m, m)."""
+    n matrices (m, k): the stack, an iterate and the next, and two Gram matrices (m, m) of each; of
+    wide ones in float32 five Gram matrices, and one iterate less. See orthogonalize()."""
     if work.optimizer != "muon":
         return 0
     size = FLOAT if work.muon_float32 else work.size
@@ -255,11 +264,15 @@ def _muon_workspace(model, work, groups):
     for rows, columns in muon_parts(model, groups["matrices"]):
         shape = min(rows, columns), max(rows, columns)
         stacks[shape] = stacks.get(shape, 0) + 1
-    peak, last = 0, 0
+    peak = 0
     for (m, k), n in stacks.items():
+        n = min(-(-n // work.shards), max(1, STACK // (m * k)))
         stack, gram = n * m * k * size, n * m * m * size
-        peak = max(peak, last + 3 * stack + 2 * gram, last + n * m * k * (FLOAT + size))
-        last = stack  # the result of one stack is there until the next is computed
-    # With FSDP a process computes a part of the matrices, and sends and receives them.
-    updates = _bytes(groups["matrices"]) * (4 if work.shards > 1 else 1)
-    return (updates + peak) // work.shards
+        iteration = 3 * stack + 2 * gram
+        if size == FLOAT and k >= WIDE * m:
+            iteration = max(2 * stack + 5 * gram, 3 * stack + gram)
+        peak = max(peak, iteration, n * m * k * (FLOAT + size))
+    # With FSDP a process has its rows of all matrices, and some whole ones: what it sends, what it
+    # gets, and the matrices themselves.
+    updates = _bytes(groups["matrices"]) // work.shards
+    return (4 if work.shards > 1 else 1) * updates + peak
