@@ -39,7 +39,7 @@ class Settings:
 
 def read_settings():
     """The settings, checked."""
-    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__, quiet=True)
+    settings = configure(Settings, shared="out_dir device dtype kernels", doc=__doc__, quiet=True)
     if problems := settings.below(batch_size=1, show=0, limit=1, seed=0):
         raise UserError("\n".join(problems))
     return settings
@@ -73,7 +73,9 @@ from minigpt.inference.engine import Engine
 def main():
     settings = read_settings()
     print(settings.describe(), flush=True)
-    trained = load_for_generation(settings.out_dir, settings.device, settings.dtype)
+    trained = load_for_generation(
+        settings.out_dir, settings.device, settings.dtype, settings.kernels
+    )
     tokenizer, prompt_format = trained.tokenizer, trained.prompt_format
     output = Path(settings.output or trained.folder / "rouge.jsonl")
     if output.suffix != ".jsonl":

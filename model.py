@@ -351,6 +351,7 @@ class GPT(nn.Module):
         self.config = config
         self.decoder = None  # C++ that generates on a CPU, set by minigpt/inference/backends.py
         self.use_varlen_attention = False  # set it where has_varlen_attention() is true
+        self.activation_checkpointing = False  # recompute each block in the backward pass
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
         if config.position == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
@@ -406,9 +407,13 @@ class GPT(nn.Module):
         h = F.dropout(h, dropout, self.training)
         if by_decoder:
             return self.norm(self.decoder(h, rotary, positions, cache))
+        recomputed = self.activation_checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
-            layer_cache = cache[i] if cache is not None else None
-            h = block(h, rotary, positions, mask, cu_seqlens, layer_cache)
+            inputs = (h, rotary, positions, mask, cu_seqlens)
+            if recomputed and cache is None:
+                h = activation_checkpoint(block, *inputs, use_reentrant=False)
+            else:
+                h = block(*inputs, cache[i] if cache is not None else None)
         return self.norm(h)
 
     def logits(self, h):

@@ -14,7 +14,6 @@ import contextlib
 import sys
 import time
 from pathlib import Path
-from typing import Literal
 
 from config.configurator import configure
 from minigpt.common.errors import UserError, preflight, run
@@ -33,18 +32,23 @@ class Settings:
     repetition_penalty: float = 1.0  # above 1: tokens of the prompt and the text are less likely
     num_beams: int = 1  # above 1: beam search, without sampling; printed when the text is complete
     length_penalty: float = 1.0  # of beam search: above 0 favours long texts, below 0 short ones
-    kernels: Literal["auto", "true", "false", "fbgemm", "int_mm"] = "auto"  # the products on a CPU:
-    #            auto: the fastest; true: by C++ kernels, built once (needs g++, ninja); false: by
-    #            PyTorch; fbgemm, int_mm: int8 by this part of PyTorch
+    draft_tokens: int = 0  # guess so many tokens by prompt lookup and read them in one pass: faster
+    #                        where an answer quotes its question or repeats itself; 0: none
     seed: int | None = None  # the same seed gives the same text; none: a new one every time
 
 
 def read_settings():
     """The settings, checked."""
-    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__, quiet=True)
+    settings = configure(Settings, shared="out_dir device dtype kernels", doc=__doc__, quiet=True)
     if settings.num_beams > 1:
         disable_sampling(settings)
-    problems = settings.below(num_samples=1) + request_of([0], settings).problems()
+    problems = settings.below(num_samples=1, draft_tokens=0)
+    problems += request_of([0], settings).problems()
+    if settings.draft_tokens > 0 and settings.num_beams > 1:
+        problems.append(
+            f"draft_tokens={settings.draft_tokens}: beam search (num_beams={settings.num_beams}) "
+            "reads nothing ahead: leave one of them out"
+        )
     if problems:
         raise UserError("\n".join(problems))
     return settings
@@ -123,7 +127,12 @@ class Writer:
 
     def __init__(self, trained, settings):
         self.trained, self.settings, self.tokenizer = trained, settings, trained.tokenizer
-        self.engine = Engine(trained.model, self.tokenizer.n_vocab, n_slots=settings.num_beams)
+        self.engine = Engine(
+            trained.model,
+            self.tokenizer.n_vocab,
+            n_slots=settings.num_beams,
+            draft_tokens=settings.draft_tokens,
+        )
         self.warned = False
 
     def write_all(self, start):
@@ -153,7 +162,10 @@ class Writer:
     def report(self, ticket, seconds):
         """Print the speed, and notes: the text is empty, or (once) it has outgrown the block."""
         count, size = len(ticket.ids), self.engine.block_size
-        print(f"[{count} tokens, {count / seconds:.0f} tokens/s]", file=sys.stderr)
+        drafted = ""
+        if self.settings.draft_tokens:
+            drafted = f", {ticket.n_accepted} of {ticket.n_drafted} drafted tokens kept"
+        print(f"[{count} tokens, {count / seconds:.0f} tokens/s{drafted}]", file=sys.stderr)
         if not count and ticket.finish_reason == "stop":
             print(f"note: {ENDED_AT_ONCE}", file=sys.stderr)
         if ticket.rolled and not self.warned:

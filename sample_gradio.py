@@ -52,7 +52,7 @@ class Settings:
 
 def read_settings():
     """The settings, with the passwords, checked."""
-    settings = configure(Settings, shared="device dtype", doc=__doc__, quiet=True)
+    settings = configure(Settings, shared="device dtype kernels", doc=__doc__, quiet=True)
     if settings.make_roster:
         make_roster(settings.roster or "class.csv", settings.make_roster)
         sys.exit()
@@ -216,7 +216,7 @@ def load_runs(settings, runs, hashes, arena):
     host, began, largest = RequestScheduler({}, queue_limits(settings)), time.monotonic(), 0
     for folder, local in runs.items():
         try:
-            trained = load_for_generation(folder, settings.device, settings.dtype)
+            trained = load_for_generation(folder, settings.device, settings.dtype, settings.kernels)
             hashes[local.name] = weights_hash(folder)[:16]
         except Exception as error:  # of any kind: the other runs are loaded all the same
             problem = str(error) if isinstance(error, UserError) else repr(error)

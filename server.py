@@ -35,9 +35,9 @@ class Settings:
     cors_origins: list[str] = []  # web pages that may call this server: their origins, or *
 
     threads: int = 0  # of the processor, for the models; 0: automatic, leaving some for HTTP
-    kernels: Literal["auto", "true", "false", "fbgemm", "int_mm"] = "auto"  # the products on a CPU:
-    #            auto: the fastest; true: by C++ kernels, built once (needs g++, ninja); false: by
-    #            PyTorch; fbgemm, int_mm: int8 by this part of PyTorch
+
+    draft_tokens: int = 0  # guess so many tokens by prompt lookup and read them in one pass, over
+    #                        all answers at once: faster where few people ask; 0: none
 
     # -- defaults of a request --
     temperature: float = 0.1  # as sample.py: small models wander at 1, OpenAI's default
@@ -65,11 +65,12 @@ class Settings:
 
 def read_settings():
     """The settings, checked."""
-    settings = configure(Settings, shared="device dtype", doc=__doc__, quiet=True)
+    settings = configure(Settings, shared="device dtype kernels", doc=__doc__, quiet=True)
     problems = settings.below(
         **dict(slots=1, max_body_kb=1, max_n=1),
         **dict(max_prompt_tokens=1, max_tokens=1, default_max_tokens=1),
         **dict(threads=0, max_waiting=0, queue_seconds=0, total_seconds=0, drain_seconds=0),
+        **dict(draft_tokens=0),
     )
     if not 0 <= settings.port < 65536:
         problems.append(f"port={settings.port}: expected 0 to 65535")
@@ -178,7 +179,12 @@ def load(settings, folders):
     models, engines = {}, {}
     for name, folder in zip(model_names(folders), folders, strict=True):
         trained = load_for_generation(folder, settings.device, settings.dtype, settings.kernels)
-        engines[name] = Engine(trained.model, trained.tokenizer.n_vocab, n_slots=settings.slots)
+        engines[name] = Engine(
+            trained.model,
+            trained.tokenizer.n_vocab,
+            n_slots=settings.slots,
+            draft_tokens=settings.draft_tokens,
+        )
         models[name] = Served(
             name,
             trained.tokenizer,

@@ -40,7 +40,6 @@ from minigpt.rewards.expression import load_reward
 from minigpt.rewards.judge import make_judge
 from minigpt.tokenizer.chat_template import from_json
 from minigpt.tokenizer.tokenizer import load_tokenizer
-from minigpt.training.dial import choose_recipe
 from minigpt.training.distributed import Distributed, lost_process
 from minigpt.training.log import Log
 from minigpt.training.objectives.distill import make_distill
@@ -48,6 +47,7 @@ from minigpt.training.objectives.dpo import make_dpo
 from minigpt.training.objectives.grpo import make_grpo
 from minigpt.training.objectives.next_token import NextToken
 from minigpt.training.optim import make_optimizers
+from minigpt.training.planning.dial import choose_recipe
 from minigpt.training.setup import (
     attach_lora,
     choose_attention,

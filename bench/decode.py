@@ -5,12 +5,12 @@
     pip install llama-cpp-python gguf            # to compare with llama.cpp, too
 
 All continue the same 32 ids greedily by --tokens tokens. Ours generates for 1, 4, 8 and 16 readers
-at the same time, in float32 and int8, by each backend of this machine (inference/backends.py),
-and so does llama.cpp; transformers' generate() for one. The loop without a cache computes the whole
-text again for each token (timed at every 16th). Rounds alternate; medians are shown. The bound is
-memory bandwidth: a token of one reader reads every weight once, so tokens per second cannot exceed
-bandwidth ÷ bytes of weights. The bandwidth is the best that reading a large array reached in this
-run.
+at the same time, in float32, int8 and int4, by each backend of this machine
+(inference/backends.py), and so does llama.cpp; transformers' generate() for one. The loop without a
+cache computes the whole text again for each token (timed at every 16th). Rounds alternate; medians
+are shown, then the ratios that are our goals. The bound is memory bandwidth: a token of one reader
+reads every weight once, so tokens per second cannot exceed bandwidth ÷ bytes of weights. The
+bandwidth is the best that reading a large array reached in this run.
 """
 
 import contextlib
@@ -38,11 +38,11 @@ class Settings:
     tokens: int = 64  # generated for each reader
     streams: str = "1,4,8,16"  # numbers of readers at the same time
     rounds: int = 3  # of all cases, alternating
+    threads: int = 0  # of the processor; 0: as many as PyTorch takes
+    only: str = ""  # time the cases whose names contain one of these words, comma-separated
     kernels: bool = True  # also time ours with the C++ kernels
-    isa: Literal["native", "avx2"] = (
-        "native"  # avx2: ours, PyTorch, oneDNN and FBGEMM compute as on
-    )
-    #                                           a processor with AVX2 alone; llama.cpp does not
+    isa: Literal["native", "avx2"] = "native"  # avx2: ours, PyTorch, oneDNN and FBGEMM compute as
+    #          on a processor with AVX2 alone; llama.cpp does so if it has been built for one
     n_layer: int = 12  # shape of the model
     n_head: int = 12
     n_embd: int = 768
@@ -73,13 +73,15 @@ from model import GPT, GPTConfig
 def main():
     settings = read_settings()
     print(settings.describe(), flush=True)
-    problems = settings.below(rounds=1, tokens=2)
+    problems = settings.below(rounds=1, tokens=2, threads=0)
     if settings.tokens + PROMPT > 1024:
         problems.append(f"tokens={settings.tokens}: expected at most {1024 - PROMPT}")
     if problems:
         raise UserError("\n".join(problems))
     if settings.isa == "avx2":
         force_avx2()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
     shape = {name: getattr(settings, name) for name in ("n_layer", "n_head", "n_embd")}
     shape["padded_vocab_size"] = settings.n_rows
@@ -88,38 +90,49 @@ def main():
     print(f"{millions:.1f}M parameters, {torch.get_num_threads()} threads", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         cases = make_cases(model, settings, pathlib.Path(folder))
+        if not cases:
+            raise UserError(f"only={settings.only}: no case has such a name")
         rates, bandwidth = {name: [] for name in cases}, 0.0
         for number in range(settings.rounds):
             bandwidth = max(bandwidth, best_bandwidth())
             for name, case in cases.items():
                 rates[name].append(case())
                 print(f"round {number + 1}: {name}: {rates[name][-1]:.1f} tokens/s", flush=True)
-    show(rates, 4 * model.n_params(), bandwidth)
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    show(medians, model.n_params(), bandwidth)
+    show_goals(medians)
 
 
 def make_cases(model, settings, folder):
     """{name: function that returns tokens per second}."""
-    cases = {
-        "loop without cache": lambda: uncached(model, settings.tokens),
-        "transformers generate()": with_transformers(model, settings.tokens),
-    }
-    if importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("gguf"):
-        for kind in ("f32", "q8_0", "q4_0"):
-            path = write_gguf(model, kind, folder / f"{kind}.gguf")
-            for n in map(int, settings.streams.split(",")):
-                cases[f"llama.cpp {kind}, {n} at once"] = with_llama(path, n, settings.tokens)
-    else:
+    tokens, streams = settings.tokens, list(map(int, settings.streams.split(",")))
+    cases = {}
+
+    def wanted(name):
+        return any(word in name for word in settings.only.split(","))
+
+    if wanted("loop without cache"):
+        cases["loop without cache"] = lambda: uncached(model, tokens)
+    if wanted("transformers generate()"):
+        cases["transformers generate()"] = with_transformers(model, tokens)
+    has_llama = importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("gguf")
+    if not has_llama:
         print("llama.cpp is left out: pip install llama-cpp-python gguf")
+    for kind in ("f32", "q8_0", "q4_0") if has_llama else ():
+        names = {f"llama.cpp {kind}, {n} at once": n for n in streams}
+        if names := {name: n for name, n in names.items() if wanted(name)}:
+            path = write_gguf(model, kind, folder / f"{kind}.gguf")
+            cases |= {name: with_llama(path, n, tokens) for name, n in names.items()}
     march = "haswell" if settings.isa == "avx2" else "native"
     kernels = build(march) if settings.kernels else None
     for dtype, backend in ((kind, name) for kind in LAYERS for name in LAYERS[kind]):
         if (backend == "kernels" and not kernels) or (backend == "fbgemm" and not has_fbgemm()):
             continue
-        ready = copy.deepcopy(model)
-        convert(ready, Choice(dtype, backend, kernels))
-        for n in map(int, settings.streams.split(",")):
-            case = with_engine(ready, n, settings.tokens)
-            cases[f"ours {dtype} by {backend}, {n} at once"] = case
+        names = {f"ours {dtype} by {backend}, {n} at once": n for n in streams}
+        if names := {name: n for name, n in names.items() if wanted(name)}:
+            ready = copy.deepcopy(model)
+            convert(ready, Choice(dtype, backend, kernels))
+            cases |= {name: with_engine(ready, n, tokens) for name, n in names.items()}
     return cases
 
 
@@ -271,26 +284,62 @@ def best_bandwidth(megabytes=512, rounds=5):
     return best
 
 
-def show(rates, n_bytes, bandwidth):
+# Of one weight, in bytes.
+SIZES = {"float32": 4, "f32": 4, "int8": 1, "q8_0": 34 / 32, "int4": 18 / 32, "q4_0": 18 / 32}
+PEERS = {"float32": "f32", "int8": "q8_0", "int4": "q4_0"}  # llama.cpp's formats like ours
+
+
+def show(medians, n_weights, bandwidth):
     """Print the table of bench/README.md."""
-    medians = {name: statistics.median(found) for name, found in rates.items()}
-    peer, slow = medians["transformers generate()"], medians["loop without cache"]
+    peer, slow = medians.get("transformers generate()"), medians.get("loop without cache")
     rows = []
     for name, rate in medians.items():
-        alone = "at once" not in name or name.endswith(" 1 at once")
-        sizes = dict(int8=n_bytes / 4, q8_0=n_bytes * 34 / 128, q4_0=n_bytes * 18 / 128)
-        weights = next((sizes[kind] for kind in sizes if kind in name), n_bytes)
-        share = f"{rate * weights / bandwidth:.0%}" if alone and "loop" not in name else ""
-        first = medians.get(f"{name.rsplit(',', 1)[0]}, 1 at once")
-        kind, readers = "q8_0" if "int8" in name else "f32", name.rsplit(",", 1)[-1]
-        llama = None if "llama" in name else medians.get(f"llama.cpp {kind},{readers}")
+        program, _, n = name.partition(", ")
+        kind = next((word for word in SIZES if word in program.split()), "float32")
+        alone = not n or n == "1 at once"
+        share = rate * SIZES[kind] * n_weights / bandwidth
+        llama = medians.get(f"llama.cpp {PEERS.get(kind, kind)}, {n or '1 at once'}")
+        first = medians.get(f"{program}, 1 at once")
         rows.append(
-            [name, f"{rate:.1f}", f"{rate / peer:.2f}", f"{rate / llama:.2f}" if llama else ""]
-            + [f"{rate / slow:.1f}", f"{rate / first:.2f}" if first and not alone else "", share]
+            [
+                name,
+                f"{rate:.1f}",
+                *(f"{rate / other:.2f}" if other else "" for other in (peer, llama, slow)),
+            ]
+            + [f"{rate / first:.2f}" if first and not alone else ""]
+            + [f"{share:.0%}" if alone and "loop" not in name else ""]
         )
     header = ["", "tokens/s", "÷ transformers", "÷ llama.cpp", "÷ no cache", "÷ one reader"]
     print(table([*header, "of the bound"], rows))
     print(f"best bandwidth in this run {bandwidth / 1e9:.1f} GB/s")
+
+
+def show_goals(medians):
+    """Print the ratios that are goals, each of our fastest backend, as far as they were timed."""
+
+    def best(kind, n):
+        rates = {name: rate for name, rate in medians.items() if name.startswith(f"ours {kind} ")}
+        return max(
+            (rate for name, rate in rates.items() if name.endswith(f", {n} at once")), default=0
+        )
+
+    most = max((int(name.split(", ")[1].split()[0]) for name in medians if ", " in name), default=1)
+    llama = {(k, n): medians.get(f"llama.cpp {k}, {n} at once") for k in SIZES for n in (1, most)}
+    goals = [
+        ("float32 alone ÷ llama.cpp f32", 1.0, best("float32", 1), llama["f32", 1]),
+        ("int8 alone ÷ llama.cpp q8_0", 1.1, best("int8", 1), llama["q8_0", 1]),
+        ("int4 alone ÷ llama.cpp q4_0", 1.0, best("int4", 1), llama["q4_0", 1]),
+        ("int4 alone ÷ int8 alone", 1.0, best("int4", 1), best("int8", 1)),
+        ("int8, 8 readers ÷ one", 4.0, best("int8", 8), best("int8", 1)),
+        (f"int8 ÷ llama.cpp q8_0, {most} readers", 1.5, best("int8", most), llama["q8_0", most]),
+    ]
+    rows = [
+        [name, f"≥ {goal}", f"{ours / other:.2f}"]
+        for name, goal, ours, other in goals
+        if ours and other
+    ]
+    if rows:
+        print(table(["ratio", "goal", "measured"], rows))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python bench/dial.py --input=TEXTS                        # 5, 20, 60 and 180 minutes: 18 hours
     python bench/dial.py --input=TEXTS --minutes=2,5          # what a coffee allows
 
-Trains each size of --sizes (indices of SHAPES in minigpt/training/dial.py) for each number of
-minutes with the settings that the dial gives it, and prints bits per held-out character, the best
-size of each budget, and the constants of Law that fit the losses best. Finished runs are kept: the
-same command continues after an interruption.
+Trains each size of --sizes (indices of SHAPES in minigpt/training/planning/dial.py) for each number
+of minutes with the settings that the dial gives it, and prints bits per held-out character, the
+best size of each budget, and the constants of Law that fit the losses best. Finished runs are kept:
+the same command continues after an interruption.
 """
 
 import json
@@ -40,7 +40,7 @@ from data_utils import read_meta
 from minigpt.common.report import table
 from minigpt.common.scripts import call
 from minigpt.models import checkpoint
-from minigpt.training.dial import SHAPES, worth
+from minigpt.training.planning.dial import SHAPES, worth
 
 
 def main():

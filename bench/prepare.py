@@ -4,6 +4,7 @@
     python bench/prepare.py --input=wiki/ --megabytes=300
     python bench/prepare.py --memory=true --megabytes=1000      # peak of all its processes
     python bench/prepare.py --memory=true --megabytes=1000 --container=parquet     # or zst
+    python bench/prepare.py --writer=true --megabytes=20        # of the one process that writes
 
 The input recombines the sentences of --input at random into entries of 5 to 20 sentences, so it can
 have any size and has no duplicate entries. The encoder caches words, so repeated sentences make it
@@ -11,6 +12,9 @@ a little faster than it is on real text. With --fresh=true entries are made of c
 places, which hardly ever repeat; real text is not as varied. Bare tiktoken encodes the same cleaned
 texts in memory, in one process; data/prepare.py is timed as a user runs it, start and writing
 included. Rounds alternate; medians are shown.
+
+The writer is timed alone, in processor time: the same encoded chunks again and again, with other
+hashes each time, so that all entries are new and the set of seen hashes grows.
 """
 
 import contextlib
@@ -25,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from typing import Literal
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
@@ -43,6 +48,7 @@ class Settings:
     rounds: int = 3  # of bare tiktoken and data/prepare.py, alternating
     container: Literal["jsonl", "zst", "parquet"] = "jsonl"  # what data/prepare.py reads
     memory: bool = False  # measure memory instead of time
+    writer: bool = False  # time the writer alone: duplicates, packing, files
     out_dir: str = "out"  # folder of the temporary input and dataset
 
 
@@ -54,9 +60,15 @@ def read_settings():
 if __name__ == "__main__":
     preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
 
+import numpy as np
+
 from minigpt.common.report import table
-from minigpt.data.pipeline import read_entries
+from minigpt.data.formats import FORMATS
+from minigpt.data.packing import token_dtype
+from minigpt.data.pipeline import ChunkWorker, PrepareOptions, read_chunks, read_entries
+from minigpt.data.readers.files import SourceFile
 from minigpt.data.train_bpe import sentences
+from minigpt.data.writer import DatasetWriter
 from minigpt.tokenizer.tokenizer import load_tokenizer
 
 
@@ -64,7 +76,7 @@ def main():
     """Make the input, then measure."""
     settings = read_settings()
     print(settings.describe(), flush=True)
-    if problems := settings.below(rounds=1):
+    if problems := settings.below(rounds=1):  # --writer: passes over the chunks
         raise UserError("\n".join(problems))
     pathlib.Path(settings.out_dir).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench_prepare_", dir=settings.out_dir) as name:
@@ -76,7 +88,10 @@ def main():
         command += [f"--dataset={folder / 'processed'}", f"--workers={settings.workers}"]
         for name in ("tokenizer", "block_size", "layout"):
             command.append(f"--{name}={getattr(settings, name)}")
-        (memory if settings.memory else speed)(settings, path, list(map(str, command)))
+        if settings.writer:
+            writer(settings, path, folder)
+        else:
+            (memory if settings.memory else speed)(settings, path, list(map(str, command)))
 
 
 def recombined(paths, megabytes, path, fresh=False):
@@ -175,6 +190,29 @@ def memory(settings, path, command):
         raise UserError("data/prepare.py failed")
     shown = ", ".join(f"{part / 1e6:.0f}" for part in parts)
     print(f"peak {peak / 1e6:.0f} MB in {len(parts)} processes ({shown}), shared pages once")
+
+
+def writer(settings, path, folder):
+    """Print what the writer takes a second, as the set of seen hashes grows."""
+    shape = dict(block_size=settings.block_size, layout=settings.layout)
+    options = PrepareOptions(path, folder, FORMATS["text"], **shape, val_fraction=0.01)
+    encode = ChunkWorker(options)
+    chunks = [encode(chunk) for chunk in read_chunks(SourceFile(path))]
+    n, size = sum(len(chunk.hashes) for chunk in chunks), path.stat().st_size
+    tokenizer = load_tokenizer(options.tokenizer)
+    dtype = token_dtype(tokenizer.n_vocab)
+    target = DatasetWriter(
+        folder, settings.layout, settings.block_size, tokenizer.pad, dtype, False
+    )
+    rows = []
+    for i in range(settings.rounds):
+        start = time.process_time()
+        for chunk in chunks:
+            target.add(replace(chunk, hashes=chunk.hashes ^ np.uint64(i)))
+        seconds = time.process_time() - start
+        rows.append([f"{(i + 1) * n:,}", f"{n / seconds:,.0f}", f"{size / 1e6 / seconds:,.0f}"])
+    target.finish()
+    print(table(["entries seen", "entries/s", "MB/s of input"], rows))
 
 
 def with_children(pid):

@@ -100,7 +100,7 @@ class Client:
             status = await reader.readline()
             async for line in reader:
                 now = time.perf_counter()
-                if b'"content":"' in line or b'"content": "' in line:
+                if b'"content": "' in line and b'"content": ""' not in line:
                     if first is None:
                         first = now - began
                     else:

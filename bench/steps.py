@@ -7,9 +7,12 @@ Nothing here is used in training: train.py has the one training loop.
 """
 
 import sys
+import weakref
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from data_utils import Batch
 from minigpt.common.errors import UserError
@@ -92,6 +95,38 @@ def transformers_step(config, device, dtype, compiled=False):
         return loss.detach()
 
     return step
+
+
+class PeakMemory(TorchDispatchMode):
+    """Within it, counts the bytes of all tensors that operators make, until they are freed. peak:
+    the most at a time. Not counted: what an operator needs for itself while it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self._known = {}  # storage → a weak reference to it
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, torch.Tensor):
+                self.count(tensor)
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def count(self, tensor):
+        """Count a tensor that was made outside."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+
+        def freed(_):
+            self.live -= size
+            del self._known[key]
+
+        self._known[key] = weakref.ref(storage, freed)
+        self.live += size
 
 
 def peak_memory(device):

@@ -28,6 +28,7 @@ from minigpt.common.errors import ROOT, UserError
 from minigpt.common.types import coerce, type_name
 
 DEFAULTS = ROOT / "config" / "train_config.py"
+GENERATION = ("kernels",)  # its settings that training does not read: not of shared="all"
 # Other names of a knob that flags and recipes may use, the older one of MiniGPT and nanoGPT's:
 # name → (its type, the knob, the knob's value from its value).
 ALIASES = {
@@ -163,7 +164,8 @@ def configure(own=None, shared="", doc="", argv=None, quiet=False):
     """Resolve a script's settings from defaults, recipes and the command line.
 
     own:    a class of annotated assignments, the script's own settings
-    shared: names of the settings in config/train_config.py that this script reads; "all" for all
+    shared: names of the settings in config/train_config.py that this script reads; "all" for
+            all of training
     doc:    the script's docstring, shown by --help
     argv:   the arguments after the script's name; None takes sys.argv
     quiet:  do not print the settings that are not default
@@ -174,7 +176,8 @@ def configure(own=None, shared="", doc="", argv=None, quiet=False):
     family = _knobs_of(importlib.import_module("config.train_config"))
     mine = _knobs_of(own) if own else []
     names = {knob.name for knob in mine}
-    wanted = {knob.name for knob in family} if shared == "all" else set(shared.split())
+    everywhere = {knob.name for knob in family} - set(GENERATION)
+    wanted = everywhere if shared == "all" else set(shared.split())
     knobs = mine + [k for k in family if k.name in wanted and k.name not in names]
 
     if {"-h", "--help"} & set(argv):
@@ -228,7 +231,7 @@ def _knobs_of(source):
     }
     types_by_name = typing.get_type_hints(source)
     statements = {s.end_lineno: s for s in body if isinstance(s, ast.AnnAssign)}
-    knobs, section = [], ""
+    knobs, section, last = [], "", None
     for line in range(1, len(text.splitlines()) + 1):
         comment = comments.get(line)
         if line in statements:
@@ -236,10 +239,12 @@ def _knobs_of(source):
             default = getattr(source, name)
             text_beside = comment[1] if comment else ""
             knobs.append(Knob(name, types_by_name[name], default, text_beside, section))
+            last = line
         elif comment and comment[1].startswith("-- "):
             section = comment[1].strip("- ")
-        elif comment and knobs and comment[2].lstrip().startswith("#") and line - 1 in comments:
+        elif comment and comment[2].lstrip().startswith("#") and line - 1 == last:
             knobs[-1].comment += " " + comment[1]  # a comment continued on the next line
+            last = line
     return knobs
 
 

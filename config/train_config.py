@@ -131,16 +131,23 @@ log_interval: int = 10  # steps between progress lines
 
 # -- the machine ---------------------------------------------------------------------------------
 device: str = "auto"  # auto: cuda, then mps, then cpu; or a name such as "cuda:1"
-dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # auto: bfloat16 on GPUs
-#       that have it, float16 (with a loss scaler) on older ones, on a Mac's GPU the fastest that
-#       gives float32's loss, float32 elsewhere; int8: for generation on a CPU, not for training;
-#       where it is slower float32 is used
+dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] = "auto"  # auto: bfloat16
+#       on GPUs that have it, float16 (with a loss scaler) on older ones, on a Mac's GPU the fastest
+#       that gives float32's loss, float32 elsewhere; int8, int4 (4 bits, by C++ kernels): for
+#       generation on a CPU, not for training; where they are slower float32 is used
 parallel: Literal["ddp", "fsdp"] = "ddp"  # several processes (torchrun): ddp: each has the whole
 #       model; fsdp: each has its part of weights, gradients and optimizer state, for a model that
 #       does not fit; it communicates more
 compile: bool = False  # torch.compile: takes minutes to start, pays off on a GPU
+activation_checkpointing: bool = False  # store the input of each block, and compute the rest again
+#       in the backward pass: a fraction of the memory, a third more time; tools/plan.py says when
 deterministic: bool = False  # CUDA: slower kernels with bit-identical results
 tensorboard: bool = False  # also write TensorBoard events to out_dir
+
+# -- generation, not train.py --------------------------------------------------------------------
+kernels: Literal["auto", "true", "false", "fbgemm", "int_mm"] = "auto"  # the products on a CPU:
+#       auto: the fastest; true: by C++ kernels, built once (needs g++, ninja); false: by PyTorch;
+#       fbgemm, int_mm: int8 by this part of PyTorch
 
 # The ids of the default tokenizer's special tokens, for scripts of your own. Not settings: another
 # tokenizer has others (gpt2: 50256 and 50257), and a run's own are in its folder.

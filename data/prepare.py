@@ -63,6 +63,8 @@ class Settings:
     #                             about 100,000 characters, 10 % at most
     skip_bad: bool = False  # true: copy bad records to rejects.jsonl instead of stopping
     workers: int = 0  # processes; 0 takes every core
+    engine: Literal["processes", "ray"] = "processes"  # ray: the work is done on the Ray cluster of
+    #                             RAY_ADDRESS, or on one of this machine (pip install ray)
 
 
 def read_settings():
@@ -113,6 +115,7 @@ def main():
         val_fraction=settings.val_fraction,
         skip_bad=settings.skip_bad,
         workers=settings.workers,
+        engine=settings.engine,
         command=command_line("data/prepare.py"),
     )
     meta = prepare(options)

@@ -10,6 +10,8 @@ that are not Chinese are left out and counted; of equal poems the first is kept.
 
     poems.jsonl     id, title, author, text: to pretrain on (data/prepare.py)
     pairs.jsonl     question, answer: instructions to fine-tune on (data/prepare_sft.py)
+    rhymes.jsonl    question, answer: which characters rhyme, by the rhyme book; fine-tuned on as
+                    well, they teach what the line ends of a few thousand poems do not
     test.jsonl      the same, made from the poems that are in neither of the others
 
 Each pair is of one of these kinds. All but title need a poem of four or eight lines, of five or
@@ -63,15 +65,17 @@ from collections import Counter
 from minigpt.common.report import check_writable, table, write_jsonl
 from minigpt.data.hashing import is_val
 from minigpt.data.pipeline import read_records
-from minigpt.data.shapes.instructions import KINDS, Collection, instructions
+from minigpt.data.shapes.instructions import KINDS, Collection, instructions, rhyme_pair
 from minigpt.data.shapes.poems import parse_verse
+
+FILES = ("poems", "pairs", "rhymes", "test")
 
 
 def main():
     settings = read_settings()
     print(settings.describe(), flush=True)
     folder = pathlib.Path(settings.output)
-    outputs = {name: folder / f"{name}.jsonl" for name in ("poems", "pairs", "test")}
+    outputs = {name: folder / f"{name}.jsonl" for name in FILES}
     for path in outputs.values():
         check_writable(path)
     poems = read_poems(settings.input, simplifier() if settings.simplify else str)
@@ -89,6 +93,7 @@ def main():
         "pairs": [
             pair for poem in train for pair in instructions(poem, collection, settings.pairs)
         ],
+        "rhymes": [pair for poem in train if (pair := rhyme_pair(poem))],
         "test": [pair for poem in test for pair in instructions(poem, collection, 1)],
     }
     write_jsonl(outputs["poems"], [poem._asdict() for poem in train])
@@ -97,6 +102,7 @@ def main():
     counts = {name: Counter(pair["kind"] for pair in pairs) for name, pairs in made.items()}
     rows = [["poems", len(train), len(test)]]
     rows += [[kind, counts["pairs"][kind], counts["test"][kind]] for kind in KINDS]
+    rows.append(["rhymes", len(made["rhymes"]), 0])
     print(table(["", "train", "test"], [[row[0], *(f"{n:,}" for n in row[1:])] for row in rows]))
     print(f"authors of {settings.author_poems} poems or more: {len(collection.authors)}")
     print("wrote " + ", ".join(path.as_posix() for path in outputs.values()))

@@ -123,17 +123,29 @@ class Classes:
         return (folder / f"{self.part}.jsonl").as_posix()
 
 
-class Vocabulary:
-    """A tokenizer that is trained on a source; the scale has its size."""
+class Sums:
+    """Additions, which data/prepare_prompts.py makes."""
 
-    def __init__(self, source):
-        self.source, self.needs = source, source.needs
+    name, needs = "sums", set()
+
+    def make(self, lab, seed=None):
+        path = lab.folder / "sources" / "sums.jsonl"
+        words = ["--make=sums", f"--count={lab.scale.counts['sums']}", f"--input={path.as_posix()}"]
+        lab.once(path, "data/prepare_prompts.py", *words)
+        return path.as_posix()
+
+
+class Vocabulary:
+    """A tokenizer that is trained on a source; the scale has its size, a count."""
+
+    def __init__(self, source, count="vocabulary", **knobs):
+        self.source, self.needs, self.count, self.knobs = source, source.needs, count, knobs
         self.name = f"of_{source.name}"
 
     def make(self, lab, seed=None):
         path = lab.folder / "sources" / f"vocabulary_{self.name}"
         words = [f"--input={self.source.make(lab)}", f"--output={path.as_posix()}"]
-        words.append(f"--vocab_size={lab.scale.counts['vocabulary']}")
+        words += [f"--vocab_size={lab.scale.counts[self.count]}", *_flags(self.knobs, lab)]
         lab.once(path, "data/train_tokenizer.py", *words)
         return f"{path.as_posix()}.tiktoken"
 
@@ -175,6 +187,8 @@ SCRIPTS = {
     "dpo": "data/prepare_dpo.py",
     "bbc": "data/prepare.py",
     "bbc_tune": "data/prepare_sft.py",
+    "sums": "data/prepare_sft.py",
+    "reward": "data/prepare_prompts.py",
 }
 
 

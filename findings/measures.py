@@ -84,14 +84,32 @@ def same_ending(lab, arm, seed):
 # -- over generated text ---------------------------------------------------------------------------
 
 
-def _answers(lab, arm, seed, texts, name, temperature=0.0):
-    """(figures, rows) of evaluations-RougeL.py over the file `texts`, called `name`."""
+def _answers(lab, arm, seed, texts, name, temperature=0.0, limit=None, most=None):
+    """(figures, rows) of evaluations-RougeL.py over the file `texts`, called `name`. limit: how
+    many questions; most: tokens of an answer; None: as the scale has it."""
     path = lab.score(arm, seed, f"rouge_{name}_{temperature:g}.jsonl")
     words = [f"--out_dir={arm.made_of.make(lab, seed).as_posix()}", f"--input={texts}"]
-    words += [f"--limit={lab.scale.counts['answers']}", "--show=0"]
-    words += [f"--max_new_tokens={lab.scale.counts['new_tokens']}", f"--temperature={temperature}"]
+    words += [f"--limit={limit or lab.scale.counts['answers']}", "--show=0"]
+    words += [f"--max_new_tokens={most or lab.scale.counts['new_tokens']}"]
+    words += [f"--temperature={temperature}"]
     lab.once(path, "evaluations-RougeL.py", *words, f"--output={path.as_posix()}")
     return _json(path.with_suffix(".json")), _rows(path)
+
+
+def _sums(lab, arm, seed):
+    """(figures, rows) of answers to held-out sums, as many at each scale, at temperature 1."""
+    texts, name = _held_out(lab, arm)
+    return _answers(lab, arm, seed, texts, name, 1.0, lab.scale.counts["sums_asked"], 8)
+
+
+def right_sums(lab, arm, seed):
+    """The share of right answers."""
+    return _sums(lab, arm, seed)[0]["all"]["exact_match"]
+
+
+def characters(lab, arm, seed):
+    """The mean number of characters of the answers."""
+    return statistics.mean(len(row["prediction"]) for row in _sums(lab, arm, seed)[1])
 
 
 def _held_out(lab, arm):

@@ -59,7 +59,7 @@ def chosen_names():
 if __name__ == "__main__":
     preflight(read_settings)  # --help and mistakes, before the imports below, which take seconds
 
-from findings import fine_tuning, generation, pretraining
+from findings import fine_tuning, generation, pretraining, rewards
 from findings.claims import MOST_SEEDS, judge, verdict
 from findings.experiments import Lab, places
 from findings.figure import finding_figure
@@ -69,7 +69,7 @@ from minigpt.plotting.output import write_figure
 from minigpt.training.log import read_runlog
 
 FINDINGS = sorted(
-    [*pretraining.FINDINGS, *fine_tuning.FINDINGS, *generation.FINDINGS],
+    [*pretraining.FINDINGS, *fine_tuning.FINDINGS, *generation.FINDINGS, *rewards.FINDINGS],
     key=lambda finding: finding.number,
 )
 
@@ -289,8 +289,8 @@ def row(finding, result, scale):
         f"{kind}{' (bundled)' if whose == 'bundled' else ''}"
         for kind, whose in result["texts"].items()
     )
-    ran = f"{result['run']} {seeds} seed{'s' if seeds > 1 else ''}; {texts}"
-    ran += f"; {duration(60 * result['minutes'])} of training"
+    ran = f"{result['run']} {seeds} seed{'s' if seeds > 1 else ''}; {texts}{'; ' if texts else ''}"
+    ran += f"{duration(60 * result['minutes'])} of training"
     figures = f"{'<br>'.join(figures)} ([picture]({picture_name(finding, scale)}))"
     found = f"**{result['verdict']}**"
     return [name, finding.source, result["claim"], ran, differs, figures, found]

@@ -1,6 +1,6 @@
 """Datasets and runs that several findings share, and their sizes at each scale."""
 
-from findings.experiments import Classes, Data, Run, Scale, Source, Vocabulary
+from findings.experiments import Classes, Data, Run, Scale, Source, Sums, Vocabulary
 
 WIKI = Data("pretrain", Source("wiki"))
 FEW_WIKI = Data("pretrain", Source("wiki", count="few_entries"))
@@ -16,10 +16,18 @@ NEWS = Data("bbc", Classes("train"), tokenizer=VOCABULARY)
 NEWS_BASE = Run(NEWS)
 LABELS = Data("bbc_tune", Classes("pairs"), tokenizer=VOCABULARY)
 
+DIGITS = Vocabulary(Sums(), "digits", pattern="smollm")  # each digit is a token
+ADDITIONS = Data("sums", Sums(), tokenizer=DIGITS)
+ADDED = Run(ADDITIONS)
+PROMPTS = Data("reward", Sums(), tokenizer=DIGITS)
+
 QUIET = ["--sample_prompt=", "--log_interval=5"]
 
 # Fine-tuning as the findings were measured: eight blocks a step, as in pretraining.
 EIGHT = ["--batch_size=8", "--learning_rate=5e-4", "--warmup_iters=20", "--dropout=0.1"]
+
+# Learning from a reward on sums of the same shape at every scale.
+REWARD = ["config/sums_grpo.py", "--guard_dataset=none", "--eval_iters=1", *QUIET]
 
 # On two cores: about 110 steps of pretraining a minute.
 CPU = Scale(
@@ -36,10 +44,15 @@ CPU = Scale(
         "dpo": ["config/dpo.py", "--block_size=256", "--batch_size=8", "--warmup_iters=5", *QUIET],
         "bbc": ["config/bbc.py", *QUIET],
         "bbc_tune": ["config/bbc_sft.py", *QUIET],
+        "sums": ["config/sums.py", *QUIET],
+        "reward": REWARD,
     },
-    steps=dict(pretrain=240, tune=150, dpo=50, bbc=500, bbc_tune=128),
+    steps=dict(pretrain=240, tune=150, dpo=50, bbc=500, bbc_tune=128, sums=600, reward=80),
     warmup=dict(pretrain=100, tune=20),
     counts=dict(
+        sums=20_000,
+        digits=261,  # a token for each byte, and the special ones
+        sums_asked=400,
         few_entries=120,  # of wiki/: 20 steps of pretraining are an epoch
         few_pairs=1200,
         vocabulary=4096,
@@ -69,8 +82,10 @@ GPU = Scale(
         "dpo": ["config/dpo.py", *QUIET],
         "bbc": ["config/bbc.py", *WIDE, *QUIET],
         "bbc_tune": ["config/bbc_sft.py", "--learning_rate=3e-4", *QUIET],
+        "sums": CPU.words["sums"],
+        "reward": CPU.words["reward"],
     },
-    steps=dict(pretrain=8000, tune=300, dpo=100, bbc=500, bbc_tune=128),
+    steps=dict(pretrain=8000, tune=300, dpo=100, bbc=500, bbc_tune=128, sums=600, reward=80),
     warmup=dict(pretrain=200, tune=20),
     counts=CPU.counts
     | dict(few_entries=20_000, answers=500, half=6, low_rank=16, high_rank=512)
@@ -89,10 +104,15 @@ TEST = Scale(
         "dpo": ["config/dpo.py", *TINY],
         "bbc": ["config/bbc.py", *TINY, "--block_size=512"],  # a question has 750 characters
         "bbc_tune": ["config/bbc_sft.py", *TINY, "--block_size=512"],
+        "sums": ["config/sums.py", *TINY, "--block_size=16"],
+        "reward": [*REWARD, "--batch_size=4", "--eval_interval=2", "--warmup_iters=1"],
     },
-    steps=dict(pretrain=6, tune=12, dpo=4, bbc=4, bbc_tune=4),
+    steps=dict(pretrain=6, tune=12, dpo=4, bbc=4, bbc_tune=4, sums=4, reward=2),
     warmup=dict(pretrain=1, tune=1),
     counts=dict(
+        sums=200,
+        digits=261,
+        sums_asked=4,
         most=60,  # entries of every source
         few_entries=40,
         few_pairs=30,

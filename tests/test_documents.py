@@ -41,7 +41,7 @@ RECIPES = sorted(
 )
 
 # Programs of others that code blocks run, and flags of others that the text names.
-PROGRAMS = {"curl", "git", "lm_eval", "ollama", "pip", "source"}
+PROGRAMS = {"curl", "git", "lm_eval", "ollama", "pip", "ray", "source"}
 OTHERS_FLAGS = {"json", "node_rank", "max_restarts", "model", "model_args", "setup", "test", "help"}
 TORCHRUN = {"nproc_per_node", "max_restarts", "nnodes", "node_rank", "master_addr", "master_port"}
 
@@ -190,7 +190,7 @@ def _without_constants(node):
 @cache
 def all_settings():
     """The names of all settings of all scripts."""
-    names = set(configure(shared="all", argv=[], quiet=True).as_dict())
+    names = set(train_config.__annotations__)
     for script in [*SCRIPTS, *(p.relative_to(ROOT).as_posix() for p in ROOT.glob("bench/*.py"))]:
         for node in ast.walk(ast.parse((ROOT / script).read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef) and node.name == "Settings":

@@ -406,6 +406,26 @@ def test_activation_checkpointing_of_an_mlp(tiny_model, shape, monkeypatch):
         assert torch.equal(gradient, weight.grad)
 
 
+@pytest.mark.parametrize("shape", [CLASSIC, {}, dict(dropout=0.2)], ids=["gpt2", "ours", "dropout"])
+def test_activation_checkpointing_of_blocks(tiny_model, shape):
+    """The same loss and gradients, with the same dropout; each block computes twice."""
+    model = tiny_model(n_layer=3, **shape).train()
+    x = torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(1))
+    calls, found = [], []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda *_: calls.append(model.activation_checkpointing))
+    for model.activation_checkpointing in (False, True):
+        torch.manual_seed(2)
+        y = model(x)
+        y.square().sum().backward()
+        found.append((y.detach(), [weight.grad for weight in model.parameters()]))
+        model.zero_grad()
+    assert calls.count(False) == 3 and calls.count(True) == 6
+    assert torch.equal(found[0][0], found[1][0])
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        assert a is b is None or torch.equal(a, b)
+
+
 def test_rotary_angles_stay_float32():
     exact = GPT(GPTConfig(64, 512, n_layer=1, n_head=1, n_embd=8)).rotary
     model = GPT(GPTConfig(64, 512, n_layer=1, n_head=1, n_embd=8)).to(torch.bfloat16)

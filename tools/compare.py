@@ -49,7 +49,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_toke
 
 def read_settings():
     """The settings, checked."""
-    settings = configure(Settings, shared="device dtype", doc=__doc__, quiet=True)
+    settings = configure(Settings, shared="device dtype kernels", doc=__doc__, quiet=True)
     problems = settings.below(batch_size=1, seed=0, timeout=1)
     sampling = {name: getattr(settings, name) for name in SAMPLING}
     problems += [f"--{line}" for line in Request([0], **sampling).problems()]
@@ -144,7 +144,7 @@ def ask_all(settings, names, presets, questions):
     total = len(questions) * (len(settings.runs) + len(presets))
     with progress(total, "answers") as advance:
         for folder in settings.runs:
-            where = settings.batch_size, settings.device, settings.dtype
+            where = settings.batch_size, settings.device, settings.dtype, settings.kernels
             models.append(ask_run(next(names), folder, questions, sampling, *where, advance))
         for preset in presets:
             models.append(asked(next(names), preset, questions, sampling, settings, advance))

@@ -43,7 +43,7 @@ class Settings:
 
 def read_settings():
     """The settings, checked."""
-    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__, quiet=True)
+    settings = configure(Settings, shared="out_dir device dtype kernels", doc=__doc__, quiet=True)
     if problems := settings.below(batch_size=1, shots=0, seed=0, limit=1):
         raise UserError("\n".join(problems))
     return settings
@@ -79,7 +79,9 @@ def main():
     if settings.shots:
         train = read_labelled(Path(settings.input).with_name("train.jsonl"), task.labels)
     shots = draw_shots(train, task.labels, settings.shots, settings.seed)
-    trained = load_for_generation(settings.out_dir, settings.device, settings.dtype)
+    trained = load_for_generation(
+        settings.out_dir, settings.device, settings.dtype, settings.kernels
+    )
     folder = Path(settings.output or trained.folder)
     suffix = f"-{settings.shots}shot" if shots else ""
     output, picture = folder / f"classification{suffix}.json", folder / f"confusion{suffix}.png"

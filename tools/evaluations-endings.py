@@ -31,7 +31,7 @@ class Settings:
 
 def read_settings():
     """The settings, checked."""
-    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__, quiet=True)
+    settings = configure(Settings, shared="out_dir device dtype kernels", doc=__doc__, quiet=True)
     if problems := settings.below(limit=1, seed=0):
         raise UserError("\n".join(problems))
     return settings
@@ -56,7 +56,9 @@ from minigpt.evaluation.quantization_cost import load_for_generation
 def main():
     settings = read_settings()
     print(settings.describe(), flush=True)
-    trained = load_for_generation(settings.out_dir, settings.device, settings.dtype)
+    trained = load_for_generation(
+        settings.out_dir, settings.device, settings.dtype, settings.kernels
+    )
     output = Path(settings.output or trained.folder / "endings.json")
     check_writable(output)
     examples, _ = read_examples(settings.input, "plain")

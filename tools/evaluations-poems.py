@@ -34,7 +34,7 @@ class Settings:
 
 def read_settings():
     """The settings, checked."""
-    settings = configure(Settings, shared="out_dir device dtype", doc=__doc__, quiet=True)
+    settings = configure(Settings, shared="out_dir device dtype kernels", doc=__doc__, quiet=True)
     if problems := settings.below(number=1, max_new_tokens=1, batch_size=1):
         raise UserError("\n".join(problems))
     return settings
@@ -68,7 +68,9 @@ def main():
     print(settings.describe(), flush=True)
     temperatures = read_values("temperature", settings.temperature, float)
     sound("诗")  # pypinyin is there
-    trained = load_for_generation(settings.out_dir, settings.device, settings.dtype)
+    trained = load_for_generation(
+        settings.out_dir, settings.device, settings.dtype, settings.kernels
+    )
     folder = Path(settings.output or trained.folder)
     outputs = {suffix: folder / f"poems{suffix}" for suffix in (".md", ".json", ".jsonl", ".png")}
     for path in outputs.values():

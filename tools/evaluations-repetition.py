@@ -38,7 +38,7 @@ class Settings:
 
 def read_settings():
     """The settings, checked."""
-    return configure(Settings, shared="out_dir device dtype", doc=__doc__, quiet=True)
+    return configure(Settings, shared="out_dir device dtype kernels", doc=__doc__, quiet=True)
 
 
 if __name__ == "__main__":
@@ -66,7 +66,9 @@ def main():
     settings = read_settings()
     print(settings.describe(), flush=True)
     values, cells = read_grid(settings)
-    trained = load_for_generation(settings.out_dir, settings.device, settings.dtype)
+    trained = load_for_generation(
+        settings.out_dir, settings.device, settings.dtype, settings.kernels
+    )
     folder = Path(settings.output or trained.folder)
     outputs = {suffix: folder / f"repetition{suffix}" for suffix in SUFFIXES}
     for path in outputs.values():

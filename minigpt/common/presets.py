@@ -38,6 +38,13 @@ def prompts_for(prompts, prompt_format, name=""):
     return texts or [prompt.text for prompt in prompts]
 
 
+def prompts_for_any(prompts, models):
+    """The texts that suit one of several models, [(prompt format, name), …]; without models as for
+    an unknown one."""
+    models = models or [(None, "")]
+    return list(dict.fromkeys(text for model in models for text in prompts_for(prompts, *model)))
+
+
 def read_prompts(path):
     """The different PresetPrompts in the columns `prompt`, `format` and `group` of a .csv file, in
     order; the last two may be absent, the group is then the format. UTF-8 with or without BOM, or

@@ -123,6 +123,8 @@ def _id_of(record):
 
 # -- the registry ----------------------------------------------------------------------------------
 
+MOST_SHAPES = 1000  # of a format's records, that are remembered
+
 
 @dataclass(frozen=True)
 class Format:
@@ -151,7 +153,7 @@ class Format:
 
     def matches(self, record):
         """Return whether a record has the fields of this format."""
-        return all(any(name in record for name in group) for group in self.fields)
+        return all(any(map(record.__contains__, group)) for group in self.fields)
 
     def used(self, record):
         """The names of the fields that are read of a record."""
@@ -162,6 +164,19 @@ class Format:
         """(shape, unused) of a record that was read: the format with the fields that are read and
         hold something, and the names of the fields that are not read."""
         record = normalized(record)
+        key = tuple(record), tuple(map(is_empty, record.values()))
+        if key not in self._shapes:
+            if len(self._shapes) == MOST_SHAPES:
+                self._shapes.clear()
+            self._shapes[key] = self._shape_of(record)
+        return self._shapes[key]
+
+    @cached_property
+    def _shapes(self):
+        """Names of a record's fields, and which are empty → its shape: few in most files."""
+        return {}
+
+    def _shape_of(self, record):
         names = [first_name(record, group) for group in self.fields]
         more = [first_name(record, group) for group in self.optional]
         names += [name for name in more if name is not None and not is_empty(record[name])]

@@ -50,7 +50,8 @@ from minigpt.data.formats import (
 )
 from minigpt.data.hashing import below, hash_all
 from minigpt.data.packing import Segments, replacing, token_dtype
-from minigpt.data.parallel import core_count, ordered_map
+from minigpt.data.parallel.cluster import cluster_map
+from minigpt.data.parallel.processes import core_count, ordered_map
 from minigpt.data.readers.chunks import Chunk, Reject
 from minigpt.data.readers.containers import READ_SIZE, documents
 from minigpt.data.readers.encodings import Decoding, check_encoding
@@ -85,6 +86,7 @@ class PrepareOptions:
     val_fraction: float | None = None  # share of the samples held out; None chooses
     skip_bad: bool = False  # copy bad records to rejects.jsonl instead of stopping at the first
     workers: int = 0  # processes; 0 takes every core
+    engine: str = "processes"  # of this machine, or ray: of a cluster
     command: str = ""  # the command line, for meta.json
     facts: Mapping = field(default_factory=dict)  # more for meta.json
 
@@ -320,10 +322,10 @@ def _write_dataset(folder, sources, tokenizer, options):
     """Read the sources and write all files but meta.json; returns the counts."""
     total = sum(source.path.stat().st_size for source in sources)
     processes = min(options.workers or core_count(), max(1, total // READ_SIZE))
+    how = f"{processes} process{'es' * (processes > 1)}" if options.engine != "ray" else "Ray"
     print(
-        f"{len(sources)} file{'s' * (len(sources) > 1)}, {total / 1e6:.1f} MB, {processes} "
-        f"process{'es' * (processes > 1)}; held out for val: {options.val_fraction:.2%} of the "
-        "entries"
+        f"{len(sources)} file{'s' * (len(sources) > 1)}, {total / 1e6:.1f} MB, {how}; held out for "
+        f"val: {options.val_fraction:.2%} of the entries"
     )
     dtype, skip_bad = token_dtype(tokenizer.n_vocab), options.skip_bad
     writer = DatasetWriter(
@@ -332,9 +334,13 @@ def _write_dataset(folder, sources, tokenizer, options):
     if options.encoder.keeps_records:
         writer.keep_records()
     chunks = (chunk for source in sources for chunk in _chunks(source, options))
+    if options.engine == "ray":
+        encoded_chunks = cluster_map(ChunkWorker, options, chunks, options.workers)
+    else:
+        encoded_chunks = ordered_map(ChunkWorker, options, chunks, processes)
     try:
         with tqdm(total=total, unit="B", unit_scale=True, desc="preparing") as bar:
-            for encoded in ordered_map(ChunkWorker, options, chunks, processes):
+            for encoded in encoded_chunks:
                 writer.add(encoded)
                 bar.update(encoded.size)
         return writer.finish()

@@ -45,10 +45,14 @@ class Cutter:
     def __init__(self, tokenizer, block_size):
         self.tokenizer, self.block_size = tokenizer, block_size
         self._seam = _EITHER_SEAM if tokenizer.pattern in _EITHER else _SEAM
-        tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.n_vocab)]
+        stops = np.cumsum([len(token) for token in tokenizer.tokens])
+        starts = np.append(0, stops[:-1])
         # In UTF-8 the bytes 0x80 … 0xbf continue a character, all others start one.
-        self._begun = np.array([sum(byte & 0xC0 != 0x80 for byte in token) for token in tokens])
-        self._goes_on = np.array([token[:1] and token[0] & 0xC0 == 0x80 for token in tokens], bool)
+        begins = np.frombuffer(b"".join(tokenizer.tokens), np.uint8) & 0xC0 != 0x80
+        count = np.append(0, np.cumsum(begins))  # how many characters begin before each byte
+        self._begun = count[stops] - count[starts]  # of each token: characters that begin in it
+        # Whether a token begins within a character.
+        self._goes_on = ((stops > starts) & ~np.append(begins, True)[starts]).tolist()
 
     def encode(self, text):
         """Return the ids of a text as array("I")."""
@@ -86,9 +90,8 @@ class Cutter:
         return ids, end
 
     def _long(self, text, ids):
-        numbers = np.frombuffer(ids, np.uintc)
-        begun, goes_on = self._begun[numbers], self._goes_on[numbers]
-        return _LongText(self.encode, self._seam, text, ids, begun, goes_on, self.block_size)
+        stops = self._begun[np.frombuffer(ids, np.uintc)].cumsum()
+        return _LongText(self.encode, self._seam, text, ids, stops, self._goes_on, self.block_size)
 
 
 class _LongText:
@@ -97,24 +100,23 @@ class _LongText:
     The ids of a span are those of the whole text between its first and its last seam; only the
     characters outside these are encoded again. So a cut is cheap in a text of any length.
 
-    begun:      (n,) how many characters begin in each token
-    goes_on:    (n,) bool, whether a token begins within a character
+    stops:      (n,) how many characters have begun at the end of each token
+    goes_on:    of each id of the vocabulary, whether it begins within a character
     block_size: no stretch has more tokens
     """
 
-    def __init__(self, encode, seam, text, ids, begun, goes_on, block_size):
+    def __init__(self, encode, seam, text, ids, stops, goes_on, block_size):
         self._encode, self._seam, self._text, self._ids = encode, seam, text, ids
-        self._goes_on = goes_on
-        self._stops = np.cumsum(begun)  # how many characters have begun at the end of each token
+        self._stops, self._goes_on = stops, goes_on
         self._last_head = -1, None
+        self._counts = {}  # of _count(): the end of a span is the start of the next
         self._most = block_size + _SLACK
 
     def rest(self, start, room):
         """Return the ids from `start` to the end of the text; None if more than `room`."""
         if len(self._ids) - self._count(start) > room + _SLACK:
             return None
-        ids = self._span(start, len(self._text))
-        return ids if len(ids) <= room else None
+        return self._span(start, len(self._text), room)
 
     def cut(self, start, room):
         """(end, ids) of the span from `start` that takes as much as fits into `room` ids but
@@ -124,7 +126,7 @@ class _LongText:
             if end:
                 return end, ids
         end = min(self._reach(start, room), len(self._text) - 1)
-        while len(ids := self._span(start, end)) > room:
+        while (ids := self._span(start, end, room)) is None:
             end -= 1
         return end, ids
 
@@ -136,27 +138,33 @@ class _LongText:
             # Search a little further than `high`, so that a match that ends there is complete.
             ends = [match.end() for match in pattern.finditer(self._text, low, high + 20)]
             for end in reversed(ends):
-                if end <= high and len(ids := self._span(start, end)) <= room:
+                if end <= high and (ids := self._span(start, end, room)) is not None:
                     return end, ids
             high = min(high, low + 20)
         return None, None
 
     def _count(self, index):
         """How many tokens of the whole text end at `index` or before."""
-        return int(self._stops.searchsorted(index, side="right"))
+        count = self._counts.get(index)
+        if count is None:
+            count = self._counts[index] = int(self._stops.searchsorted(index, side="right"))
+        return count
 
     def _reach(self, start, tokens):
         """The index that so many tokens of the whole text reach from `start`."""
         return int(self._stops[min(self._count(start) + tokens, len(self._ids)) - 1])
 
-    def _span(self, start, end):
-        """The tokenizer's ids for the text from `start` to `end`."""
+    def _span(self, start, end, room):
+        """The tokenizer's ids for the text from `start` to `end`; None if more than `room`."""
         if self._last_head[0] != start:
             self._last_head = start, self._head(start)
         head, tail = self._last_head[1], self._tail(start, end)
         if head and tail and head[1] <= tail[0]:
+            if len(head[0]) + tail[0] - head[1] + len(tail[1]) > room:
+                return None
             return head[0] + self._ids[head[1] : tail[0]] + tail[1]
-        return self._encode(self._text[start:end])
+        ids = self._encode(self._text[start:end])
+        return ids if len(ids) <= room else None
 
     def _head(self, start):
         """(ids from `start` to the next seam, number of the token after it), or None."""
@@ -196,7 +204,7 @@ class _LongText:
         count = self._count(index)
         if not count or self._stops[count - 1] != index:
             return None
-        return None if count < len(self._ids) and self._goes_on[count] else count
+        return None if count < len(self._ids) and self._goes_on[self._ids[count]] else count
 
 
 def _search_starts(start, end):

@@ -188,10 +188,20 @@ def _lower(record):
     return {str(name).lower(): value for name, value in record.items()}
 
 
-def ask_run(name, folder, questions, sampling, batch_size=8, device="auto", dtype="auto", on=None):
+def ask_run(
+    name,
+    folder,
+    questions,
+    sampling,
+    batch_size=8,
+    device="auto",
+    dtype="auto",
+    kernels="auto",
+    on=None,
+):
     """The ModelAnswers of the run in `folder`, prompted in its own format. on() is called after
     each answer. UserError if there is no such run."""
-    trained = load_for_generation(folder, device, dtype)
+    trained = load_for_generation(folder, device, dtype, kernels)
     engine = Engine(trained.model, trained.tokenizer.n_vocab, batch_size)
     asked = [Example(None, question.prompt, "") for question in questions]
     texts = write_answers(

@@ -15,13 +15,14 @@ over all four tones. book_rhyme() goes by the rhyme book instead.
 
 import functools
 import itertools
+import re
 from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 
 from minigpt.common.errors import UserError
-from minigpt.data.shapes.poems import FORMS, is_line, lines_of, measure_of
+from minigpt.data.shapes.poems import FORMS, MARKS, is_line, lines_of, measure_of
 from minigpt.data.shapes.rhyme_book import groups_of
 
 MOST = 56  # characters: a run of so many, or more, counts as this; a poem of eight lines of seven
@@ -45,6 +46,7 @@ GROUPS = (
     ("江阳", "ang iang uang"),
     ("中东", "eng ing ueng ong iong"),
 )
+_RUN = re.compile(rf"[^{MARKS}\s]+")  # a line
 _GROUP_OF = {final: name for name, finals in GROUPS for final in finals.split()}
 
 
@@ -85,6 +87,11 @@ def rhyme(text):
     from RHYMES on. A character that ends two lines counts once: to repeat it is no rhyme. 0.0 for
     fewer than four lines, which have nothing to rhyme."""
     return _alike(text, lambda character: sound(character)[:1])
+
+
+def rhyme_places(text):
+    """Where rhyme() looks: the indices of the last characters of the even lines."""
+    return [match.end() - 1 for match in _RUN.finditer(text)][1::2]
 
 
 def book_rhyme(text):

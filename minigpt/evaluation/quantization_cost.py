@@ -1,8 +1,8 @@
-"""The cost of int8: the perplexity of a run on held-out text, before and after quantization.
+"""The cost of int8 and int4: a run's perplexity on held-out text, before and after.
 
     trained = load_for_generation("out/sft", "auto", "int8")
 
-Whoever loads a run to generate with it loads it here: int8 that costs too much is refused.
+Whoever loads a run to generate with it loads it here: what costs too much is refused.
 """
 
 import math
@@ -20,53 +20,58 @@ from minigpt.inference import backends
 from minigpt.models import checkpoint
 from minigpt.models.device import pick_dtype
 
-LARGEST_COST = 0.01  # int8 may raise the perplexity by this fraction
+LARGEST_COST = {"int8": 0.01, "int4": 0.1}  # by what fraction it may raise the perplexity
 MEASURED = 4096  # tokens on which it is measured
 
 
 def load_for_generation(folder, device="auto", dtype="auto", kernels="auto"):
     """The run in `folder` as a Checkpoint that is ready to generate, not to be trained.
 
-    dtype: "int8" (on a CPU), or as in pick_dtype(). kernels: see minigpt/inference/backends.py. For
-    int8 the backend and the cost in perplexity are printed to stderr; where it is slower than
-    float32, float32 is used. UserError if there is no such run or device, if the kernels cannot be
-    built, and if int8 raises the perplexity by more than LARGEST_COST.
+    dtype: "int8" or "int4" (on a CPU), or as in pick_dtype(). kernels: see
+    minigpt/inference/backends.py. For int8 and int4 the backend and the cost in perplexity are
+    printed to stderr; where they are slower than float32, float32 is used. UserError if there is no
+    such run or device, if the kernels cannot be built, and if the perplexity rises by more than
+    LARGEST_COST.
     """
     device, built = backends.pick_kernels(device, dtype, kernels)
-    if dtype != "int8":
+    if dtype not in LARGEST_COST:
         trained = checkpoint.load(folder, device, pick_dtype(dtype, device))
         if device == "cpu":
             choice = backends.choose(trained.model, "float32", kernels, built)
             backends.convert(trained.model, choice)
         return trained
     trained = checkpoint.load(folder)
-    choice = backends.choose(trained.model, "int8", kernels, built)
-    if choice.dtype == "int8":
+    choice = backends.choose(trained.model, dtype, kernels, built)
+    if choice.dtype == dtype:
         print(f"{folder} in {choice}", file=sys.stderr)
-        convert_to_int8(trained, choice, folder)
+        quantize(trained, choice, folder)
         return trained
+    named = "fbgemm or int_mm" if dtype == "int8" else "true"
     print(
-        f"{folder} in {choice}: int8 is slower here and not used; kernels=fbgemm or int_mm (of "
-        "sample.py and server.py) takes it all the same",
+        f"{folder} in {choice}: {dtype} is slower here and not used; kernels={named} takes it all "
+        "the same",
         file=sys.stderr,
     )
     backends.convert(trained.model, choice)
     return trained
 
 
-def convert_to_int8(trained, choice, folder):
+def quantize(trained, choice, folder):
     """Convert the model and print what that costs in perplexity; UserError if it is too much."""
     source, passages = held_out_passages(trained)
     before = perplexity(trained.model, passages)
     backends.convert(trained.model, choice)
     after = perplexity(trained.model, passages)
     cost = f"perplexity {before:.3f} → {after:.3f} ({after / before - 1:+.2%})"
-    if not after <= before * (1 + LARGEST_COST):
+    most, better = LARGEST_COST[choice.dtype], {"int8": "float32", "int4": "int8"}[choice.dtype]
+    if not after <= before * (1 + most):
         raise UserError(
-            f"dtype=int8: {folder}: {cost} on {source}; at most {LARGEST_COST:+.0%} is allowed: "
-            "take dtype=float32"
+            f"dtype={choice.dtype}: {folder}: {cost} on {source}; at most {most:+.0%} is allowed: "
+            f"take dtype={better}"
         )
-    print(f"{folder} in int8: {cost} on {len(passages)} texts of {source}", file=sys.stderr)
+    print(
+        f"{folder} in {choice.dtype}: {cost} on {len(passages)} texts of {source}", file=sys.stderr
+    )
 
 
 def held_out_passages(trained):

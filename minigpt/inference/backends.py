@@ -5,12 +5,13 @@
 
 The knob `kernels` names one, or which of them are timed:
 
-    auto      PyTorch's own; for int8 also the C++ kernels (kernels.py) if they have been built
+    auto      PyTorch's own; for int8 also the C++ kernels (kernels.py) if they have been built; for
+              int4 these kernels alone, built if necessary
     true      the C++ kernels, built if necessary
     false     PyTorch's own
     fbgemm, int_mm    this one, for int8
 
-int8 is taken only where it is faster than float32, or where a backend is named.
+int8 and int4 are taken only where they are faster than float32, or where a backend is named.
 """
 
 import copy
@@ -28,6 +29,7 @@ from minigpt.inference.kernels import build, built_before
 from minigpt.inference.kv_cache import KVCache
 from minigpt.inference.quantization import (
     FbgemmLinear,
+    Int4Linear,
     Int8Linear,
     KernelLinear,
     by_column,
@@ -44,6 +46,7 @@ LAYERS = {
         "kernels": Int8Linear,
         "int_mm": lambda linear, kernels: Int8Linear(linear),
     },
+    "int4": {"kernels": Int4Linear},
 }
 FIRST = "float32", "torch"
 GAIN = 1.1
@@ -84,8 +87,8 @@ def pick_kernels(device, dtype, kernels):
     contradict each other, or if the kernels cannot be built."""
     device, kernels = pick_device(device), _word(kernels)
     if device != "cpu":
-        if dtype == "int8":
-            raise UserError(f"dtype=int8: made for a CPU; on {device} leave dtype at auto")
+        if dtype in ("int8", "int4"):
+            raise UserError(f"dtype={dtype}: made for a CPU; on {device} leave dtype at auto")
         if kernels not in ("auto", "false"):
             raise UserError(f"kernels={kernels}: made for a CPU; on {device} leave kernels out")
         return device, None
@@ -94,24 +97,34 @@ def pick_kernels(device, dtype, kernels):
             raise UserError(f"kernels={kernels}: for dtype=int8 alone; leave kernels out")
         if kernels == "fbgemm" and not has_fbgemm():
             raise UserError("kernels=fbgemm: this PyTorch has none; leave kernels out")
+    if dtype == "int4":
+        if kernels == "false":
+            raise UserError("kernels=false: int4 is by the C++ kernels alone; take dtype=int8")
+        return device, _built("dtype=int4", "take dtype=int8")
     if kernels == "auto":
         # float32 is by PyTorch: the same seed writes the same text, whatever has been built here.
         return device, built_before() if dtype == "int8" else None
-    return device, build() if kernels == "true" else None
+    return device, _built("kernels=true", "leave kernels out") if kernels == "true" else None
+
+
+def _built(setting, remedy):
+    """The compiled kernels, or UserError about the setting that takes them."""
+    try:
+        return build()
+    except UserError as error:
+        raise UserError(f"{setting}: {error}; or {remedy}") from None
 
 
 def choose(model, dtype="float32", kernels="auto", built=None):
     """The Choice for `model`, in float32 on a CPU. kernels: the knob; built: by pick_kernels().
 
-    Where backends are to be timed it takes a quarter of a second at the 124M shape. For dtype
-    "int8" the choice may be one of float32: int8 is slower here.
+    Where backends are to be timed it takes a quarter of a second at the 124M shape. For "int8" and
+    "int4" the choice may be one of float32: they are slower here.
     """
     named = {"true": "kernels", "fbgemm": "fbgemm", "int_mm": "int_mm"}.get(_word(kernels))
     if named:
         return Choice(dtype, named, built)
-    keys = [("float32", backend) for backend in LAYERS["float32"]]
-    if dtype == "int8":
-        keys += [("int8", backend) for backend in LAYERS["int8"]]
+    keys = [(kind, backend) for kind in {"float32": 0, dtype: 0} for backend in LAYERS[kind]]
     unusable = {"kernels": built is None, "fbgemm": not has_fbgemm()}
     keys = [key for key in keys if not unusable.get(key[1])]
     if keys == [FIRST]:

@@ -9,7 +9,7 @@ here one call does all of them.
 
 import torch.nn as nn
 
-from minigpt.inference.quantization import Int8Linear
+from minigpt.inference.quantization import Int4Linear, Int8Linear
 
 
 class Decoder:
@@ -43,9 +43,9 @@ class Decoder:
         )
 
     def _linear(self, layer):
-        if isinstance(layer, Int8Linear):
-            return self.kernels.Linear(layer.q, layer.scale, layer.bias)
-        return self.kernels.Linear(layer.weight, None, layer.bias)
+        if isinstance(layer, Int8Linear | Int4Linear):
+            return self.kernels.Linear(layer.q, layer.scale, layer.bias, layer.n_out)
+        return self.kernels.Linear(layer.weight, None, layer.bias, len(layer.weight))
 
     def _norm(self, norm):
         if isinstance(norm, nn.Identity):

@@ -11,15 +11,21 @@ A text may outgrow block_size: then the last half block is prefilled again as th
 generation continues. The rule is the same with and without a cache (window_start). A request with
 num_beams above 1 is a beam search: it takes num_beams slots, and its text is complete at once, when
 the search ends.
+
+With draft_tokens a step also reads a draft: the tokens that prompt lookup expects next. Each token
+of the text is drawn from the model's own logits with the request's own random numbers, as without a
+draft; the draft is kept as long as it agrees. So the text is the same, in fewer steps.
 """
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 
 from minigpt.common.errors import UserError
-from minigpt.inference.beam_search import extend
+from minigpt.inference.decoding.beam_search import extend
+from minigpt.inference.decoding.prompt_lookup import PromptLookup
 from minigpt.inference.kv_cache import KVCache
 from minigpt.inference.request import Request
 from minigpt.inference.sampling import Token, sample, with_logprobs
@@ -45,6 +51,8 @@ class Ticket:
     stop: Token | None = None  # the stop id that ended it, which is not part of the text
     finish_reason: str | None = None  # "stop", "length" or "cancelled" when it has ended
     rolled: bool = False  # the text outgrew block_size at least once
+    n_drafted: int = 0  # tokens that prompt lookup guessed …
+    n_accepted: int = 0  # … and those that were right
     rows: list = field(default_factory=list)  # its Rows: one, or the beams, best first
     ended: list = field(default_factory=list)  # finished beams (Hypothesis), best first
 
@@ -64,6 +72,7 @@ class Row:
     score: float = 0.0  # of a beam: sum of its tokens' log-probabilities after penalties
     start: int = 0  # where in the text the context begins
     cached: int = 0  # how many tokens of the context are in the cache
+    lookup: PromptLookup | None = None  # not of a beam
 
     @property
     def missing(self):
@@ -78,17 +87,20 @@ class Engine:
     n_slots: requests that run at once (one with beams counts num_beams times); others wait
     prefill: prompt tokens that one step reads, about; None: PREFILL_CHUNK. More is faster where
         nobody waits for the first token
+    draft_tokens: tokens that one step reads ahead by prompt lookup, over all its texts: each gets
+        its share of them, so that many texts at once get none. 0: no prompt lookup
 
-    A text does not depend on the requests beside it. In floating point a larger batch may add in
-    another order, and logits differ in the sixth digit: the texts are the same wherever the two
-    best tokens are not that close.
+    A text does not depend on the requests beside it, nor on draft_tokens. In floating point a
+    larger batch may add in another order, and logits differ in the sixth digit: the texts are the
+    same wherever the two best tokens are not that close.
     """
 
-    def __init__(self, model, n_vocab=None, n_slots=8, prefill=None):
+    def __init__(self, model, n_vocab=None, n_slots=8, prefill=None, draft_tokens=0):
         self.model = model.eval()
         self.block_size = model.config.block_size
         self.n_vocab = n_vocab or model.config.padded_vocab_size
         self.n_slots, self.prefill = n_slots, prefill or PREFILL_CHUNK
+        self.draft_tokens = draft_tokens
         weight = model.wte.weight
         self.device = weight.device
         self.cache = KVCache(model.config, n_slots, weight.device, weight.dtype)
@@ -125,7 +137,8 @@ class Engine:
         # A beam search starts with one row; its texts are not the ticket's until it ends.
         own = request.num_beams == 1
         text, tokens = (ticket.text, ticket.tokens) if own else (list(request.ids), [])
-        ticket.rows = [Row(ticket, text, tokens)]
+        lookup = PromptLookup(text) if own and self.draft_tokens else None
+        ticket.rows = [Row(ticket, text, tokens, lookup=lookup)]
         self.n_submitted += 1
         if request.echo:
             ticket.prompt_tokens.append(Token(request.ids[0]))
@@ -150,26 +163,33 @@ class Engine:
         return self._decode(ready) if ready else []
 
     def _decode(self, ready):
-        """One forward pass, one more token for each of these tickets: [(ticket, id), …]."""
+        """One forward pass, one more token for each of these tickets, and more where a draft is
+        right: [(ticket, id), …]."""
+        rows = list(self.rows)  # self.rows changes when a text ends
+        drafts = self._drafts(ready)
         # A row that is not ready takes part with a dummy token: what that leaves in the cache is
         # overwritten before anything reads it.
-        tokens = [[row.text[-1]] for row in self.rows]
-        positions = [[row.cached] for row in self.rows]
-        h = self._forward(tokens, positions, slice(0, len(self.rows)))
-        logits = self._logits(h[:, -1])  # (B, n_vocab)
-        rows = list(self.rows)  # those of `logits`; self.rows changes when a text ends
-        slots = {row: slot for slot, row in enumerate(rows)}
+        tokens = [[row.text[-1], *drafts.get(row, ())] for row in rows]
+        h = self._forward(tokens, [row.cached for row in rows], slice(0, len(rows)))
+        counts = [len(each) for each in tokens]
+        if max(counts) == 1:
+            h = h[:, 0]
+        else:
+            h = torch.cat([each[:count] for each, count in zip(h, counts, strict=True)])
+        logits = self._logits(h)  # (sum of counts, n_vocab)
+        first = dict(zip(rows, accumulate(counts, initial=0), strict=False))
 
-        def of(some):
-            """The logits of these rows; those of all rows are not copied."""
-            return logits if some == rows else logits[[slots[row] for row in some]]
+        def of(some, ahead=0):
+            """The logits of these rows after `ahead` tokens of their drafts; those of all rows are
+            not copied."""
+            chosen = [first[row] + ahead for row in some]
+            return logits if chosen == list(range(len(logits))) else logits[chosen]
 
         for row in (row for ticket in ready for row in ticket.rows):
-            row.cached += 1
+            row.cached += 1 + len(drafts.get(row, ()))
         before = [len(ticket.tokens) for ticket in ready]
         single = [ticket for ticket in ready if ticket.request.num_beams == 1]
-        if single:
-            self._extend_texts(single, of([ticket.rows[0] for ticket in single]))
+        self._extend_texts(single, drafts, of)
         for ticket in ready:
             if ticket.request.num_beams > 1:
                 self._extend_beams(ticket, of(ticket.rows))
@@ -178,6 +198,18 @@ class Engine:
             for ticket, n in zip(ready, before, strict=True)
             for token in ticket.tokens[n:]
         ]
+
+    def _drafts(self, ready):
+        """Row → the ids that probably follow its text, of those rows that have any."""
+        most = self.draft_tokens // len(self.rows)
+        drafts = {}
+        for row in (row for ticket in ready for row in ticket.rows if most and row.lookup):
+            left = row.ticket.request.max_new_tokens - len(row.tokens)
+            # The last token needs no reading; none may be read beyond the block.
+            draft = row.lookup.draft(min(most, left - 1, self.block_size - row.cached - 1))
+            if draft:
+                drafts[row] = draft
+        return drafts
 
     def stream(self, request):
         """Yield the ids of one request as they are generated; closing the iterator cancels it."""
@@ -245,21 +277,16 @@ class Engine:
 
     def _read(self, rows):
         """Bring the next chunk of each row's context into the cache."""
-        counts = [_chunk(row) for row in rows]
-        width = max(counts)
-        tokens, positions = [], []
-        for row, count in zip(rows, counts, strict=True):
+        tokens = []
+        for row in rows:
             first = row.start + row.cached
-            read = row.text[first : first + count]
-            own = list(range(row.cached, row.cached + count))
-            # Padding repeats the last token at its position: the cache stays the same.
-            tokens.append(read + read[-1:] * (width - count))
-            positions.append(own + own[-1:] * (width - count))
-        hidden = self._forward(tokens, positions, [self.rows.index(row) for row in rows])
-        for row, count, h in zip(rows, counts, hidden, strict=True):
+            tokens.append(row.text[first : first + _chunk(row)])
+        slots = [self.rows.index(row) for row in rows]
+        hidden = self._forward(tokens, [row.cached for row in rows], slots)
+        for row, read, h in zip(rows, tokens, hidden, strict=True):
             if row.ticket.request.echo and not row.ticket.rolled:
-                self._echo(row, h[:count])
-            row.cached += count
+                self._echo(row, h[: len(read)])
+            row.cached += len(read)
 
     def _echo(self, row, hidden):
         """Store the logprobs of the prompt's tokens that follow those of `hidden` (T, C)."""
@@ -267,18 +294,49 @@ class Engine:
         logits = self._logits(hidden[: len(ids)])  # (T, n_vocab)
         row.ticket.prompt_tokens += with_logprobs(logits, ids, [row.ticket.request] * len(ids))
 
-    def _forward(self, tokens, positions, slots):
-        """Hidden states (B, T, C) of `tokens` at `positions`, lists (B, T), in `slots`."""
-        x = torch.tensor(tokens, device=self.device)
+    def _forward(self, tokens, starts, slots):
+        """Hidden states (B, T, C) of `tokens`, B lists of up to T ids, each from position starts[i]
+        on, in `slots`. What follows the ids of a shorter list has no meaning."""
+        width, positions, x = max(map(len, tokens)), [], []
+        for ids, start in zip(tokens, starts, strict=True):
+            own, padding = list(range(start, start + len(ids))), width - len(ids)
+            # Padding repeats the last token at its position: the cache stays the same.
+            x.append(ids + ids[-1:] * padding)
+            positions.append(own + own[-1:] * padding)
         length = max(row[-1] for row in positions) + 1
         positions = torch.tensor(positions, device=self.device)
+        x = torch.tensor(x, device=self.device)
         return self.model(x, positions=positions, cache=self.cache.rows(slots, length))
 
     def _logits(self, h):
         """Hidden states (…, C) → float32 logits (…, n_vocab)."""
         return self.model.logits(h)[..., : self.n_vocab].float()
 
-    def _extend_texts(self, tickets, logits):
+    def _extend_texts(self, tickets, drafts, of):
+        """Sample the next token of each ticket, from the logits of(rows, ahead) (B, n_vocab), and
+        append it or end; where it is the next one of the row's draft, go on after that."""
+        growing = [ticket.rows[0] for ticket in tickets]
+        accepted = dict.fromkeys(drafts, 0)
+        ahead = 0
+        while growing:
+            self._sample([row.ticket for row in growing], of(growing, ahead))
+            growing = [
+                row
+                for row in growing
+                if row.ticket.finish_reason is None
+                and row.text[-1:] == drafts.get(row, [])[ahead : ahead + 1]
+            ]
+            ahead += 1
+            for row in growing:
+                accepted[row] += 1
+        for row, count in accepted.items():
+            n_drafted = len(drafts[row])
+            row.cached -= n_drafted - count  # those that were wrong
+            row.lookup.verified(n_drafted, count)
+            row.ticket.n_drafted += n_drafted
+            row.ticket.n_accepted += count
+
+    def _sample(self, tickets, logits):
         """Sample the next token of each ticket, from logits (B, n_vocab), and append it or end."""
         requests = [ticket.request for ticket in tickets]
         generators = [ticket.generator for ticket in tickets]

@@ -4,8 +4,10 @@ build() compiles them, which takes half a minute.
 
     kernels = build()
     y = kernels.linear(x, weight, bias)              # x (N, K), weight (O, K) → (N, O), float32
-    packed = kernels.pack(q)                         # q (O, K) int8; weight = q * scale, (O,)
+    packed = kernels.pack_int8(q)                    # q (O, K) int8; weight = q * scale, (O,)
     y = kernels.linear_int8(x, packed, scale, bias)
+    packed, scales = kernels.pack_int4(q, scales)    # q of -8 to 7; scales (O, K/32)
+    y = kernels.linear_int4(x, packed, scales, bias, O)
     kernels.Decoder(…)                               # see decoder.py
 
 Each number of a result is summed in the same order for every N: a row does not depend on the other
@@ -24,8 +26,7 @@ from pathlib import Path
 from minigpt.common.errors import UserError
 from minigpt.common.locks import locked
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
-HEADER = Path(__file__).with_name("int8_tile.h")
+SOURCE = Path(__file__).with_name("cpp") / "kernels.cpp"
 BUILD_SECONDS = 300.0  # a build takes half a minute; another process may be building
 FEW = 16  # rows up to which linear() is faster than PyTorch's own; linear_int8() always is
 
@@ -36,7 +37,7 @@ def built_before():
         from torch.utils import cpp_extension
 
         module = Path(cpp_extension._get_build_directory(_name(), verbose=False)) / f"{_name()}.so"
-        newest = max(SOURCE.stat().st_mtime, HEADER.stat().st_mtime)
+        newest = max(path.stat().st_mtime for path in _sources())
         return build() if module.stat().st_mtime >= newest else None
     except (OSError, UserError):
         return None
@@ -67,8 +68,8 @@ def build(march="native"):
     except Exception as error:  # of PyTorch, of the compiler, or a folder is not writable
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"kernels=true: the C++ kernels cannot be built ({reason}): they need a C++ compiler "
-            "such as g++, and ninja (pip install ninja); or leave kernels out"
+            f"the C++ kernels cannot be built ({reason}): they need a C++ compiler such as g++, "
+            "and ninja (pip install ninja)"
         ) from None
 
 
@@ -81,7 +82,12 @@ def _flags(march="native"):
         return ["-O3", f"-march={march}", "-fopenmp", *wide]
     if sys.platform == "darwin":  # clang without OpenMP: one thread. Not run so far
         return ["-O3", f"-march={march}" if intel else f"-mcpu={march}", "-fopenmp-simd"]
-    raise UserError("kernels=true: they are built on Linux and macOS only; leave kernels out")
+    raise UserError("the C++ kernels are built on Linux and macOS only")
+
+
+def _sources():
+    """The source and the headers beside it."""
+    return [Path(SOURCE), *sorted(Path(SOURCE).parent.glob("*.h"))]
 
 
 def _name(march="native"):
@@ -90,7 +96,7 @@ def _name(march="native"):
     same kind."""
     from torch import __version__
 
-    facts = [Path(path).read_text(encoding="utf-8") for path in (SOURCE, HEADER)]
+    facts = [path.read_text(encoding="utf-8") for path in _sources()]
     facts += [__version__, platform.machine(), *_flags(march)]
     if sys.platform.startswith("linux"):
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:

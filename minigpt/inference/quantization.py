@@ -21,6 +21,8 @@ from torch.nn import functional as F
 
 from minigpt.inference.kernels import FEW
 
+GROUP = 32  # numbers with one scale in 4 bits
+
 
 class Int8Linear(nn.Module):
     """nn.Linear with weights in int8: x (…, n_in) float32 → (…, n_out) float32.
@@ -34,8 +36,8 @@ class Int8Linear(nn.Module):
         weight = linear.weight.detach().float()
         scale = _scale(weight)  # (n_out, 1)
         q = (weight / scale).round_().to(torch.int8)  # (n_out, n_in)
-        self.kernels = kernels
-        self.register_buffer("q", kernels.pack(q) if kernels else q)
+        self.kernels, self.n_out = kernels, linear.out_features
+        self.register_buffer("q", kernels.pack_int8(q) if kernels else q)
         self.register_buffer("scale", scale[:, 0].contiguous())  # (n_out,)
         self.bias = linear.bias
 
@@ -58,6 +60,36 @@ class Int8Linear(nn.Module):
         if self.bias is not None:
             y += self.bias
         return y
+
+
+class Int4Linear(nn.Module):
+    """nn.Linear with weights in 4 bits, by the kernels: x (…, n_in) float32 → (…, n_out) float32.
+
+    As Int8Linear, but each GROUP numbers of a row of the weights have a scale of their own, in
+    bfloat16, and are rounded to -8 … 7. The number with the largest absolute value becomes -8, as
+    in llama.cpp's q4_0.
+    """
+
+    def __init__(self, linear, kernels):
+        super().__init__()
+        groups = _groups(linear.weight.detach().float())  # (n_out, n_in/GROUP, GROUP)
+        largest = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True))
+        scales = (largest / -8).bfloat16().float()
+        q = (groups / torch.where(scales == 0, 1, scales)).round_().clamp_(-8, 7).to(torch.int8)
+        packed, scales = kernels.pack_int4(q.flatten(1), scales[..., 0])
+        self.kernels, self.n_out, self.bias = kernels, linear.out_features, linear.bias
+        self.register_buffer("q", packed)
+        self.register_buffer("scale", scales)
+
+    def forward(self, x):
+        rows = x.reshape(-1, x.size(-1)).contiguous()
+        y = self.kernels.linear_int4(rows, self.q, self.scale, self.bias, self.n_out)
+        return y.view(*x.shape[:-1], -1)
+
+
+def _groups(weight):
+    """weight (O, K) → (O, ⌈K/GROUP⌉, GROUP), filled up with zeros."""
+    return F.pad(weight, (0, -weight.size(1) % GROUP)).view(len(weight), -1, GROUP)
 
 
 class FbgemmLinear(nn.Module):

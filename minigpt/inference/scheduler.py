@@ -11,6 +11,7 @@ One thread steps all engines in turn: matrix products in two threads would compe
 cores.
 """
 
+import contextlib
 import queue
 import threading
 import time
@@ -53,6 +54,7 @@ class Stream:
     def __init__(self, scheduler, engine, ticket):
         self._scheduler, self._engine, self._ticket = scheduler, engine, ticket
         self._tokens = queue.SimpleQueue()
+        self._has_end = threading.Event()  # whether _END is among them
         self._delivered = 0
         self.submitted = time.monotonic()
         self.first_token = self.ended = None  # time.monotonic() of each
@@ -64,14 +66,19 @@ class Stream:
         """The engine's Ticket. Read it after the stream has ended."""
         return self._ticket
 
-    @property
-    def ready(self):
-        """Whether the next token, or the end, can be read without waiting."""
-        return not self._tokens.empty()
+    def batches(self, pause=lambda: 0):
+        """Yield ([Token, …], ended): the tokens that were generated since the last batch, and
+        whether they are the last ones; none after each POLL seconds without any, so that the
+        reader can check whether its own client is still connected. After the first token of a
+        batch it waits pause() seconds for more, or until the text ends."""
+        ended = False
+        while not ended:
+            tokens = take(self._tokens, lambda: self._has_end.wait(pause()))
+            ended = tokens[-1:] == [_END]
+            yield tokens[:-1] if ended else tokens, ended
 
     def __iter__(self):
-        """Yield each Token when it is generated, and None after each POLL seconds without one, so
-        that the reader can check whether its own client is still connected."""
+        """Yield each Token when it is generated, and None after each POLL seconds without one."""
         while True:
             try:
                 token = self._tokens.get(timeout=POLL)
@@ -88,6 +95,18 @@ class Stream:
 
 
 _END = object()
+
+
+def take(items, wait):
+    """All that is in a SimpleQueue, as a list: at least one item, or none if POLL seconds bring
+    none. wait() is called when the first one is there."""
+    found = []
+    with contextlib.suppress(queue.Empty):
+        found.append(items.get(timeout=POLL))
+        wait()
+        while True:
+            found.append(items.get_nowait())
+    return found
 
 
 class RequestScheduler:
@@ -220,6 +239,7 @@ class RequestScheduler:
         stream.ended = time.monotonic()
         stream.finish_reason, stream.error = reason, error
         stream._tokens.put(_END)
+        stream._has_end.set()
         with self._lock:
             self._n_open -= 1
             self._lock.notify_all()

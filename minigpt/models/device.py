@@ -3,30 +3,71 @@
 import contextlib
 import re
 import time
+from typing import NamedTuple
 
 import torch
 
 from minigpt.common.errors import UserError
 
-# Peak of dense bfloat16/float16 products with float32 accumulation, in TFLOP/s, from data sheets.
+
+class Card(NamedTuple):
+    """A GPU. tflops: peak of dense products in bfloat16, or float16 where it has no bfloat16, with
+    float32 accumulation, in TFLOP/s; gigabytes: of memory, the least that is sold. Data sheets."""
+
+    tflops: float
+    gigabytes: int
+    bfloat16: bool = True
+
+
 # The first entry counts whose words are in the name of the device.
-PEAK_TFLOPS = {
-    "H200": 989,
-    "H100 PCIe": 756,
-    "H100 NVL": 835,
-    "H100": 989,
-    "A100": 312,
-    "L40S": 362,
-    "L40": 181,
-    "L4": 121,
-    "A10": 125,
-    "V100": 125,
-    "T4": 65,
-    "RTX 4090": 165,
-    "RTX 4080": 97,
-    "RTX 4070 Ti": 80,
-    "RTX 3090": 71,
+CARDS = {
+    "B200": Card(2250, 180),
+    "H200": Card(989, 141),
+    "H100 PCIe": Card(756, 80),
+    "H100 NVL": Card(835, 94),
+    "H100": Card(989, 80),
+    "H800": Card(989, 80),
+    "H20": Card(148, 96),
+    "A100": Card(312, 40),
+    "A800": Card(312, 80),
+    "L40S": Card(362, 48),
+    "L40": Card(181, 48),
+    "L20": Card(119, 48),
+    "L4": Card(121, 24),
+    "A40": Card(150, 48),
+    "A30": Card(165, 24),
+    "A10": Card(125, 24),
+    "RTX A6000": Card(155, 48),
+    "V100": Card(125, 16, bfloat16=False),
+    "T4": Card(65, 16, bfloat16=False),
+    "RTX 5090": Card(210, 32),
+    "RTX 5080": Card(113, 16),
+    "RTX 5070 Ti": Card(88, 16),
+    "RTX 5070": Card(62, 12),
+    "RTX 4090 D": Card(147, 24),
+    "RTX 4090": Card(165, 24),
+    "RTX 4080": Card(97, 16),
+    "RTX 4070 Ti": Card(80, 12),
+    "RTX 4070": Card(58, 12),
+    "RTX 4060 Ti": Card(44, 8),
+    "RTX 4060": Card(30, 8),
+    "RTX 3090": Card(71, 24),
+    "RTX 3080": Card(59, 10),
+    "RTX 3070": Card(41, 8),
+    "RTX 3060": Card(25, 12),
+    "RTX 2080 Ti": Card(54, 11, bfloat16=False),
 }
+
+
+def find_card(name):
+    """The Card of a device by PyTorch's name for it, or by the short name that people use ("4090",
+    "a100"); None if it is not one of CARDS."""
+    short = re.sub(r"nvidia|geforce|rtx|tesla|[^a-z0-9]", "", name.lower())
+    for words, card in CARDS.items():
+        if short == re.sub(r"rtx|[^a-z0-9]", "", words.lower()):
+            return card
+    found = (card for words, card in CARDS.items() if re.search(rf"\b{words}\b", name, re.I))
+    return next(found, None)
 
 
 def pick_device(name="auto"):
@@ -57,10 +98,11 @@ def pick_dtype(name, device):
     """The dtype for `name`: "auto" is bfloat16 on GPUs that have it, float16 on older ones, else
     float32.
 
-    UserError for "int8", which is for generation only (minigpt/inference/quantization.py).
+    UserError for "int8" and "int4", which are for generation only
+    (minigpt/inference/quantization.py).
     """
-    if name == "int8":
-        raise UserError("dtype=int8: only for generation (sample.py, server.py); use dtype=auto")
+    if name in ("int8", "int4"):
+        raise UserError(f"dtype={name}: only for generation (sample.py, server.py); use dtype=auto")
     if name != "auto":
         if name != "float32" and device == "cpu":
             raise UserError(f"dtype={name}: on a CPU only float32 is fast; use dtype=auto")
@@ -83,9 +125,8 @@ def peak_flops(device):
     """The highest FLOP/s of this device, or None if unknown: of a GPU from its data sheet, of a CPU
     the best of a few float32 matrix products measured now (a tenth of a second)."""
     if device.startswith("cuda"):
-        name = torch.cuda.get_device_name(device)
-        found = (p for part, p in PEAK_TFLOPS.items() if re.search(rf"\b{part}\b", name))
-        return next((1e12 * peak for peak in found), None)
+        card = find_card(torch.cuda.get_device_name(device))
+        return 1e12 * card.tflops if card else None
     return matmul_flops(device) if device == "cpu" else None
 
 

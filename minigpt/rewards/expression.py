@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from minigpt.common.errors import UserError
 from minigpt.common.report import one_line
-from minigpt.rewards.functions import REWARDS
+from minigpt.rewards.functions import PLACES, REWARDS
 
 _TERM = re.compile(r"\s*([+-])?\s*(?:(\d+(?:\.\d+)?|\.\d+)\s*\*\s*)?([a-z_]\w*)\s*", re.ASCII)
 JUDGE = "judge"  # the reward of judge.py
@@ -25,10 +25,12 @@ THREADS = 8  # questions that it is asked at the same time
 
 
 class Score(NamedTuple):
-    """What an answer is worth. parts: name → value before its weight."""
+    """What an answer is worth. parts: name → value before its weight. places: name → (weighted
+    value, indices of characters), of the parts that depend on these characters alone."""
 
     total: float
     parts: dict
+    places: dict = {}
 
 
 class Reward:
@@ -47,7 +49,7 @@ class Reward:
 
     def __call__(self, prompt, answer, record):
         """The Score of an answer."""
-        total, parts = 0.0, {}
+        total, parts, places = 0.0, {}, {}
         for weight, name, function in self.terms:
             try:
                 found = function(prompt, answer, record)
@@ -59,7 +61,9 @@ class Reward:
             for part, value in found.items():
                 parts[str(part)] = value = _number(value, name, prompt, answer)
                 total += weight * value
-        return Score(total, parts)
+                if part in PLACES and function is REWARDS.get(part):
+                    places[part] = weight * value, PLACES[part](prompt, answer, record)
+        return Score(total, parts, places)
 
 
 def load_reward(text, make_judge=None):

@@ -115,8 +115,18 @@ def form(prompt, answer, record):
 
 
 def rhyme(prompt, answer, record):
-    """The share of the even lines that end in the same rhyme."""
+    """The share of the even lines that end in the same rhyme. 0 where a form was asked and is not
+    kept: else surplus lines would pay."""
+    asked = record.get("lines") or record.get("characters")
+    if asked and poems.form(answer, record) < 1:
+        return 0.0
     return poems.rhyme((record.get("given") or "") + answer)
+
+
+def rhyme_places(prompt, answer, record):
+    """The indices of the characters of the answer by which rhyme() judges it."""
+    given = record.get("given") or ""
+    return [at - len(given) for at in poems.rhyme_places(given + answer) if at >= len(given)]
 
 
 def heads(prompt, answer, record):
@@ -135,3 +145,5 @@ REWARDS = {
     "rhyme": rhyme,
     "heads": heads,
 }
+# The rewards that depend on a few characters: only these learn from them.
+PLACES = {"rhyme": rhyme_places}

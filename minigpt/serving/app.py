@@ -80,27 +80,30 @@ def _streamed(response, generation):
 
 
 def _events(generation, form, wants_usage):
-    """The answer as server-sent events."""
+    """The answer as server-sent events. Those that are ready together are one string: sending takes
+    longer than writing them, and the engine has to wait meanwhile."""
     usage = {"usage": None} if wants_usage else {}
-    for chunk in form.opening(generation):
-        yield encode_event({**chunk, **usage})
-    spoke = time.monotonic()
+    yield from [encode_event({**chunk, **usage}) for chunk in form.opening(generation)]
+    ready, spoke = [], time.monotonic()
     try:
         for piece in generation.pieces():
             if piece is not None:
-                for chunk in form.chunks(generation, piece):
-                    yield encode_event({**chunk, **usage})
+                ready += [encode_event({**c, **usage}) for c in form.chunks(generation, piece)]
+                if generation.ended:
+                    continue  # the last events follow at once
             elif time.monotonic() - spoke < KEEP_ALIVE_SECONDS:
                 continue
             else:
-                yield HEARTBEAT
-            spoke = time.monotonic()
+                ready = [HEARTBEAT]
+            yield "".join(ready)
+            ready, spoke = [], time.monotonic()
     except RequestRefused as refused:
-        yield encode_event(refused.as_dict())
+        yield "".join([*ready, encode_event(refused.as_dict())])
         return
     if wants_usage:
-        yield encode_event(dict(form.head(generation), choices=[], usage=generation.usage()))
-    yield END_OF_STREAM
+        last = dict(form.head(generation), choices=[], usage=generation.usage())
+        ready.append(encode_event(last))
+    yield "".join([*ready, END_OF_STREAM])
 
 
 def _plain_text(generation):

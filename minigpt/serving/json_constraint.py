@@ -99,7 +99,7 @@ class _Vocabulary:
         self._tokenizer = tokenizer
         self.eos_token_id, self.bos_token_id = tokenizer.eot, None
         self.special_token_ids = sorted(set(tokenizer.special.values()))
-        self.tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.n_vocab)]
+        self.tokens = tokenizer.tokens[: tokenizer.n_vocab]
         for name, i in tokenizer.special.items():  # no two tokens may have the same bytes
             self.tokens[i] = f"<|{name}|>".encode()
 

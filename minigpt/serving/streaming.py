@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from minigpt.common.errors import UserError
-from minigpt.inference.scheduler import POLL, QueueFull, SchedulerStopped
+from minigpt.inference.scheduler import QueueFull, SchedulerStopped, take
 from minigpt.openai.request_reader import RequestRefused
 from minigpt.openai.stop_strings import StopStrings
 
@@ -123,43 +123,48 @@ class Generation:
         self._log_text = service.options.log_text
         self._reader = reader
         self._outcome = "client gone"
+        self._released_at = 0.0  # time.monotonic() of the last piece
         self._host = service.host
         self._streams = _submit(self._host, served.name, requests)
 
     def pieces(self):
         """Yield each Piece of any choice as it is written, and None now and then while there is
-        none; what is ready together comes as one. RequestRefused where the host ends one of them;
+        none; what is ready together is one Piece. RequestRefused where the host ends one of them;
         stops where the client has gone."""
         held = {}  # index → the Piece that more is ready to be added to
-        released_at = 0.0
         try:
-            for event, more in _merged(self._streams):
+            for events in _merged(self._streams, self._pause):
                 if self._reader.gone():
                     return
-                if event is None:
+                if not events:
                     yield None
-                elif self.choices[event[0]].finish_reason is None:
-                    for piece in self._read(*event):
-                        held[event[0]] = _joined(held.get(event[0]), piece)
-                if not more:
-                    self._keep_pace(released_at)
-                    yield from held.values()
-                    held.clear()
-                    released_at = time.monotonic()
-            yield from held.values()
+                for index, token in events:
+                    if self.choices[index].finish_reason is None:
+                        for piece in self._read(index, token):
+                            held[index] = _joined(held.get(index), piece)
+                self._released_at = time.monotonic()
+                yield from held.values()
+                held.clear()
             self._outcome = ",".join(sorted({choice.finish_reason for choice in self.choices}))
         except RequestRefused as refused:
             yield from held.values()
             self._outcome = f"error: {refused.message}"
             raise
 
-    def _keep_pace(self, released_at):
-        """Where many clients read at once, wait some time after the last piece: sending a token
-        takes longer than generating it, and several in one piece cost as much as one."""
+    @property
+    def ended(self):
+        """Whether all choices are complete."""
+        return all(choice.finish_reason is not None for choice in self.choices)
+
+    def _pause(self):
+        """Seconds until the next piece. Where many clients read at once, some time after the last
+        one: sending a token takes longer than generating it, and several in one piece cost as much
+        as one."""
         readers = self._host.counts()[0]
-        if readers > FEW_READERS:
-            pause = min(PACE * readers, MAX_PACE)
-            time.sleep(max(0.0, released_at + pause - time.monotonic()))
+        if readers <= FEW_READERS:
+            return 0.0
+        pause = min(PACE * readers, MAX_PACE)
+        return max(0.0, self._released_at + pause - time.monotonic())
 
     def _read(self, index, token):
         """The pieces that a token of a choice makes, or (None) its end."""
@@ -268,27 +273,22 @@ def _joined(first, second):
     return second._replace(text=first.text + second.text, tokens=first.tokens + second.tokens)
 
 
-def _merged(streams):
-    """Yield (event, whether another is ready). An event is (index, Token) as any stream has one,
-    (index, None) when it has ended, and None whenever POLL seconds brought nothing."""
+def _merged(streams, pause):
+    """Yield lists of events: what the streams have since the last list; none whenever POLL seconds
+    brought nothing. An event is (index, Token), or (index, None) when that stream has ended.
+    pause(): how many seconds to wait for more after the first event of a list."""
     if len(streams) == 1:
-        (stream,) = streams
-        for token in stream:
-            yield (None, False) if token is None else ((0, token), stream.ready)
-        yield (0, None), False
+        for tokens, ended in streams[0].batches(pause):
+            yield [(0, token) for token in tokens] + [(0, None)] * ended
         return
     events = queue.SimpleQueue()
     for index, stream in enumerate(streams):
         threading.Thread(target=_pump, args=(index, stream, events), daemon=True).start()
     running = len(streams)
     while running:
-        try:
-            event = events.get(timeout=POLL)
-        except queue.Empty:
-            yield None, False
-            continue
-        running -= event[1] is None
-        yield event, not events.empty()
+        found = take(events, lambda: time.sleep(pause()))
+        running -= sum(token is None for _, token in found)
+        yield found
 
 
 def _pump(index, stream, events):

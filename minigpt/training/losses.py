@@ -16,6 +16,11 @@ CHUNK, CPU_CHUNK, FEWEST_ROWS = 2**26, 2**21, 256
 IGNORED = -1  # a target that does not count
 
 
+def rows_of_chunk(n_vocab, on_gpu):
+    """The number of rows of logits that are in memory at once."""
+    return max(FEWEST_ROWS, (CHUNK if on_gpu else CPU_CHUNK) // n_vocab)
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """The sum of the cross-entropies of logits h @ weight.T and `targets`, in chunks of rows.
 
@@ -42,8 +47,10 @@ class LinearCrossEntropy(torch.autograd.Function):
         grad_h = torch.empty_like(h) if need_h else None
         grad_weight = torch.zeros_like(weight) if need_weight else None
         total = torch.zeros((), device=h.device, dtype=torch.float32)
-        rows = max(FEWEST_ROWS, (CPU_CHUNK if h.device.type == "cpu" else CHUNK) // V)
+        rows = rows_of_chunk(V, h.device.type != "cpu")
+        logits = grad = None
         for i in range(0, N, rows):
+            del logits, grad  # before those of the next chunk are computed
             part, target = h[i : i + rows].to(dtype), targets[i : i + rows, None]
             counts = (target != IGNORED).float()  # (rows, 1)
             target = target.clamp(min=0)

@@ -21,6 +21,7 @@ POLYNOMIALS = (
     (2.4901, -1.8343, 0.4368),
 )
 WIDE = 1.5  # n / m from which the iteration on m × m matrices is faster
+STACK = 2**26  # values of the matrices that are orthogonalized at a time: more take memory
 
 
 def orthogonalize(matrices, eps=1e-7):
@@ -103,9 +104,16 @@ def orthogonal_steps(matrices, sizes, dtype):
             part = part.T if len(part) > part.size(1) else part
             stacks.setdefault(part.shape, []).append(part)
     for shape, parts in stacks.items():
-        rms = 0.2 * math.sqrt(max(shape))  # makes the step's RMS AdamW's usual one (Liu 2025)
-        for part, direction in zip(parts, orthogonalize(torch.stack(parts).to(dtype)), strict=True):
-            part.copy_(direction).mul_(rms)
+        n = max(1, STACK // shape.numel())
+        for i in range(0, len(parts), n):
+            _orthogonal_step(parts[i : i + n], dtype)
+
+
+def _orthogonal_step(parts, dtype):
+    """orthogonal_steps() of matrices of one shape, in one stack."""
+    rms = 0.2 * math.sqrt(max(parts[0].shape))  # makes the step's RMS AdamW's usual one (Liu 2025)
+    for part, direction in zip(parts, orthogonalize(torch.stack(parts).to(dtype)), strict=True):
+        part.copy_(direction).mul_(rms)
 
 
 def make_optimizers(model, settings, device):
@@ -114,7 +122,7 @@ def make_optimizers(model, settings, device):
     optimizer=muon trains hidden matrices with Muon, all else with AdamW. Adapters
     (minigpt/models/lora.py) always get AdamW, with which they learned faster.
     """
-    groups = _parameter_groups(model)
+    groups = parameter_groups(model)
     adamw = [
         dict(params=groups["adapters"]),
         dict(params=groups["embeddings"], lr=settings.learning_rate * settings.embedding_lr_ratio),
@@ -145,7 +153,7 @@ def make_optimizers(model, settings, device):
     return optimizers
 
 
-def _parameter_groups(model):
+def parameter_groups(model):
     """The trainable weights by kind: adapters, embeddings (and the output layer), hidden matrices,
     vectors (norms and biases)."""
     embeddings = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
@@ -163,6 +171,15 @@ def _parameter_groups(model):
             kind = "matrices" if weight.dim() == 2 else "vectors"
         groups[kind].append(weight)
     return groups
+
+
+def muon_parts(model, weights):
+    """Yield the shapes (rows, columns) of the matrices that Muon orthogonalizes for `weights`: each
+    part of a FusedLinear is one."""
+    sizes = {m.weight: m.sizes for m in model.modules() if isinstance(m, FusedLinear)}
+    for weight in weights:
+        for rows in sizes.get(weight, (len(weight),)):
+            yield rows, weight.size(1)
 
 
 def _make_muon(model, weights, settings, device):

@@ -70,13 +70,13 @@ def _rules_between_settings(settings):
     a_run = f"the folder of a run that answers already: stage={stage} starts from it"
     starts = stage in ("dpo", "grpo")
     rules = [("init_from", not starts or settings.init_from != "scratch", a_run)]
-    whole = "ddp with stage=grpo: each process writes answers with the whole model"
-    rules.append(("parallel", stage != "grpo" or settings.parallel != "fsdp", whole))
     is_planned = settings.budget_minutes is not None
     is_planned &= not settings.origin("budget_minutes").startswith("resumed")
     fits = settings.init_from == "scratch" and stage == "lm"
     expected = "none where the shape comes with init_from, and for other stages; --max_minutes=…"
     rules.append(("budget_minutes", fits or not is_planned, expected))
+    whole = "ddp with stage=grpo: each process writes answers with the whole model"
+    rules.append(("parallel", stage != "grpo" or settings.parallel != "fsdp", whole))
     if settings.init_from == "resume":  # the other settings come with the run
         return rules
     rules += _shape_rules(settings)

@@ -259,13 +259,16 @@ def make_model(settings, parent, tokenizer):
     """The model of the Checkpoint `parent`, or a new one. UserError for an impossible shape."""
     if parent:
         parent.model.config.dropout = settings.dropout
+        parent.model.activation_checkpointing = settings.activation_checkpointing
         return parent.model
     knobs = settings.as_dict()
     shape = {name: knobs[name] for name in GPTConfig.__dataclass_fields__ if name in knobs}
     config = GPTConfig(padded_vocab_size=tokenizer.padded_vocab_size, **shape)
     if config.problems():
         raise UserError("\n".join(config.problems()))
-    return GPT(config)
+    model = GPT(config)
+    model.activation_checkpointing = settings.activation_checkpointing
+    return model
 
 
 def attach_lora(model, settings, parent):

@@ -381,6 +381,7 @@ def out_of_memory_advice():
     except torch.cuda.OutOfMemoryError:
         raise UserError(
             "the GPU is out of memory; turn one of: batch_size down (and "
-            "gradient_accumulation_steps up by as much: the same training), block_size down "
-            "(prepare the data again), n_layer or n_embd down"
+            "gradient_accumulation_steps up by as much: the same training), "
+            "activation_checkpointing on, block_size down (prepare the data again), n_layer or "
+            "n_embd down; tools/plan.py says what fits"
         ) from None

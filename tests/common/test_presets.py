@@ -3,7 +3,7 @@
 import pytest
 
 from minigpt.common.errors import UserError
-from minigpt.common.presets import PresetPrompt, prompts_for, read_prompts
+from minigpt.common.presets import PresetPrompt, prompts_for, prompts_for_any, read_prompts
 
 LINES = "prompt,format\n黄河是中国第二长河，,plain\n章鱼有几颗心脏？,qa\n"
 PROMPTS = [
@@ -88,3 +88,10 @@ def test_groups_of_prompts(written):
     assert prompts == [("甲", "qa", "qa"), ("乙", "plain", "plain"), ("丙", "", ""), ("丁", "", "")]
     prompts = read_prompts(written("format,group,prompt\nqa,历史,甲\nqa,诗,乙\n"))
     assert [prompt.group for prompt in prompts] == ["历史", "诗"]
+
+
+def test_prompts_for_any_of_several_models():
+    prompts = [PresetPrompt("接", "plain"), PresetPrompt("问", "qa"), PresetPrompt("诗", "poems")]
+    assert prompts_for_any(prompts, [("qa", "poems"), ("qa", "poems_sft")]) == ["诗"]
+    assert prompts_for_any(prompts, [("plain", "a"), ("qa", "poems")]) == ["接", "诗"]
+    assert prompts_for_any(prompts, []) == prompts_for(prompts, None) == ["接", "问"]

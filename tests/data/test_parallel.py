@@ -6,7 +6,7 @@ import time
 import pytest
 
 from minigpt.common.errors import UserError
-from minigpt.data.parallel import core_count, ordered_map
+from minigpt.data.parallel.processes import core_count, ordered_map
 
 
 class Square:

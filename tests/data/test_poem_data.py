@@ -7,7 +7,7 @@ from tiny_run import run_here, write_jsonl
 
 from minigpt.data.formats import FORMATS, recognize
 from minigpt.data.readers.files import find_files
-from minigpt.data.shapes.instructions import KINDS
+from minigpt.data.shapes.instructions import KINDS, rhyme_pair
 from minigpt.data.shapes.poems import Poem, lines_of, measure_of, parse_poem, parse_verse
 from minigpt.data.shapes.samples import BadRecord, Entry, LeftOut
 from minigpt.tokenizer.tokenizer import load_tokenizer
@@ -31,7 +31,7 @@ def poem_of(n):
 
 @pytest.fixture
 def collection(tmp_path):
-    """Files as of chinese-poetry: poems, and another that is none of them."""
+    """The folder 全唐诗 as of chinese-poetry: poems, and other files that are none of them."""
     folder = tmp_path / "全唐诗"
     folder.mkdir()
     made = [
@@ -42,6 +42,12 @@ def collection(tmp_path):
         text = json.dumps(records, ensure_ascii=False, indent=2)
         (folder / f"poet.tang.{name}.json").write_text(text, encoding="utf-8")
     (folder / "authors.tang.json").write_text('[{"name": "李白", "desc": "詩人"}]', "utf-8")
+    (folder / "README.md").write_text("# 全唐诗\n", encoding="utf-8")
+    songs = tmp_path / "宋词"
+    songs.mkdir()
+    song = {"author": "石", "paragraphs": ["春山明月。", "花落花开风又起。"], "rhythmic": "玉楼春"}
+    text = json.dumps([song], ensure_ascii=False)
+    (songs / "ci.song.0.json").write_text(text, encoding="utf-8")
     return folder
 
 
@@ -117,6 +123,37 @@ def test_a_star_names_files(collection):
     assert names == ["poet.tang.0.json", "poet.tang.1000.json"]
 
 
+def test_the_folders_of_a_clone_are_read_and_what_is_no_poem_is_counted(tmp_path, collection):
+    """全唐诗 has records of authors beside the poems; of a song (词) the tune is the title."""
+    simple = collection / "poet.tang.0.simplified.json"  # some clones have both scripts
+    simple.write_text(
+        json.dumps([NIGHT | {"paragraphs": SIMPLIFIED.split("\n")}], ensure_ascii=False), "utf-8"
+    )
+    words = [f"--input={collection},{collection.parent / '宋词'}", "--simplify=true"]
+    out, err = prepare(*words, "--test_fraction=0.2", f"--output={tmp_path / 'p'}")
+    assert "read 46 poems = kept 44 + duplicates 2" in out
+    assert "record of an author 1" in err and "lost characters (□) 1" in err
+    poems, test = (read(tmp_path / "p" / f"{name}.jsonl") for name in ("poems", "test"))
+    titles = {poem["text"]: poem["title"] for poem in poems}
+    assert titles.get("春山明月。\n花落花开风又起。", "玉楼春") == "玉楼春"
+    assert not {pair["id"] for pair in test} & set(titles)
+
+
+def test_which_characters_rhyme_is_asked_of_poems_that_do():
+    def asked(*couplets):
+        return rhyme_pair(Poem(None, "", "", "\n".join(couplets)))
+
+    pair = asked("春风吹晓水，玉树满山烟。", "江上花如雪，楼前月在天。", "春风吹晓水，玉树满山边。")
+    assert (pair["question"], pair["answer"]) == ("哪些字和“烟”押韵？", "天，边。")
+    assert pair["id"].startswith("春风吹晓水") and pair["kind"] == "rhymes"
+    line = "春风吹晓水，玉树满山"
+    assert asked(f"{line}烟。", f"{line}花。") is None  # they do not rhyme
+    assert asked(f"{line}烟。", f"{line}烟。") is None  # a repeated character is no rhyme
+    assert asked(f"{line}烟。", "楼前月在天。") is None  # three lines
+    assert asked(f"{line}烟。", "江上雪，楼前月在天。") is None  # of unlike length
+    assert asked(f"{line}烟。") is None
+
+
 # -- the script ------------------------------------------------------------------------------------
 
 
@@ -133,6 +170,10 @@ def test_from_the_collection_to_instructions(tmp_path, collection):
     assert not {pair["id"] for pair in test} & texts
     assert len(texts | {pair["id"] for pair in test}) == 43
     # No collection has a theme for every poem, and one that has another author has no style.
+    rhymes = read(tmp_path / "p" / "rhymes.jsonl")
+    assert {pair["id"] for pair in rhymes} <= texts
+    assert all(pair["kind"] == "rhymes" for pair in rhymes)
+    assert SIMPLIFIED not in texts or any(pair["answer"] == "乡。" for pair in rhymes)
     made = {pair["kind"]: pair for pair in [*pairs, *test] if pair["id"] == SIMPLIFIED}
     assert set(made) == set(KINDS) - {"style"} or set(made) == set(KINDS)
     assert "《静夜思》" in made["title"]["question"] and "五言绝句" in made["title"]["question"]

@@ -1,12 +1,15 @@
-"""The cost of int8: measured on held-out text, printed, and too much of it refused."""
+"""The cost of int8 and int4: measured on held-out text, printed, and too much of it refused."""
 
 import json
 import math
+import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+from conftest import ROOT
 from tiny_run import save_run
 
 from minigpt.common.errors import UserError
@@ -45,10 +48,24 @@ def test_int8_says_what_it_costs(run, capsys):
     assert len(ticket.ids) == 8
 
 
-def test_int8_that_costs_too_much_is_refused(run, monkeypatch):
-    monkeypatch.setattr(quantization_cost, "LARGEST_COST", -0.5)
+def test_every_script_that_generates_takes_dtype_and_kernels():
+    loads = re.compile(r"\b(load_for_generation|ask_run)\(")
+    scripts = [path for folder in (ROOT, ROOT / "tools") for path in folder.glob("*.py")]
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in scripts}
+    scripts = {name: text for name, text in scripts.items() if loads.search(text)}
+    assert {"sample.py", "server.py", "sample_gradio.py", "compare.py"} <= set(scripts)
+    for name, text in scripts.items():
+        assert re.search(r'shared="[^"]*\bdevice dtype kernels\b', text), name
+        assert "settings.dtype, settings.kernels" in text, name
+
+
+def test_what_costs_too_much_is_refused(run, monkeypatch):
+    monkeypatch.setattr(quantization_cost, "LARGEST_COST", {"int8": -0.5, "int4": -0.5})
     with pytest.raises(UserError, match=r"dtype=int8: .*perplexity .* → .* take dtype=float32"):
         load_for_generation(run(), "cpu", "int8", "int_mm")
+    if shutil.which("g++"):
+        with pytest.raises(UserError, match=r"dtype=int4: .*perplexity .* → .* take dtype=int8"):
+            load_for_generation(run(), "cpu", "int4", "true")
 
 
 def test_a_model_that_is_not_finite_is_refused(run):

@@ -22,6 +22,7 @@ from minigpt.inference.quantization import FbgemmLinear
 
 FLOAT, KERNELS = ("float32", "torch"), ("float32", "kernels")
 FBGEMM, INT_MM, INT8 = ("int8", "fbgemm"), ("int8", "int_mm"), ("int8", "kernels")
+INT4 = ("int4", "kernels")
 
 
 @pytest.fixture
@@ -112,14 +113,41 @@ def test_contradictions_are_refused(monkeypatch):
     monkeypatch.setattr(backends, "pick_device", lambda device: device)
     for dtype, knob, message in (
         ("int8", "auto", "dtype=int8: made for a CPU; on cuda"),
+        ("int4", "auto", "dtype=int4: made for a CPU; on cuda"),
         ("auto", True, "kernels=true: made for a CPU; on cuda"),
     ):
         with pytest.raises(UserError, match=message):
             pick_kernels("cuda", dtype, knob)
+    for knob, message in (
+        ("int_mm", "kernels=int_mm: for dtype=int8"),
+        ("false", "kernels=false: int4 is by the C\\+\\+ kernels alone.*int8"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pick_kernels("cpu", "int4", knob)
     assert pick_kernels("cuda", "auto", False) == ("cuda", None)
     monkeypatch.setattr(backends, "has_fbgemm", lambda: False)
     with pytest.raises(UserError, match="kernels=fbgemm: this PyTorch has none"):
         pick_kernels("cpu", "int8", "fbgemm")
+
+
+def test_int4_is_by_the_kernels_alone(tiny_model, timed, run, capsys, monkeypatch):
+    monkeypatch.setattr(backends, "build", lambda: "the module")
+    for knob in ("auto", "true", True):  # built if necessary
+        assert pick_kernels("cpu", "int4", knob) == ("cpu", "the module")
+    timed({FLOAT: 6.0, KERNELS: 5.0, INT4: 1.0})
+    assert str(choose(tiny_model(), "int4", "auto", object())) == (
+        "int4 by kernels: 6 × float32 by torch (float32 by kernels 1.2 ×)"
+    )
+    timed({FLOAT: 1.0, KERNELS: 0.5, INT4: 2.0})
+    choice = choose(tiny_model(), "int4", "auto", object())
+    assert (choice.dtype, choice.backend) == KERNELS
+
+    def no_compiler():
+        raise UserError("the C++ kernels cannot be built (no g++)")
+
+    monkeypatch.setattr(backends, "build", no_compiler)
+    with pytest.raises(UserError, match=r"dtype=int4: .*cannot be built.*take dtype=int8"):
+        load_for_generation(run, "cpu", "int4")
 
 
 # -- FBGEMM ----------------------------------------------------------------------------------------
@@ -210,47 +238,108 @@ def test_a_torch_without_fbgemm(tiny_model, timed, monkeypatch):
 
 # -- the kernels of other processors ---------------------------------------------------------------
 
-TILE = """
+TILES = """
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
-#include "int8_tile.h"
+#include "tiles.h"
+
+static int digit(int most) { return std::rand() % (2 * most + 1) - most; }
+
+static bool int8_sums(int n) {
+  constexpr int K = 64, R = int8::ROWS;
+  std::vector<int8_t> x(n * K), w(R * K);
+  for (auto* part : {&x, &w})
+    for (auto& value : *part) value = digit(127);
+  for (int k = 0; k < K; ++k) x[k] = w[k] = -127;  // the largest sum
+  std::vector<uint8_t> packed(R * K);
+  for (int r = 0; r < R; ++r)
+    for (int k = 0; k < K; ++k)
+      packed[k / 4 * 4 * R + r * 4 + k % 4] = w[r * K + k] + int8::ABOVE;
+  std::vector<int32_t> sums(n * R);
+  with_constant<int8::MOST>(
+      n, [&](auto rows) { int8::tile<rows>(x.data(), packed.data(), K, sums.data()); });
+  bool good = true;
+  for (int i = 0; i < n; ++i)
+    for (int r = 0; r < R; ++r) {
+      int32_t sum = 0;
+      for (int k = 0; k < K; ++k) sum += x[i * K + k] * (w[r * K + k] + int8::ABOVE);
+      good = good && sum == sums[i * R + r];
+    }
+  return good;
+}
+
+static bool int4_sums(int n) {  // the scales are 1, 1/2 and 1/4: the sums are exact
+  constexpr int K = 96, S = K / int4::SPAN, R = int4::ROWS;
+  std::vector<int8_t> x(n * K);
+  std::vector<uint8_t> w(R * K), packed(R * K / 2);
+  for (auto& value : x) value = digit(127);
+  for (auto& value : w) value = std::rand() % 16;
+  for (int k = 0; k < K; ++k) x[k] = 127, w[k] = 15;  // the largest sum
+  std::vector<int32_t> above(n * S);
+  for (int i = 0; i < n; ++i)
+    for (int k = 0; k < K; ++k) above[k / int4::SPAN * n + i] += int4::ABOVE * x[i * K + k];
+  std::vector<uint16_t> scales(S * R);
+  for (int i = 0; i < S * R; ++i) scales[i] = 0x3f80 - 0x80 * (i % 3);
+  for (int r = 0; r < R; ++r)
+    for (int k = 0; k < K; ++k)
+      packed[k / 8 * R * 4 + r * 4 + k % 4] |= w[r * K + k] << (k % 8 / 4 * 4);
+  std::vector<float> sums(n * R);
+  with_constant<int4::MOST>(n, [&](auto rows) {
+    int4::tile<rows>(x.data(), above.data(), packed.data(), scales.data(), K, sums.data());
+  });
+  bool good = true;
+  for (int i = 0; i < n; ++i)
+    for (int r = 0; r < R; ++r) {
+      double sum = 0;
+      for (int k = 0; k < K; ++k)
+        sum += x[i * K + k] * (w[r * K + k] - int4::ABOVE) /
+               static_cast<double>(1 << (k / int4::SPAN * R + r) % 3);
+      good = good && sum == sums[i * R + r];
+    }
+  return good;
+}
+
+static bool float_sums(int n) {
+  constexpr int K = 149, R = 3;
+  std::vector<float> x(n * K), w(R * K), sums(n * R);
+  for (auto* part : {&x, &w})
+    for (auto& value : *part) value = digit(100);
+  for (int r = 0; r < R; ++r)
+    with_constant<float32::MOST>(
+        n, [&](auto rows) { float32::tile<rows>(&x[0], &w[r * K], K, K, &sums[r], R); });
+  bool good = true;
+  for (int i = 0; i < n; ++i)
+    for (int r = 0; r < R; ++r) {
+      float sum = 0;
+      for (int k = 0; k < K; ++k) sum += x[i * K + k] * w[r * K + k];
+      good = good && sum == sums[i * R + r];
+    }
+  return good;
+}
 
 int main() {
-  constexpr int K = 64, WIDE = GROUPS * ROWS;
-  for (int n = 1; n <= MOST; ++n) {
-    std::vector<int8_t> x(n * K), w(WIDE * K);
-    for (auto* part : {&x, &w})
-      for (auto& value : *part) value = std::rand() % 255 - 127;
-    for (int k = 0; k < K; ++k) x[k] = w[k] = -127;  // the largest sum
-    std::vector<uint8_t> packed(WIDE * K);
-    for (int r = 0; r < WIDE; ++r)
-      for (int k = 0; k < K; ++k)
-        packed[r / ROWS * ROWS * K + k / 4 * 4 * ROWS + r % ROWS * 4 + k % 4] =
-            w[r * K + k] + ABOVE;
-    std::vector<int32_t> sums(MOST * WIDE);
-    tile_of<MOST>(n, x.data(), packed.data(), K, sums.data());
-    for (int i = 0; i < n; ++i)
-      for (int r = 0; r < WIDE; ++r) {
-        int32_t sum = 0;
-        for (int k = 0; k < K; ++k) sum += x[i * K + k] * (w[r * K + k] + ABOVE);
-        if (sum != sums[i * WIDE + r]) return std::printf("%d %d %d\\n", n, i, r), 1;
-      }
-  }
+  for (int n = 1; n <= int8::MOST; ++n)
+    if (!int8_sums(n)) std::printf("int8 %d ", n);
+  for (int n = 1; n <= int4::MOST; ++n)
+    if (!int4_sums(n)) std::printf("int4 %d ", n);
+  for (int n = 1; n <= float32::MOST; ++n)
+    if (!float_sums(n)) std::printf("float32 %d ", n);
 }
 """
 
 
 @pytest.mark.parametrize("march", ["x86-64-v4", "haswell", "x86-64-v2", "alderlake", "native"])
 def test_sums_of_every_instruction_set(march, tmp_path):
-    """The sums of AVX-512 without VNNI, AVX2, plain C++ and AVX-VNNI are those of three loops."""
+    """The sums of AVX-512 without VNNI, AVX2, plain C++ and AVX-VNNI are those of three loops, for
+    every number of rows."""
     if not shutil.which("g++") or platform.machine() != "x86_64":
         pytest.skip("it takes g++ on x86")
     needed = {"x86-64-v4": "avx512vl", "haswell": "avx2", "alderlake": "avx_vnni"}
     if needed.get(march, "") not in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
         pytest.skip(f"this processor has no {needed[march]}")
-    (tmp_path / "tile.cpp").write_text(TILE, encoding="utf-8")
-    command = ["g++", "-std=c++17", "-O2", f"-march={march}", f"-I{ROOT}/minigpt/inference"]
-    subprocess.run([*command, "tile.cpp", "-o", "tile"], cwd=tmp_path, check=True)
-    result = subprocess.run([tmp_path / "tile"], capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout
+    (tmp_path / "tiles.cpp").write_text(TILES, encoding="utf-8")
+    command = ["g++", "-std=c++17", "-O2", f"-march={march}", f"-I{ROOT}/minigpt/inference/cpp"]
+    subprocess.run([*command, "tiles.cpp", "-o", "tiles"], cwd=tmp_path, check=True)
+    result = subprocess.run([tmp_path / "tiles"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "")

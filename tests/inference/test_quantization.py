@@ -16,7 +16,7 @@ from minigpt.inference import backends
 from minigpt.inference.backends import Choice
 from minigpt.inference.engine import Engine, Request
 from minigpt.inference.kernels import build
-from minigpt.inference.quantization import Int8Linear, KernelLinear
+from minigpt.inference.quantization import Int4Linear, Int8Linear, KernelLinear
 
 
 def linear_of(weight, bias=None):
@@ -82,6 +82,40 @@ def test_kernels_equal_torch(kernels, bias):
     assert torch.equal(Int8Linear(linear, kernels)(x), Int8Linear(linear)(x))
 
 
+def test_int4_by_hand(kernels):
+    """Scales of 1 and 1/2 from the largest values, -8 and 4, so ŵ is exact but for 0.6 and -0.7."""
+    weight = torch.zeros(2, 40)
+    weight[0, :4] = torch.tensor([-8.0, 7.0, 0.6, 3.0])
+    weight[1, 30:36] = torch.tensor([-4.0, 0.5, 1.0, 4.0, -0.7, 0.0])
+    x = torch.zeros(2, 40)
+    x[0, :4] = torch.tensor([1.0, 2.0, 4.0, 127.0])  # s_x = 1
+    x[1, 30:36] = torch.tensor([254.0, 4.0, 2.0, -6.0, 8.0, 100.0])  # s_x = 2
+    y = Int4Linear(linear_of(weight.tolist(), [0.5, 0.0]), kernels)(x)
+    # ŵ = -8, 7, 1, 3; and of two groups -4, 0.5 and, with the scale -1/2, 1, 4, -0.5, 0
+    first = -8 + 2 * 7 + 4 * 1 + 127 * 3 + 0.5
+    second = 254 * -4 + 4 * 0.5 + 2 * 1 - 6 * 4 + 8 * -0.5
+    assert y.tolist() == [[first, 0.0], [0.5, second]]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_int4_by_kernels(kernels, bias):
+    """Near the float32 layer, for any shape; a row's bits do not depend on the other rows."""
+    torch.manual_seed(0)
+    for n_in, n_out in ((1, 1), (33, 3), (96, 40), (768, 513)):
+        linear = nn.Linear(n_in, n_out, bias=bias).requires_grad_(False)
+        layer = Int4Linear(linear, kernels)
+        x = torch.randn(17, n_in) * torch.logspace(-3, 3, 17)[:, None]
+        y = layer(x)
+        if n_in > 1:
+            bias_free = y - linear.bias if bias else y
+            wanted = x @ linear.weight.T
+            assert float((bias_free - wanted).norm() / wanted.norm()) < 0.15
+        for n in range(17):
+            assert torch.equal(layer(x[n : n + 1])[0], y[n])
+            assert torch.equal(layer(x[: n + 1]), y[: n + 1])
+    assert layer(x.view(1, 17, 768)).shape == (1, 17, 513)
+
+
 def test_a_killed_build_blocks_nobody(kernels):
     """PyTorch waits forever for a lock file that a killed build left behind."""
     code = (
@@ -99,6 +133,21 @@ SHAPES = {
     "gpt2": dict(position="learned", norm="layernorm", mlp="gelu", qk_norm=False, bias=True),
     "mixed": dict(norm="layernorm", bias=True, mlp_bias=False, n_head=3, head_dim=10, n_embd=30),
 }
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_step_in_int4_equals_its_layers(kernels, tiny_model, shape):
+    """The step of all blocks in one call, and the same layers called by PyTorch's modules."""
+    by_layers, by_step = tiny_model(**SHAPES[shape]), tiny_model(**SHAPES[shape])
+    choice = Choice("int4", "kernels", kernels)
+    backends.convert_linear(by_layers, choice)
+    backends.convert(by_step, choice)
+    requests = [Request([3 + i, 4] + [5] * i, 20, temperature=0) for i in range(5)]
+    expected, found, alone = (
+        [ticket.ids for ticket in Engine(model, n_slots=n).generate(requests)]
+        for model, n in ((by_layers, 3), (by_step, 3), (by_step, 1))
+    )
+    assert found == expected and alone == expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])

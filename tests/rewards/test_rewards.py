@@ -89,6 +89,28 @@ def test_repetition():
     assert worth("repetition", "花" * 103) == pytest.approx(0.01)
 
 
+POEM = "春风吹晓水，玉树满山烟。\n江上花如雪，楼前月在天。"
+
+
+def test_rhyme_counts_only_in_the_form_that_was_asked():
+    asked = dict(lines=4, characters=5)
+    assert worth("rhyme", POEM, **asked) == worth("rhyme", POEM) == 1
+    assert worth("rhyme", POEM + "\n春风吹晓水，玉树满山边。", **asked) == 0
+    assert worth("rhyme", POEM[7:], given=POEM[:7], **asked) == 1
+    assert worth("rhyme", POEM.replace("天", "烟"), **asked) == 0  # a repeated character
+
+
+def test_a_rhyme_is_credited_to_the_ends_of_even_lines():
+    score = load_reward("form+2*rhyme")("问", POEM, {"lines": 4, "characters": 5})
+    assert score.total == 3 and set(score.places) == {"rhyme"}
+    value, places = score.places["rhyme"]
+    assert value == 2 and [POEM[at] for at in places] == ["烟", "天"]
+    given = {"given": POEM[:6], "lines": 4, "characters": 5}
+    _, places = load_reward("rhyme")("问", POEM[6:], given).places["rhyme"]
+    assert [POEM[6:][at] for at in places] == ["烟", "天"]
+    assert load_reward("form")("问", POEM, given).places == {}
+
+
 @pytest.mark.parametrize("name", ["exact", "number", "rouge", "pattern", "length"])
 def test_a_missing_field_is_named_with_the_remedy(name):
     with pytest.raises(UserError) as caught:

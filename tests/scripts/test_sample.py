@@ -32,6 +32,16 @@ def test_generation_continues_past_the_block_and_prints_one_note(tmp_path, byte_
     assert err.count("outgrew the 32 tokens") == 1
 
 
+def test_drafted_tokens_are_counted(tmp_path, byte_tokenizer):
+    run = save_scripted_run(tmp_path / "run", byte_tokenizer, "黄河", cycle=True)
+    words = [f"--out_dir={run}", "--start=几？", "--max_new_tokens=24"]
+    code, out, err = sample(*words, "--draft_tokens=5")
+    assert (code, out) == (0, 4 * "黄河" + "\n"), err
+    # Nine are written one by one, until three of them have occurred before; then six, six, three.
+    assert ", 12 of 12 drafted tokens kept]" in err
+    assert sample(*words)[:2] == (code, out)
+
+
 def test_a_seed_gives_the_same_text_and_samples_differ(tmp_path, byte_tokenizer, tiny_model):
     run = save_run(
         tmp_path / "run", tiny_model(padded_vocab_size=320, block_size=32), byte_tokenizer
@@ -100,6 +110,8 @@ def test_ctrl_c_stops_the_answer_and_bad_bytes_are_no_traceback(tmp_path, byte_t
     [
         (["--out_dir=nowhere"], "nowhere: no trained run here"),
         (["--num_samples=0"], "num_samples=0: expected at least 1"),
+        (["--draft_tokens=-1"], "draft_tokens=-1: expected at least 0"),
+        (["--draft_tokens=4", "--num_beams=2"], "draft_tokens=4: beam search (num_beams=2) reads"),
         (
             ["--top_p=2", "--temperature=-1"],
             "temperature=-1.0: expected 0 (greedy) or more\ntop_p=2.0",

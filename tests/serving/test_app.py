@@ -63,6 +63,17 @@ def test_the_usage_of_a_stream(client):
     assert chunks[-1].choices == [] and chunks[-1].usage.total_tokens == 19
 
 
+def test_the_end_of_a_stream_is_sent_at_once(api):
+    """finish_reason, usage and [DONE] in one write, which is an HTTP chunk: each costs the readers
+    of other answers some time."""
+    asked = chat(stream=True, stream_options={"include_usage": True})
+    with requests.post(f"{api.url}/v1/chat/completions", json=asked, stream=True) as answer:
+        last = list(answer.iter_content(None))[-1].decode()
+    *_, reason, usage, done = last.split("data: ")
+    assert json.loads(reason)["choices"][0]["finish_reason"] == "stop"
+    assert json.loads(usage)["usage"]["total_tokens"] == 19 and done == "[DONE]\n\n"
+
+
 def test_the_async_client(api):
     openai = pytest.importorskip("openai")
 

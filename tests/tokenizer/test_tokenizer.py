@@ -612,13 +612,18 @@ def gpt2_afresh(monkeypatch, tmp_path):
 
 
 def _fill_cache(folder):
-    address = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-    for name in ("vocab.bpe", "encoder.json"):
-        shutil.copy(GPT2_FILES / name, folder / hashlib.sha1((address + name).encode()).hexdigest())
+    address = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
+    shutil.copy(GPT2_FILES / "vocab.bpe", folder / hashlib.sha1(address.encode()).hexdigest())
 
 
 def test_gpt2_comes_from_the_package_without_network(gpt2_afresh, tmp_path):
-    assert gpt2_afresh().hash == load_tokenizer("gpt2").hash
+    tokenizer = gpt2_afresh()
+    assert tokenizer.hash == load_tokenizer("gpt2").hash
+    # encoder.json, which is not read, has the same ids, and one that ends a text.
+    written = json.loads((GPT2_FILES / "encoder.json").read_text(encoding="utf-8"))
+    characters = byte_characters()
+    ours = ("".join([characters[byte] for byte in token]) for token in tokenizer.tokens)
+    assert {token: i for i, token in enumerate(ours) if token} | {"<|endoftext|>": 50256} == written
     assert not list(tmp_path.iterdir())  # a cache that may be read-only is not written to
     assert os.environ["TIKTOKEN_CACHE_DIR"] == str(tmp_path)
 

@@ -30,6 +30,7 @@ from minigpt.training.objectives.rollouts import (
     Rollouts,
     advantages_of,
     slots_for,
+    tokens_at,
 )
 from minigpt.training.trainer import Trainer
 from model import GPT, GPTConfig
@@ -181,6 +182,61 @@ class Constant:
             Score(float(len(text)) if prompt[0] >= "n" else 1.0, {"constant": 1.0})
             for prompt, text, _ in items
         ]
+
+
+class FirstLetter:
+    """A reward of two parts: the length, and twice the first letter's number, which only this
+    letter is credited with."""
+
+    def scores(self, items):
+        found = []
+        for _, text, _ in items:
+            first = ord(text[0]) % 7 / 7 if text else 0.0
+            parts = {"length": float(len(text)), "first": first}
+            score = Score(len(text) + 2 * first, parts, {"first": (2 * first, [0])})
+            found.append(score)
+        return found
+
+
+def test_a_part_is_credited_to_its_characters_alone(folder, model, byte_tokenizer):
+    made = rollouts(folder, model, byte_tokenizer, knobs(), 3, FirstLetter())
+    batch = made[0]
+    ends = batch.loss_mask.sum(1).cumsum(0).tolist()
+    firsts, lengths = [], []
+    for begin, end in zip([0, *ends], ends, strict=False):
+        ids, credits = batch.y.flatten()[batch.target_indices][begin:end], batch.credits[begin:end]
+        there = torch.tensor(tokens_at(byte_tokenizer, ids.tolist(), [0]))
+        assert (credits[~there] == 0).all()
+        firsts.append(credits[there][:1].sum())
+        text = byte_tokenizer.decode([i for i in ids.tolist() if i != EOT])
+        lengths.append(len(text.rstrip("\ufffd")))
+    assert torch.stack(firsts).abs().max() > 0.1
+    texts = torch.tensor(lengths, dtype=torch.float32).view(-1, 4)
+    torch.testing.assert_close(batch.advantages.view(-1, 4), advantages_of(texts))
+
+
+def test_credits_by_hand(even):
+    batch = batch_of([[1.0, 1.0], [1.0]], [1.0, -1.0])
+    batch.credits = torch.tensor([0.0, 3.0, -3.0])
+    loss, _ = objective_of(grpo_tokens=10)(even, batch)
+    loss.backward()
+    plain = batch_of([[1.0, 1.0], [1.0]], [1.0, -1.0])
+    other, _ = objective_of(grpo_tokens=10)(even, plain)
+    assert loss.item() == pytest.approx(-(1 + 4 - 4) / 10, abs=1e-5)
+    assert other.item() == pytest.approx(-(1 + 1 - 1) / 10, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "text, places, found",
+    [
+        ("ab", [1], [False, True, False]),
+        ("春a", [0], [True] * 3 + [False] * 2),
+        ("", [0], [False]),
+        ("ab", [], [False] * 3),
+    ],
+)
+def test_the_tokens_of_characters(byte_tokenizer, text, places, found):
+    assert tokens_at(byte_tokenizer, [*byte_tokenizer.encode(text), EOT], places) == found
 
 
 def test_groups_without_a_difference_are_left_out_and_counted(folder, model, byte_tokenizer):

@@ -14,7 +14,7 @@ from minigpt.arena.ui.context import (
 )
 from minigpt.arena.ui.sampling import SamplingControls
 from minigpt.common.errors import UserError
-from minigpt.common.presets import prompts_for
+from minigpt.common.presets import prompts_for_any
 
 
 class ArenaTab:
@@ -49,7 +49,9 @@ class ArenaTab:
                     )
                 }
             self.status = gr.HTML("", elem_id="arena-status")
-            texts = prompts_for(self.context.prompts, None)
+            endpoints = self.context.arena.endpoints.all()
+            models = [(endpoint.prompt_format, endpoint.name) for endpoint in endpoints]
+            texts = prompts_for_any(self.context.prompts, models)
             self.presets = preset_chips(i18n("presets"), texts, "arena-presets")
             # The battle on the page: each click says which one it is for, so a click that arrives
             # late, or twice, does not vote on the next one.

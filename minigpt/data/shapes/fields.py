@@ -4,6 +4,7 @@ record = normalized({"Question": "谁？", "ans": 7}, {"answer": "ans"})    # na
 text_of(record, "question")         # "谁？"; BadRecord if missing, LeftOut if empty
 """
 
+import functools
 import math
 
 from minigpt.common.json_text import parse_json
@@ -16,7 +17,7 @@ def normalized(record, names=None):
     """A record with its field names in lower case; those that `names` (ours → theirs) lists have
     our names. BadRecord where the record lacks one of theirs that is not OPTIONAL."""
     fields = record
-    if not all(type(name) is str and name.islower() for name in record):
+    if not _all_lower(tuple(record)):
         fields = {}
         for name, value in record.items():
             fields.setdefault(str(name).strip().lower(), value)
@@ -35,11 +36,17 @@ def normalized(record, names=None):
     return fields
 
 
+@functools.lru_cache(maxsize=1024)  # the records of a file have the same few sets of names
+def _all_lower(names):
+    return all(type(name) is str and name.islower() for name in names)
+
+
 def is_empty(value):
     """Whether a cell holds nothing: null, NaN (also as the text "nan", as tables write it), blanks,
     an empty list or object."""
     if isinstance(value, str):
-        return not value.strip() or value.strip().lower() == "nan"
+        text = value.strip()
+        return not text or (len(text) == 3 and text.lower() == "nan")
     if isinstance(value, float):
         return math.isnan(value)
     return value is None or value in ([], {}, ())

@@ -4,6 +4,8 @@
     instructions(poem, collection, most=1)
     # [{"id": …, "kind": "form", "question": "以“春山”为题写一首五言绝句。", "answer": …,
     #   "lines": 4, "characters": 5}]
+    rhyme_pair(poem)
+    # {"id": …, "kind": "rhymes", "question": "哪些字和“烟”押韵？", "answer": "天，边，年。"}
 
 All is decided by hashes of the poem, so a poem gives the same instructions in every run.
 """
@@ -13,6 +15,7 @@ from collections import Counter
 
 from minigpt.data.hashing import hash_all
 from minigpt.data.shapes.poems import FORMS, HAN, MARKS, lines_of, measure_of
+from minigpt.data.shapes.rhyme_book import groups_of
 
 KINDS = ("title", "form", "first", "next", "heads", "style")
 NOBODY = {"", "不详", "佚名", "无名氏"}
@@ -52,6 +55,20 @@ def instructions(poem, collection, most):
     keys = hash_all([f"{kind} {poem.text}" for kind in suited])
     chosen = sorted(zip(keys.tolist(), suited, strict=True))[:most]
     return [{"id": poem.text, "kind": kind, **suited[kind]} for _, kind in chosen]
+
+
+def rhyme_pair(poem):
+    """The pair that asks which characters rhyme with the end of the second line; the answer is the
+    ends of the other even lines. None where they are fewer than two different characters, or do not
+    rhyme by the rhyme book."""
+    lines = lines_of(poem.text)
+    if measure_of(lines) is None or len(lines) % 2:
+        return None
+    first, *others = dict.fromkeys(line[-1] for line in lines[1::2])
+    if not others or not set(groups_of(first)).intersection(*map(groups_of, others)):
+        return None
+    question, answer = f"哪些字和“{first}”押韵？", "，".join(others) + "。"
+    return dict(id=poem.text, kind="rhymes", question=question, answer=answer)
 
 
 def _words(text):

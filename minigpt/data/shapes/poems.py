@@ -16,6 +16,7 @@ from minigpt.data.shapes.samples import BadRecord, Entry, LeftOut
 
 PARAGRAPHS, AUTHOR = ("paragraphs",), ("author", "作者")
 TITLE = ("title", "rhythmic", "标题", "標題")  # a song (词) has the name of its tune
+ABOUT_AUTHOR = ("desc", "description")
 HOLES = "□■●○◆"  # for characters that are lost
 HAN = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 MARKS = "，。？！；：、,.?!;:"
@@ -87,8 +88,11 @@ class Poem(NamedTuple):
 
 def parse_verse(record):
     """`paragraphs` or `text`, author and title, optional → Poem, without editors' notes, brackets,
-    blanks and quotation marks. LeftOut where a character is lost or not Chinese."""
+    blanks and quotation marks. LeftOut where a character is lost or not Chinese, and for the
+    collection's records of authors, which are in the same folder."""
     has_couplets = first_name(record, PARAGRAPHS) is not None
+    if not has_couplets and first_name(record, ("name",)) and first_name(record, ABOUT_AUTHOR):
+        raise LeftOut("record of an author")
     text = _text_of(record) if has_couplets else text_of(record, "text", "content")
     check_whole(text)
     text = _QUOTES.sub("", _NOTES.sub("", text)).replace("\r\n", "\n").strip()

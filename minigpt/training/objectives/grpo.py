@@ -9,12 +9,13 @@ An answer's advantage A is its reward minus the mean of its group. Of each of it
     ρ = π(token) / π when it was drawn        the importance weight, by the engine's own record
     loss = −min(ρ A, clip(ρ, 1 − grpo_clip, 1 + grpo_clip_high) A) + grpo_beta · KL
 
-summed over the tokens and divided by the constant grpo_tokens, then by the number of answers. So a
-long answer counts as much for each of its tokens as a short one (Dr. GRPO: Liu et al. 2025); with
-grpo_by_length the loss is the mean over the answer's tokens. A higher clip above (clip-higher) and
-leaving out groups without a difference are DAPO's (Yu et al. 2025). KL: from the reference model,
-the run in init_from, by ρ (r − 1 − log r) with r = π_reference / π (Schulman 2020, "k3"; with ρ its
-gradient is unbiased: DeepSeek-AI 2025, V3.2).
+(A part of the reward that depends on a few characters, such as a rhyme, is credited to their tokens
+alone: rollouts.py.) It is summed over the tokens and divided by the constant grpo_tokens, then by
+the number of answers. So a long answer counts as much for each of its tokens as a short one (Dr.
+GRPO: Liu et al. 2025); with grpo_by_length the loss is the mean over the answer's tokens. A higher
+clip above (clip-higher) and leaving out groups without a difference are DAPO's (Yu et al. 2025).
+KL: from the reference model, the run in init_from, by ρ (r − 1 − log r) with r = π_reference / π
+(Schulman 2020, "k3"; with ρ its gradient is unbiased: DeepSeek-AI 2025, V3.2).
 """
 
 import copy
@@ -66,6 +67,8 @@ class GRPO(Objective):
         logprobs = target_logprobs(model, batch, self.writer.engine.n_vocab)
         ratio = (logprobs - batch.logprobs).exp()  # 1 where target_indices is padded
         advantage = batch.advantages.to(ratio)[rows]
+        if batch.credits is not None:
+            advantage = advantage + batch.credits.to(ratio)
         low, high = 1 - settings.grpo_clip, 1 + settings.grpo_clip_high
         losses = -torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
         kl = torch.zeros_like(losses)

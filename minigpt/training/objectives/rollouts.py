@@ -210,21 +210,33 @@ class RolloutBatch(Batch):
     rows. rows: the numbers of their prompts.
 
     logprobs (N,): of the target at each of `target_indices`, when it was drawn. reference (N,): the
-    same of the reference model, or None. advantages (count,). sums: of AnswerWriter.sums(), over
-    the answers that were left out, too.
+    same of the reference model, or None. advantages (count,), of all tokens of an answer; credits
+    (N,): what is added for single tokens, or None. sums: of AnswerWriter.sums(), over the answers
+    that were left out, too.
     """
 
     logprobs: torch.Tensor | None = None
     reference: torch.Tensor | None = None
     advantages: torch.Tensor | None = None
     sums: torch.Tensor | None = None
+    credits: torch.Tensor | None = None
 
     @classmethod
-    def made(cls, tokens, mask, logprobs, rows=None, reference=None, advantages=None, sums=None):
+    def made(
+        cls,
+        tokens,
+        mask,
+        logprobs,
+        rows=None,
+        reference=None,
+        advantages=None,
+        sums=None,
+        credits=None,
+    ):
         """From tensors: tokens (count, T) and mask (count, T); the rest as above."""
         batch = cls.of(tokens.numpy(), mask.numpy(), False, rows)
         own = dict(logprobs=logprobs, reference=reference, advantages=advantages, sums=sums)
-        return replace(batch, count=len(tokens), **own)
+        return replace(batch, count=len(tokens), credits=credits, **own)
 
     def to(self, device):
         """See Batch."""
@@ -234,7 +246,8 @@ class RolloutBatch(Batch):
         def longer(values):
             return None if values is None else F.pad(values, (0, extra)).to(device)
 
-        return replace(batch, logprobs=longer(self.logprobs), reference=longer(self.reference))
+        own = ("logprobs", "reference", "credits")
+        return replace(batch, **{name: longer(getattr(self, name)) for name in own})
 
 
 def rows_of(prompts, rows, answers, pad):
@@ -251,12 +264,27 @@ def rows_of(prompts, rows, answers, pad):
     return torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(logprobs)
 
 
-def advantages_of(rewards, by_std=False):
+def advantages_of(rewards, by_std=False, totals=None):
     """Rewards (groups, answers) → advantages of the same shape: the reward minus the group's mean
     (Shao et al. 2024). by_std: divided by the group's standard deviation, as they do; Liu et al.
-    (2025, "Dr. GRPO") leave that out. float32."""
+    (2025, "Dr. GRPO") leave that out. totals: of which `rewards` are a part; the deviation is
+    theirs. float32."""
     advantages = rewards - rewards.mean(dim=1, keepdim=True)
-    return advantages / (rewards.std(dim=1, keepdim=True) + 1e-4) if by_std else advantages
+    if not by_std:
+        return advantages
+    totals = rewards if totals is None else totals
+    return advantages / (totals.std(dim=1, keepdim=True) + 1e-4)
+
+
+def tokens_at(tokenizer, ids, places):
+    """For each of `ids` whether it is a part of one of the characters with the indices `places`."""
+    places, at, found = set(places), 0, []
+    for k in range(1, len(ids) + 1):
+        end = len(tokenizer.decode(ids[:k]).rstrip("\ufffd"))
+        if end > at:  # a character of several tokens is there with its last one
+            found += [not places.isdisjoint(range(at, end))] * (k - len(found))
+            at = end
+    return found + [False] * (len(ids) - len(found))
 
 
 class Rollouts:
@@ -313,11 +341,30 @@ class Rollouts:
         made = rows_of(self.prompts, rows, answers, self.writer.tokenizer.pad)
         parts = dict(zip(("tokens", "mask", "logprobs"), made, strict=True))
         parts["rows"] = torch.tensor(rows, dtype=torch.int64)
-        advantages = advantages_of(rewards[~is_flat], self.settings.grpo_by_std)
-        parts |= dict(advantages=advantages.flatten(), sums=torch.tensor(sums, dtype=torch.float64))
+        parts |= self._advantages(answers, rewards[~is_flat])
+        parts["sums"] = torch.tensor(sums, dtype=torch.float64)
         if self.reference and kept:
             parts["reference"] = self.reference_logprobs(parts)
         return parts
+
+    def _advantages(self, answers, totals):
+        """The advantages of answers with the rewards `totals` (groups, group), and credits: a part
+        of the reward that depends on a few characters is credited to their tokens alone, because
+        all others would learn noise from it."""
+        by_std, tokenizer = self.settings.grpo_by_std, self.writer.tokenizer
+        rest, credits = totals, None
+        for name in sorted({name for answer in answers for name in answer.score.places}):
+            located = [answer.score.places[name] for answer in answers]
+            values = torch.tensor([value for value, _ in located]).view_as(totals)
+            rest = rest - values
+            of_answers = advantages_of(values, by_std, totals).flatten().tolist()
+            found = [
+                advantage * is_there
+                for answer, advantage, (_, places) in zip(answers, of_answers, located, strict=True)
+                for is_there in tokens_at(tokenizer, answer.ids, places)
+            ]
+            credits = torch.tensor(found) + (0 if credits is None else credits)
+        return dict(advantages=advantages_of(rest, by_std, totals).flatten(), credits=credits)
 
     @torch.no_grad()
     def reference_logprobs(self, parts):

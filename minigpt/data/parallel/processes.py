@@ -48,6 +48,23 @@ def ordered_map(make, argument, tasks, processes):
             worker.stop()
 
 
+def attempt(work, task):
+    """work(task), in another process: ("done", its result), or the kind of its error and a text."""
+    try:
+        return "done", work(task)
+    except UserError as error:
+        return "user error", str(error)
+    except Exception:
+        return "error", traceback.format_exc()
+
+
+def result_of(outcome, value):
+    """The result of an attempt(); its error is raised here."""
+    if outcome == "done":
+        return value
+    raise UserError(value) if outcome == "user error" else RuntimeError(value)
+
+
 def _spread(workers, tasks):
     by_connection = {worker.connection: worker for worker in workers}
     results, sent, taken, exhausted = {}, 0, 0, False
@@ -68,10 +85,8 @@ def _spread(workers, tasks):
                 results[number] = outcome, value
         while taken in results:
             outcome, value = results.pop(taken)
-            if outcome != "done":
-                raise UserError(value) if outcome == "user error" else RuntimeError(value)
             taken += 1
-            yield value
+            yield result_of(outcome, value)
 
 
 class _Worker:
@@ -126,18 +141,17 @@ def _serve(connection, make, argument):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tasks = queue.SimpleQueue()
     threading.Thread(target=_read_ahead, args=(connection, tasks), daemon=True).start()
-    work = None
+    made = []
+
+    def work(task):
+        if not made:
+            made.append(make(argument))
+        return made[0](task)
+
     while (task := tasks.get()) is not None:
         number, value = task
         try:
-            work = work or make(argument)
-            result = number, "done", work(value)
-        except UserError as error:
-            result = number, "user error", str(error)
-        except Exception:
-            result = number, "error", traceback.format_exc()
-        try:
-            connection.send(result)
+            connection.send((number, *attempt(work, value)))
         except OSError:
             break
     sys.exit(0)

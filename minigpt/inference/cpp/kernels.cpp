@@ -4,141 +4,176 @@
 // and reads it at half of what memory gives, or less; here each thread reads its share of W from end to
 // end. Every number of the result is one sum in the same order however many rows x has.
 
+#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <torch/extension.h>
+#include <torch/csrc/utils/pybind.h>  // torch/extension.h takes a third longer to compile
 
-#include "int8_tile.h"
+#include "tiles.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <optional>
+#include <tuple>
 #include <vector>
 
-using torch::Tensor;
+using at::Tensor;
 
 constexpr int64_t FEW = 16;  // rows up to which linear() is faster than PyTorch's own
-
-// Four rows of W (K apart) with x: four sums that do not wait for one another.
-static inline void four_dots(const float* x, const float* w, int64_t K, float* sums) {
-  const float *w1 = w + K, *w2 = w1 + K, *w3 = w2 + K;
-  float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-  for (int64_t k = 0; k < K; ++k) {
-    s0 += x[k] * w[k];
-    s1 += x[k] * w1[k];
-    s2 += x[k] * w2[k];
-    s3 += x[k] * w3[k];
-  }
-  sums[0] = s0, sums[1] = s1, sums[2] = s2, sums[3] = s3;
-}
-
-static inline float dot(const float* x, const float* w, int64_t K) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t k = 0; k < K; ++k) sum += x[k] * w[k];
-  return sum;
-}
-
-// body(first, last) on every thread, each for its share of O rows of K numbers; shares are whole
-// fours, so that a row is summed alike whatever the number of threads.
-template <typename Body>
-static void over_rows(int64_t O, int64_t K, Body body) {
-  const int64_t fours = (O + 3) / 4, grain = std::max<int64_t>(1, 16384 / K);
-  at::parallel_for(0, fours, grain, [&](int64_t begin, int64_t end) {
-    body(4 * begin, std::min(O, 4 * end));
-  });
-}
 
 static const float* data_of(const std::optional<Tensor>& bias) {
   return bias ? bias->data_ptr<float>() : nullptr;
 }
 
+// y (N, O) = value(sum, n, o), the sums by tile(rows, first, o, sums): of `rows` rows of x, a constant
+// from 1 to MOST, from row `first` on, with ROWS rows of W from row o on → (rows, ROWS). K: numbers in
+// a row. Threads have whole tiles each, so that a row is summed alike whatever their number.
+template <int MOST, int ROWS, typename Sum, typename Tile, typename Value>
+static void over_tiles(int64_t N, int64_t O, int64_t K, float* y, Tile tile, Value value) {
+  const int64_t grain = std::max<int64_t>(1, 16384 / (ROWS * K));
+  at::parallel_for(0, (O + ROWS - 1) / ROWS, grain, [&](int64_t begin, int64_t end) {
+    Sum sums[MOST * ROWS];
+    for (int64_t o = begin * ROWS; o < end * ROWS; o += ROWS)
+      for (int64_t first = 0; first < N; first += MOST) {
+        const int64_t count = std::min<int64_t>(MOST, N - first), last = std::min<int64_t>(ROWS, O - o);
+        with_constant<MOST>(count, [&](auto rows) { tile(rows, first, o, sums); });
+        for (int64_t n = 0; n < count; ++n)
+          for (int64_t j = 0; j < last; ++j)
+            y[(first + n) * O + o + j] = value(sums[n * ROWS + j], first + n, o + j);
+      }
+  });
+}
+
 // x (N, K), weight (O, K), bias (O,) or none, all float32 → (N, O).
 Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  using namespace float32;
+  constexpr int ROWS = 16;
   const int64_t N = x.size(0), K = x.size(1), O = weight.size(0);
-  Tensor y = torch::empty({N, O}, x.options());
-  const float* b = data_of(bias);
-  const float *from = x.data_ptr<float>(), *w = weight.data_ptr<float>();
-  float* to = y.data_ptr<float>();
-  over_rows(O, K, [&](int64_t first, int64_t last) {
-    for (int64_t o = first; o < last; o += 4)
-      for (int64_t n = 0; n < N; ++n) {
-        float sums[4];
-        const int64_t count = std::min<int64_t>(4, last - o);
-        if (count == 4)
-          four_dots(from + n * K, w + o * K, K, sums);
-        else
-          for (int64_t i = 0; i < count; ++i) sums[i] = dot(from + n * K, w + (o + i) * K, K);
-        for (int64_t i = 0; i < count; ++i) to[n * O + o + i] = b ? sums[i] + b[o + i] : sums[i];
-      }
-  });
+  Tensor y = at::empty({N, O}, x.options());
+  const float *from = x.data_ptr<float>(), *w = weight.data_ptr<float>(), *b = data_of(bias);
+  const auto tile = [=](auto rows, int64_t first, int64_t o, float* sums) {
+    const int64_t last = std::min<int64_t>(ROWS, O - o);
+    const auto block = [&](int64_t j, int64_t k) {
+      float32::tile<rows>(
+          from + first * K + k, w + (o + j) * K + k, K, std::min(BLOCK, K - k), sums + j, ROWS);
+    };
+    std::fill_n(sums, rows * ROWS, 0.0f);
+    if (first == 0)  // W is read from memory, from end to end
+      for (int64_t j = 0; j < last; ++j)
+        for (int64_t k = 0; k < K; k += BLOCK) block(j, k);
+    else  // the same sums, with the block of x in the cache
+      for (int64_t k = 0; k < K; k += BLOCK)
+        for (int64_t j = 0; j < last; ++j) block(j, k);
+  };
+  const auto value = [=](float sum, int64_t, int64_t o) { return b ? sum + b[o] : sum; };
+  over_tiles<MOST, ROWS, float>(N, O, K, y.data_ptr<float>(), tile, value);
   return y;
 }
 
-// A row of x (K) in int8 → its scale; `sum` is what its numbers add up to.
-static float to_int8(const float* x, int64_t K, int8_t* to, int32_t* sum) {
-  float most = 0;
+// The rows of x in int8, filled up with zeros to K numbers; each has a scale of its own.
+struct Int8Rows {
+  std::vector<int8_t> numbers;  // (N, K)
+  std::vector<float> scales;    // (N,)
+  Int8Rows(const Tensor& x, int64_t K) : numbers(x.size(0) * K, 0), scales(x.size(0)) {
+    const int64_t N = x.size(0), count = x.size(1);
+    const float* from = x.data_ptr<float>();
+    at::parallel_for(0, N, std::max<int64_t>(1, 8192 / K), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const float* row = from + n * count;
+        int8_t* to = &numbers[n * K];
+        float most = 0;
 #pragma omp simd reduction(max : most)
-  for (int64_t k = 0; k < K; ++k) most = std::max(most, std::fabs(x[k]));
-  const float scale = std::max(most / 127, 1e-30f);
-  int32_t total = 0;
-  for (int64_t k = 0; k < K; ++k) {
-    to[k] = static_cast<int8_t>(std::nearbyint(x[k] / scale));
-    total += to[k];
+        for (int64_t k = 0; k < count; ++k) most = std::max(most, std::fabs(row[k]));
+        const float scale = scales[n] = std::max(most / 127, 1e-30f);
+        for (int64_t k = 0; k < count; ++k)
+          to[k] = static_cast<int8_t>(std::nearbyint(row[k] / scale));
+      }
+    });
   }
-  *sum = total;
-  return scale;
+};
+
+static int32_t sum_of(const int8_t* numbers, int64_t count) {
+  int32_t sum = 0;
+  for (int64_t k = 0; k < count; ++k) sum += numbers[k];
+  return sum;
 }
 
-// x (N, K) float32, weight ≈ (packed - ABOVE) · scale of O rows, packed as above with its K filled up
-// to a multiple of four and its rows to whole tiles; x is rounded to int8, each row with a scale of
-// its own → (N, O).
+// x (N, K) float32, weight ≈ packed · scale of O rows, packed by pack_int8() → (N, O).
 Tensor linear_int8(
     const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias) {
+  using namespace int8;
   const int64_t N = x.size(0), O = scale.size(0), K = 4 * packed.size(1);
-  Tensor y = torch::empty({N, O}, x.options());
-  std::vector<int8_t> whole(N * K, 0);
-  std::vector<float> x_scale(N);
-  std::vector<int32_t> x_sum(N);
-  const float* from = x.data_ptr<float>();
-  at::parallel_for(0, N, std::max<int64_t>(1, 8192 / K), [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n)
-      x_scale[n] = to_int8(from + n * x.size(1), x.size(1), &whole[n * K], &x_sum[n]);
-  });
+  Tensor y = at::empty({N, O}, x.options());
+  const Int8Rows rows_of_x(x, K);
+  const int8_t* from = rows_of_x.numbers.data();
+  std::vector<int32_t> above(N);  // what ABOVE adds to the sums
+  if (ABOVE)
+    for (int64_t n = 0; n < N; ++n) above[n] = ABOVE * sum_of(from + n * K, K);
   const uint8_t* w = packed.data_ptr<uint8_t>();
   const float *s = scale.data_ptr<float>(), *b = data_of(bias);
-  float* to = y.data_ptr<float>();
-  constexpr int64_t WIDE = GROUPS * ROWS;
-  const int64_t grain = std::max<int64_t>(1, 16384 / (WIDE * K));
-  at::parallel_for(0, packed.size(0) / GROUPS, grain, [&](int64_t begin, int64_t end) {
-    int32_t sums[MOST * WIDE];
-    for (int64_t part = begin; part < end; ++part)
-      for (int64_t first = 0; first < N; first += MOST) {
-        const int64_t rows = std::min<int64_t>(MOST, N - first);
-        const int64_t o = part * WIDE, count = std::min(WIDE, O - o);
-        tile_of<MOST>(rows, &whole[first * K], w + o * K, K, sums);
-        for (int64_t i = 0; i < rows; ++i) {
-          const int64_t n = first + i;
-          for (int64_t j = 0; j < count; ++j) {
-            const int32_t sum = sums[i * WIDE + j] - ABOVE * x_sum[n];
-            const float value = static_cast<float>(sum) * x_scale[n] * s[o + j];
-            to[n * O + o + j] = b ? value + b[o + j] : value;
-          }
-        }
-      }
-  });
+  const auto tile = [&](auto rows, int64_t first, int64_t o, int32_t* sums) {
+    int8::tile<rows>(from + first * K, w + o * K, K, sums);
+  };
+  const auto value = [&](int32_t sum, int64_t n, int64_t o) {
+    const float product = static_cast<float>(sum - above[n]) * rows_of_x.scales[n] * s[o];
+    return b ? product + b[o] : product;
+  };
+  over_tiles<MOST, ROWS, int32_t>(N, O, K, y.data_ptr<float>(), tile, value);
   return y;
 }
 
-// q (O, K) int8 → packed.
-Tensor pack(const Tensor& q) {
-  const int64_t O = q.size(0), K = q.size(1), wide = GROUPS * ROWS;
-  const int64_t groups = (O + wide - 1) / wide * GROUPS, fours = (K + 3) / 4;
-  Tensor whole = torch::zeros({groups * ROWS, fours * 4}, q.options().dtype(torch::kInt16));
+// q (O, K) int8 → (tiles, K/4, ROWS, 4) as int8_tile.h describes, filled up with zeros.
+Tensor pack_int8(const Tensor& q) {
+  using namespace int8;
+  const int64_t O = q.size(0), K = q.size(1), tiles = (O + ROWS - 1) / ROWS, fours = (K + 3) / 4;
+  Tensor whole = at::zeros({tiles * ROWS, fours * 4}, q.options().dtype(at::kShort));
   whole.slice(0, 0, O).slice(1, 0, K).copy_(q);
-  whole = (whole + ABOVE).to(torch::kUInt8).view({groups, ROWS, fours, 4});
+  whole = (whole + ABOVE).to(at::kByte).view({tiles, ROWS, fours, 4});
   return whole.transpose(1, 2).contiguous();
+}
+
+// x (N, K) float32, weight ≈ packed · scales of O rows, both by pack_int4() → (N, O).
+Tensor linear_int4(
+    const Tensor& x, const Tensor& packed, const Tensor& scales, const std::optional<Tensor>& bias,
+    int64_t O) {
+  using namespace int4;
+  const int64_t N = x.size(0), spans = packed.size(1), K = spans * SPAN;
+  Tensor y = at::empty({N, O}, x.options());
+  const Int8Rows rows_of_x(x, K);
+  const int8_t* from = rows_of_x.numbers.data();
+  std::vector<int32_t> above(N * spans);  // (spans, rows) for the rows of each tile
+  for (int64_t n = 0; n < N; ++n) {
+    const int64_t first = n / MOST * MOST, count = std::min<int64_t>(MOST, N - first);
+    for (int64_t i = 0; i < spans; ++i)
+      above[first * spans + i * count + n - first] = ABOVE * sum_of(from + n * K + i * SPAN, SPAN);
+  }
+  const uint8_t* w = packed.data_ptr<uint8_t>();
+  const auto* s = reinterpret_cast<const uint16_t*>(scales.data_ptr<at::BFloat16>());
+  const float* b = data_of(bias);
+  const auto tile = [&](auto rows, int64_t first, int64_t o, float* sums) {
+    int4::tile<rows>(from + first * K, &above[first * spans], w + o * K / 2, s + o * spans, K, sums);
+  };
+  const auto value = [&](float sum, int64_t n, int64_t o) {
+    const float product = sum * rows_of_x.scales[n];
+    return b ? product + b[o] : product;
+  };
+  over_tiles<MOST, ROWS, float>(N, O, K, y.data_ptr<float>(), tile, value);
+  return y;
+}
+
+// q (O, K) int8 of -8 to 7, scales (O, K/32) → both as int4_tile.h describes, filled up with zeros.
+std::tuple<Tensor, Tensor> pack_int4(const Tensor& q, const Tensor& scales) {
+  using namespace int4;
+  const int64_t O = q.size(0), K = q.size(1), tiles = (O + ROWS - 1) / ROWS;
+  const int64_t spans = scales.size(1);
+  Tensor whole = at::zeros({tiles * ROWS, spans * SPAN}, q.options());
+  whole.slice(0, 0, O).slice(1, 0, K).copy_(q);
+  whole = (whole + ABOVE).to(at::kByte).view({tiles, ROWS, spans, SPAN / 8, 2, 4});
+  whole = whole.permute({4, 0, 2, 3, 1, 5});
+  Tensor scale = at::zeros({tiles * ROWS, spans}, scales.options().dtype(at::kBFloat16));
+  scale.slice(0, 0, O).copy_(scales);
+  return {(whole[0] + whole[1] * 16).contiguous(),
+          scale.view({tiles, ROWS, spans}).transpose(1, 2).contiguous()};
 }
 
 // exp(x) as Cephes computes it, 2ⁿ · p(r), in steps that the compiler vectorises; to 1e-7 of it.
@@ -161,9 +196,9 @@ static inline float exp_of(float x) {
 static void attend_one(
     const float* query, const float* keys, const float* values, int64_t length, int64_t hs,
     float scale, float* __restrict weights, float* __restrict to) {
+  std::fill_n(weights, length, 0.0f);
   int64_t t = 0;
-  for (; t + 4 <= length; t += 4) four_dots(query, keys + t * hs, hs, weights + t);
-  for (; t < length; ++t) weights[t] = dot(query, keys + t * hs, hs);
+  for (; t < length; ++t) float32::tile<1>(query, keys + t * hs, hs, hs, weights + t, 1);
   float most = -INFINITY, sum = 0;
   for (t = 0; t < length; ++t) most = std::max(most, weights[t]);
   if (most != most) most = 0;
@@ -179,10 +214,13 @@ static void attend_one(
 
 // The parts of a block, as model.py has them. Tensors are float32 and contiguous.
 
-struct Linear {  // weight (O, K), or packed int8 with scale (O,); bias (O,)
+// weight (O, K); or packed in int8 with scale (O,), or in int4 with scale (tiles, K/32, ROWS)
+struct Linear {
   Tensor weight;
   std::optional<Tensor> scale, bias;
+  int64_t O;
   Tensor operator()(const Tensor& x) const {
+    if (scale && scale->dim() > 1) return linear_int4(x, weight, *scale, bias, O);
     if (scale) return linear_int8(x, weight, *scale, bias);
     return x.size(0) > FEW ? at::linear(x, weight, bias) : ::linear(x, weight, bias);
   }
@@ -237,7 +275,7 @@ static void rotate(float* head, const float* cos, const float* sin, int64_t hs) 
 // x · sigmoid(z); GELU is the approximation by tanh.
 static Tensor activate(const Tensor& h, bool swiglu) {
   const int64_t N = h.size(0), wide = h.size(1), H = swiglu ? wide / 2 : wide;
-  Tensor y = torch::empty({N, H}, h.options());
+  Tensor y = at::empty({N, H}, h.options());
   const float* from = h.data_ptr<float>();
   float* to = y.data_ptr<float>();
   at::parallel_for(0, N, std::max<int64_t>(1, 8192 / H), [&](int64_t begin, int64_t end) {
@@ -266,7 +304,7 @@ class Decoder {
       Tensor h, const std::optional<Tensor>& cos, const std::optional<Tensor>& sin, Tensor cache_k,
       Tensor cache_v, const Tensor& slots, const Tensor& positions) const {
     const int64_t B = h.size(0), C = h.size(1);
-    Tensor normed = torch::empty_like(h);
+    Tensor normed = at::empty_like(h);
     const float *x = h.data_ptr<float>(), *c = data_of(cos), *s = data_of(sin);
     float* y = normed.data_ptr<float>();
     for (size_t i = 0; i < blocks_.size(); ++i) {
@@ -286,7 +324,7 @@ class Decoder {
       const Block& block, Tensor& qkv, const float* cos, const float* sin, const Tensor& cache_k,
       const Tensor& cache_v, const Tensor& slots, const Tensor& positions) const {
     const int64_t B = qkv.size(0), hs = cache_k.size(3), group = nh_ / n_kv_;
-    Tensor y = torch::empty({B, nh_ * hs}, qkv.options());
+    Tensor y = at::empty({B, nh_ * hs}, qkv.options());
     const auto slot = slots.accessor<int64_t, 1>(), position = positions.accessor<int64_t, 1>();
     const float scale = 1 / std::sqrt(static_cast<float>(hs));
     float *data = qkv.data_ptr<float>(), *to = y.data_ptr<float>();
@@ -327,10 +365,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   namespace py = pybind11;
   m.def("linear", &linear);
   m.def("linear_int8", &linear_int8);
-  m.def("pack", &pack);
+  m.def("linear_int4", &linear_int4);
+  m.def("pack_int8", &pack_int8);
+  m.def("pack_int4", &pack_int4);
   py::class_<Linear>(m, "Linear").def(
-      py::init([](Tensor weight, OptionalTensor scale, OptionalTensor bias) {
-        return Linear{weight, scale, bias};
+      py::init([](Tensor weight, OptionalTensor scale, OptionalTensor bias, int64_t n_out) {
+        return Linear{weight, scale, bias, n_out};
       }));
   py::class_<Norm>(m, "Norm").def(
       py::init([](Tensor weight, OptionalTensor bias, double eps, bool centered) {
