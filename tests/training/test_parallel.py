@@ -98,6 +98,7 @@ FEW = ["--max_iters=2", "--eval_interval=2", "--eval_iters=1", "--sample_prompt=
 KINDS = {
     "lora": ["--init_from=BASE", "--lora_rank=2", "--freeze_layers=1"],
     "frozen": ["--init_from=BASE", "--freeze_layers=1", "--freeze_embeddings=true"],
+    "recomputed": ["--activation_checkpointing=true"],
     "distilled": ["--stage=distill", "--teacher=BASE", "--tie_embeddings=false"],
 }
 
