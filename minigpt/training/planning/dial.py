@@ -54,7 +54,7 @@ class Law:
         return self.floor + self.a * n_params**-self.alpha + self.b * n_tokens**-self.beta
 
 
-LAW = Law(floor=0.0, a=1.0, alpha=0.3, b=1.0, beta=0.3)
+LAW = Law(floor=3.84, a=38.0, alpha=0.34, b=130.8, beta=0.32)
 
 
 @dataclass(frozen=True)
