@@ -112,7 +112,7 @@ class Distributed:
 
     def wrap(self, module):
         """A module, called as `module` is, whose backward pass leaves each gradient as its mean
-        over all processes. Buckets are reduced while the backward pass goes on."""
+        over all processes. Buckets are reduced during the backward pass."""
         if self.world_size == 1 or self.is_sharded:  # a sharded model does it by itself
             return module
         # The buffers are constants. Gradients are views of the buckets: no second copy.

@@ -34,7 +34,7 @@ class PromptLookup:
         start = self._after.get(tuple(text[-FEWEST:]), 0)
         if start < n or text[start - n : start] != text[-n:]:
             return []
-        # A copy that reaches the end of the text goes on within itself: a text that repeats k
+        # A copy that reaches the end of the text continues within itself: a text that repeats k
         # tokens repeats them again.
         period = len(text) - start
         return [text[start + i % period] for i in range(most)]
