@@ -75,6 +75,8 @@ def _rules_between_settings(settings):
     fits = settings.init_from == "scratch" and stage == "lm"
     expected = "none where the shape comes with init_from, and for other stages; --max_minutes=…"
     rules.append(("budget_minutes", fits or not is_planned, expected))
+    its_rates = "muon with budget_minutes, whose rates were measured with it"
+    rules.append(("optimizer", settings.optimizer == "muon" or not is_planned, its_rates))
     whole = "ddp with stage=grpo: each process writes answers with the whole model"
     rules.append(("parallel", stage != "grpo" or settings.parallel != "fsdp", whole))
     if settings.init_from == "resume":  # the other settings come with the run

@@ -20,6 +20,8 @@ from minigpt.data.block_format import TARGET
 from minigpt.models.device import autocast
 from minigpt.training.losses import next_token
 from minigpt.training.optim import make_optimizers
+from minigpt.training.planning.fit import largest, recipe
+from minigpt.training.planning.memory import Work
 from minigpt.training.run_length import MOST_PASSES
 from minigpt.training.setup import prepare_command
 from model import GPT, GPTConfig
@@ -36,6 +38,7 @@ SHAPES = [
 HALF_NEW = 15.4  # repetitions after which a text gives nothing more (Muennighoff et al. 2023, R*)
 PROBE = 512  # tokens of a timed step; a whole step is proportional to it, but for the optimizer
 SMALL, SMALL_RUN = 2048, 2.5e6  # tokens of a step, and of the run that it is best for
+FEW_BLOCKS = 8  # in a forward pass, on what is no GPU of CUDA: more are no faster
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,15 @@ LAW = Law(floor=3.84, a=38.0, alpha=0.34, b=130.8, beta=0.32)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a shape would do in the minutes. shape: (n_layer, n_head, n_embd). tokens: those that it
-    sees; step_tokens: of one step."""
+    """What a shape would do in the minutes. shape: settings by name. tokens: those that it sees;
+    step_tokens: of one step of all processes; batch_size: blocks in a forward pass; loss: expected.
+    """
 
-    shape: tuple
+    shape: dict
     n_params: int
     tokens: float
     step_tokens: int
+    batch_size: int
     loss: float
 
 
@@ -74,18 +79,18 @@ def choose_recipe(settings, tokenizer, distributed, dtype):
     file. All processes get the main one's. UserError where no shape fits into the device's memory.
     """
     meta = read_meta(settings.dataset, prepare_command(settings))
-    settings.inherit({"block_size": meta["block_size"]}, settings.dataset)
+    settings.inherit({name: meta[name] for name in ("block_size", "layout")}, settings.dataset)
     n_tokens, n_rows = meta["counts"]["train"]["targets"], tokenizer.padded_vocab_size
     plans = make_plans(settings, n_tokens, n_rows, distributed, dtype)
+    plans = distributed.gather(plans)[0]  # by the times of the main process
     if not plans:
         raise UserError("budget_minutes: no shape fits into the device's memory; give --n_embd")
-    plans = distributed.gather(plans)[0]
     best = min(plans, key=lambda plan: plan.loss)
     apply(settings, best, n_tokens, distributed)
-    recipe = recipe_text(settings, plans, best, n_tokens)
+    text = recipe_text(settings, plans, best, n_tokens)
     if distributed.is_main:
-        print(f"chosen by --budget_minutes, and kept as {settings.out_dir}/recipe.py:\n{recipe}")
-    return recipe
+        print(f"chosen by --budget_minutes, and kept as {settings.out_dir}/recipe.py:\n{text}")
+    return text
 
 
 def make_plans(settings, n_tokens, n_rows, distributed, dtype):
@@ -93,30 +98,50 @@ def make_plans(settings, n_tokens, n_rows, distributed, dtype):
     plans = []
     for shape in _candidates(settings):
         config = _config(settings, shape, n_rows)
-        try:
-            speed = seconds_of(config, settings, distributed.device, dtype)
-        except torch.OutOfMemoryError:
+        if not batch_that_fits(config, settings, 1, distributed.device, dtype):
             break
-        plans.append(plan_for(config, settings, n_tokens, *speed, distributed.world_size))
+        with torch.random.fork_rng(devices=[]):  # the run begins with the weights of its seed
+            speed = seconds_of(config, settings, distributed.device, dtype)
+        plans.append(plan_for(shape, config, settings, n_tokens, *speed, distributed, dtype))
         if plans[-1].loss > min(plan.loss for plan in plans):
             break  # larger ones would see too few tokens
     return plans
 
 
 def _candidates(settings):
-    """The shapes to try: all, or the one of which the user gave a part by flags."""
-    names = ("n_layer", "n_head", "n_embd")
-    if not any(settings.origin(name) == f"--{name}" for name in names):
-        return SHAPES
-    return [tuple(getattr(settings, name) for name in names)]
+    """The shapes to try: all, or that of the settings if the user gave a part of it by flags."""
+    names = ("n_layer", "n_head", "n_embd", "n_kv_head", "head_dim", "n_hidden")
+    if any(settings.origin(name) == f"--{name}" for name in names):
+        return [{name: getattr(settings, name) for name in names}]
+    return [dict.fromkeys(names) | dict(zip(names, shape, strict=False)) for shape in SHAPES]
 
 
 def _config(settings, shape, n_rows):
-    values = settings.as_dict()
+    values = settings.as_dict() | shape
     fields = {name: values[name] for name in GPTConfig.__dataclass_fields__ if name in values}
-    fields |= dict(zip(("n_layer", "n_head", "n_embd"), shape, strict=True))
-    fields |= dict(n_kv_head=None, head_dim=None, n_hidden=None)
-    return GPTConfig(padded_vocab_size=n_rows, **fields)
+    config = GPTConfig(padded_vocab_size=n_rows, **fields)
+    if config.problems():
+        raise UserError("\n".join(config.problems()))
+    return config
+
+
+def batch_that_fits(config, settings, blocks, device, dtype):
+    """The largest batch for steps of so many blocks on this process; 0 if no block fits."""
+    if not device.startswith("cuda"):
+        return min(blocks, FEW_BLOCKS)
+    with torch.device("meta"):
+        model = GPT(config)
+    low_precision = dtype != torch.float32
+    work = Work(
+        batch_size=1,
+        optimizer=settings.optimizer,
+        muon_float32=dtype != torch.bfloat16,
+        low_precision=low_precision,
+        on_gpu=True,
+        masked=True,  # at most
+    )
+    fit = largest(model, work, blocks, torch.cuda.mem_get_info(device)[0])
+    return fit.work.batch_size if fit else 0
 
 
 def seconds_of(config, settings, device, dtype):
@@ -140,22 +165,25 @@ def seconds_of(config, settings, device, dtype):
 
 
 def _now(device):
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    if device != "cpu":
+        torch.accelerator.synchronize()
     return time.perf_counter()
 
 
-def plan_for(config, settings, n_tokens, per_token, per_step, world=1):
+def plan_for(shape, config, settings, n_tokens, per_token, per_step, distributed, dtype):
     """The Plan of a shape that takes so many seconds for a token and for an optimizer's step."""
     with torch.device("meta"):
         n_params = GPT(config).n_params()
-    shape = (config.n_layer, config.n_head, config.n_embd)
-    seconds, step_tokens = 60 * settings.budget_minutes, SMALL
+    seconds, step_tokens, world = 60 * settings.budget_minutes, SMALL, distributed.world_size
     for _ in range(4):  # the length gives the batch, the batch the length
         seen = seconds / (per_token / world + per_step / step_tokens)
         seen = min(seen, MOST_PASSES * n_tokens)
         step_tokens = SMALL * 2 ** max(0, round(math.log2(seen / SMALL_RUN) / 2))
-    return Plan(shape, n_params, seen, step_tokens, LAW.loss(n_params, worth(seen, n_tokens)))
+    blocks = max(1, step_tokens // config.block_size // world)
+    batch_size = batch_that_fits(config, settings, blocks, distributed.device, dtype)
+    loss = LAW.loss(n_params, worth(seen, n_tokens))
+    step_tokens = blocks * config.block_size * world
+    return Plan(shape, n_params, seen, step_tokens, batch_size, loss)
 
 
 def worth(seen, unique):
@@ -166,19 +194,16 @@ def worth(seen, unique):
 
 def apply(settings, plan, n_tokens, distributed):
     """Set what a Plan means, but for what the user gave as flags."""
-    width = plan.shape[2]
-    blocks = max(1, plan.step_tokens // settings.block_size // distributed.world_size)
+    blocks = plan.step_tokens // settings.block_size // distributed.world_size
     is_short = plan.tokens < 20 * SMALL_RUN
     ratio = 8 * (plan.tokens / SMALL_RUN) ** -0.33  # a short run learns mostly in its embeddings
     most = min(1.5 * plan.tokens, MOST_PASSES * n_tokens)  # it may turn out faster than measured
-    micro = min(blocks, 8 if distributed.device == "cpu" else 32)
-    values = dict(zip(("n_layer", "n_head", "n_embd"), plan.shape, strict=True))
-    values |= dict(
-        batch_size=micro,
-        gradient_accumulation_steps=blocks // micro,
+    values = plan.shape | dict(
+        batch_size=plan.batch_size,
+        gradient_accumulation_steps=blocks // plan.batch_size,
         max_minutes=settings.budget_minutes,
         max_iters=max(1, math.ceil(most / plan.step_tokens)),
-        learning_rate=float(f"{2e-3 * (256 / width) ** 0.63:.2g}"),
+        learning_rate=float(f"{2e-3 * (256 / plan.shape['n_embd']) ** 0.63:.2g}"),
         embedding_lr_ratio=float(f"{min(8.0, max(1.0, ratio)):.2g}"),
         warmup_iters=20 if is_short else 200,
         beta2=0.99 if is_short else 0.95,
@@ -192,16 +217,13 @@ def apply(settings, plan, n_tokens, distributed):
 
 def recipe_text(settings, plans, best, n_tokens):
     """The chosen recipe, with why, as a file that train.py reads."""
-    lines = [f"# For {settings.budget_minutes:g} minutes here and {n_tokens:,} tokens of text."]
+    lines = [f"For {settings.budget_minutes:g} minutes here and {n_tokens:,} tokens of text.", ""]
     for plan in plans:
-        passes = plan.tokens / n_tokens
         lines.append(
-            f"# {plan.shape[0]} layers of width {plan.shape[2]} ({plan.n_params / 1e6:.1f}M): "
-            f"{plan.tokens / 1e6:.2f}M tokens, {passes:.1f} passes, expected loss {plan.loss:.2f}"
+            f"{plan.shape['n_layer']} layers of width {plan.shape['n_embd']} "
+            f"({plan.n_params / 1e6:.1f}M): {plan.tokens / 1e6:.2f}M tokens, "
+            f"{plan.tokens / n_tokens:.1f} passes, expected loss {plan.loss:.2f}"
             + (" ← chosen" if plan is best else "")
         )
-    names = ("n_layer", "n_head", "n_embd", "batch_size", "gradient_accumulation_steps")
-    names += ("max_minutes", "max_iters", "learning_rate", "embedding_lr_ratio", "warmup_iters")
-    names += ("beta2", "muon_momentum", "eval_interval")
-    lines += [f"{name} = {getattr(settings, name)!r}" for name in names]
-    return "\n".join(lines) + "\n"
+    # A recipe is for another run: it plans nothing, and deletes nothing.
+    return recipe(settings, dict(budget_minutes=None, overwrite=None), "\n".join(lines))
